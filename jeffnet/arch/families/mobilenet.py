@@ -1,0 +1,102 @@
+"""MobileNetV2 and MobileNetV3.
+
+Sources: Sandler et al., arXiv:1801.04381; Howard et al., "Searching for MobileNetV3", arXiv:1905.02244; the minimal
+variants of V3 as in tensorflow/models, research/slim/nets/mobilenet; the deeper V2 (`d`) are timm's.
+"""
+
+from dataclasses import replace
+
+from jeffnet.arch.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Preprocessing
+from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow
+
+V2 = ModelSpec(
+    stages=(
+        ("ds_r1_k3_s1_c16",),
+        ("ir_r2_k3_s2_e6_c24",),
+        ("ir_r3_k3_s2_e6_c32",),
+        ("ir_r4_k3_s2_e6_c64",),
+        ("ir_r3_k3_s1_e6_c96",),
+        ("ir_r3_k3_s2_e6_c160",),
+        ("ir_r1_k3_s1_e6_c320",),
+    ),
+    act="relu6",
+    drop_rate=0.2,
+)
+V2_DEEPER = replace(V2, scale_stem=False, scale_ends=False)
+
+V3_LARGE = ModelSpec(
+    stages=(
+        ("ds_r1_k3_s1_e1_c16_nre",),
+        ("ir_r1_k3_s2_e4_c24_nre", "ir_r1_k3_s1_e3_c24_nre"),
+        ("ir_r3_k5_s2_e3_c40_se0.25_nre",),
+        ("ir_r1_k3_s2_e6_c80", "ir_r1_k3_s1_e2.5_c80", "ir_r2_k3_s1_e2.3_c80"),
+        ("ir_r2_k3_s1_e6_c112_se0.25",),
+        ("ir_r3_k5_s2_e6_c160_se0.25",),
+        ("cn_r1_k1_s1_c960",),
+    ),
+    stem=16,
+    features=1280,
+    act="hard_swish",
+    se=SqueezeRule(from_expanded=True, divisor=8, act="relu", gate="hard_sigmoid"),
+    pool_first=True,
+    drop_rate=0.2,
+)
+V3_LARGE_MINIMAL = replace(
+    V3_LARGE,
+    stages=(
+        ("ds_r1_k3_s1_e1_c16",),
+        ("ir_r1_k3_s2_e4_c24", "ir_r1_k3_s1_e3_c24"),
+        ("ir_r3_k3_s2_e3_c40",),
+        ("ir_r1_k3_s2_e6_c80", "ir_r1_k3_s1_e2.5_c80", "ir_r2_k3_s1_e2.3_c80"),
+        ("ir_r2_k3_s1_e6_c112",),
+        ("ir_r3_k3_s2_e6_c160",),
+        ("cn_r1_k1_s1_c960",),
+    ),
+    act="relu",
+)
+V3_SMALL = replace(
+    V3_LARGE,
+    stages=(
+        ("ds_r1_k3_s2_e1_c16_se0.25_nre",),
+        ("ir_r1_k3_s2_e4.5_c24_nre", "ir_r1_k3_s1_e3.67_c24_nre"),
+        ("ir_r1_k5_s2_e4_c40_se0.25", "ir_r2_k5_s1_e6_c40_se0.25"),
+        ("ir_r2_k5_s1_e3_c48_se0.25",),
+        ("ir_r3_k5_s2_e6_c96_se0.25",),
+        ("cn_r1_k1_s1_c576",),
+    ),
+    features=1024,
+)
+V3_SMALL_MINIMAL = replace(
+    V3_SMALL,
+    stages=(
+        ("ds_r1_k3_s2_e1_c16",),
+        ("ir_r1_k3_s2_e4.5_c24", "ir_r1_k3_s1_e3.67_c24"),
+        ("ir_r1_k3_s2_e4_c40", "ir_r2_k3_s1_e6_c40"),
+        ("ir_r2_k3_s1_e3_c48",),
+        ("ir_r3_k3_s2_e6_c96",),
+        ("cn_r1_k1_s1_c576",),
+    ),
+    act="relu",
+)
+
+MODELS = {
+    "pt_mobilenetv2_100": V2,
+    "pt_mobilenetv2_110d": replace(V2_DEEPER, width=1.1, depth=1.2),
+    "pt_mobilenetv2_120d": replace(V2_DEEPER, width=1.2, depth=1.4),
+    "pt_mobilenetv2_140": replace(V2, width=1.4, scale_features=True),
+    "pt_mobilenetv3_large_075": replace(V3_LARGE, width=0.75),
+    "pt_mobilenetv3_large_100": V3_LARGE,
+    "pt_mobilenetv3_small_075": replace(V3_SMALL, width=0.75),
+    "pt_mobilenetv3_small_100": V3_SMALL,
+    "tf_mobilenetv3_large_075": as_tensorflow(replace(V3_LARGE, width=0.75)),
+    "tf_mobilenetv3_large_100": as_tensorflow(V3_LARGE),
+    "tf_mobilenetv3_large_minimal_100": as_tensorflow(V3_LARGE_MINIMAL),
+    "tf_mobilenetv3_small_075": as_tensorflow(replace(V3_SMALL, width=0.75)),
+    "tf_mobilenetv3_small_100": as_tensorflow(V3_SMALL),
+    "tf_mobilenetv3_small_minimal_100": as_tensorflow(V3_SMALL_MINIMAL),
+}
+
+_PYTORCH = Preprocessing(224, 0.875)
+_TENSORFLOW = Preprocessing(224, 0.875, "bilinear", INCEPTION_MEAN, INCEPTION_STD)
+
+PREPROCESSING = {name: _TENSORFLOW if name.startswith("tf_") else _PYTORCH for name in MODELS}

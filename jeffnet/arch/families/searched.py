@@ -1,0 +1,83 @@
+"""Networks found by architecture search: MNASNet A1 (with squeeze-and-excitation), B1 and small, Single-Path NAS, FBNet-C.
+
+Sources: Tan et al., "MnasNet", arXiv:1807.11626; Stamoulis et al., "Single-Path NAS", arXiv:1904.02877; Wu et al.,
+"FBNet", arXiv:1812.03443.
+"""
+
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import ModelSpec
+
+MNASNET_A1 = ModelSpec(
+    stages=(
+        ("ds_r1_k3_s1_e1_c16_noskip",),
+        ("ir_r2_k3_s2_e6_c24",),
+        ("ir_r3_k5_s2_e3_c40_se0.25",),
+        ("ir_r4_k3_s2_e6_c80",),
+        ("ir_r2_k3_s1_e6_c112_se0.25",),
+        ("ir_r3_k5_s2_e6_c160_se0.25",),
+        ("ir_r1_k3_s1_e6_c320",),
+    ),
+)
+MNASNET_B1 = ModelSpec(
+    stages=(
+        ("ds_r1_k3_s1_c16_noskip",),
+        ("ir_r3_k3_s2_e3_c24",),
+        ("ir_r3_k5_s2_e3_c40",),
+        ("ir_r3_k5_s2_e6_c80",),
+        ("ir_r2_k3_s1_e6_c96",),
+        ("ir_r4_k5_s2_e6_c192",),
+        ("ir_r1_k3_s1_e6_c320_noskip",),
+    ),
+)
+MNASNET_SMALL = ModelSpec(
+    stages=(
+        ("ds_r1_k3_s1_c8",),
+        ("ir_r1_k3_s2_e3_c16",),
+        ("ir_r2_k3_s2_e6_c16",),
+        ("ir_r4_k5_s2_e6_c32_se0.25",),
+        ("ir_r3_k3_s1_e6_c32_se0.25",),
+        ("ir_r3_k5_s2_e6_c88_se0.25",),
+        ("ir_r1_k3_s1_e6_c144",),
+    ),
+    stem=8,
+)
+SPNASNET = ModelSpec(
+    stages=(
+        ("ds_r1_k3_s1_c16_noskip",),
+        ("ir_r3_k3_s2_e3_c24",),
+        ("ir_r1_k5_s2_e6_c40", "ir_r3_k3_s1_e3_c40"),
+        ("ir_r1_k5_s2_e6_c80", "ir_r3_k3_s1_e3_c80"),
+        ("ir_r1_k5_s1_e6_c96", "ir_r3_k5_s1_e3_c96"),
+        ("ir_r4_k5_s2_e6_c192",),
+        ("ir_r1_k3_s1_e6_c320_noskip",),
+    ),
+)
+FBNET_C = ModelSpec(
+    stages=(
+        ("ir_r1_k3_s1_e1_c16",),
+        ("ir_r1_k3_s2_e6_c24", "ir_r2_k3_s1_e1_c24"),
+        ("ir_r1_k5_s2_e6_c32", "ir_r1_k5_s1_e3_c32", "ir_r1_k5_s1_e6_c32", "ir_r1_k3_s1_e6_c32"),
+        ("ir_r1_k5_s2_e6_c64", "ir_r1_k5_s1_e3_c64", "ir_r2_k5_s1_e6_c64"),
+        ("ir_r3_k5_s1_e6_c112", "ir_r1_k5_s1_e3_c112"),
+        ("ir_r4_k5_s2_e6_c184",),
+        ("ir_r1_k3_s1_e6_c352",),
+    ),
+    stem=16,
+    features=1984,
+)
+
+MODELS = {
+    "pt_fbnetc_100": FBNET_C,
+    "pt_mnasnet_100": MNASNET_B1,
+    "pt_mnasnet_small": MNASNET_SMALL,
+    "pt_semnasnet_100": MNASNET_A1,
+    "pt_spnasnet_100": SPNASNET,
+}
+
+PREPROCESSING = {
+    "pt_fbnetc_100": Preprocessing(224, 0.875, "bilinear"),
+    "pt_mnasnet_100": Preprocessing(224, 0.875),
+    "pt_mnasnet_small": Preprocessing(224, 0.875),
+    "pt_semnasnet_100": Preprocessing(224, 0.875),
+    "pt_spnasnet_100": Preprocessing(224, 0.875, "bilinear"),
+}

@@ -1,0 +1,168 @@
+"""Block strings: the notation in which the papers' authors write networks down.
+
+`ir_r2_k3_s2_e6_c24_se0.25` is a block kind followed by fields in any order:
+
+| field | meaning | example |
+|---|---|---|
+| `r` | how many times the block is repeated | `r2` |
+| `k` | depthwise (or, in `er` and `cn`, full) kernel; several sizes, joined by dots, share the channels | `k3`, `k3.5.7` |
+| `s` | stride of the first repetition | `s2` |
+| `e` | expansion of the input channels | `e6`, `e2.5` |
+| `c` | output channels before scaling | `c24` |
+| `se` | squeeze-and-excitation ratio | `se0.25` |
+| `n` | activation instead of the model's: `nre` ReLU, `nr6` ReLU6, `nhs` hard swish, `nsw` SiLU | `nre` |
+| `a`, `p` | kernels of the expanding and the projecting convolution; several share the channels | `a1.1` |
+| `fc` | channels that the expansion multiplies instead of the real input's (EdgeTPU) | `fc24` |
+| `skip`, `noskip` | with or without the residual connection | |
+
+Kinds: `ir` inverted residual (arXiv:1801.04381), `ds` depthwise separable, `dsa` the same with an activation at its end,
+`er` edge residual (a full convolution expands), `cn` convolution, norm and activation.
+
+Source of the notation: tensorflow/tpu, models/official/mnasnet.
+"""
+
+import re
+from dataclasses import dataclass
+
+from jeffnet.errors import ArchitectureError
+
+ACTIVATION_CODES = {"re": "relu", "r6": "relu6", "hs": "hard_swish", "sw": "silu"}
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One parsed block string; channels are those before width scaling."""
+
+    kind: str
+    repeats: int
+    kernels: tuple[int, ...]
+    stride: int
+    channels: int
+    skip: bool
+    expansion: float = 1.0
+    se_ratio: float = 0.0
+    act: str | None = None
+    expand_kernels: tuple[int, ...] = (1,)
+    project_kernels: tuple[int, ...] = (1,)
+    expand_from: int | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    required: frozenset[str]
+    optional: frozenset[str]
+    skip: bool
+
+
+_KINDS = {
+    "ir": _Kind(frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "a", "p"}), skip=True),
+    "ds": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "se", "n", "p"}), skip=True),
+    "dsa": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "se", "n", "p"}), skip=False),
+    "er": _Kind(frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "p", "fc"}), skip=True),
+    "cn": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"n"}), skip=False),
+}
+
+_FIELD = re.compile(r"(?P<key>n(?=[a-z])|[a-z]+)(?P<value>.*)")
+
+
+def parse_block(text: str) -> BlockSpec:
+    """The block that a block string describes.
+
+    Args:
+      text: such as `'ir_r2_k3_s2_e6_c24_se0.25'`; the module's docstring lists the fields.
+
+    Raises:
+      ArchitectureError: an unknown kind; a field that is unknown, repeated, missing, not allowed for the kind, or has a
+        value outside its range. The message names the field.
+    """
+    kind, *fields = text.split("_")
+    if kind not in _KINDS:
+        raise ArchitectureError(f"block string {text!r}: unknown block kind {kind!r}; known are {', '.join(_KINDS)}")
+    values: dict[str, object] = {}
+    skip = _KINDS[kind].skip
+    for field in fields:
+        if field in ("skip", "noskip"):
+            skip = field == "skip"
+            continue
+        key, value = _parse_field(text, field)
+        if key in values:
+            raise ArchitectureError(f"block string {text!r}: field {key!r} stands twice")
+        values[key] = value
+    _check_fields(text, kind, set(values))
+    # Authors write `e1` in some depthwise separable blocks, where nothing expands; any other value would be ignored.
+    if kind in ("ds", "dsa") and values.get("e", 1.0) != 1.0:
+        raise ArchitectureError(f"block string {text!r}: field 'e' of a {kind!r} block can only be 1")
+    names = {
+        "r": "repeats", "k": "kernels", "s": "stride", "c": "channels", "e": "expansion", "se": "se_ratio", "n": "act",
+        "a": "expand_kernels", "p": "project_kernels", "fc": "expand_from",
+    }  # fmt: skip
+    return BlockSpec(kind=kind, skip=skip, **{names[key]: value for key, value in values.items()})  # pyright: ignore[reportArgumentType]
+
+
+def parse_stages(stages: tuple[tuple[str, ...], ...]) -> tuple[tuple[BlockSpec, ...], ...]:
+    """Every block string of every stage, parsed; raises as `parse_block`."""
+    return tuple(tuple(parse_block(text) for text in stage) for stage in stages)
+
+
+def _check_fields(text: str, kind: str, present: set[str]) -> None:
+    missing = _KINDS[kind].required - present
+    if missing:
+        raise ArchitectureError(f"block string {text!r}: a {kind!r} block needs field {', '.join(sorted(missing))}")
+    foreign = present - _KINDS[kind].required - _KINDS[kind].optional
+    if foreign:
+        raise ArchitectureError(f"block string {text!r}: a {kind!r} block has no field {', '.join(sorted(foreign))}")
+
+
+def _parse_field(text: str, field: str) -> tuple[str, object]:
+    match = _FIELD.fullmatch(field)
+    key, value = (match["key"], match["value"]) if match else (field, "")
+    if key not in _VALUES:
+        raise ArchitectureError(f"block string {text!r}: unknown field {field!r}; known are {', '.join(_VALUES)}")
+    parse, expected = _VALUES[key]
+    try:
+        return key, parse(value)
+    except (ValueError, KeyError):
+        raise ArchitectureError(f"block string {text!r}: field {field!r} must be {expected}") from None
+
+
+def _positive_int(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(value)
+    return int(value)
+
+
+def _stride(value: str) -> int:
+    return {"1": 1, "2": 2}[value]
+
+
+def _kernels(value: str) -> tuple[int, ...]:
+    sizes = tuple(_positive_int(part) for part in value.split("."))
+    if any(size % 2 == 0 for size in sizes):  # no "same" padding is symmetric around an even kernel
+        raise ValueError(value)
+    return sizes
+
+
+def _ratio(value: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", value) or float(value) <= 0:
+        raise ValueError(value)
+    return float(value)
+
+
+def _share(value: str) -> float:
+    if _ratio(value) > 1:
+        raise ValueError(value)
+    return float(value)
+
+
+_VALUES = {
+    "r": (_positive_int, "'r' and a positive whole number"),
+    "k": (_kernels, "'k' and odd sizes joined by dots, as k3 or k3.5.7"),
+    "s": (_stride, "s1 or s2"),
+    "e": (_ratio, "'e' and a positive number"),
+    "c": (_positive_int, "'c' and a positive whole number"),
+    "se": (_share, "'se' and a number in (0, 1]"),
+    "n": (ACTIVATION_CODES.__getitem__, "one of " + ", ".join("n" + code for code in ACTIVATION_CODES)),
+    "a": (_kernels, "'a' and odd sizes joined by dots, as a1.1"),
+    "p": (_kernels, "'p' and odd sizes joined by dots, as p1.1"),
+    "fc": (_positive_int, "'fc' and a positive whole number"),
+}

@@ -1,0 +1,45 @@
+"""How a picture becomes a model's input: data beside the architecture, apart from it."""
+
+from dataclasses import dataclass
+
+from jeffnet.errors import ArchitectureError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INCEPTION_MEAN = (0.5, 0.5, 0.5)
+INCEPTION_STD = (0.5, 0.5, 0.5)
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What weights expect of their input.
+
+    Attributes:
+      image_size: height and width in pixels of the square input.
+      crop_pct: share in (0, 1] of the resized picture's short side that the centre crop keeps: the short side is
+        resized to `floor(image_size / crop_pct)` before the crop.
+      interpolation: 'bicubic' or 'bilinear'.
+      mean: per channel, of pixel values in [0, 1]; subtracted.
+      std: per channel, of pixel values in [0, 1]; divided by.
+
+    Raises:
+      ArchitectureError: a value outside its range.
+    """
+
+    image_size: int = 224
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ArchitectureError(f"image_size {self.image_size} is not a size: give a positive number of pixels")
+        if not 0 < self.crop_pct <= 1:
+            raise ArchitectureError(f"crop_pct {self.crop_pct} is outside (0, 1]")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ArchitectureError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if len(self.mean) != len(self.std) or not all(self.std):
+            raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, no std of 0")

@@ -1,0 +1,156 @@
+"""What can be said of a Plan without running it: arrays, parameters, multiply-accumulates."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jeffnet.arch.plan import Conv, ConvPart, Plan, SqueezeExcite
+
+STATISTICS = ("mean", "var")
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a model under its canonical name.
+
+    Attributes:
+      name: the Plan's path and what the array is, such as `blocks.2.1.conv_dw.kernel`. The last part is the leaf.
+      shape: kernels are `(height, width, in channels / groups, out channels)`, the classifier's `(features, classes)`.
+      groups: of the convolution whose kernel it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def leaf(self) -> str:
+        """What the array is: `kernel`, `bias`, `scale`, `mean` or `var`."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is trained; otherwise it is a running statistic."""
+        return self.leaf not in STATISTICS
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a model's table: an operation at one input size.
+
+    Attributes:
+      name: canonical name.
+      kind: such as `conv 3x3`, `depthwise 5x5 /2`, `squeeze 48 -> 12`, `dense`.
+      out_size: height and width of the output.
+      out_channels: of the output.
+      parameters: trained ones, of the operation and its norm.
+      macs: multiply-accumulates of convolutions and matrix products for one picture.
+    """
+
+    name: str
+    kind: str
+    out_size: int
+    out_channels: int
+    parameters: int
+    macs: int
+
+
+def array_specs(plan: Plan) -> dict[str, ArraySpec]:
+    """Every array of a model by canonical name, in the order in which a forward pass uses them."""
+    return {spec.name: spec for spec in _arrays(plan)}
+
+
+def count_parameters(plan: Plan) -> int:
+    """Number of trained values; running statistics do not count."""
+    return sum(_size(spec.shape) for spec in _arrays(plan) if spec.is_parameter)
+
+
+def count_macs(plan: Plan, image_size: int) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one square picture, squeeze-and-excitation included."""
+    return sum(layer.macs for layer in layers(plan, image_size))
+
+
+def layers(plan: Plan, image_size: int) -> list[Layer]:
+    """One row for each operation, in the order in which they run.
+
+    Args:
+      plan: the model.
+      image_size: height and width of its input in pixels.
+    """
+    rows = [_conv_layer(plan.stem, image_size)]
+    for block in plan.blocks:
+        for op in block.ops:
+            size = rows[-1].out_size
+            rows.append(_conv_layer(op, size) if isinstance(op, Conv) else _squeeze_layer(op, size))
+    pooled = plan.global_pool != "none"
+    rows.append(_conv_layer(plan.head, 1 if plan.pool_first and pooled else rows[-1].out_size))
+    if plan.classifier:
+        dense = plan.classifier
+        size = 1 if pooled else rows[-1].out_size
+        products = dense.in_features * dense.out_features
+        rows.append(
+            Layer(dense.name, "dense", size, dense.out_features, products + dense.out_features, products * size * size)
+        )
+    return rows
+
+
+def output_size(part: ConvPart, stride: int, dilation: int, size: int) -> int:
+    """Height of a convolution's output for an input of height `size`."""
+    if isinstance(part.padding, str):
+        return -(-size // stride)
+    return (size + sum(part.padding[0]) - dilation * (part.kernel_size - 1) - 1) // stride + 1
+
+
+def _arrays(plan: Plan) -> Iterator[ArraySpec]:
+    yield from _conv_arrays(plan.stem)
+    for block in plan.blocks:
+        for op in block.ops:
+            yield from _conv_arrays(op) if isinstance(op, Conv) else _squeeze_arrays(op)
+    yield from _conv_arrays(plan.head)
+    if plan.classifier:
+        dense = plan.classifier
+        yield ArraySpec(f"{dense.name}.kernel", (dense.in_features, dense.out_features))
+        yield ArraySpec(f"{dense.name}.bias", (dense.out_features,))
+
+
+def _conv_arrays(conv: Conv) -> Iterator[ArraySpec]:
+    for part in conv.parts:
+        shape = (part.kernel_size, part.kernel_size, part.in_channels // part.groups, part.out_channels)
+        yield ArraySpec(f"{part.name}.kernel", shape, part.groups)
+        if conv.bias:
+            yield ArraySpec(f"{part.name}.bias", (part.out_channels,))
+    if conv.norm:
+        for leaf in ("scale", "bias", "mean", "var"):
+            yield ArraySpec(f"{conv.norm}.{leaf}", (conv.out_channels,))
+
+
+def _squeeze_arrays(op: SqueezeExcite) -> Iterator[ArraySpec]:
+    yield ArraySpec(f"{op.name}.conv_reduce.kernel", (1, 1, op.channels, op.reduced))
+    yield ArraySpec(f"{op.name}.conv_reduce.bias", (op.reduced,))
+    yield ArraySpec(f"{op.name}.conv_expand.kernel", (1, 1, op.reduced, op.channels))
+    yield ArraySpec(f"{op.name}.conv_expand.bias", (op.channels,))
+
+
+def _conv_layer(conv: Conv, size: int) -> Layer:
+    out = output_size(conv.parts[0], conv.stride, conv.dilation, size)
+    kernels = sum(
+        part.kernel_size**2 * part.in_channels // part.groups * part.out_channels for part in conv.parts
+    )  # fmt: skip
+    parameters = sum(_size(spec.shape) for spec in _conv_arrays(conv) if spec.is_parameter)
+    sizes = "+".join(f"{part.kernel_size}x{part.kernel_size}" for part in conv.parts)
+    kind = "depthwise" if conv.parts[0].groups > 1 else "conv"
+    stride = f" /{conv.stride}" if conv.stride > 1 else ""
+    dilation = f" dilated {conv.dilation}" if conv.dilation > 1 else ""
+    return Layer(conv.name, f"{kind} {sizes}{stride}{dilation}", out, conv.out_channels, parameters, kernels * out * out)
+
+
+def _squeeze_layer(op: SqueezeExcite, size: int) -> Layer:
+    products = 2 * op.channels * op.reduced
+    kind = f"squeeze {op.channels} -> {op.reduced}"
+    return Layer(op.name, kind, size, op.channels, products + op.channels + op.reduced, products)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total

@@ -1,0 +1,87 @@
+"""The models by name."""
+
+import difflib
+import fnmatch
+
+from jeffnet.arch.families import efficientnet, mixnet, mobilenet, searched
+from jeffnet.arch.plan import Plan, lower
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.pretrained import PRETRAINED
+from jeffnet.arch.spec import ModelSpec
+from jeffnet.errors import ArchitectureError, UnknownModelError
+
+_FAMILIES = (efficientnet, mixnet, mobilenet, searched)
+
+
+def _merge(tables: list[dict]) -> dict:
+    merged = {}
+    for table in tables:
+        for name, entry in table.items():
+            if name in merged:
+                raise ArchitectureError(f"model {name!r} is defined twice")
+            merged[name] = entry
+    return dict(sorted(merged.items()))
+
+
+MODELS: dict[str, ModelSpec] = _merge([family.MODELS for family in _FAMILIES])
+PREPROCESSING: dict[str, Preprocessing] = _merge([family.PREPROCESSING for family in _FAMILIES])
+
+# Names of timm whose model ours is, where `pt_` before the name or a published tag do not tell.
+_OTHER_NAMES = {"mnasnet_a1": "pt_semnasnet_100", "mnasnet_b1": "pt_mnasnet_100"}
+_TIMM_NAMES = {weights.timm: name for name, weights in PRETRAINED.items()}
+
+
+def resolve_name(name: str) -> str:
+    """Our name of a model, given ours or timm's.
+
+    Args:
+      name: ours (`tf_efficientnet_b0_ns`), timm's with its tag (`tf_efficientnet_b0.ns_jft_in1k`) or without
+        (`mobilenetv3_large_100`, which is `pt_mobilenetv3_large_100`).
+
+    Raises:
+      UnknownModelError: no such model; the message has the nearest names.
+    """
+    for candidate in (name, _TIMM_NAMES.get(name), _OTHER_NAMES.get(name), f"pt_{name}"):
+        if candidate in MODELS:
+            return candidate
+    known = [*MODELS, *_TIMM_NAMES]
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    # A tag is longer than what tells two models apart, so that it alone must not decide what is near.
+    near += [other for other in difflib.get_close_matches(name.partition(".")[0], MODELS, n=4) if other not in near]
+    hint = f"near it: {', '.join(near[:5])}" if near else "`jeffnet list` shows all"
+    raise UnknownModelError(f"unknown model {name!r}; {hint}")
+
+
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """Names of the zoo, sorted.
+
+    Args:
+      pattern: shell wildcards (`tf_*_b[0-3]`), of our names.
+      pretrained: only those with published weights.
+    """
+    names = fnmatch.filter(MODELS, pattern)
+    return [name for name in names if name in PRETRAINED] if pretrained else names
+
+
+def model_spec(name: str) -> ModelSpec:
+    """The architecture of a model; raises UnknownModelError."""
+    return MODELS[resolve_name(name)]
+
+
+def model_preprocessing(name: str) -> Preprocessing:
+    """What a model's weights expect of their input; raises UnknownModelError."""
+    return PREPROCESSING[resolve_name(name)]
+
+
+def model_plan(name: str, **options) -> Plan:
+    """The Plan of a model of the zoo.
+
+    Args:
+      name: ours or timm's.
+      **options: those of `jeffnet.arch.plan.lower`.
+
+    Raises:
+      UnknownModelError: no such model.
+      ArchitectureError: an option outside its range.
+    """
+    return lower(model_spec(name), **options)

@@ -1,0 +1,122 @@
+"""Reading pictures: any common file format in, 8-bit RGB or grey out, or one clear error."""
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from jeffnet.errors import ImageError
+
+# A closed list, since Pillow would hand an EPS file, whatever its suffix, to Ghostscript, which runs programs.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
+MODES = {1: "L", 3: "RGB"}
+
+# Filters of warnings belong to the process, so that two threads that change them at once undo each other's change.
+_WARNINGS_LOCK = threading.Lock()
+
+
+def read_image(path_or_bytes: str | os.PathLike[str] | bytes, channels: int = 3) -> Image.Image:
+    """Decodes a picture completely.
+
+    Transparency is dropped without blending and an EXIF orientation in a JPEG is not applied, as in timm; 16-bit grey
+    is scaled to 8 bits. Of an animation this is the first frame. Safe to call from several threads.
+
+    Args:
+      path_or_bytes: a file's path, or the contents of a file.
+      channels: 3 for mode 'RGB', 1 for mode 'L'.
+
+    Returns:
+      The picture in mode 'RGB' or 'L', at its full size, no longer connected with the file.
+
+    Raises:
+      ImageError: the file is missing, unreadable, empty, not a picture, damaged, truncated, or so large that decoding
+        it might exhaust the memory (more than `PIL.Image.MAX_IMAGE_PIXELS`); or `channels` is neither 1 nor 3.
+    """
+    mode = image_mode(channels)
+    if isinstance(path_or_bytes, bytes):
+        name, content = f"of {len(path_or_bytes)} bytes", path_or_bytes
+    else:
+        name = repr(os.fspath(path_or_bytes))
+        content = _read_file(Path(path_or_bytes), name)
+    if not content:
+        raise ImageError(f"image {name} is empty: replace or remove it")
+    try:
+        return _convert(_decode(content), mode)
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"image {name} is not a picture in a known format: convert it to one of {', '.join(FORMATS)}, or remove it"
+        ) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError(
+            f"image {name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from None
+    # Pillow's decoders answer damaged data with almost any exception: OSError, SyntaxError, struct.error, IndexError ...
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ImageError(f"image {name} cannot be decoded ({reason}): replace or remove it") from error
+
+
+def image_mode(channels: int) -> str:
+    """Pillow's mode of pictures with `channels` channels, 'L' or 'RGB'; an ImageError where there is none."""
+    if channels not in MODES:
+        raise ImageError(f"{channels} channels: pictures are read with 3 (RGB) or 1 (grey)")
+    return MODES[channels]
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    try:
+        # Everything at once: opening the file in Pillow would put the wait for a slow disk under the lock.
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"image {name} does not exist: check the path") from None
+    except IsADirectoryError:
+        raise ImageError(f"image {name} is a folder: give a picture inside it") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ImageError(f"image {name} cannot be read ({reason}): check the path and its permissions") from error
+
+
+@contextmanager
+def _pillow_warnings() -> Iterator[None]:
+    """Within it Pillow's remarks on odd metadata are dropped, and the warning of a decompression bomb is raised."""
+    with _WARNINGS_LOCK, warnings.catch_warnings(action="ignore"):
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _decode(content: bytes) -> Image.Image:
+    with _pillow_warnings():
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.format == "TIFF":
+            image.load()  # this decoder parses metadata again after the pixels, so it may warn once more
+    image.load()  # the slow part, outside the lock
+    return image
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    # The conversion of a palette with transparency warns, and drops the transparency anyway.
+    image.info.pop("transparency", None)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _from_16_bits(image)
+    elif image.mode == "F":
+        raise ImageError("its pixels are floating point numbers of unknown range")
+    return image.convert(mode)
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, in whatever integers Pillow holds it, as mode 'L'.
+
+    Pillow's own conversion clips at 255 instead of scaling, so that nearly every pixel would be white.
+    """
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError("its pixels need more than 16 bits")
+    # 65535 = 255 * 257: this is division by 257 to the nearest, which also undoes a widening from 8 bits exactly.
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

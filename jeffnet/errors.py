@@ -1,0 +1,38 @@
+"""The one exception type for mistakes that a user can mend.
+
+Everything jeffnet raises about its input (a name, a file, a folder, an option) is a `JeffnetError`. Its message names the
+input, says what is wrong and what to do, in one line where that is possible, so that the command line can print it as it
+is. Any other exception that leaves jeffnet is a defect of jeffnet.
+"""
+
+
+class JeffnetError(ValueError):
+    """Base of all errors about input: catch it to catch every one of them."""
+
+
+class UnknownModelError(JeffnetError):
+    """A model name that is not in the zoo."""
+
+
+class ArchitectureError(JeffnetError):
+    """A block string or an architecture option that describes no network."""
+
+
+class WeightsError(JeffnetError):
+    """A weights file or state dict that cannot be read or does not fit the model."""
+
+
+class ImageError(JeffnetError):
+    """A picture that cannot be decoded."""
+
+
+class DatasetError(JeffnetError):
+    """A data set that is missing, empty or not laid out as described."""
+
+
+class ConfigError(JeffnetError):
+    """A training configuration with an unknown, ill-typed or contradictory entry."""
+
+
+class OutputError(JeffnetError):
+    """A place that cannot be written to."""

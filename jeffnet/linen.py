@@ -1,0 +1,357 @@
+"""The models as Flax Linen modules.
+
+    model, variables = create_model("pt_efficientnet_b0")
+    logits = model.apply(variables, images)
+
+`images` are `(N, H, W, C)`, normalised as `jeffnet.arch.zoo.model_preprocessing` says. `variables` are `{'params',
+'batch_stats'}`. In training, `model.apply(variables, images, train=True, rngs={'dropout': key}, mutable=['batch_stats'])`
+gives the logits and the updated statistics.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jeffnet.arch import plan as arch
+from jeffnet.arch.summary import array_specs
+from jeffnet.arch.zoo import model_plan
+from jeffnet.errors import ArchitectureError, WeightsError
+from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.conv import conv_general_dilated
+from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
+from jeffnet.ops.norm import batch_normalize, batch_statistics, statistics_dtype
+from jeffnet.ops.pool import global_pool
+from jeffnet.ops.stochastic import drop_path
+from jeffnet.weights.start import abstract_arrays, starting_arrays
+
+Variables = dict[str, Any]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    global_pool: str = "avg",
+    output_stride: int = 32,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    rng: int | Array = 0,
+    pretrained: str | PathLike | None = None,
+    adapt: bool = False,
+    abstract: bool = False,
+) -> tuple["ImageClassifier", Variables]:
+    """A model of the zoo and its variables; takes no forward pass.
+
+    Args:
+      name: ours or timm's; `jeffnet list` shows them.
+      num_classes: width of the logits; 0 makes a call return the pooled features.
+      in_chans: channels of the pictures.
+      drop_rate: dropout before the classifier, in [0, 1); None takes the paper's.
+      drop_path_rate: stochastic depth of the last block, in [0, 1); None takes the paper's.
+      global_pool: 'avg', 'max', 'avgmax' (mean of both) or 'none' (logits for every position of the last map).
+      output_stride: 32, or 16 or 8, where later strides become dilations.
+      dtype: in which layers compute. Logits have it too.
+      param_dtype: of parameters. Running statistics are at least float32.
+      remat: keep only the blocks' inputs for the backward pass and compute the rest again (less memory, more time).
+      rng: a seed or a key of `jax.random`, for the initial values.
+      pretrained: a weights file: a timm state dict in safetensors, or what `jeffnet train` saves.
+      adapt: where the file has other classes or input channels, start the classifier anew and sum or repeat the first
+        convolution's kernels, instead of an error.
+      abstract: make `variables` `jax.ShapeDtypeStruct`s, which allocate nothing.
+
+    Returns:
+      The module, and `{'params': ..., 'batch_stats': ...}`.
+
+    Raises:
+      UnknownModelError: no such model.
+      ArchitectureError: an option outside its range.
+      WeightsError: `pretrained` cannot be read or does not fit.
+    """
+    plan = model_plan(
+        name,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+        global_pool=global_pool,
+        output_stride=output_stride,
+    )
+    model = ImageClassifier(plan, dtype=dtype, param_dtype=param_dtype, remat=remat)
+    if abstract:
+        return model, to_variables(abstract_arrays(plan, param_dtype))
+    arrays = starting_arrays(plan, model=name, rng=rng, param_dtype=param_dtype, pretrained=pretrained, adapt=adapt)
+    return model, to_variables(arrays)
+
+
+def to_variables(arrays: Mapping[str, Any]) -> Variables:
+    """`{'params', 'batch_stats'}` from arrays by canonical name; `to_canonical` is its inverse."""
+    variables: Variables = {"params": {}, "batch_stats": {}}
+    for name, array in arrays.items():
+        *path, leaf = _linen_path(name)
+        tree = variables["batch_stats" if leaf in ("mean", "var") else "params"]
+        for key in path:
+            tree = tree.setdefault(key, {})
+        tree[leaf] = array
+    return variables
+
+
+def to_canonical(variables: Mapping[str, Any], plan: arch.Plan) -> dict[str, Any]:
+    """The arrays of `variables` by canonical name, in the Plan's order.
+
+    Raises:
+      WeightsError: an array that the Plan has is missing.
+    """
+    arrays = {}
+    for name in array_specs(plan):
+        *path, leaf = _linen_path(name)
+        tree: Any = variables["batch_stats" if leaf in ("mean", "var") else "params"]
+        try:
+            for key in (*path, leaf):
+                tree = tree[key]
+        except KeyError:
+            raise WeightsError(f"variables have no {name!r} (at {'/'.join((*path, leaf))})") from None
+        arrays[name] = tree
+    return arrays
+
+
+class ImageClassifier(nn.Module):
+    """A whole network of a Plan.
+
+    Attributes:
+      plan: what it computes.
+      dtype: in which layers compute.
+      param_dtype: of parameters.
+      remat: compute blocks again in the backward pass instead of keeping what they computed.
+    """
+
+    plan: arch.Plan
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @property
+    def feature_info(self) -> tuple[arch.FeatureInfo, ...]:
+        """Name, channels and stride of each map that `features` can return; needs no variables."""
+        return self.plan.features
+
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Logits `(N, num_classes)`, or the pooled features where `num_classes` is 0.
+
+        Args:
+          images: `(N, H, W, C)`, normalised.
+          train: normalise by the batch's statistics and update the running ones; drop units and paths, for which
+            `rngs={'dropout': key}` is needed.
+        """
+        return self._forward(images, train, "logits")[-1]
+
+    def pre_logits(self, images: Array, train: bool = False) -> Array:
+        """What the classifier gets: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`."""
+        return self._forward(images, train, "pre_logits")[-1]
+
+    def features(self, images: Array, indices: Sequence[int] | None = None, train: bool = False) -> tuple[Array, ...]:
+        """Feature maps `(N, H / stride, W / stride, C)`.
+
+        Args:
+          images: `(N, H, W, C)`, normalised.
+          indices: which of `feature_info`, in any order; negative ones count from the end. None takes all.
+          train: as in `__call__`.
+
+        Raises:
+          ArchitectureError: no such map.
+        """
+        count = len(self.plan.features)
+        chosen = range(count) if indices is None else indices
+        if not all(-count <= index < count for index in chosen):
+            raise ArchitectureError(f"feature indices {list(chosen)}: the model has {count}, 0 to {count - 1}")
+        stages = [self.plan.features[index].stage for index in chosen]
+        maps = self._forward(images, train, "features", max(stages, default=-1))
+        return tuple(maps[stage + 1] for stage in stages)
+
+    @nn.compact
+    def _forward(self, images: Array, train: bool, output: str, last_stage: int | None = None) -> list[Array]:
+        """The output of the stem, of each stage up to `last_stage`, and of the head."""
+        plan, layers = self.plan, _Layers(self.plan, self.dtype, self.param_dtype)
+        if images.ndim != 4 or images.shape[-1] != plan.in_chans:
+            raise ArchitectureError(f"images of shape {images.shape}: the model takes (N, H, W, {plan.in_chans})")
+        block_class = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        outputs = [layers.conv(plan.stem, jnp.asarray(images, self.dtype), train)]
+        for stage in plan.stages[: None if last_stage is None else last_stage + 1]:
+            x = outputs[-1]
+            for block in stage:
+                x = block_class(block, layers, name=block.name.replace(".", "_"))(x, train)
+            outputs.append(x)
+        return outputs if output == "features" else [self._head(outputs[-1], layers, train, output)]
+
+    def _head(self, x: Array, layers: "_Layers", train: bool, output: str) -> Array:
+        plan = self.plan
+        if not plan.pool_first:
+            x = layers.conv(plan.head, x, train)
+        x = global_pool(x, plan.global_pool)
+        if plan.pool_first:
+            x = layers.conv(plan.head, x, train)
+        if plan.global_pool != "none":
+            x = x.reshape(x.shape[0], -1)
+        if output == "pre_logits" or plan.classifier is None:
+            return x
+        x = nn.Dropout(plan.drop_rate, name="dropout")(x, deterministic=not train)
+        return nn.Dense(
+            plan.classifier.out_features,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=dense_kernel_init,
+            name=plan.classifier.name,
+        )(x)
+
+
+class Block(nn.Module):
+    """The operations of one block, with its residual connection."""
+
+    block: arch.Block
+    layers: "_Layers"
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """`(N, H, W, C)` to `(N, H', W', C')`."""
+        shortcut = x
+        for op in self.block.ops:
+            if isinstance(op, arch.Conv):
+                x = self.layers.conv(op, x, train)
+            else:
+                x = SqueezeExcite(op, self.layers, name=_local(op.name))(x)
+        if not self.block.residual:
+            return x
+        if train and self.block.drop_path_rate > 0:
+            x = drop_path(x, self.block.drop_path_rate, self.make_rng("dropout"))
+        return x + shortcut
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
+
+    op: arch.SqueezeExcite
+    layers: "_Layers"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`(N, H, W, C)` to the same."""
+        pooled = x.mean((1, 2), keepdims=True)
+        reduced = ACTIVATIONS[self.op.act](self.layers.dense_conv("conv_reduce", self.op.reduced)(pooled))
+        return x * ACTIVATIONS[self.op.gate](self.layers.dense_conv("conv_expand", self.op.channels)(reduced))
+
+
+class BatchNorm(nn.BatchNorm):
+    """`flax.linen.BatchNorm` whose running variance is the unbiased estimate, as in PyTorch and TensorFlow.
+
+    Normalises over all axes but the last. Statistics are at least float32.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
+        """Normalised `x` `(..., C)`; masks are not supported."""
+        if mask is not None:
+            raise ArchitectureError("BatchNorm takes no mask")
+        use_running = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        channels, stats_dtype = (x.shape[-1],), statistics_dtype(self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, stats_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, stats_dtype)
+        scale = self.param("scale", self.scale_init, channels, self.param_dtype)
+        bias = self.param("bias", self.bias_init, channels, self.param_dtype)
+        mean, var = running_mean.value, running_var.value
+        if not use_running:
+            mean, var, unbiased = batch_statistics(x, None if self.is_initializing() else self.axis_name)
+            if not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = (keep * running_mean.value + (1 - keep) * mean).astype(stats_dtype)
+                running_var.value = (keep * running_var.value + (1 - keep) * unbiased).astype(stats_dtype)
+        return batch_normalize(x, mean, var, scale, bias, self.epsilon, self.dtype or x.dtype)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Makes native layers, inside a compact method of the module to which they will belong."""
+
+    plan: arch.Plan
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    def conv(self, op: arch.Conv, x: Array, train: bool) -> Array:
+        """A convolution with its norm and activation."""
+        if len(op.parts) == 1:
+            x = self._part(op, op.parts[0])(x)
+        else:
+            pieces, start = [], 0
+            for part in op.parts:
+                pieces.append(self._part(op, part)(x[..., start : start + part.in_channels]))
+                start += part.in_channels
+            x = jnp.concatenate(pieces, axis=-1)
+        if op.norm:
+            x = BatchNorm(
+                use_running_average=not train,
+                momentum=self.plan.bn_momentum,
+                epsilon=self.plan.bn_epsilon,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=_local(op.norm),
+            )(x)
+        return ACTIVATIONS[op.act](x) if op.act else x
+
+    def dense_conv(self, name: str, features: int) -> nn.Conv:
+        """A 1x1 convolution with bias."""
+        return self._conv(name, features, bias=True)
+
+    def _part(self, op: arch.Conv, part: arch.ConvPart) -> nn.Conv:
+        return self._conv(
+            _local(part.name), part.out_channels, part.kernel_size, op.stride, op.dilation, part.padding, part.groups, op.bias
+        )
+
+    def _conv(
+        self,
+        name: str,
+        features: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: arch.Padding = "SAME",
+        groups: int = 1,
+        bias: bool = False,
+    ) -> nn.Conv:
+        return nn.Conv(
+            features,
+            (kernel_size, kernel_size),
+            strides=stride,
+            padding=padding,
+            kernel_dilation=dilation,
+            feature_group_count=groups,
+            use_bias=bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=conv_kernel_init(groups),
+            conv_general_dilated=conv_general_dilated,
+            name=name,
+        )
+
+
+def _local(name: str) -> str:
+    """The module's own name within its block: `blocks.2.1.conv_dw.0` is `conv_dw_0`."""
+    return _linen_path(name)[-1]
+
+
+def _linen_path(name: str) -> list[str]:
+    """Names of nested modules: numbers belong to the word before them, as Linen writes lists."""
+    path: list[str] = []
+    for word in name.split("."):
+        if word.isdecimal():
+            path[-1] += f"_{word}"
+        else:
+            path.append(word)
+    return path

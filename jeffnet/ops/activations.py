@@ -1,0 +1,15 @@
+"""Activations by the names that plans use."""
+
+from collections.abc import Callable
+
+import jax
+from jax import Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "silu": jax.nn.silu,
+    "hard_swish": jax.nn.hard_swish,
+    "sigmoid": jax.nn.sigmoid,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+}

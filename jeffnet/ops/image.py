@@ -1,0 +1,45 @@
+"""Pixels on the device."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from jeffnet.errors import JeffnetError
+
+
+def normalize(
+    images: ArrayLike, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Pixel values as a model takes them: `(images / 255 - mean) / std`.
+
+    Args:
+      images: `(N, H, W, C)`, uint8 or float, 0 to 255.
+      mean: C values of the range [0, 1]. For grey pictures (C = 1) also 3 values, those of colour weights: their
+        average is used.
+      std: likewise, greater than 0.
+      dtype: a float dtype; the arithmetic is at least float32, whatever this is.
+
+    Returns:
+      `(N, H, W, C)`, `dtype`.
+
+    Raises:
+      JeffnetError: `images` has not 4 dimensions, or not as many channels as `mean` and `std` have values.
+    """
+    images = jnp.asarray(images)
+    if images.ndim != 4:
+        raise JeffnetError(f"images of shape {images.shape}: give (N, H, W, C)")
+    channels = images.shape[-1]
+    compute = jnp.promote_types(dtype, jnp.float32)
+    offset = jnp.asarray(_per_channel("mean", mean, channels), compute)
+    scale = jnp.asarray(_per_channel("std", std, channels), compute)
+    return ((images.astype(compute) / 255 - offset) / scale).astype(dtype)
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) == channels:
+        return tuple(values)
+    if len(values) == 3 and channels == 1:
+        return (sum(values) / 3,)
+    raise JeffnetError(f"{name} {tuple(values)} does not fit images of {channels} channels: give {channels} values")

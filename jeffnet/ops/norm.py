@@ -1,0 +1,53 @@
+"""Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167), over all axes but the last."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+
+def statistics_dtype(*dtypes: DTypeLike) -> jnp.dtype:
+    """The dtype in which statistics are computed and kept: float32, or float64 where any of `dtypes` is."""
+    return jnp.promote_types(jnp.float32, jnp.result_type(*dtypes))
+
+
+def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Array, Array]:
+    """Mean and variance of each channel.
+
+    Args:
+      x: `(..., C)`.
+      axis_name: a mapped axis (of `shard_map` or `pmap`) whose members form one batch together. Under `jit` with sharded
+        arrays none is needed: reductions see the whole batch.
+
+    Returns:
+      Mean `(C,)`, biased variance `(C,)`, which normalises, and unbiased variance `(C,)`, which goes into the running
+      statistics as in PyTorch and in TensorFlow's fused operation. At least float32.
+    """
+    axes = tuple(range(x.ndim - 1))
+    values = x.astype(statistics_dtype(x.dtype))
+    count = values.size // values.shape[-1]
+    mean = values.mean(axes)
+    if axis_name is not None:
+        mean, count = lax.pmean(mean, axis_name), count * lax.axis_size(axis_name)
+    # Two passes: E[x^2] - E[x]^2 would cancel where a channel's mean is large against its deviation.
+    var = jnp.square(values - mean).mean(axes)
+    if axis_name is not None:
+        var = lax.pmean(var, axis_name)
+    return mean, var, var * (count / max(count - 1, 1))
+
+
+def batch_normalize(
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike
+) -> Array:
+    """`(x - mean) / sqrt(var + epsilon) * scale + bias`.
+
+    Args:
+      x: `(..., C)`.
+      mean: `(C,)`.
+      var: `(C,)`.
+      scale: `(C,)`.
+      bias: `(C,)`.
+      epsilon: keeps channels of no variance finite.
+      dtype: of the result; the arithmetic is at least float32.
+    """
+    values = x.astype(statistics_dtype(x.dtype, mean.dtype))
+    return ((values - mean) * (lax.rsqrt(var + epsilon) * scale) + bias).astype(dtype)

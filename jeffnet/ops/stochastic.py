@@ -1,0 +1,30 @@
+"""Randomness inside a network."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def drop_path(x: Array, rate: float, rng: Array) -> Array:
+    """Stochastic depth: zero whole examples of a residual branch, scale the others to keep the mean.
+
+    Args:
+      x: `(N, ...)`, any float dtype.
+      rate: probability in [0, 1) that an example is dropped; 0 returns `x` itself.
+      rng: one key; examples draw independently.
+
+    Returns:
+      Array shaped and typed like `x`.
+
+    Raises:
+      ValueError: `rate` outside [0, 1).
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", arXiv:1603.09382.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop path rate {rate} is outside [0, 1)")
+    if rate == 0:
+        return x
+    keep = 1 - rate
+    kept = jax.random.bernoulli(rng, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(kept, x / keep, jnp.zeros((), x.dtype)).astype(x.dtype)

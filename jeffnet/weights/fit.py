@@ -1,0 +1,121 @@
+"""Fitting arrays from a source to a model: everything that does not fit, in one message."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from jeffnet.arch.plan import Plan
+from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.errors import WeightsError
+
+_log = logging.getLogger("jeffnet")
+_SHOWN = 5
+
+
+def fit(
+    arrays: Mapping[str, np.ndarray],
+    plan: Plan,
+    *,
+    source: str,
+    model: str,
+    initial: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Arrays of a source as exactly those of a model.
+
+    Args:
+      arrays: by canonical name; layouts as in `ArraySpec`. Names that the model does not have are an error.
+      plan: the model.
+      source: what to call the source in messages.
+      model: what to call the model in messages.
+      initial: the model's arrays where the source's may be adapted: a classifier of other classes is replaced by these,
+        and the first convolution's kernel is summed over the input channels (for one channel) or repeated (for more).
+        None adapts nothing.
+
+    Returns:
+      One array per name of `array_specs(plan)`, in that order.
+
+    Raises:
+      WeightsError: names are missing or left over, shapes differ, or values are no finite floats; all of it in one
+        message.
+    """
+    specs = array_specs(plan)
+    fitted = dict(arrays)
+    if initial is not None:
+        _adapt(fitted, plan, specs, initial, source)
+    missing = [name for name in specs if name not in fitted]
+    left_over = [name for name in fitted if name not in specs]
+    misshapen = [
+        f"{name} is {fitted[name].shape}, the model has {spec.shape}{_remedy(name, fitted[name].shape, plan)}"
+        for name, spec in specs.items()
+        if name in fitted and fitted[name].shape != spec.shape
+    ]
+    if missing or left_over or misshapen:
+        raise WeightsError(
+            f"weights {source!r} do not fit {model}:\n"
+            f"  missing    {_listed(missing)}\n  left over  {_listed(left_over)}\n  misshapen  {_listed(misshapen)}"
+        )
+    _check_values(fitted, source)
+    return {name: fitted[name] for name in specs}
+
+
+def _adapt(
+    arrays: dict[str, np.ndarray],
+    plan: Plan,
+    specs: Mapping[str, ArraySpec],
+    initial: Mapping[str, np.ndarray],
+    source: str,
+) -> None:
+    kernel, bias = "classifier.kernel", "classifier.bias"
+    if plan.classifier is None:
+        arrays.pop(kernel, None), arrays.pop(bias, None)
+    elif kernel not in arrays or arrays[kernel].shape != specs[kernel].shape:
+        was = f"{arrays[kernel].shape[-1]} classes" if kernel in arrays else "none"
+        _log.warning("%s: new classifier of %d classes (the file has %s)", source, plan.classifier.out_features, was)
+        arrays[kernel], arrays[bias] = initial[kernel], initial[bias]
+    stem = f"{plan.stem.name}.kernel"
+    if stem in arrays and arrays[stem].ndim == 4 and arrays[stem].shape[2] != plan.in_chans:
+        channels = arrays[stem].shape[2]
+        _log.warning("%s: first convolution adapted from %d to %d input channels", source, channels, plan.in_chans)
+        arrays[stem] = adapt_input_channels(arrays[stem], plan.in_chans)
+
+
+def adapt_input_channels(kernel: np.ndarray, in_chans: int) -> np.ndarray:
+    """The first convolution's kernel for another number of input channels.
+
+    Args:
+      kernel: `(height, width, C, features)`.
+      in_chans: summed over `C` for 1; otherwise the channels repeat in order, scaled so that a picture whose channels are
+        all alike gives the same response.
+    """
+    channels = kernel.shape[2]
+    if in_chans == 1:
+        return kernel.sum(2, keepdims=True)
+    repeated = np.concatenate([kernel] * -(-in_chans // channels), axis=2)[:, :, :in_chans]
+    return repeated * np.asarray(channels / in_chans, kernel.dtype)
+
+
+def _check_values(arrays: Mapping[str, np.ndarray], source: str) -> None:
+    kinds = [f"{name} ({array.dtype})" for name, array in arrays.items() if not _is_float(array.dtype)]
+    if kinds:
+        raise WeightsError(f"weights {source!r}: not floating point: {_listed(kinds)}")
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise WeightsError(f"weights {source!r} have NaN or infinite values: {_listed(broken)}")
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
+
+
+def _remedy(name: str, shape: tuple[int, ...], plan: Plan) -> str:
+    if name == "classifier.kernel" and len(shape) == 2:
+        return f": pass num_classes={shape[1]} to keep the file's classes"
+    if name == f"{plan.stem.name}.kernel" and len(shape) == 4:
+        return f": pass in_chans={shape[2]} to keep the file's input channels"
+    return ""
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"({len(names)}): {shown}" if names else "(0)"

@@ -1,0 +1,105 @@
+"""jeffnet's own file: one safetensors file that holds a model and what is needed to use it.
+
+Arrays have canonical names and layouts (`jeffnet.arch.summary.ArraySpec`). The metadata entry `jeffnet` is JSON: the model's
+name and options, its preprocessing, and the names of its classes.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jeffnet.arch.plan import Plan
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.zoo import model_plan, resolve_name
+from jeffnet.errors import OutputError, WeightsError
+
+METADATA_KEY = "jeffnet"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a file says of the model whose arrays it holds.
+
+    Attributes:
+      model: its name in the zoo.
+      num_classes: width of its logits.
+      in_chans: channels of its pictures.
+      preprocessing: what it expects of them.
+      classes: names of the classes in the order of the logits; empty where unknown.
+    """
+
+    model: str
+    num_classes: int
+    in_chans: int
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] = ()
+
+    def plan(self) -> Plan:
+        """The Plan for which the file's arrays are."""
+        return model_plan(self.model, num_classes=self.num_classes, in_chans=self.in_chans)
+
+
+def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
+    """Write a model file; under its name there is never half a one.
+
+    Args:
+      path: of the file; its folder must exist.
+      arrays: by canonical name.
+      card: what to say of them.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+    entry = {"format": _FORMAT, **dataclasses.asdict(card)}
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    path = Path(path)
+    try:
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(descriptor)
+        try:
+            save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(entry)})
+            os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+            os.replace(partial, path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def parse_card(text: str, source: str) -> ModelCard:
+    """The card in a file's metadata.
+
+    Raises:
+      WeightsError: it is malformed or of a newer format.
+    """
+    try:
+        entry = json.loads(text)
+        if entry.pop("format") != _FORMAT:
+            raise WeightsError(f"weights {source!r} are of another format than this jeffnet reads: update jeffnet")
+        preprocessing = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.pop("preprocessing").items()
+        }
+        card = ModelCard(
+            **entry | {"classes": tuple(entry["classes"]), "preprocessing": Preprocessing(**preprocessing)}
+        )
+        resolve_name(card.model)
+    except WeightsError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"weights {source!r} have a malformed description of their model: {error}") from error
+    return card
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
