@@ -1,8 +1,8 @@
 """The one exception type for mistakes that a user can mend.
 
-Everything jeffnet raises about its input (a name, a file, a folder, an option) is a `JeffnetError`. Its message names the
-input, says what is wrong and what to do, in one line where that is possible, so that the command line can print it as it
-is. Any other exception that leaves jeffnet is a defect of jeffnet.
+Everything jeffnet raises about its input (a name, a file, a folder, an option) is a `JeffnetError`. Its message names
+the input, says what is wrong and what to do, in one line where that is possible, so that the command line can print it
+as it is. Any other exception that leaves jeffnet is a defect of jeffnet.
 """
 
 
@@ -36,3 +36,7 @@ class ConfigError(JeffnetError):
 
 class OutputError(JeffnetError):
     """A place that cannot be written to."""
+
+
+class TrainingError(JeffnetError):
+    """A training run that cannot go on, such as one whose loss is no longer a number."""

@@ -4,8 +4,8 @@
     logits = model.apply(variables, images)
 
 `images` are `(N, H, W, C)`, normalised as `jeffnet.arch.zoo.model_preprocessing` says. `variables` are `{'params',
-'batch_stats'}`. In training, `model.apply(variables, images, train=True, rngs={'dropout': key}, mutable=['batch_stats'])`
-gives the logits and the updated statistics.
+'batch_stats'}`. In training, `model.apply(variables, images, train=True, rngs={'dropout': key},
+mutable=['batch_stats'])` gives the logits and the updated statistics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,9 @@ from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
 from jeffnet.ops.norm import batch_normalize, batch_statistics, statistics_dtype
 from jeffnet.ops.pool import global_pool
 from jeffnet.ops.stochastic import drop_path
+from jeffnet.weights.load import open_weights
 from jeffnet.weights.start import abstract_arrays, starting_arrays
+from jeffnet.weights.store import ModelCard
 
 Variables = dict[str, Any]
 
@@ -42,6 +44,7 @@ def create_model(
     drop_path_rate: float | None = None,
     global_pool: str = "avg",
     output_stride: int = 32,
+    bn_momentum: float | None = None,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
@@ -60,6 +63,7 @@ def create_model(
       drop_path_rate: stochastic depth of the last block, in [0, 1); None takes the paper's.
       global_pool: 'avg', 'max', 'avgmax' (mean of both) or 'none' (logits for every position of the last map).
       output_stride: 32, or 16 or 8, where later strides become dilations.
+      bn_momentum: share of the old running statistics that a training step keeps; None takes the architecture's.
       dtype: in which layers compute. Logits have it too.
       param_dtype: of parameters. Running statistics are at least float32.
       remat: keep only the blocks' inputs for the backward pass and compute the rest again (less memory, more time).
@@ -85,12 +89,35 @@ def create_model(
         drop_path_rate=drop_path_rate,
         global_pool=global_pool,
         output_stride=output_stride,
+        bn_momentum=bn_momentum,
     )
     model = ImageClassifier(plan, dtype=dtype, param_dtype=param_dtype, remat=remat)
     if abstract:
         return model, to_variables(abstract_arrays(plan, param_dtype))
     arrays = starting_arrays(plan, model=name, rng=rng, param_dtype=param_dtype, pretrained=pretrained, adapt=adapt)
     return model, to_variables(arrays)
+
+
+def from_pretrained(
+    path: str | PathLike, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+) -> tuple["ImageClassifier", Variables, ModelCard]:
+    """A model from a weights file, with the file's own number of classes and input channels.
+
+    Args:
+      path: what `jeffnet train` saves, or a timm state dict in safetensors.
+      name: of the model; not needed where the file says it.
+      dtype: in which layers compute.
+
+    Returns:
+      The module, its variables, and what is known of the model: preprocessing, names of classes.
+
+    Raises:
+      UnknownModelError: no such model.
+      WeightsError: the file cannot be read, does not fit, or says another name.
+    """
+    card, arrays = open_weights(path, name)
+    model = ImageClassifier(card.plan(), dtype=dtype)
+    return model, to_variables({key: jnp.asarray(array, jnp.float32) for key, array in arrays.items()}), card
 
 
 def to_variables(arrays: Mapping[str, Any]) -> Variables:
@@ -311,7 +338,14 @@ class _Layers:
 
     def _part(self, op: arch.Conv, part: arch.ConvPart) -> nn.Conv:
         return self._conv(
-            _local(part.name), part.out_channels, part.kernel_size, op.stride, op.dilation, part.padding, part.groups, op.bias
+            _local(part.name),
+            part.out_channels,
+            part.kernel_size,
+            op.stride,
+            op.dilation,
+            part.padding,
+            part.groups,
+            op.bias,
         )
 
     def _conv(

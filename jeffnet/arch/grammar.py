@@ -5,7 +5,7 @@
 | field | meaning | example |
 |---|---|---|
 | `r` | how many times the block is repeated | `r2` |
-| `k` | depthwise (or, in `er` and `cn`, full) kernel; several sizes, joined by dots, share the channels | `k3`, `k3.5.7` |
+| `k` | depthwise (in `er` and `cn` full) kernel; several sizes, joined by dots, share the channels | `k3`, `k3.5.7` |
 | `s` | stride of the first repetition | `s2` |
 | `e` | expansion of the input channels | `e6`, `e2.5` |
 | `c` | output channels before scaling | `c24` |
@@ -15,8 +15,8 @@
 | `fc` | channels that the expansion multiplies instead of the real input's (EdgeTPU) | `fc24` |
 | `skip`, `noskip` | with or without the residual connection | |
 
-Kinds: `ir` inverted residual (arXiv:1801.04381), `ds` depthwise separable, `dsa` the same with an activation at its end,
-`er` edge residual (a full convolution expands), `cn` convolution, norm and activation.
+Kinds: `ir` inverted residual (arXiv:1801.04381), `ds` depthwise separable, `dsa` the same with an activation at the
+end, `er` edge residual (a full convolution expands), `cn` convolution, norm and activation.
 
 Source of the notation: tensorflow/tpu, models/official/mnasnet.
 """

@@ -148,6 +148,7 @@ def lower(
     drop_path_rate: float | None = None,
     global_pool: str = "avg",
     output_stride: int = 32,
+    bn_momentum: float | None = None,
 ) -> Plan:
     """Make every number of an architecture concrete.
 
@@ -159,13 +160,17 @@ def lower(
       drop_path_rate: stochastic depth of the last block, in [0, 1); None takes the architecture's own.
       global_pool: 'avg', 'max', 'avgmax' (mean of both) or 'none' (head and classifier apply to every position).
       output_stride: 32, or 16 or 8, where later strides become dilations (arXiv:1706.05587).
+      bn_momentum: share in [0, 1) of the old running statistics that a training step keeps; None takes the
+        architecture's own.
 
     Raises:
       ArchitectureError: an option outside its range, or a block string that cannot be parsed.
     """
     drop_rate = spec.drop_rate if drop_rate is None else drop_rate
     drop_path_rate = spec.drop_path_rate if drop_path_rate is None else drop_path_rate
-    _check_options(num_classes, in_chans, drop_rate, drop_path_rate, global_pool, output_stride)
+    bn_momentum = spec.bn_momentum if bn_momentum is None else bn_momentum
+    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "bn_momentum": bn_momentum}
+    _check_options(num_classes, in_chans, rates, global_pool, output_stride)
     builder = _Builder(spec)
     stem_channels = round_channels(spec.stem, spec.width if spec.scale_stem else 1.0)
     stem = builder.conv("conv_stem", in_chans, stem_channels, (3,), norm="bn1", act=spec.act, stride=2)
@@ -189,20 +194,20 @@ def lower(
         global_pool=global_pool,
         drop_rate=drop_rate,
         classifier=Dense("classifier", num_features, num_classes) if num_classes else None,
-        bn_momentum=spec.bn_momentum,
+        bn_momentum=bn_momentum,
         bn_epsilon=spec.bn_epsilon,
         features=features,
     )
 
 
 def _check_options(
-    num_classes: int, in_chans: int, drop_rate: float, drop_path_rate: float, global_pool: str, output_stride: int
+    num_classes: int, in_chans: int, rates: dict[str, float], global_pool: str, output_stride: int
 ) -> None:
     if num_classes < 0:
         raise ArchitectureError(f"num_classes {num_classes} is negative: give a number of classes, or 0 for features")
     if in_chans < 1:
         raise ArchitectureError(f"in_chans {in_chans} is not a number of channels: give 1 or more")
-    for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+    for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ArchitectureError(f"{name} {rate} is outside [0, 1)")
     if global_pool not in GLOBAL_POOLS:

@@ -65,7 +65,7 @@ def count_parameters(plan: Plan) -> int:
 
 
 def count_macs(plan: Plan, image_size: int) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one square picture, squeeze-and-excitation included."""
+    """Multiply-accumulates of convolutions and matrix products, squeeze-and-excitation included, for one picture."""
     return sum(layer.macs for layer in layers(plan, image_size))
 
 
@@ -140,7 +140,9 @@ def _conv_layer(conv: Conv, size: int) -> Layer:
     kind = "depthwise" if conv.parts[0].groups > 1 else "conv"
     stride = f" /{conv.stride}" if conv.stride > 1 else ""
     dilation = f" dilated {conv.dilation}" if conv.dilation > 1 else ""
-    return Layer(conv.name, f"{kind} {sizes}{stride}{dilation}", out, conv.out_channels, parameters, kernels * out * out)
+    return Layer(
+        conv.name, f"{kind} {sizes}{stride}{dilation}", out, conv.out_channels, parameters, kernels * out * out
+    )
 
 
 def _squeeze_layer(op: SqueezeExcite, size: int) -> Layer:

@@ -57,7 +57,7 @@ def read_image(path_or_bytes: str | os.PathLike[str] | bytes, channels: int = 3)
             f"image {name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from None
-    # Pillow's decoders answer damaged data with almost any exception: OSError, SyntaxError, struct.error, IndexError ...
+    # Pillow's decoders answer damaged data with almost any exception: OSError, SyntaxError, struct.error, KeyError ...
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ImageError(f"image {name} cannot be decoded ({reason}): replace or remove it") from error

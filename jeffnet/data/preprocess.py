@@ -144,6 +144,8 @@ def evaluation_image(image: Image.Image, preprocessing: Preprocessing) -> np.nda
 
 def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode not in ("L", "RGB"):
-        raise ImageError(f"a picture of mode {image.mode!r}: read it with jeffnet.data.images.read_image, or convert it")
+        raise ImageError(
+            f"a picture of mode {image.mode!r}: read it with jeffnet.data.images.read_image, or convert it"
+        )
     pixels = np.array(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

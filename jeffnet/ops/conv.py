@@ -1,7 +1,7 @@
 """How a convolution is computed on each platform, under the native layers of every backend.
 
-XLA's own convolutions are right for accelerators. On the CPU they run depthwise kernels at well under 1 GFLOP/s, so there
-a depthwise convolution becomes one multiply-add per kernel position and a 1x1 convolution a matrix product.
+XLA's own convolutions are right for accelerators. On the CPU they run depthwise kernels at well under 1 GFLOP/s, so
+there a depthwise convolution becomes one multiply-add per kernel position and a 1x1 convolution a matrix product.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Initial values, as in the papers' own code.
 
-Convolutions: normal, variance `2 / fan_out`, with `fan_out = height * width * out channels / groups`. Classifier: uniform
+Convolutions: normal, variance `2 / fan_out`, with `fan_out = height * width * out channels / groups`. Classifier:
+  uniform
 within `1 / sqrt(classes)`. Biases and means 0, scales and variances 1.
 
 Source: tensorflow/tpu, models/official/efficientnet/efficientnet_model.py; there a depthwise kernel's fan-out is its
@@ -41,8 +42,8 @@ def dense_kernel_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp
 def initial_arrays(plan: Plan, rng: int | Array, dtype: DTypeLike = jnp.float32) -> dict[str, np.ndarray]:
     """The initial value of every array of a model, by canonical name, without running or compiling anything.
 
-    Each array depends on `rng` and on its own name alone: two models that differ in their classifier start with the same
-    trunk, in every module system.
+    Each array depends on `rng` and on its own name alone: two models that differ in their classifier start with the
+    same trunk, in every module system.
 
     Args:
       plan: the model.

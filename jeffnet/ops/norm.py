@@ -15,8 +15,8 @@ def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Arr
 
     Args:
       x: `(..., C)`.
-      axis_name: a mapped axis (of `shard_map` or `pmap`) whose members form one batch together. Under `jit` with sharded
-        arrays none is needed: reductions see the whole batch.
+      axis_name: a mapped axis (of `shard_map` or `pmap`) whose members form one batch together. Under `jit` with
+        sharded arrays none is needed: reductions see the whole batch.
 
     Returns:
       Mean `(C,)`, biased variance `(C,)`, which normalises, and unbiased variance `(C,)`, which goes into the running

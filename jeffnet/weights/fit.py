@@ -68,7 +68,8 @@ def _adapt(
 ) -> None:
     kernel, bias = "classifier.kernel", "classifier.bias"
     if plan.classifier is None:
-        arrays.pop(kernel, None), arrays.pop(bias, None)
+        arrays.pop(kernel, None)
+        arrays.pop(bias, None)
     elif kernel not in arrays or arrays[kernel].shape != specs[kernel].shape:
         was = f"{arrays[kernel].shape[-1]} classes" if kernel in arrays else "none"
         _log.warning("%s: new classifier of %d classes (the file has %s)", source, plan.classifier.out_features, was)
@@ -85,8 +86,8 @@ def adapt_input_channels(kernel: np.ndarray, in_chans: int) -> np.ndarray:
 
     Args:
       kernel: `(height, width, C, features)`.
-      in_chans: summed over `C` for 1; otherwise the channels repeat in order, scaled so that a picture whose channels are
-        all alike gives the same response.
+      in_chans: summed over `C` for 1; otherwise the channels repeat in order, scaled so that a picture whose channels
+        are all alike gives the same response.
     """
     channels = kernel.shape[2]
     if in_chans == 1:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.plan import Plan
+from jeffnet.arch.zoo import model_preprocessing, resolve_name
 from jeffnet.errors import WeightsError
 from jeffnet.weights.fit import fit
 from jeffnet.weights.store import METADATA_KEY, ModelCard, parse_card
@@ -55,6 +57,37 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     return WeightsFile(str(path), arrays, card)
 
 
+def open_weights(path: str | os.PathLike, name: str | None = None) -> tuple[ModelCard, dict[str, np.ndarray]]:
+    """A weights file with what is known of its model.
+
+    Args:
+      path: see `read_weights`.
+      name: the model's, where the file does not say it.
+
+    Returns:
+      The model's card, and its arrays by canonical name.
+
+    Raises:
+      UnknownModelError: no such model.
+      WeightsError: the file cannot be read, does not fit the model, or says another name.
+    """
+    file = read_weights(path)
+    if file.card is None and name is None:
+        raise WeightsError(f"weights {file.source!r} do not say of which model they are: give its name (--model NAME)")
+    if file.card is not None and name is not None and resolve_name(name) != file.card.model:
+        raise WeightsError(f"weights {file.source!r} are of {file.card.model}, not of {name}")
+    card = file.card or _timm_card(file, resolve_name(name or ""))
+    return card, _fitted(file, card.plan(), card.model, None)
+
+
+def _timm_card(file: WeightsFile, model: str) -> ModelCard:
+    """What the arrays of a timm state dict tell: its classes are ImageNet's where there are 1,000."""
+    bias, stem = file.arrays.get("classifier.bias"), file.arrays["conv_stem.weight"]
+    num_classes = 0 if bias is None else len(bias)
+    classes = tuple(imagenet_classes()) if num_classes == len(imagenet_classes()) else ()
+    return ModelCard(model, num_classes, stem.shape[1], model_preprocessing(model), classes)
+
+
 def load_weights(
     path: str | os.PathLike, plan: Plan, *, model: str = "the model", initial: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
@@ -69,7 +102,12 @@ def load_weights(
     Raises:
       WeightsError: the file cannot be read or does not fit.
     """
-    file = read_weights(path)
+    return _fitted(read_weights(path), plan, model, initial)
+
+
+def _fitted(
+    file: WeightsFile, plan: Plan, model: str, initial: Mapping[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
     if file.card is not None:
         return fit(file.arrays, plan, source=file.source, model=model, initial=initial)
     return from_timm(file.arrays, plan, source=file.source, model=model, initial=initial)

@@ -1,7 +1,7 @@
 """jeffnet's own file: one safetensors file that holds a model and what is needed to use it.
 
-Arrays have canonical names and layouts (`jeffnet.arch.summary.ArraySpec`). The metadata entry `jeffnet` is JSON: the model's
-name and options, its preprocessing, and the names of its classes.
+Arrays have canonical names and layouts (`jeffnet.arch.summary.ArraySpec`). The metadata entry `jeffnet` is JSON: the
+model's name and options, its preprocessing, and the names of its classes.
 """
 
 import dataclasses
@@ -34,6 +34,8 @@ class ModelCard:
       in_chans: channels of its pictures.
       preprocessing: what it expects of them.
       classes: names of the classes in the order of the logits; empty where unknown.
+      global_pool: how the last map is pooled.
+      output_stride: at which the arrays were trained: with another they compute something else.
     """
 
     model: str
@@ -41,10 +43,18 @@ class ModelCard:
     in_chans: int
     preprocessing: Preprocessing
     classes: tuple[str, ...] = ()
+    global_pool: str = "avg"
+    output_stride: int = 32
 
     def plan(self) -> Plan:
         """The Plan for which the file's arrays are."""
-        return model_plan(self.model, num_classes=self.num_classes, in_chans=self.in_chans)
+        return model_plan(
+            self.model,
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+            global_pool=self.global_pool,
+            output_stride=self.output_stride,
+        )
 
 
 def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
@@ -85,12 +95,11 @@ def parse_card(text: str, source: str) -> ModelCard:
         entry = json.loads(text)
         if entry.pop("format") != _FORMAT:
             raise WeightsError(f"weights {source!r} are of another format than this jeffnet reads: update jeffnet")
-        preprocessing = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in entry.pop("preprocessing").items()
-        }
-        card = ModelCard(
-            **entry | {"classes": tuple(entry["classes"]), "preprocessing": Preprocessing(**preprocessing)}
+        preprocessing = entry["preprocessing"]
+        entry["preprocessing"] = Preprocessing(
+            **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
         )
+        card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
         resolve_name(card.model)
     except WeightsError:
         raise

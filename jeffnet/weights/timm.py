@@ -1,7 +1,7 @@
 """timm's names and layouts for the arrays of a model.
 
-Modules have the same names as ours; torch keeps convolution kernels as `(out, in, height, width)` and dense ones as `(out,
-in)`. Source: huggingface/pytorch-image-models.
+Modules have the same names as ours; torch keeps convolution kernels as `(out, in, height, width)` and dense ones as
+`(out, in)`. Source: huggingface/pytorch-image-models.
 """
 
 from collections.abc import Mapping

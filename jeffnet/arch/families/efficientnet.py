@@ -1,4 +1,4 @@
-"""EfficientNet B0-B8 and L2, plain, AdvProp (`_ap`) and NoisyStudent (`_ns`), EfficientNet-EdgeTPU and EfficientNet-Lite.
+"""EfficientNet: plain, AdvProp (`_ap`) and NoisyStudent (`_ns`) B0-B8 and L2, EdgeTPU, Lite.
 
 Sources: Tan and Le, arXiv:1905.11946; AdvProp, arXiv:1911.09665; NoisyStudent, arXiv:1911.04252; EdgeTPU and Lite as in
 tensorflow/tpu, models/official/efficientnet. Input sizes and crops are those of the published scores.

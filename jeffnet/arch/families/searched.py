@@ -1,4 +1,4 @@
-"""Networks found by architecture search: MNASNet A1 (with squeeze-and-excitation), B1 and small, Single-Path NAS, FBNet-C.
+"""Networks found by architecture search: MNASNet A1, B1 and small, Single-Path NAS, FBNet-C.
 
 Sources: Tan et al., "MnasNet", arXiv:1807.11626; Stamoulis et al., "Single-Path NAS", arXiv:1904.02877; Wu et al.,
 "FBNet", arXiv:1812.03443.

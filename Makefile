@@ -1,0 +1,80 @@
+# `make help` lists the targets. Everything is installed into $(VENV), once, and again only when pyproject.toml changes.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+# A name on the PATH may be a shim that fails, or a Python without its venv module: an interpreter counts if it runs this.
+USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	if $$python $(USABLE) 2>/dev/null; then echo $$python; break; fi; done)
+endif
+VENV ?= .venv
+# Processes that pytest spreads the tests over, and more arguments for it, such as PYTEST_ARGS='-k plan -x'.
+JOBS ?= 2
+PYTEST_ARGS ?=
+# Newer interpreters, on the PATH or among pyenv's, that `make test` runs the tests on as well; empty for none.
+OTHER_PYTHONS ?= $(shell \
+	own=$$($(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	pyenv=$${PYENV_ROOT:-$$(pyenv root 2>/dev/null)}; \
+	for version in 3.12 3.13; do \
+		if [ $$version = "$$own" ]; then continue; fi; \
+		for python in python$$version $${pyenv:+"$$pyenv"/versions/$$version*/bin/python}; do \
+			if $$python $(USABLE) 2>/dev/null; then echo $$python; break; fi; \
+		done; \
+	done)
+
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(JOBS)
+INSTALL := $(BIN)/python -m pip install --quiet --editable
+
+.PHONY: help demo test test-this-python test-other-pythons test-all lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 20
+
+demo: $(VENV)/demo.stamp ## train on embedded data, validate and predict (under 5 minutes on 2 cores)
+	rm -rf demo_run
+	$(BIN)/jeffnet train --config configs/demo_digits.py --output demo_run
+	$(BIN)/jeffnet validate digits --weights demo_run/model.safetensors
+	$(BIN)/jeffnet predict demo_run/pictures --weights demo_run/model.safetensors
+
+test: test-this-python test-other-pythons ## run the tests without the slow ones, on every Python found (under 15 minutes)
+
+test-this-python: $(VENV)/dev.stamp
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.
+test-other-pythons: $(VENV)/dev.stamp
+	@for python in $(OTHER_PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
+		echo "== Python $$version" && \
+		$(MAKE) --no-print-directory test-this-python PYTHON=$$python VENV=$(VENV)-$$version || exit 1; \
+	done
+
+test-all: $(VENV)/dev.stamp ## run all tests, the slow ones too
+	$(PYTEST) $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-other-pythons
+
+# Continuous integration must not mend what was not formatted.
+lint: $(VENV)/dev.stamp ## format, lint and type-check; with CI set, check the format only
+	$(BIN)/ruff format $(if $(filter true 1,$(CI)),--check)
+	$(BIN)/ruff check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(VENV)-3.* build dist demo_run .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(VENV)/demo.stamp: pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "error: no Python 3.11, 3.12 or 3.13 found: pass one as PYTHON=..." >&2; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[digits]'
+	@touch $@
+
+# The reference implementation (timm) needs torch, whose CPU build exists for Python 3.11 only.
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	$(INSTALL) ".[dev,digits$$($(BIN)/python -c 'import sys; print(",torch" * (sys.version_info < (3, 12)))')]"
+	@touch $@

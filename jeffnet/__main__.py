@@ -1,0 +1,7 @@
+"""`python -m jeffnet` is `jeffnet`."""
+
+import sys
+
+from jeffnet.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,62 @@
+"""`jeffnet list`: the models."""
+
+import argparse
+import json
+from typing import Any
+
+from jeffnet.arch.pretrained import PRETRAINED
+from jeffnet.arch.summary import count_macs, count_parameters
+from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
+from jeffnet.cli.text import table
+from jeffnet.errors import UnknownModelError
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = commands.add_parser("list", parents=[common], help="list the models", description="List the models.")
+    parser.add_argument("pattern", nargs="?", default="*", help="shell wildcards, such as 'tf_*_b[0-3]'; quote them")
+    parser.add_argument("--pretrained", action="store_true", help="only models with published weights")
+    parser.add_argument("--json", action="store_true", help="one array of objects")
+    parser.set_defaults(run=run)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What `--json` prints of a model."""
+    plan, preprocessing, weights = model_plan(name), model_preprocessing(name), PRETRAINED.get(name)
+    return {
+        "name": name,
+        "parameters": count_parameters(plan),
+        "macs": count_macs(plan, preprocessing.image_size),
+        "image_size": preprocessing.image_size,
+        "crop_pct": preprocessing.crop_pct,
+        "interpolation": preprocessing.interpolation,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "pretrained": weights is not None,
+        "timm": weights.timm if weights else None,
+        "top1": weights.top1 if weights else None,
+        "top5": weights.top5 if weights else None,
+    }
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the models."""
+    names = list_models(options.pattern, options.pretrained)
+    if not names:
+        raise UnknownModelError(f"no model matches {options.pattern!r}; `jeffnet list` shows all")
+    models = [describe(name) for name in names]
+    if options.json:
+        print(json.dumps(models, indent=1))
+        return
+    rows = [
+        (
+            model["name"],
+            f"{model['parameters'] / 1e6:.2f}",
+            f"{model['macs'] / 1e9:.3f}",
+            str(model["image_size"]),
+            f"{model['top1']:.2f}" if model["pretrained"] else "",
+        )
+        for model in models
+    ]
+    print(table(("model", "parameters, M", "MACs, G", "pixels", "top-1, %"), rows))
+    print(f"{len(rows)} models; top-1: published, on ImageNet-1k, of those with weights")

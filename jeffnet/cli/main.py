@@ -1,0 +1,70 @@
+"""The command `jeffnet`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import jeffnet
+from jeffnet.cli import info, list_, predict, train, validate
+from jeffnet.errors import JeffnetError
+
+# Each module has `add_parser(commands, common)`, whose parser's `run` takes the parsed arguments. What is slow to
+# import is imported there, so that the others start at once.
+_COMMANDS = (list_, info, predict, validate, train)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+      arguments: without the program's name; None takes the process's.
+
+    Returns:
+      The exit status: 0; 1 where the input will not do or something failed; 2 for wrong usage; 130 when interrupted.
+    """
+    options = _parse(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        options.run(options)
+    except BrokenPipeError:
+        # Whoever reads our output has seen enough; nothing more can be written, not even on exit.
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except JeffnetError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        text = str(error).strip().partition("\n")[0]
+        print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # Entries of a recipe are options too, but only the recipe knows them.
+    if hasattr(options, "overrides"):
+        options.overrides = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(prog="jeffnet", description="EfficientNets and MobileNets for JAX.")
+    parser.add_argument("--version", action="version", version=f"jeffnet {jeffnet.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_parser(commands, common)
+    return parser

@@ -1,0 +1,43 @@
+"""The options by which commands choose a model, and their meaning."""
+
+import argparse
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--weights`, `--model` and how pictures are prepared."""
+    parser.add_argument(
+        "--weights", metavar="FILE", required=True, help="safetensors file: jeffnet's own or a timm state dict"
+    )
+    parser.add_argument("--model", metavar="NAME", help="needed where the file does not say of which model it is")
+    parser.add_argument("--batch-size", type=_positive, default=32, help="pictures at once (default: %(default)s)")
+    parser.add_argument("--image-size", type=_positive, help="pixels along each side (default: the model's)")
+    parser.add_argument("--crop-pct", type=float, help="share of the picture that is kept (default: the model's)")
+    parser.add_argument("--interpolation", help="bicubic or bilinear (default: the model's)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")
+
+
+def open_model(options: argparse.Namespace):
+    """The model of the options.
+
+    Returns:
+      The Linen module, its variables, and the card of the model with the preprocessing that the options ask for.
+    """
+    from dataclasses import replace
+
+    import jax.numpy as jnp
+
+    from jeffnet.linen import from_pretrained
+
+    model, variables, card = from_pretrained(options.weights, options.model, dtype=jnp.dtype(options.dtype))
+    chosen = {
+        name: getattr(options, name)
+        for name in ("image_size", "crop_pct", "interpolation")
+        if getattr(options, name) is not None
+    }
+    return model, variables, replace(card, preprocessing=replace(card.preprocessing, **chosen))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)

@@ -1,0 +1,80 @@
+"""`jeffnet predict`: what a model sees in pictures."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jeffnet.cli.model import add_model_options, open_model
+from jeffnet.cli.text import table
+from jeffnet.errors import DatasetError
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "predict",
+        parents=[common],
+        help="classify pictures",
+        description="Show the most probable classes of pictures, as a table and as a picture.",
+    )
+    parser.add_argument("pictures", nargs="+", help="picture files, folders of pictures, or `digits` (held-out ones)")
+    add_model_options(parser)
+    parser.add_argument("--top", type=int, default=5, help="classes to show (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=24, help="pictures at most (default: %(default)s)")
+    parser.add_argument("--output", metavar="PNG", help="draw the pictures with their classes into this file")
+    parser.add_argument("--json", action="store_true", help="one array of objects")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Predict, print the table and draw the picture."""
+    from jeffnet.arch.imagenet import class_titles
+    from jeffnet.evaluate import make_forward
+    from jeffnet.predict import draw_predictions, predict
+
+    if options.top < 1 or options.limit < 1:
+        raise DatasetError("--top and --limit must be at least 1")
+    model, variables, card = open_model(options)
+    classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
+    pictures = _pictures(options.pictures, options.limit, card.in_chans)
+    forward = make_forward(model, card.preprocessing)
+    predictions = predict(forward, variables, pictures, card.preprocessing, classes, options.top, options.batch_size)
+    if options.output:
+        draw_predictions(pictures, predictions, options.output)
+    if options.json:
+        print(json.dumps([asdict(prediction) for prediction in predictions], indent=1))
+        return
+    guesses = [
+        [f"{name} {share:.1%}" for name, share in zip(prediction.classes, prediction.probabilities, strict=True)]
+        for prediction in predictions
+    ]
+    head = ("picture", *(str(place + 1) for place in range(len(guesses[0]))))
+    print(table(head, [(prediction.name, *row) for prediction, row in zip(predictions, guesses, strict=True)]))
+    if options.output:
+        print(f"drawn in {options.output}")
+
+
+def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
+    from jeffnet.data.images import read_image
+    from jeffnet.data.sources import SUFFIXES, open_source
+    from jeffnet.predict import Picture
+
+    pictures: list[Picture] = []
+    for name in names:
+        path = Path(name)
+        if name == "digits":
+            source = open_source(name, "val", channels)
+            chosen = [source[index] for index in range(min(limit, len(source)))]
+            pictures += [
+                Picture(f"{example.name} ({source.classes[example.label]})", example.image) for example in chosen
+            ]
+        elif path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not files:
+                raise DatasetError(f"folder {name!r} has no pictures: files ending in {', '.join(sorted(SUFFIXES))}")
+            pictures += [Picture(str(file), read_image(file, channels)) for file in files[:limit]]
+        else:
+            pictures.append(Picture(name, read_image(path, channels)))
+    return pictures[:limit]

@@ -1,0 +1,275 @@
+"""Labelled pictures by number: folders of files, and the handwritten digits that come with scikit-learn."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from jeffnet.data.images import image_mode, read_image
+from jeffnet.errors import DatasetError
+
+Split = Literal["train", "val"]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+# Folder names that a split may have, the preferred one first.
+SPLIT_FOLDERS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "test")}
+
+
+class Example(NamedTuple):
+    """One labelled picture.
+
+    Attributes:
+      image: decoded, mode 'RGB' or 'L'.
+      label: index into the source's `classes`.
+      name: tells a person which picture it is.
+    """
+
+    image: Image.Image
+    label: int
+    name: str
+
+
+class Source(Protocol):
+    """Random access to labelled pictures; safe to call from several threads.
+
+    Attributes:
+      classes: name of every label.
+    """
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class ImageFolder:
+    """Pictures in one folder per class: `root/<split>/<class>/**/*.jpg`, or another suffix of `SUFFIXES` in any case.
+
+    The folder of 'val' may also be called `validation` or `test`. Where `root` has no folder of any split, it may hold
+    the class folders itself; it serves as 'val' then, but not as 'train', or one would validate on what one trained
+    on. Hidden files and folders are ignored. Pictures are ordered by class, then by path.
+
+    Attributes:
+      classes: names of the classes; sorted, unless they were given.
+      names: path of every picture relative to `root`, with '/'.
+      labels: int32 `(len(self),)`.
+
+    Raises:
+      DatasetError: a layout other than that, a class folder without a picture or, where `classes` are given, of an
+        unknown name, or a training set of one class.
+      ImageError: on construction `channels` is neither 1 nor 3; on access a picture that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: Split = "train",
+        channels: int = 3,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """Lists the pictures; opens none of them.
+
+        Args:
+          root: the data set's folder.
+          split: 'train' or 'val'.
+          channels: 3 for RGB, 1 for grey.
+          classes: the order of labels, such as that of the training set; by default the sorted names of the folders.
+        """
+        image_mode(channels)
+        self._root = Path(root).expanduser()
+        self._channels = channels
+        folder = _split_folder(self._root, split)
+        found = _class_folders(folder)
+        if split == "train" and len(found) < 2:
+            raise DatasetError(f"{folder} has one class, {found[0]!r}: training needs a folder for each of 2 or more")
+        self.classes = tuple(found if classes is None else classes)
+        if unknown := sorted(set(found) - set(self.classes)):
+            raise DatasetError(
+                f"{folder} has folders of unknown classes: {_listed(unknown)}; rename them to one of "
+                f"{_listed(self.classes)}, or remove them"
+            )
+        pictures = {name: sorted(_pictures(folder / name)) for name in found}
+        if empty := [name for name in found if not pictures[name]]:
+            raise DatasetError(
+                f"{folder} has class folders without a picture: {_listed(empty)}; remove them, or add files of "
+                f"{_listed(sorted(SUFFIXES))}"
+            )
+        self.names = tuple(path.relative_to(self._root).as_posix() for name in found for path in pictures[name])
+        label = {name: index for index, name in enumerate(self.classes)}
+        self.labels = np.repeat([label[name] for name in found], [len(pictures[name]) for name in found]).astype(
+            np.int32
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        name = self.names[index]
+        return Example(read_image(self._root / name, self._channels), int(self.labels[index]), name)
+
+    def __repr__(self) -> str:
+        return f"ImageFolder({str(self._root)!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+
+
+class Digits:
+    """Handwritten digits, 8 x 8 pixels, from the UCI repository: 1,797 pictures embedded in scikit-learn.
+
+    A fifth of every digit's pictures, the same ones always, is 'val'; the rest is 'train'.
+
+    Attributes:
+      classes: '0' to '9'.
+      labels: int32 `(len(self),)`.
+
+    Raises:
+      DatasetError: an unknown split, or scikit-learn is not installed.
+      ImageError: `channels` is neither 1 nor 3.
+    """
+
+    def __init__(self, split: Split = "train", channels: int = 1) -> None:
+        """Loads the split into memory.
+
+        Args:
+          split: 'train' or 'val'.
+          channels: 1 for grey, 3 for RGB with three equal channels.
+        """
+        _check_split(split)
+        self._mode = image_mode(channels)
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            raise DatasetError("data set 'digits' needs scikit-learn: pip install 'jeffnet[digits]'") from None
+        data, labels = load_digits(return_X_y=True)
+        self.classes = tuple("0123456789")
+        self._indices = _stratified(labels, split)
+        self._pixels = np.rint(data.reshape(-1, 8, 8)[self._indices] * (255 / 16)).astype(np.uint8)
+        self.labels = labels[self._indices].astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        image = Image.fromarray(self._pixels[index]).convert(self._mode)
+        return Example(image, int(self.labels[index]), f"digits/{self._indices[index]}")
+
+    def __repr__(self) -> str:
+        return f"Digits({len(self):,} pictures of 10 classes)"
+
+
+def open_source(
+    data: str, split: Split, channels: int, classes: Sequence[str] | None = None, min_images: int = 1
+) -> ImageFolder | Digits:
+    """The data set of that name.
+
+    Args:
+      data: 'digits' (a folder of this name is './digits'), or a folder as `ImageFolder` takes it.
+      split: 'train' or 'val'.
+      channels: 3 for RGB, 1 for grey.
+      classes: the order of labels, for a folder; digits have their own, and take no other.
+      min_images: fewest pictures that will do.
+
+    Raises:
+      DatasetError: what `ImageFolder` or `Digits` raise, or fewer pictures than `min_images`.
+      ImageError: `channels` is neither 1 nor 3.
+    """
+    if data == "digits":
+        source = Digits(split, channels)
+        if classes is not None and tuple(classes) != source.classes:
+            raise DatasetError(
+                f"data set 'digits' has the classes 0 to 9, not {_listed(classes)}: give another data set"
+            )
+    else:
+        source = ImageFolder(data, split, channels, classes)
+    if len(source) < min_images:
+        raise DatasetError(
+            f"{split} set of {data!r} has {len(source)} pictures: at least {min_images} are needed, add some"
+        )
+    return source
+
+
+def _stratified(labels: np.ndarray, split: Split) -> np.ndarray:
+    """Sorted indices of the examples of a split: one fifth of each label's, rounded down, is 'val'."""
+    # RandomState's numbers are the same in every version of NumPy, those of a Generator may change.
+    random = np.random.RandomState(0)
+    chosen = []
+    for label in np.unique(labels):
+        indices = random.permutation(np.flatnonzero(labels == label))
+        held_out = len(indices) // 5
+        chosen.append(indices[:held_out] if split == "val" else indices[held_out:])
+    return np.sort(np.concatenate(chosen))
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLIT_FOLDERS:
+        raise DatasetError(f"split {split!r} is not one of {', '.join(SPLIT_FOLDERS)}")
+
+
+def _split_folder(root: Path, split: Split) -> Path:
+    """Where the class folders of a split are."""
+    _check_split(split)
+    present = _folders(root)
+    for name in SPLIT_FOLDERS[split]:
+        if name in present:
+            return root / name
+    expected = f"{root / SPLIT_FOLDERS[split][0]}/<class>/*.jpg"
+    if split == "train":
+        raise DatasetError(f"data set {str(root)!r} has no folder 'train': training expects {expected}")
+    # The folders of the other split would pass for classes.
+    if "train" in present:
+        raise DatasetError(f"data set {str(root)!r} has a folder 'train' but none to validate on: expected {expected}")
+    return root
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """Sorted names of the class folders, at least one."""
+    names = _folders(folder)
+    if not names:
+        raise DatasetError(f"{folder} has no class folders: put the pictures into one folder per class")
+    return names
+
+
+def _folders(folder: Path) -> list[str]:
+    """Sorted names of the folders in a folder, links to folders included and hidden ones not."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name))
+    except FileNotFoundError:
+        raise DatasetError(f"data set {str(folder)!r} does not exist: check the path, or use 'digits'") from None
+    except NotADirectoryError:
+        raise DatasetError(f"data set {str(folder)!r} is a file: give the folder that holds the classes") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"data set {str(folder)!r} cannot be read ({error}): check its path and permissions"
+        ) from error
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Every picture below a folder, in no order. Links to folders are followed, but into no folder twice."""
+    visited = set()
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        for name in files:
+            if not _is_hidden(name) and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield Path(parent, name)
+
+
+def _refuse(error: OSError) -> None:
+    raise DatasetError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    """The names in one line, the first few of them if there are many."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,257 @@
+"""Batches: every example as often as promised, the same ones for the same seed, and errors that arrive."""
+
+import itertools
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.data.loader import EvalLoader, TrainBatch, TrainLoader, eval_loader, steps_per_epoch, train_loader
+from jeffnet.data.preprocess import EvalTransform, TrainTransform
+from jeffnet.data.sources import Example, ImageFolder
+from jeffnet.errors import ConfigError, DatasetError, ImageError
+
+TRAIN = TrainTransform(8)
+EVALUATE = EvalTransform(Preprocessing(8, crop_pct=1.0))
+# Without augmentation: what differs now is the order alone.
+PLAIN = TrainTransform(8, scale=(1, 1), ratio=(1, 1), flip=0)
+
+
+class Noise:
+    """Pictures of noise; the label of each is its number."""
+
+    def __init__(self, length: int, mode: str = "RGB") -> None:
+        self.classes = tuple(str(number) for number in range(length))
+        shape = (length, 12, 12, 3) if mode == "RGB" else (length, 12, 12)
+        self.pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(Image.fromarray(self.pixels[index]), index, f"noise {index}")
+
+
+def batches(loader: TrainLoader, count: int) -> list[TrainBatch]:
+    return list(itertools.islice(loader, count))
+
+
+def labels(loader: TrainLoader, count: int) -> np.ndarray:
+    return np.concatenate([batch["label"] for batch in batches(loader, count)])
+
+
+def assert_same(ours: list[TrainBatch], theirs: list[TrainBatch]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one["label"], other["label"])
+        np.testing.assert_array_equal(one["image"], other["image"])
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_training_batches_have_the_promised_shapes(mode: str, channels: int):
+    (batch,) = batches(train_loader(Noise(10, mode), TRAIN, 4, seed=0), 1)
+    assert batch.keys() == {"image", "label"}
+    assert batch["image"].shape == (4, 8, 8, channels) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
+
+
+def test_label_and_picture_belong_together():
+    source = Noise(20)
+    transform = TrainTransform(12, scale=(1, 1), ratio=(1, 1), flip=0)
+    for batch in batches(train_loader(source, transform, 5, seed=0), 8):
+        np.testing.assert_array_equal(batch["image"], source.pixels[batch["label"]])
+
+
+def test_every_epoch_has_every_example_once_in_another_order():
+    """4 does not divide 10: batches hold the end of one epoch and the beginning of the next, and nothing is lost."""
+    epochs = labels(train_loader(Noise(10), PLAIN, 4, seed=0), 25).reshape(10, 10)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (10, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 10
+    assert (epochs != np.arange(10)).any(axis=1).all()
+
+
+def test_augmentation_differs_between_epochs():
+    """One example, eight epochs of it: as many views."""
+    views = [batch["image"].tobytes() for batch in batches(train_loader(Noise(1), TRAIN, 1, seed=0), 8)]
+    assert len(set(views)) == 8
+
+
+@pytest.mark.parametrize("threads", [0, 1, 5])
+def test_batches_depend_on_the_seed_not_on_the_threads(threads: int):
+    source = Noise(30)
+    expected = batches(train_loader(source, TRAIN, 8, seed=3, threads=2), 12)
+    assert_same(batches(train_loader(source, TRAIN, 8, seed=3, threads=threads), 12), expected)
+
+
+def test_another_seed_is_another_order_and_other_views():
+    source = Noise(30)
+    assert (labels(train_loader(source, PLAIN, 30, 0), 1) != labels(train_loader(source, PLAIN, 30, 1), 1)).any()
+    one, other = (batches(train_loader(Noise(1), TRAIN, 1, seed), 1)[0]["image"] for seed in (0, 1))
+    assert (one != other).any()
+
+
+def test_the_next_seed_does_not_repeat_this_ones_epochs():
+    """Grain's shuffle adds the epoch's number to its seed: given ours, epoch 1 of seed 0 would be epoch 0 of seed 1."""
+    first, second = (labels(train_loader(Noise(20), PLAIN, 20, seed), 6).reshape(6, 20) for seed in (0, 1))
+    assert not {tuple(epoch) for epoch in first} & {tuple(epoch) for epoch in second}
+
+
+@pytest.mark.parametrize("done", [0, 1, 7])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_restored_loader_continues_bit_for_bit(done: int, threads: int):
+    """Through JSON, into a loader that was elsewhere; 7 batches of 4 are in the third epoch of 10."""
+    loader = train_loader(Noise(10), TRAIN, 4, seed=1, threads=threads)
+    batches(loader, done)
+    state = json.loads(json.dumps(loader.get_state()))
+    expected = batches(loader, 6)
+    restored = train_loader(Noise(10), TRAIN, 4, seed=1, threads=2)
+    batches(restored, 3)
+    restored.set_state(state)
+    assert restored.get_state() == state
+    assert_same(batches(restored, 6), expected)
+
+
+def test_a_state_stays_what_it_was_while_the_loader_goes_on():
+    loader = train_loader(Noise(10), TRAIN, 4, seed=1)
+    state = loader.get_state()
+    before = json.dumps(state)
+    batches(loader, 3)
+    assert json.dumps(state) == before != json.dumps(loader.get_state())
+
+
+def test_a_state_of_another_run_is_refused():
+    loader = train_loader(Noise(10), TRAIN, 4, seed=1)
+    for other in (train_loader(Noise(10), TRAIN, 4, seed=2), train_loader(Noise(11), TRAIN, 4, seed=1)):
+        with pytest.raises(ConfigError, match="of seed 1 and 10 pictures"):
+            other.set_state(loader.get_state())
+
+
+@pytest.mark.parametrize("state", [{}, {"seed": 1, "length": 10}, {"position": {}, "seed": 1, "length": 10}, None, []])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(ConfigError, match="not the state of a training loader"):
+        train_loader(Noise(10), TRAIN, 4, seed=1).set_state(state)
+
+
+def test_evaluation_gives_every_example_once_in_order_and_pads_the_last_batch():
+    source = Noise(10)
+    loader = eval_loader(source, EvalTransform(Preprocessing(12, crop_pct=1.0)), 4)
+    found = list(loader)
+    assert len(found) == len(loader) == 3
+    for batch in found:
+        assert {key: (np.shape(value), np.asarray(value).dtype) for key, value in batch.items()} == {
+            "image": ((4, 12, 12, 3), np.uint8),
+            "label": ((4,), np.int32),
+            "mask": ((4,), np.bool_),
+            "index": ((4,), np.int32),
+        }
+    keys = ("image", "label", "mask", "index")
+    image, label, mask, index = (np.concatenate([batch[key] for batch in found]) for key in keys)
+    np.testing.assert_array_equal(mask, [True] * 10 + [False] * 2)
+    np.testing.assert_array_equal(index, [*range(10), -1, -1])
+    np.testing.assert_array_equal(label, [*range(10), 0, 0])
+    np.testing.assert_array_equal(image[:10], source.pixels)
+    assert not image[10:].any()
+
+
+@pytest.mark.parametrize(("length", "batch_size", "count"), [(8, 4, 2), (9, 4, 3), (3, 16, 1)])
+def test_evaluation_of_any_length(length: int, batch_size: int, count: int):
+    loader = eval_loader(Noise(length), EVALUATE, batch_size)
+    masks = [batch["mask"] for batch in loader]
+    assert len(loader) == len(masks) == count
+    assert {len(mask) for mask in masks} == {batch_size} and sum(mask.sum() for mask in masks) == length
+
+
+def test_evaluation_can_be_repeated_and_broken_off():
+    loader = eval_loader(Noise(10), EVALUATE, 2)
+    for _ in loader:
+        break
+    first, second = ([batch["index"].tolist() for batch in loader] for _ in range(2))
+    assert first == second == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> ImageFolder:
+    """Twelve pictures, of which one is cut short."""
+    for label in ("a", "b"):
+        folder = tmp_path / "train" / label
+        folder.mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(Noise(1).pixels[0]).save(folder / f"{number}.png")
+    path = tmp_path / "train" / "b" / "3.png"
+    path.write_bytes(path.read_bytes()[:100])
+    return ImageFolder(tmp_path)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+@pytest.mark.parametrize("loader", [train_loader, eval_loader])
+def test_a_damaged_picture_reaches_the_caller_by_name(loader, threads: int, damaged: ImageFolder):
+    made: TrainLoader | EvalLoader
+    if loader is train_loader:
+        made = train_loader(damaged, TRAIN, 4, seed=0, threads=threads)
+    else:
+        made = eval_loader(damaged, EVALUATE, 4, threads=threads)
+    with pytest.raises(ImageError, match=r"^image '.*3\.png' .*truncated") as raised:
+        list(itertools.islice(made, 3))
+    assert type(raised.value) is ImageError and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_after_an_error_the_state_is_that_of_the_last_whole_batch(seed: int, damaged: ImageFolder):
+    """Among these orders are some where the damaged picture is not the first of its batch."""
+    loader = train_loader(damaged, TRAIN, 3, seed)
+    state, good = loader.get_state(), []
+    with pytest.raises(ImageError):
+        for batch in loader:
+            good.append(batch)
+            state = loader.get_state()
+    assert loader.get_state() == state
+    Image.new("RGB", (9, 9)).save(damaged._root / "train/b/3.png")
+    mended = train_loader(damaged, TRAIN, 3, seed)
+    expected = batches(mended, len(good) + 3)
+    assert_same(good, expected[: len(good)])
+    resumed = train_loader(damaged, TRAIN, 3, seed)
+    resumed.set_state(state)
+    assert_same(batches(resumed, 3), expected[len(good) :])
+
+
+def test_a_closed_loader_leaves_no_thread_behind():
+    before = set(threading.enumerate())
+    loader = train_loader(Noise(10), TRAIN, 4, seed=0, threads=3)
+    next(loader)
+    list(eval_loader(Noise(10), EVALUATE, 4, threads=3))
+    assert set(threading.enumerate()) - before
+    loader.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
+    assert not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize(
+    ("length", "batch_size", "steps"), [(10, 5, 2), (10, 4, 3), (10, 10, 1), (11, 4, 3), (13, 4, 3)]
+)
+def test_steps_of_an_epoch_are_the_nearest_whole_number(length: int, batch_size: int, steps: int):
+    assert steps_per_epoch(Noise(length), batch_size) == steps
+
+
+def test_a_batch_of_more_than_all_pictures_is_an_error_naming_both_numbers():
+    for call in (lambda: train_loader(Noise(10), TRAIN, 11, seed=0), lambda: steps_per_epoch(Noise(10), 11)):
+        with pytest.raises(DatasetError, match=r"^batch_size 11 exceeds the 10 pictures .*10 or less$"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "seed", "threads", "fault"),
+    [(0, 0, 1, "batch_size 0"), (4, -1, 1, "seed -1"), (4, 2**32, 1, "seed 4294967296"), (4, 0, -1, "threads -1")],
+)
+def test_a_setting_out_of_range_is_an_error_naming_it(batch_size: int, seed: int, threads: int, fault: str):
+    with pytest.raises(ConfigError, match=f"^{fault} "):
+        train_loader(Noise(10), TRAIN, batch_size, seed, threads)
+
+
+def test_evaluation_checks_its_settings_too():
+    with pytest.raises(ConfigError, match=r"^batch_size 0 "):
+        eval_loader(Noise(10), EVALUATE, 0)

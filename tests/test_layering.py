@@ -1,0 +1,182 @@
+"""Who may import whom: read off the sources, and off what a fresh interpreter has loaded."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import jeffnet
+
+PACKAGE = Path(jeffnet.__file__).parent
+BACKENDS = frozenset({"linen", "nnx", "objax", "functional"})
+
+# What a part of the package may import of the package. A part that is not named here counts as one of `train`'s
+# neighbours (`evaluate`, `export` ...): it may import all but the command line.
+BASE = frozenset({"arch", "errors"})
+ALLOWED = {
+    "errors": frozenset({"errors"}),
+    "arch": BASE,
+    "ops": BASE | {"ops"},
+    "weights": BASE | {"ops", "weights"},
+    "data": BASE | {"ops", "data"},
+    **{backend: BASE | {"ops", "weights", backend} for backend in BACKENDS},
+}
+ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors"})
+MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
+
+# Heavy or optional: imported where they are used, by those who use them.
+ONLY_INSIDE_FUNCTIONS = frozenset(
+    {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "timm", "objax", "sklearn"}
+)
+
+HEAVY = frozenset({"jax", "flax", "torch", "tensorflow", "timm", "objax", "sklearn", "matplotlib", "grain"})
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What a module imports against the rules.
+
+    Args:
+      module: its dotted name, such as `jeffnet.arch.plan`; `jeffnet.arch.__init__` for a package's own file.
+      source: its text.
+
+    Returns:
+      One sentence an offence.
+    """
+    part = _part(module)
+    found = []
+    for line, target, inside_function in _imports(module, ast.parse(source)):
+        top = target.partition(".")[0]
+        if top == "jeffnet":
+            if not _may_import(part, _part(target)):
+                found.append(f"{module}:{line}: {part!r} may not import {target!r}")
+        elif part in ONLY_STANDARD_LIBRARY and top not in sys.stdlib_module_names:
+            found.append(f"{module}:{line}: {part!r} needs nothing but the standard library, not {target!r}")
+        elif top in ONLY_INSIDE_FUNCTIONS and not inside_function:
+            found.append(f"{module}:{line}: {target!r} is imported inside the functions that need it only")
+    return found
+
+
+def _part(module: str) -> str:
+    """The part of the package that a module belongs to; '' is the package's own file."""
+    part = [*module.split("."), ""][1]
+    return "" if part == "__init__" else part
+
+
+def _may_import(part: str, target: str) -> bool:
+    if target in MAY_IMPORT_COMMAND_LINE:
+        return part in MAY_IMPORT_COMMAND_LINE
+    return part not in ALLOWED or target in ALLOWED[part]
+
+
+def _imports(module: str, tree: ast.AST, inside_function: bool = False) -> Iterator[tuple[int, str, bool]]:
+    """Line, dotted name and whether inside a function, of everything imported; not what only type checkers import."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, inside_function) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = _origin(module, node)
+            # `from jeffnet import arch` imports a part, `from jeffnet.arch import x` is judged by its first two names.
+            names = [f"{origin}.{alias.name}" for alias in node.names] if origin == "jeffnet" else [origin]
+            yield from ((node.lineno, name, inside_function) for name in names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from _imports(module, ast.Module(node.orelse, []), inside_function)
+        else:
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _imports(module, node, inside_function or is_function)
+
+
+def _origin(module: str, node: ast.ImportFrom) -> str:
+    """The absolute name that `from ... import` names."""
+    parents = module.split(".")[: -node.level] if node.level else []
+    return ".".join([*parents, *([node.module] if node.module else [])])
+
+
+def _module_name(path: Path) -> str:
+    return ".".join(("jeffnet", *path.relative_to(PACKAGE).with_suffix("").parts))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=_module_name)
+def test_imports_follow_the_layers(path: Path):
+    assert violations(_module_name(path), path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("jeffnet.arch.plan", "import numpy as np"),
+        ("jeffnet.arch.plan", "def f():\n    import jax"),
+        ("jeffnet.arch.plan", "from jeffnet.ops.conv import conv"),
+        ("jeffnet.arch.plan", "from ..ops import conv"),
+        ("jeffnet.arch.plan", "from jeffnet import ops"),
+        ("jeffnet.arch.__init__", "from ..ops import conv"),
+        ("jeffnet.errors", "import numpy"),
+        ("jeffnet.ops.conv", "import jeffnet.train.step"),
+        ("jeffnet.ops.conv", "from jeffnet import linen"),
+        ("jeffnet.weights.timm", "from jeffnet.train.state import State"),
+        ("jeffnet.weights.timm", "import timm"),
+        ("jeffnet.weights.timm", "def f():\n    import jeffnet.cli.main"),
+        ("jeffnet.data.grain", "if True:\n    from tensorflow import data"),
+        ("jeffnet.data.pytorch", "try:\n    import torch.utils.data\nexcept ImportError:\n    pass"),
+        ("jeffnet.data.digits", "class A:\n    from sklearn.datasets import load_digits"),
+        ("jeffnet.linen", "from jeffnet.nnx import Model"),
+        ("jeffnet.nnx", "def f():\n    from jeffnet import functional"),
+        ("jeffnet.objax", "import objax"),
+        ("jeffnet.functional", "from . import linen"),
+        ("jeffnet.train.loop", "from jeffnet.cli import main"),
+        ("jeffnet.train.loop", "def f():\n    from ..cli.main import main"),
+        ("jeffnet.evaluate", "from jeffnet import cli"),
+        ("jeffnet.__init__", "from .cli import main"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str):
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("jeffnet.arch.plan", "import math\nfrom jeffnet.arch.grammar import parse_stages\nfrom ..errors import E"),
+        ("jeffnet.ops.conv", "import jax\nfrom jeffnet.arch import plan"),
+        ("jeffnet.weights.timm", "def f():\n    import timm, torch"),
+        ("jeffnet.weights.timm", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        ("jeffnet.linen", "import flax.linen as nn\nfrom jeffnet.ops import conv"),
+        ("jeffnet.train.loop", "from jeffnet import functional, data\nimport jeffnet"),
+        ("jeffnet.__main__", "from jeffnet.cli.main import main"),
+        ("jeffnet.cli.main", "from .train import run"),
+    ],
+)
+def test_a_right_import_is_not_blamed(module: str, source: str):
+    assert violations(module, source) == []
+
+
+def heavy_modules_after(code: str) -> set[str]:
+    """Which heavy packages a fresh interpreter has loaded once it ran `code`, even if that ended in `SystemExit`."""
+    script = f"""
+import sys
+try:
+    exec({code!r})
+except SystemExit as exit:
+    assert not exit.code, exit.code
+print("\\nloaded:", *sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, encoding="utf-8", timeout=120, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    return HEAVY & set(process.stdout.splitlines()[-1].split())
+
+
+def test_importing_jeffnet_loads_nothing_heavy():
+    assert heavy_modules_after("import jeffnet") == set()
+
+
+def test_listing_models_loads_nothing_heavy():
+    listing = "import runpy; sys.argv = ['jeffnet', 'list']; runpy.run_module('jeffnet', run_name='__main__')"
+    assert heavy_modules_after(listing) == set()
+
+
+def test_loading_something_heavy_is_noticed():
+    assert heavy_modules_after("import jeffnet, jax; sys.exit()") == {"jax"}

@@ -1,0 +1,85 @@
+"""What users receive: the contents of the distributions, and that the wheel works where nothing else is installed."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import jeffnet
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> tuple[Path, Path]:
+    """Paths of the source distribution and of the wheel built from it."""
+    pytest.importorskip("build")
+    folder = tmp_path_factory.mktemp("dist")
+    # Not isolated: the build backend is installed with the tests, so that nothing is fetched here.
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT))
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+def test_wheel_holds_the_package_and_nothing_else(distributions):
+    with zipfile.ZipFile(distributions[1]) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    metadata = f"jeffnet-{jeffnet.__version__}.dist-info/"
+    assert {name for name in names if name.startswith("jeffnet/")} == _package_files()
+    assert {name for name in names if not name.startswith("jeffnet/")} == {
+        metadata + name for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+    }
+
+
+def test_sdist_holds_what_a_reader_needs_and_no_tests_or_data(distributions):
+    with tarfile.open(distributions[0]) as archive:
+        files = [member.name.split("/", 1)[1] for member in archive if member.isfile()]
+    top = {name.split("/")[0] for name in files}
+    required = {"jeffnet", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
+    assert required <= top <= required | {"configs", "docs", ".gitignore"}
+    assert {name for name in files if name.startswith("jeffnet/")} == _package_files()
+    assert {Path(name).suffix for name in files if name.startswith("configs/")} <= {".py"}
+
+
+def test_metadata(distributions):
+    with zipfile.ZipFile(distributions[1]) as archive:
+        metadata = archive.read(f"jeffnet-{jeffnet.__version__}.dist-info/METADATA").decode()
+    assert f"Version: {jeffnet.__version__}\n" in metadata
+    assert "License-Expression: Apache-2.0\n" in metadata
+    for extra in ("digits", "torch", "dev"):
+        assert f"Provides-Extra: {extra}\n" in metadata
+    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    for heavy in ("torch", "timm", "tensorflow", "objax", "scikit-learn"):
+        assert not [line for line in required if heavy in line]
+
+
+@pytest.mark.slow
+def test_wheel_works_in_an_environment_of_its_own(distributions, tmp_path):
+    """With its declared dependencies alone: an undeclared one would be missing here."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = next((tmp_path / "venv").glob("[bS]*/python*"))
+    _run(str(python), "-m", "pip", "install", "--quiet", str(distributions[1]))
+    _run(str(python), "-m", "pip", "check")
+    version = _run(str(python), "-c", "import jeffnet; print(jeffnet.__version__)", cwd=tmp_path)
+    assert version.strip() == jeffnet.__version__
+    assert "usage: jeffnet" in _run(str(python.parent / "jeffnet"), "--help", cwd=tmp_path)
+
+
+def _package_files() -> set[str]:
+    """Sources and the marker of typing: whatever else lies in the package's folder has no place in a distribution."""
+    package = ROOT / "jeffnet"
+    return {str(path.relative_to(ROOT)) for path in package.rglob("*.py")} | {"jeffnet/py.typed"}
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=600, check=False
+    )
+    assert process.returncode == 0, f"{' '.join(command)}\n{process.stdout}\n{process.stderr}"
+    return process.stdout
