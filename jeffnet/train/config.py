@@ -211,7 +211,9 @@ def from_json(text: str, source: str) -> Config:
         raise ConfigError(f"config {source!r} cannot be read: {error}") from error
 
 
-def _build(kind: type, entries: Mapping[str, Any], prefix: str) -> Any:
+def _build(kind: type, entries: Any, prefix: str) -> Any:
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.') or 'the configuration'} is no object but {entries!r}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(entries) - set(hints))
     if unknown:

@@ -69,7 +69,6 @@ def make_train_step(
       A function from the state and a batch (`image` uint8 `(N, H, W, C)`, `label` `(N,)`) to the next state and the
       batch's metrics: `loss`, `top1` in per cent. The old state's buffers are given up.
     """
-    root = jax.random.key(seed)
 
     def loss_of(params: Any, batch_stats: Any, images: Array, labels: Array, key: Array) -> tuple[Array, tuple]:
         logits, updated = model.apply(
@@ -81,8 +80,9 @@ def make_train_step(
         )
         return cross_entropy(logits, labels, label_smoothing).mean(), (logits, updated["batch_stats"])
 
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+    # The key is an argument, not a constant of the program: runs of several seeds share one compiled step.
+    @partial(jax.jit, donate_argnums=1)
+    def step(root: Array, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
         images = normalize(batch["image"], preprocessing.mean, preprocessing.std)
         key = jax.random.fold_in(root, state.step)
         gradient = jax.value_and_grad(loss_of, has_aux=True)
@@ -94,4 +94,4 @@ def make_train_step(
         metrics = {"loss": loss, "top1": 100 * in_top(logits, batch["label"], 1).mean()}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
-    return step
+    return partial(step, jax.random.key(seed))

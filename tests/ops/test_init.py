@@ -7,12 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jeffnet.arch.plan import lower
+from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan
-from jeffnet.linen import create_model, to_canonical
+from jeffnet.linen import ImageClassifier, to_canonical
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init, initial_arrays
 
-PLAN = model_plan("pt_mixnet_s", num_classes=100)
+PLAN = model_plan("pt_mnasnet_small", num_classes=100)
+
+# Every kind of layer once, wide enough to tell deviations.
+WIDE = lower(
+    ModelSpec(
+        stages=(("er_r1_k3_s1_e4_c32",), ("ir_r1_k3.5.7_a1.1_p1.1_s2_e6_c64_se0.5",)), stem=32, features=1536
+    ),
+    num_classes=100,
+)
 
 
 def _deviation(spec):
@@ -21,21 +31,18 @@ def _deviation(spec):
     return math.sqrt(2 / (height * width * features / spec.groups))
 
 
-def _linen_arrays():
-    """What Linen's own initialisation draws."""
-    model, _ = create_model("pt_mixnet_s", num_classes=100, abstract=True)
-    return to_canonical(jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 32, 32, 3))), model.plan)
-
-
 @pytest.fixture(scope="module", params=["ours", "linen"])
 def arrays(request):
-    return initial_arrays(PLAN, 0) if request.param == "ours" else _linen_arrays()
+    """Ours, and what Linen's own initialisation draws."""
+    if request.param == "ours":
+        return initial_arrays(WIDE, 0)
+    return to_canonical(jax.jit(ImageClassifier(WIDE).init)(jax.random.key(0), jnp.ones((1, 8, 8, 3))), WIDE)
 
 
 def test_convolutions_are_normal_with_the_papers_variance(arrays):
     """Each kernel on its own, depthwise ones included: mean, deviation and tails within six standard errors."""
     kinds = set()
-    for name, spec in array_specs(PLAN).items():
+    for name, spec in array_specs(WIDE).items():
         if len(spec.shape) != 4 or spec.leaf != "kernel":
             continue
         values = np.asarray(arrays[name], np.float64) / _deviation(spec)
@@ -44,7 +51,7 @@ def test_convolutions_are_normal_with_the_papers_variance(arrays):
         assert abs(values.std() - 1) < 6 * error, name
         kinds.add(spec.groups > 1)
     assert kinds == {True, False}
-    head = np.asarray(arrays["conv_head.kernel"], np.float64) / _deviation(array_specs(PLAN)["conv_head.kernel"])
+    head = np.asarray(arrays["conv_head.kernel"], np.float64) / _deviation(array_specs(WIDE)["conv_head.kernel"])
     # A normal distribution has 4.55 % beyond two deviations and a few in 300,000 beyond four: no truncation.
     assert abs((np.abs(head) > 2).mean() - 0.0455) < 0.003
     assert 4 < np.abs(head).max() < 6
@@ -61,7 +68,7 @@ def test_the_classifier_is_uniform(arrays):
 
 
 def test_the_rest_is_0_or_1(arrays):
-    for name, spec in array_specs(PLAN).items():
+    for name, spec in array_specs(WIDE).items():
         if spec.leaf != "kernel":
             expected = {"bias": 0, "mean": 0, "scale": 1, "var": 1}[spec.leaf]
             assert (np.asarray(arrays[name]) == expected).all(), name
@@ -88,11 +95,11 @@ def test_names_shapes_and_order_are_the_plans():
 
 def test_another_classifier_leaves_the_trunk_alone():
     """Each array depends on the seed and on its own name alone."""
-    wide, narrow = initial_arrays(PLAN, 3), initial_arrays(model_plan("pt_mixnet_s", num_classes=10), 3)
+    wide, narrow = initial_arrays(PLAN, 3), initial_arrays(model_plan("pt_mnasnet_small", num_classes=10), 3)
     for name in wide:
         if not name.startswith("classifier"):
             np.testing.assert_array_equal(wide[name], narrow[name])
-    assert narrow["classifier.kernel"].shape == (1536, 10)
+    assert narrow["classifier.kernel"].shape == (1280, 10)
 
 
 @pytest.mark.parametrize(

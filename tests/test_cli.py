@@ -1,0 +1,327 @@
+"""The command line: what it prints, and one clear line for every kind of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.summary import array_specs
+from jeffnet.arch.zoo import MODELS, model_plan
+from jeffnet.cli.main import main
+from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.store import ModelCard, save_model
+from jeffnet.weights.timm import timm_name
+
+NAME, CLASSES = "pt_mnasnet_small", ("bird", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A model of three classes, saved as a training run saves it."""
+    card = ModelCard(NAME, 3, 3, Preprocessing(32, 1.0), CLASSES)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_model(path, initial_arrays(card.plan(), 0), card)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """An image folder of three classes, with 2 pictures in each of val and train."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for index in range(2):
+                pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.jpg")
+    return root
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output and standard error of a command."""
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse's way out
+        status = stop.code
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+def fails(capsys, *arguments):
+    """The message of a command that fails as it should: status 1, `error: `, no traceback, nothing on standard output."""
+    status, out, err = run(capsys, *arguments)
+    assert status == 1
+    assert not out
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith(("error: ", "  ")), err
+    return err
+
+
+def test_list_shows_all_models_and_wildcards_choose(capsys):
+    status, out, _ = run(capsys, "list")
+    assert status == 0
+    assert all(name in out for name in MODELS)
+    assert "80 models" in out
+    _, out, _ = run(capsys, "list", "tf_*_b[0-1]_ns")
+    assert "tf_efficientnet_b1_ns" in out and "b2" not in out
+
+
+def test_list_as_json_has_what_a_program_needs(capsys):
+    _, out, _ = run(capsys, "list", "--json")
+    models = {model["name"]: model for model in json.loads(out)}
+    assert models.keys() == MODELS.keys()
+    b0 = models["tf_efficientnet_b0_ap"]
+    assert b0["parameters"] == 5288548
+    assert b0["macs"] == pytest.approx(385.8e6, rel=0.005)
+    assert (b0["image_size"], b0["crop_pct"], b0["interpolation"]) == (224, 0.875, "bicubic")
+    assert b0["mean"] == b0["std"] == [0.5, 0.5, 0.5]
+    assert b0["pretrained"] is True
+    assert sum(model["pretrained"] for model in models.values()) == 65
+
+
+def test_info_adds_up_its_own_layers(capsys):
+    _, out, _ = run(capsys, "info", "mixnet_s", "--json")
+    model = json.loads(out)
+    assert sum(layer["parameters"] for layer in model["layers"]) == model["parameters"] == 4134606
+    assert sum(layer["macs"] for layer in model["layers"]) == model["macs"]
+    _, out, _ = run(capsys, "info", "mixnet_s")
+    assert "depthwise 3x3+5x5+7x7 /2" in out and "4,134,606" in out and "timm/mixnet_s.ft_in1k" in out
+
+
+@pytest.mark.parametrize("command", ["list", "info", "predict", "validate", "train"])
+def test_every_command_has_help(capsys, command):
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0
+    assert "usage: jeffnet" in out and "--debug" in out or command == "train"
+
+
+def test_wrong_usage_has_status_2(capsys):
+    assert run(capsys)[0] == 2
+    assert run(capsys, "list", "--colour")[0] == 2
+    assert run(capsys, "predict", "x.png", "--weights", "w", "--batch-size", "0")[0] == 2
+
+
+def test_an_unknown_model_is_answered_with_near_ones(capsys):
+    assert "tf_efficientnet_b3" in fails(capsys, "info", "tf_eficientnet_b3")
+    assert "no model matches" in fails(capsys, "list", "resnet*")
+
+
+def test_debug_shows_the_traceback():
+    command = [sys.executable, "-m", "jeffnet", "info", "nothing", "--debug"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert "Traceback" in answer.stderr
+
+
+def test_a_reader_that_stops_early_causes_no_traceback():
+    command = f"{sys.executable} -m jeffnet list --json | head -c 1"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert answer.stdout == "["
+    assert not answer.stderr
+
+
+def test_validate_counts_every_picture_whatever_the_batch(capsys, weights, pictures):
+    scores = {}
+    for size in (1, 4, 64):
+        status, out, _ = run(capsys, "validate", pictures, "--weights", weights, "--batch-size", size, "--json")
+        assert status == 0
+        scores[size] = json.loads(out)
+        assert scores[size]["examples"] == 6
+    assert scores[1]["loss"] == pytest.approx(scores[64]["loss"], rel=1e-5)
+    assert scores[4]["top1"] == scores[64]["top1"]
+    assert scores[4]["preprocessing"] == {**vars(Preprocessing(32, 1.0)), "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # fmt: skip
+    assert scores[4]["top5"] == 100.0
+
+
+def test_validate_prints_the_scores_and_the_preprocessing(capsys, weights, pictures):
+    _, out, _ = run(capsys, "validate", pictures, "--weights", weights, "--image-size", 40)
+    assert "top-1" in out and "40 px" in out and "6 val pictures" in out
+
+
+def test_predict_shows_classes_and_draws(capsys, weights, pictures, tmp_path):
+    inputs = [pictures / "val/cat", pictures / "val/dog/0.jpg"]
+    status, out, _ = run(capsys, "predict", *inputs, "--weights", weights, "--output", tmp_path / "p.png")
+    assert status == 0
+    assert out.count(".jpg") == 3
+    assert all(name in out for name in CLASSES)
+    with Image.open(tmp_path / "p.png") as drawn:
+        assert drawn.size[0] > 600
+    _, out, _ = run(capsys, "predict", *inputs, "--weights", weights, "--top", 2, "--json")
+    answers = json.loads(out)
+    assert len(answers) == 3
+    for answer in answers:
+        assert len(answer["classes"]) == 2
+        assert 1 >= answer["probabilities"][0] >= answer["probabilities"][1] >= 0
+
+
+def test_probabilities_do_not_depend_on_the_batch(capsys, weights, pictures):
+    answers = []
+    for size in (1, 2, 6):
+        _, out, _ = run(capsys, "predict", pictures / "val", "--weights", weights, "--batch-size", size, "--json")
+        answers.append(json.loads(out))
+    for other in answers[1:]:
+        for one, two in zip(answers[0], other, strict=True):
+            assert one["name"] == two["name"]
+            np.testing.assert_allclose(one["probabilities"], two["probabilities"], atol=1e-5)
+
+
+def _picture(mode, tmp_path):
+    rng = np.random.default_rng(1)
+    depth, dtype = (65536, np.uint16) if mode == "I;16" else (256, np.uint8)
+    shape = (40, 40) if mode in ("L", "I;16") else (40, 40, 3)
+    image = Image.fromarray(rng.integers(0, depth, shape, dtype))
+    path = tmp_path / f"picture.{'jpg' if mode == 'CMYK' else 'png'}"
+    (image if image.mode == mode else image.convert(mode)).save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == mode
+    return path
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])
+def test_predict_takes_pictures_of_any_mode(capsys, weights, tmp_path, mode):
+    status, out, _ = run(capsys, "predict", _picture(mode, tmp_path), "--weights", weights, "--json")
+    assert status == 0
+    assert sum(json.loads(out)[0]["probabilities"]) == pytest.approx(1, abs=1e-5)
+
+
+def _broken(kind, folder, whole):
+    path = folder / f"{kind}.jpg"
+    path.write_bytes({"truncated": whole.read_bytes()[:400], "empty": b"", "text": b"no picture"}[kind])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text"])
+def test_broken_pictures_are_named(capsys, weights, pictures, tmp_path, kind):
+    path = _broken(kind, tmp_path, pictures / "val/cat/0.jpg")
+    assert path.name in fails(capsys, "predict", path, "--weights", weights)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text"])
+def test_a_broken_picture_in_a_data_set_is_named(capsys, weights, pictures, tmp_path, kind):
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "whole.jpg").write_bytes((pictures / "val/cat/0.jpg").read_bytes())
+    _broken(kind, tmp_path / "cat", pictures / "val/cat/0.jpg")
+    assert f"{kind}.jpg" in fails(capsys, "validate", tmp_path, "--weights", weights, "--json")
+
+
+def test_missing_and_unfit_data_is_named(capsys, weights, pictures, tmp_path):
+    assert "missing.jpg" in fails(capsys, "predict", tmp_path / "missing.jpg", "--weights", weights)
+    assert "no pictures" in fails(capsys, "predict", tmp_path, "--weights", weights)
+    assert "no class folders" in fails(capsys, "validate", tmp_path, "--weights", weights)
+    (tmp_path / "fish").mkdir()
+    (tmp_path / "fish" / "0.jpg").write_bytes((pictures / "val/cat/0.jpg").read_bytes())
+    assert "fish" in fails(capsys, "validate", tmp_path, "--weights", weights)
+
+
+def test_wrong_weights_are_named_with_what_does_not_fit(capsys, pictures, tmp_path):
+    predict = ("predict", pictures / "val/cat", "--weights")
+    assert "does not exist" in fails(capsys, *predict, tmp_path / "none.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    assert "not a whole safetensors file" in fails(capsys, *predict, tmp_path / "text.safetensors")
+    state = _timm_state(model_plan(NAME, num_classes=3))
+    save_file(state, tmp_path / "small.safetensors")
+    assert "--model" in fails(capsys, *predict, tmp_path / "small.safetensors")
+    message = fails(capsys, *predict, tmp_path / "small.safetensors", "--model", "pt_mnasnet_100")
+    assert all(word in message for word in ("missing", "left over", "misshapen"))
+    assert run(capsys, *predict, tmp_path / "small.safetensors", "--model", "mnasnet_small")[0] == 0
+
+
+def _timm_state(plan):
+    arrays, state = initial_arrays(plan, 0), {}
+    for name, spec in array_specs(plan).items():
+        kernel = spec.leaf == "kernel"
+        array = arrays[name].transpose(3, 2, 0, 1) if kernel and arrays[name].ndim == 4 else arrays[name]
+        state[timm_name(spec)] = np.ascontiguousarray(array.T if kernel and array.ndim == 2 else array)
+    return state
+
+
+def test_weights_of_another_number_of_classes_than_the_data(capsys, pictures, tmp_path):
+    save_file(_timm_state(model_plan(NAME, num_classes=4)), tmp_path / "four.safetensors")
+    message = fails(capsys, "validate", pictures, "--weights", tmp_path / "four.safetensors", "--model", NAME)
+    assert "3 classes, the model 4" in message
+
+
+@pytest.fixture
+def recipe(tmp_path, pictures):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        "from jeffnet.train.config import *\n"
+        f"config = Config(model=ModelConfig(name={NAME!r}), epochs=1, batch_size=3, log_steps=1,\n"
+        f"                data=DataConfig(path={str(pictures)!r}, image_size=32))\n"
+    )
+    return path
+
+
+def test_train_then_resume_then_predict(capsys, recipe, tmp_path, pictures):
+    folder = tmp_path / "run"
+    status, out, err = run(capsys, "train", "--config", recipe, "--output", folder, "--label_smoothing", "0.1")
+    assert status == 0
+    assert "best top-1" in out and "epoch   1/1" in err
+    assert json.loads((folder / "config.json").read_text())["label_smoothing"] == 0.1
+    assert all("step" in json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    status, out, _ = run(capsys, "train", "--resume", folder, "--json")
+    assert status == 0
+    assert json.loads(out)["steps"] == 2
+    assert run(capsys, "predict", pictures / "val/cat", "--weights", folder / "model.safetensors")[0] == 0
+    assert "--resume" in fails(capsys, "train", "--config", recipe, "--output", folder)
+
+
+def test_train_prints_the_whole_configuration(capsys, recipe):
+    _, out, _ = run(capsys, "train", "--config", recipe, "--print-config", "--data.flip=0.25")
+    assert json.loads(out)["data"]["flip"] == 0.25
+    assert json.loads(out)["optimizer"]["name"] == "sgd"
+
+
+def test_train_refuses_what_will_not_do(capsys, recipe, tmp_path, pictures):
+    train = ("train", "--config", recipe, "--output", tmp_path / "run")
+    assert "--config" in fails(capsys, "train")
+    assert "--output" in fails(capsys, "train", "--config", recipe)
+    assert "nearest is --optimizer.learning_rate" in fails(capsys, *train, "--optimizer.learningrate", "1")
+    assert "needs a value" in fails(capsys, *train, "--epochs")
+    assert "no option" in fails(capsys, *train, "epochs", "3")
+    assert "takes no other" in fails(capsys, "train", "--resume", tmp_path, "--epochs", "3")
+    assert "batch_size 100" in fails(capsys, *train, "--batch_size", "100")
+    assert "pt_mnasnet_small" in fails(capsys, *train, "--model.name", "pt_mnasnet_smal")
+    assert "no run folder" in fails(capsys, "train", "--resume", tmp_path / "nothing")
+    one = tmp_path / "one"
+    (one / "train/cat").mkdir(parents=True)
+    (one / "val/cat").mkdir(parents=True)
+    for split in ("train", "val"):
+        (one / split / "cat/0.jpg").write_bytes((pictures / "val/cat/0.jpg").read_bytes())
+    fails(capsys, *train, "--data.path", one)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_read_only_output_is_an_error(capsys, recipe, tmp_path, monkeypatch):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    if os.access(locked, os.W_OK):  # who may write everywhere, as root, meets read-only file systems only
+        from pathlib import Path
+
+        def refuse(self, *arguments, **options):
+            raise OSError(30, "Read-only file system", str(self))
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    message = fails(capsys, "train", "--config", recipe, "--output", locked / "run")
+    assert "locked/run" in message and "cannot be written" in message
+
+
+def test_an_unforeseen_error_is_one_line_too(capsys, monkeypatch):
+    monkeypatch.setattr("jeffnet.cli.list_.list_models", lambda *_: 1 / 0)
+    assert "ZeroDivisionError" in fails(capsys, "list")
+
+
+def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jeffnet.cli.list_.list_models", interrupt)
+    status, _, err = run(capsys, "list")
+    assert (status, err) == (130, "interrupted\n")
