@@ -39,7 +39,8 @@ demo: $(VENV)/demo.stamp ## train on embedded data, validate and predict (under 
 	rm -rf demo_run
 	$(BIN)/jeffnet train --config configs/demo_digits.py --output demo_run
 	$(BIN)/jeffnet validate digits --weights demo_run/model.safetensors
-	$(BIN)/jeffnet predict demo_run/pictures --weights demo_run/model.safetensors
+	$(BIN)/jeffnet predict digits --weights demo_run/model.safetensors --limit 12 --output demo_run/predictions.png
+	@echo "learning curves: demo_run/curves.png"
 
 test: test-this-python test-other-pythons ## run the tests without the slow ones, on every Python found (under 15 minutes)
 

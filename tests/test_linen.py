@@ -151,7 +151,7 @@ def test_a_missing_variable_is_named():
 
 
 def test_logits_are_the_classifier_of_the_pre_logits(small):
-    _, variables, logits, pre_logits, maps = small
+    _, variables, logits, pre_logits, _ = small
     assert logits.shape == (BATCH, CLASSES) and pre_logits.shape == (BATCH, 64)
     classifier = variables["params"]["classifier"]
     expected = pre_logits @ classifier["kernel"] + classifier["bias"]
@@ -238,9 +238,7 @@ def test_pools_differ_and_average():
     """'avgmax' is the mean of the other two, before a linear classifier."""
     variables = _randomized(_create()[1])
     models = [_create(global_pool=kind)[0] for kind in ("avg", "max", "avgmax")]
-    average, largest, both = _run(
-        lambda v, x: [model.apply(v, x) for model in models], variables, _images(size=64)
-    )
+    average, largest, both = _run(lambda v, x: [model.apply(v, x) for model in models], variables, _images(size=64))
     scale = float(jnp.abs(largest).max())
     assert float(jnp.abs(average - largest).max()) > 1e-2 * scale
     np.testing.assert_allclose(both, (average + largest) / 2, rtol=1e-4, atol=1e-4 * scale)
@@ -276,7 +274,7 @@ def test_pictures_of_another_shape_are_an_error(shape):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(dtype, small):
-    """Layers compute in it, logits have it, what is kept stays float32, and the function is the same to its precision."""
+    """Layers compute in it, logits have it, what is kept stays float32; the function is the same to its precision."""
     model, variables = _create(dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     logits = _run(model.apply, small[1], _images())
@@ -385,8 +383,12 @@ def test_each_way_of_dropping_is_on_in_training_and_off_in_evaluation(rates):
             rngs = {"dropout": jax.random.key(seed)}
             return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]
 
-        return train(model, 0), train(model, 1), train(plain, 0), model.apply(variables, images), plain.apply(
-            variables, images
+        return (
+            train(model, 0),
+            train(model, 1),
+            train(plain, 0),
+            model.apply(variables, images),
+            plain.apply(variables, images),
         )
 
     first, second, undropped, evaluated, expected = _run(outputs, variables, _images())
@@ -427,7 +429,9 @@ def test_every_statistic_is_updated(train_step):
     variables, step = train_step
     _, updated = step(variables, _images(), jax.random.key(0))
     assert jax.tree.structure(updated["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
-    for old, new in zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"]), strict=True):
+    for old, new in zip(
+        jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"]), strict=True
+    ):
         assert float(jnp.abs(old - new).max()) > 0
 
 

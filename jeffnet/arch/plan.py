@@ -7,6 +7,7 @@ operation, `Conv` and `SqueezeExcite`, which a backend realises one by one with 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 
 from jeffnet.arch.grammar import BlockSpec, parse_stages
 from jeffnet.arch.spec import ModelSpec, SqueezeRule
@@ -203,6 +204,9 @@ def lower(
 def _check_options(
     num_classes: int, in_chans: int, rates: dict[str, float], global_pool: str, output_stride: int
 ) -> None:
+    for name, number in (("num_classes", num_classes), ("in_chans", in_chans), ("output_stride", output_stride)):
+        if not isinstance(number, Integral):
+            raise ArchitectureError(f"{name} {number!r} is not a whole number")
     if num_classes < 0:
         raise ArchitectureError(f"num_classes {num_classes} is negative: give a number of classes, or 0 for features")
     if in_chans < 1:

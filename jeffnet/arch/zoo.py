@@ -48,6 +48,7 @@ def resolve_name(name: str) -> str:
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     # A tag is longer than what tells two models apart, so that it alone must not decide what is near.
     near += [other for other in difflib.get_close_matches(name.partition(".")[0], MODELS, n=4) if other not in near]
+    near += [other for other in MODELS if name and name in other and other not in near]
     hint = f"near it: {', '.join(near[:5])}" if near else "`jeffnet list` shows all"
     raise UnknownModelError(f"unknown model {name!r}; {hint}")
 

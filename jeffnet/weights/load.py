@@ -83,9 +83,11 @@ def open_weights(path: str | os.PathLike, name: str | None = None) -> tuple[Mode
 def _timm_card(file: WeightsFile, model: str) -> ModelCard:
     """What the arrays of a timm state dict tell: its classes are ImageNet's where there are 1,000."""
     bias, stem = file.arrays.get("classifier.bias"), file.arrays["conv_stem.weight"]
-    num_classes = 0 if bias is None else len(bias)
+    # What has another rank than it should is left for `fit` to report.
+    num_classes = 0 if bias is None else bias.size if bias.ndim == 1 else 1000
+    in_chans = stem.shape[1] if stem.ndim == 4 else 3
     classes = tuple(imagenet_classes()) if num_classes == len(imagenet_classes()) else ()
-    return ModelCard(model, num_classes, stem.shape[1], model_preprocessing(model), classes)
+    return ModelCard(model, num_classes, in_chans, model_preprocessing(model), classes)
 
 
 def load_weights(

@@ -101,6 +101,7 @@ def parse_card(text: str, source: str) -> ModelCard:
         )
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
         resolve_name(card.model)
+        card.plan()
     except WeightsError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

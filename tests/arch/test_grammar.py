@@ -20,9 +20,7 @@ from jeffnet.errors import ArchitectureError
         ("dsa_r3_k5_s1_c16_skip", BlockSpec("dsa", repeats=3, kernels=(5,), stride=1, channels=16, skip=True)),
         (
             "er_r1_k3_s1_e4_c24_fc24_noskip",
-            BlockSpec(
-                "er", repeats=1, kernels=(3,), stride=1, channels=24, skip=False, expansion=4.0, expand_from=24
-            ),
+            BlockSpec("er", repeats=1, kernels=(3,), stride=1, channels=24, skip=False, expansion=4.0, expand_from=24),
         ),
         (
             "cn_r1_k1_s1_c960_nhs",
@@ -50,9 +48,7 @@ def test_every_field_is_read(text, expected):
     assert parse_block(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("code", "act"), [("nre", "relu"), ("nr6", "relu6"), ("nhs", "hard_swish"), ("nsw", "silu")]
-)
+@pytest.mark.parametrize(("code", "act"), [("nre", "relu"), ("nr6", "relu6"), ("nhs", "hard_swish"), ("nsw", "silu")])
 def test_activation_codes(code, act):
     """`nre` begins with the letters of field `n`, and `r6` looks like field `r`: neither is taken for another field."""
     assert parse_block(f"ds_r1_k3_s1_c16_{code}") == parse_block(f"ds_{code}_c16_s1_k3_r1")

@@ -105,7 +105,9 @@ def test_strides_never_exceed_the_output_stride(name, output_stride):
     """Strides become dilations, and the widths, names and parameters stay what they are."""
     plain, plan = model_plan(name), model_plan(name, output_stride=output_stride)
     assert [feature.stride for feature in plan.features] == [min(stride, output_stride) for stride in (2, 4, 8, 16, 32)]
-    assert [(f.name, f.channels, f.stage) for f in plan.features] == [(f.name, f.channels, f.stage) for f in plain.features]
+    assert [(f.name, f.channels, f.stage) for f in plan.features] == [
+        (f.name, f.channels, f.stage) for f in plain.features
+    ]
     assert array_specs(plan) == array_specs(plain)
     reached = 1
     for conv in convs(plan):
@@ -135,7 +137,7 @@ def test_dilation_starts_behind_the_stride_it_replaces():
 
 
 def test_paddings():
-    """`symmetric` is half the dilated kernel, `same` is left to the size of the input; EdgeTPU's expansion is symmetric."""
+    """`symmetric` is half the dilated kernel, `same` depends on the input's size; EdgeTPU's expansion is symmetric."""
     symmetric, same = lower(SMALL, output_stride=8), lower(as_tensorflow(SMALL))
     assert symmetric.stem.parts[0].padding == ((1, 1), (1, 1))
     assert symmetric.stages[1][0].ops[1].parts[0].padding == ((2, 2), (2, 2))

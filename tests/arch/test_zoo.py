@@ -169,6 +169,7 @@ def test_a_models_own_name_is_no_alias(name):
         ("efficientnet_b9", "tf_efficientnet_b8"),
         ("tf_eficientnet_b1", "tf_efficientnet_b1"),
         ("mobilenet_v3_small", "pt_mobilenetv3_small_100"),
+        ("fbnet", "pt_fbnetc_100"),
         ("tf_efficientnet_b3.wrong_tag", "tf_efficientnet_b3"),
     ],
 )
@@ -182,7 +183,7 @@ def test_an_unknown_name_is_answered_with_near_ones(name, near):
     assert isinstance(raised.value, JeffnetError)
 
 
-@pytest.mark.parametrize("name", ["", "zzz", "pt_", "*"])
+@pytest.mark.parametrize("name", ["", "zzz", "*"])
 def test_a_name_near_nothing_points_to_the_list(name):
     with pytest.raises(UnknownModelError, match="jeffnet list"):
         resolve_name(name)

@@ -18,9 +18,7 @@ PLAN = model_plan("pt_mnasnet_small", num_classes=100)
 
 # Every kind of layer once, wide enough to tell deviations.
 WIDE = lower(
-    ModelSpec(
-        stages=(("er_r1_k3_s1_e4_c32",), ("ir_r1_k3.5.7_a1.1_p1.1_s2_e6_c64_se0.5",)), stem=32, features=1536
-    ),
+    ModelSpec(stages=(("er_r1_k3_s1_e4_c32",), ("ir_r1_k3.5.7_a1.1_p1.1_s2_e6_c64_se0.5",)), stem=32, features=1536),
     num_classes=100,
 )
 
@@ -120,7 +118,9 @@ def test_the_seed_decides(one, other):
 
 
 def test_a_key_and_its_raw_form_are_one_seed():
-    first, second = (initial_arrays(PLAN, key)["conv_stem.kernel"] for key in (jax.random.key(7), jax.random.PRNGKey(7)))
+    first, second = (
+        initial_arrays(PLAN, key)["conv_stem.kernel"] for key in (jax.random.key(7), jax.random.PRNGKey(7))
+    )
     np.testing.assert_array_equal(first, second)
 
 

@@ -257,9 +257,7 @@ def test_create_model_adapts_only_when_asked(path):
         create_model(NAME, num_classes=5, in_chans=3, pretrained=path)
     _, variables = create_model(NAME, num_classes=5, in_chans=3, pretrained=path, adapt=True)
     _, fresh = create_model(NAME, num_classes=5, in_chans=3)
-    np.testing.assert_array_equal(
-        variables["params"]["classifier"]["kernel"], fresh["params"]["classifier"]["kernel"]
-    )
+    np.testing.assert_array_equal(variables["params"]["classifier"]["kernel"], fresh["params"]["classifier"]["kernel"])
     np.testing.assert_allclose(
         variables["params"]["conv_stem"]["kernel"].sum(2),
         initial_arrays(PLAN, 0)["conv_stem.kernel"][:, :, 0],
