@@ -54,7 +54,7 @@ def run(capsys, *arguments):
 
 
 def fails(capsys, *arguments):
-    """The message of a command that fails as it should: status 1, `error: `, no traceback, nothing on standard output."""
+    """The message of a command that fails as it should: status 1, no traceback, nothing on standard output."""
     status, out, err = run(capsys, *arguments)
     assert status == 1
     assert not out
@@ -98,7 +98,7 @@ def test_info_adds_up_its_own_layers(capsys):
 def test_every_command_has_help(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0
-    assert "usage: jeffnet" in out and "--debug" in out or command == "train"
+    assert f"usage: jeffnet {command}" in out and "--debug" in out
 
 
 def test_wrong_usage_has_status_2(capsys):
@@ -135,7 +135,8 @@ def test_validate_counts_every_picture_whatever_the_batch(capsys, weights, pictu
         assert scores[size]["examples"] == 6
     assert scores[1]["loss"] == pytest.approx(scores[64]["loss"], rel=1e-5)
     assert scores[4]["top1"] == scores[64]["top1"]
-    assert scores[4]["preprocessing"] == {**vars(Preprocessing(32, 1.0)), "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # fmt: skip
+    assert scores[4]["preprocessing"]["image_size"] == 32
+    assert scores[4]["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     assert scores[4]["top5"] == 100.0
 
 

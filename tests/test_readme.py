@@ -12,7 +12,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_the_python_examples_run_in_order():
-    """Pictures are smaller here, for speed. Examples that need a file which the reader has to bring are marked `notest`."""
+    """Pictures are smaller here, for speed; examples that need a file of the reader's are marked `notest`."""
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 5
     names = {}
