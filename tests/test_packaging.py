@@ -71,9 +71,10 @@ def test_wheel_works_in_an_environment_of_its_own(distributions, tmp_path):
 
 
 def _package_files() -> set[str]:
-    """Sources and the marker of typing: whatever else lies in the package's folder has no place in a distribution."""
+    """Sources, the marker of typing and ImageNet's class names: nothing else belongs into a distribution."""
     package = ROOT / "jeffnet"
-    return {str(path.relative_to(ROOT)) for path in package.rglob("*.py")} | {"jeffnet/py.typed"}
+    others = {"jeffnet/py.typed", "jeffnet/arch/imagenet_classes.tsv"}
+    return {str(path.relative_to(ROOT)) for path in package.rglob("*.py")} | others
 
 
 def _run(*command: str, cwd: Path | None = None) -> str:

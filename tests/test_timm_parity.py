@@ -84,6 +84,7 @@ def _reference(timm, name, **options):
     """timm's model in float64 with random arrays, each at the scale that keeps activations near 1."""
     import torch
 
+    torch.set_num_threads(1)  # pictures this small are no work to share, and waiting threads slow all other processes
     options = {"num_classes": CLASSES} | options
     with torch.device("meta"):
         if "_l2" in name:
