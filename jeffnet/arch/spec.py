@@ -41,7 +41,7 @@ class ModelSpec:
       se: the rule of squeeze-and-excitation.
       pool_first: the head convolution follows the global pooling, has a bias and no norm (MobileNetV3).
       drop_rate: dropout before the classifier, as in the paper.
-      drop_path_rate: stochastic depth of the last block, as in the paper; blocks before it have linearly less.
+      drop_path_rate: stochastic depth, as in the paper: block `i` of `n`, from 0, has `drop_path_rate * i / n` of it.
     """
 
     stages: tuple[tuple[str, ...], ...]

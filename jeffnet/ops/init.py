@@ -1,8 +1,7 @@
 """Initial values, as in the papers' own code.
 
 Convolutions: normal, variance `2 / fan_out`, with `fan_out = height * width * out channels / groups`. Classifier:
-  uniform
-within `1 / sqrt(classes)`. Biases and means 0, scales and variances 1.
+uniform within `1 / sqrt(classes)`. Biases and means 0, scales and variances 1.
 
 Source: tensorflow/tpu, models/official/efficientnet/efficientnet_model.py; there a depthwise kernel's fan-out is its
 height times its width.
