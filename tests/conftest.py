@@ -19,6 +19,22 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 
 
+@pytest.fixture(scope="module")
+def small_model() -> Iterator[str]:
+    """The name of a model that only the tests have: two blocks, since compiling larger ones takes most of the time."""
+    from jeffnet.arch import zoo
+    from jeffnet.arch.preprocessing import Preprocessing
+    from jeffnet.arch.spec import ModelSpec
+
+    spec = ModelSpec(
+        stages=(("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k3_s2_e3_c16",)), stem=8, features=32, drop_path_rate=0.1
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, "pt_small_of_the_tests", spec)
+        patch.setitem(zoo.PREPROCESSING, "pt_small_of_the_tests", Preprocessing(224, 0.875))
+        yield "pt_small_of_the_tests"
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """64-bit JAX for one test."""

@@ -36,9 +36,9 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(pictures):
+def config(pictures, small_model):
     return Config(
-        model=ModelConfig(name="pt_mnasnet_small", bn_momentum=0.5, drop_rate=0.0),
+        model=ModelConfig(name=small_model, bn_momentum=0.5),
         data=DataConfig(path=str(pictures), image_size=32, crop_pct=1.0, scale=(0.5, 1.0)),
         optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3),
         schedule=ScheduleConfig(warmup_epochs=1.0),
@@ -86,12 +86,12 @@ def test_a_run_writes_what_it_says(finished):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_the_saved_model_is_the_best_one_and_knows_itself(finished, config):
+def test_the_saved_model_is_the_best_one_and_knows_itself(finished, small_model):
     folder, result = finished
     _, _, card = from_pretrained(folder / "model.safetensors")
-    assert card.model == "pt_mnasnet_small"
+    assert card.model == small_model
     assert card.classes == ("blue", "green", "red")
-    assert card.preprocessing == replace(model_preprocessing("pt_mnasnet_small"), image_size=32, crop_pct=1.0)
+    assert card.preprocessing == replace(model_preprocessing(small_model), image_size=32, crop_pct=1.0)
     assert result.best.top1 == max(row["val_top1"] for row in rows(folder) if "val_top1" in row)
 
 
@@ -175,19 +175,19 @@ def test_an_output_that_cannot_be_written_is_an_error(config, tmp_path):
         train(config, tmp_path / "file" / "run", progress=False)
 
 
-def test_fine_tuning_starts_from_the_file_with_a_new_classifier(config, tmp_path):
-    model, variables = create_model("pt_mnasnet_small", num_classes=7, rng=5)
+def test_fine_tuning_starts_from_the_file_with_a_new_classifier(config, small_model, tmp_path):
+    model, variables = create_model(small_model, num_classes=7, rng=5)
     arrays = {name: np.asarray(array) for name, array in to_canonical(variables, model.plan).items()}
-    card = ModelCard("pt_mnasnet_small", 7, 3, model_preprocessing("pt_mnasnet_small"))
+    card = ModelCard(small_model, 7, 3, model_preprocessing(small_model))
     save_model(tmp_path / "start.safetensors", arrays, card)
     tuned = replace(config, model=replace(config.model, pretrained=str(tmp_path / "start.safetensors")))
     start = to_canonical(loop._make_parts(tuned).start.variables, loop._make_parts(tuned).model.plan)
-    assert start["classifier.kernel"].shape == (1280, 3)
+    assert start["classifier.kernel"].shape == (32, 3)
     np.testing.assert_array_equal(start["conv_stem.kernel"], arrays["conv_stem.kernel"])
 
 
-def test_the_runs_preprocessing_is_the_models_but_for_what_is_configured(config):
-    own = model_preprocessing("pt_mnasnet_small")
+def test_the_runs_preprocessing_is_the_models_but_for_what_is_configured(config, small_model):
+    own = model_preprocessing(small_model)
     assert run_preprocessing(replace(config, data=DataConfig(path="x"))) == own
     chosen = run_preprocessing(replace(config, data=DataConfig(path="x", interpolation="bilinear")))
     assert chosen == replace(own, interpolation="bilinear")
