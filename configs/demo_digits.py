@@ -12,7 +12,7 @@ config = Config(
     data=DataConfig(path="digits", image_size=32, crop_pct=1.0, scale=(0.8, 1.0), ratio=(0.8, 1.25), flip=0.0),
     optimizer=OptimizerConfig(name="adamw", learning_rate=4e-3, weight_decay=0.02),
     schedule=ScheduleConfig(name="cosine", warmup_epochs=1.0),
-    epochs=10,
+    epochs=12,
     batch_size=64,
     label_smoothing=0.1,
 )
