@@ -161,6 +161,21 @@ def test_predict_shows_classes_and_draws(capsys, weights, pictures, tmp_path):
         assert 1 >= answer["probabilities"][0] >= answer["probabilities"][1] >= 0
 
 
+def test_a_folder_is_cut_to_the_limit_aloud_and_named_files_never(capsys, weights, pictures):
+    folder = pictures / "val"
+    _, out, err = run(capsys, "predict", folder, "--weights", weights, "--limit", 2, "--json")
+    assert len(json.loads(out)) == 2 and "first 2 of 6" in err
+    files = sorted(folder.rglob("*.jpg"))[:3]
+    _, out, err = run(capsys, "predict", *files, "--weights", weights, "--limit", 2, "--json")
+    assert len(json.loads(out)) == 3 and "first" not in err
+
+
+def test_weights_without_a_classifier_predict_nothing(capsys, pictures, tmp_path, small_model):
+    save_file(_timm_state(model_plan(small_model, num_classes=0)), tmp_path / "trunk.safetensors")
+    options = ("--weights", tmp_path / "trunk.safetensors", "--model", small_model)
+    assert "no classifier" in fails(capsys, "predict", pictures / "val/cat", *options)
+
+
 def test_probabilities_do_not_depend_on_the_batch(capsys, weights, pictures):
     answers = []
     for size in (1, 2, 6):

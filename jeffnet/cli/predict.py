@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jeffnet.cli.model import add_model_options, open_model
 from jeffnet.cli.text import table
-from jeffnet.errors import DatasetError
+from jeffnet.errors import DatasetError, WeightsError
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", help="picture files, folders of pictures, or `digits` (held-out ones)")
     add_model_options(parser)
     parser.add_argument("--top", type=int, default=5, help="classes to show (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=24, help="pictures at most (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=24, help="pictures of a folder at most (default: %(default)s)")
     parser.add_argument("--output", metavar="PNG", help="draw the pictures with their classes into this file")
     parser.add_argument("--json", action="store_true", help="one array of objects")
     parser.set_defaults(run=run)
@@ -37,6 +38,8 @@ def run(options: argparse.Namespace) -> None:
     if options.top < 1 or options.limit < 1:
         raise DatasetError("--top and --limit must be at least 1")
     model, variables, card = open_model(options)
+    if not card.num_classes:
+        raise WeightsError(f"weights {options.weights!r} have no classifier: there are no classes to show")
     classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
     pictures = _pictures(options.pictures, options.limit, card.in_chans)
     forward = make_forward(model, card.preprocessing)
@@ -74,7 +77,9 @@ def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not files:
                 raise DatasetError(f"folder {name!r} has no pictures: files ending in {', '.join(sorted(SUFFIXES))}")
+            if len(files) > limit:
+                print(f"{name}: the first {limit} of {len(files)} pictures; --limit shows more", file=sys.stderr)
             pictures += [Picture(str(file), read_image(file, channels)) for file in files[:limit]]
         else:
             pictures.append(Picture(name, read_image(path, channels)))
-    return pictures[:limit]
+    return pictures
