@@ -22,11 +22,10 @@ from jeffnet.arch import plan as arch
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan
 from jeffnet.errors import ArchitectureError, WeightsError
-from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
+from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
 from jeffnet.ops.norm import batch_normalize, batch_statistics, statistics_dtype
-from jeffnet.ops.pool import global_pool
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import open_weights
 from jeffnet.weights.start import abstract_arrays, starting_arrays
@@ -196,11 +195,7 @@ class ImageClassifier(nn.Module):
         Raises:
           ArchitectureError: no such map.
         """
-        count = len(self.plan.features)
-        chosen = range(count) if indices is None else indices
-        if not all(-count <= index < count for index in chosen):
-            raise ArchitectureError(f"feature indices {list(chosen)}: the model has {count}, 0 to {count - 1}")
-        stages = [self.plan.features[index].stage for index in chosen]
+        stages = feature_stages(self.plan, indices)
         maps = self._forward(images, train, "features", max(stages, default=-1))
         return tuple(maps[stage + 1] for stage in stages)
 
@@ -208,36 +203,21 @@ class ImageClassifier(nn.Module):
     def _forward(self, images: Array, train: bool, output: str, last_stage: int | None = None) -> list[Array]:
         """The output of the stem, of each stage up to `last_stage`, and of the head."""
         plan, layers = self.plan, _Layers(self.plan, self.dtype, self.param_dtype)
-        if images.ndim != 4 or images.shape[-1] != plan.in_chans:
-            raise ArchitectureError(f"images of shape {images.shape}: the model takes (N, H, W, {plan.in_chans})")
         block_class = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        outputs = [layers.conv(plan.stem, jnp.asarray(images, self.dtype), train)]
-        for stage in plan.stages[: None if last_stage is None else last_stage + 1]:
-            x = outputs[-1]
-            for block in stage:
-                x = block_class(block, layers, name=block.name.replace(".", "_"))(x, train)
-            outputs.append(x)
-        return outputs if output == "features" else [self._head(outputs[-1], layers, train, output)]
 
-    def _head(self, x: Array, layers: "_Layers", train: bool, output: str) -> Array:
-        plan = self.plan
-        if not plan.pool_first:
-            x = layers.conv(plan.head, x, train)
-        x = global_pool(x, plan.global_pool)
-        if plan.pool_first:
-            x = layers.conv(plan.head, x, train)
-        if plan.global_pool != "none":
-            x = x.reshape(x.shape[0], -1)
-        if output == "pre_logits" or plan.classifier is None:
-            return x
-        x = nn.Dropout(plan.drop_rate, name="dropout")(x, deterministic=not train)
-        return nn.Dense(
-            plan.classifier.out_features,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=dense_kernel_init,
-            name=plan.classifier.name,
-        )(x)
+        def classifier(x: Array) -> Array:
+            x = nn.Dropout(plan.drop_rate, name="dropout")(x, deterministic=not train)
+            return layers.classifier(x)
+
+        return apply_network(
+            plan,
+            jnp.asarray(images, self.dtype),
+            lambda op, x: layers.conv(op, x, train),
+            lambda block, x: block_class(block, layers, name=block.name.replace(".", "_"))(x, train),
+            classifier,
+            output=output,
+            last_stage=last_stage,
+        )
 
 
 class Block(nn.Module):
@@ -249,17 +229,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """`(N, H, W, C)` to `(N, H', W', C')`."""
-        shortcut = x
-        for op in self.block.ops:
-            if isinstance(op, arch.Conv):
-                x = self.layers.conv(op, x, train)
-            else:
-                x = SqueezeExcite(op, self.layers, name=_local(op.name))(x)
-        if not self.block.residual:
-            return x
-        if train and self.block.drop_path_rate > 0:
-            x = drop_path(x, self.block.drop_path_rate, self.make_rng("dropout"))
-        return x + shortcut
+        rate = self.block.drop_path_rate if train else 0.0
+        return apply_block(
+            self.block,
+            x,
+            lambda op, x: self.layers.conv(op, x, train),
+            lambda op, x: SqueezeExcite(op, self.layers, name=_local(op.name))(x),
+            lambda x: drop_path(x, rate, self.make_rng("dropout")) if rate > 0 else x,
+        )
 
 
 class SqueezeExcite(nn.Module):
@@ -271,9 +248,8 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`(N, H, W, C)` to the same."""
-        pooled = x.mean((1, 2), keepdims=True)
-        reduced = ACTIVATIONS[self.op.act](self.layers.dense_conv("conv_reduce", self.op.reduced)(pooled))
-        return x * ACTIVATIONS[self.op.gate](self.layers.dense_conv("conv_expand", self.op.channels)(reduced))
+        reduce = self.layers.dense_conv("conv_reduce", self.op.reduced)
+        return apply_squeeze(self.op, x, reduce, self.layers.dense_conv("conv_expand", self.op.channels))
 
 
 class BatchNorm(nn.BatchNorm):
@@ -313,28 +289,32 @@ class _Layers:
 
     def conv(self, op: arch.Conv, x: Array, train: bool) -> Array:
         """A convolution with its norm and activation."""
-        if len(op.parts) == 1:
-            x = self._part(op, op.parts[0])(x)
-        else:
-            pieces, start = [], 0
-            for part in op.parts:
-                pieces.append(self._part(op, part)(x[..., start : start + part.in_channels]))
-                start += part.in_channels
-            x = jnp.concatenate(pieces, axis=-1)
-        if op.norm:
-            x = BatchNorm(
-                use_running_average=not train,
-                momentum=self.plan.bn_momentum,
-                epsilon=self.plan.bn_epsilon,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=_local(op.norm),
-            )(x)
-        return ACTIVATIONS[op.act](x) if op.act else x
+        return apply_conv(op, x, lambda part, x: self._part(op, part)(x), lambda name, x: self._norm(name, train)(x))
+
+    def classifier(self, x: Array) -> Array:
+        """The dense layer."""
+        assert self.plan.classifier
+        return nn.Dense(
+            self.plan.classifier.out_features,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=dense_kernel_init,
+            name=self.plan.classifier.name,
+        )(x)
 
     def dense_conv(self, name: str, features: int) -> nn.Conv:
         """A 1x1 convolution with bias."""
         return self._conv(name, features, bias=True)
+
+    def _norm(self, name: str, train: bool) -> BatchNorm:
+        return BatchNorm(
+            use_running_average=not train,
+            momentum=self.plan.bn_momentum,
+            epsilon=self.plan.bn_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=_local(name),
+        )
 
     def _part(self, op: arch.Conv, part: arch.ConvPart) -> nn.Conv:
         return self._conv(

@@ -1,0 +1,140 @@
+"""The order of operations in a network, which every backend shares; the layers come from the backend, as functions."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from jeffnet.arch.plan import Block, Conv, ConvPart, Plan, SqueezeExcite
+from jeffnet.errors import ArchitectureError
+from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.pool import global_pool
+
+Layer = Callable[[Array], Array]
+
+
+def apply_conv(op: Conv, x: Array, part: Callable[[ConvPart, Array], Array], norm: Callable[[str, Array], Array]):
+    """A convolution with its norm and activation.
+
+    Args:
+      op: what to compute.
+      x: `(N, H, W, C)`.
+      part: applies one kernel to its share of the channels.
+      norm: applies the norm of this name.
+
+    Returns:
+      `(N, H', W', C')`.
+    """
+    if len(op.parts) == 1:
+        x = part(op.parts[0], x)
+    else:
+        pieces, start = [], 0
+        for each in op.parts:
+            pieces.append(part(each, x[..., start : start + each.in_channels]))
+            start += each.in_channels
+        x = jnp.concatenate(pieces, axis=-1)
+    if op.norm:
+        x = norm(op.norm, x)
+    return ACTIVATIONS[op.act](x) if op.act else x
+
+
+def apply_squeeze(op: SqueezeExcite, x: Array, reduce: Layer, expand: Layer) -> Array:
+    """Channels weighted by what the whole picture holds (arXiv:1709.01507).
+
+    Args:
+      op: what to compute.
+      x: `(N, H, W, C)`.
+      reduce: the 1x1 convolution to fewer channels.
+      expand: the one back.
+    """
+    reduced = ACTIVATIONS[op.act](reduce(x.mean((1, 2), keepdims=True)))
+    return x * ACTIVATIONS[op.gate](expand(reduced))
+
+
+def apply_block(
+    block: Block,
+    x: Array,
+    conv: Callable[[Conv, Array], Array],
+    squeeze: Callable[[SqueezeExcite, Array], Array],
+    drop_path: Layer,
+) -> Array:
+    """The operations of one block, with its residual connection.
+
+    Args:
+      block: what to compute.
+      x: `(N, H, W, C)`.
+      conv: applies a convolution with its norm and activation.
+      squeeze: applies a squeeze-and-excitation.
+      drop_path: what happens to the residual branch before it is added.
+    """
+    shortcut = x
+    for op in block.ops:
+        x = conv(op, x) if isinstance(op, Conv) else squeeze(op, x)
+    return drop_path(x) + shortcut if block.residual else x
+
+
+def apply_network(
+    plan: Plan,
+    images: Array,
+    conv: Callable[[Conv, Array], Array],
+    block: Callable[[Block, Array], Array],
+    classifier: Layer,
+    *,
+    output: str = "logits",
+    last_stage: int | None = None,
+) -> list[Array]:
+    """A whole network.
+
+    Args:
+      plan: what to compute.
+      images: `(N, H, W, C)`, of the dtype in which to compute.
+      conv: applies a convolution with its norm and activation.
+      block: applies a block.
+      classifier: dropout and the dense layer; not called where the Plan has no classifier.
+      output: 'logits', 'pre_logits' or 'features'.
+      last_stage: of the features wanted, -1 for the stem's; None for all.
+
+    Returns:
+      For 'features' the outputs of the stem and of each stage up to `last_stage`; otherwise one array: logits
+      `(N, classes)` or pooled features `(N, F)`, `(N, H', W', ...)` without pooling.
+
+    Raises:
+      ArchitectureError: the images have another rank or number of channels than the Plan takes.
+    """
+    if images.ndim != 4 or images.shape[-1] != plan.in_chans:
+        raise ArchitectureError(f"images of shape {images.shape}: the model takes (N, H, W, {plan.in_chans})")
+    outputs = [conv(plan.stem, images)]
+    for stage in plan.stages[: None if last_stage is None else last_stage + 1]:
+        x = outputs[-1]
+        for each in stage:
+            x = block(each, x)
+        outputs.append(x)
+    return outputs if output == "features" else [_head(plan, outputs[-1], conv, classifier, output)]
+
+
+def _head(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier: Layer, output: str) -> Array:
+    if not plan.pool_first:
+        x = conv(plan.head, x)
+    x = global_pool(x, plan.global_pool)
+    if plan.pool_first:
+        x = conv(plan.head, x)
+    if plan.global_pool != "none":
+        x = x.reshape(x.shape[0], -1)
+    return x if output == "pre_logits" or plan.classifier is None else classifier(x)
+
+
+def feature_stages(plan: Plan, indices: Sequence[int] | None) -> list[int]:
+    """The stage whose output each of the wanted feature maps is; -1 is the stem's.
+
+    Args:
+      plan: the model.
+      indices: which of `plan.features`, in any order; negative ones count from the end. None takes all.
+
+    Raises:
+      ArchitectureError: no such map.
+    """
+    count = len(plan.features)
+    chosen = range(count) if indices is None else indices
+    if not all(-count <= index < count for index in chosen):
+        raise ArchitectureError(f"feature indices {list(chosen)}: the model has {count}, 0 to {count - 1}")
+    return [plan.features[index].stage for index in chosen]
