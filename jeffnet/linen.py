@@ -11,7 +11,7 @@ mutable=['batch_stats'])` gives the logits and the updated statistics.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,57 +20,24 @@ from jax.typing import DTypeLike
 
 from jeffnet.arch import plan as arch
 from jeffnet.arch.summary import array_specs
-from jeffnet.arch.zoo import model_plan
 from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
-from jeffnet.ops.norm import batch_normalize, batch_statistics, statistics_dtype
+from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics, statistics_dtype
 from jeffnet.ops.stochastic import drop_path
-from jeffnet.weights.load import open_weights
-from jeffnet.weights.start import abstract_arrays, starting_arrays
+from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained
 from jeffnet.weights.store import ModelCard
 
 Variables = dict[str, Any]
 
 
-def create_model(
-    name: str,
-    *,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    drop_rate: float | None = None,
-    drop_path_rate: float | None = None,
-    global_pool: str = "avg",
-    output_stride: int = 32,
-    bn_momentum: float | None = None,
-    dtype: DTypeLike = jnp.float32,
-    param_dtype: DTypeLike = jnp.float32,
-    remat: bool = False,
-    rng: int | Array = 0,
-    pretrained: str | PathLike | None = None,
-    adapt: bool = False,
-    abstract: bool = False,
-) -> tuple["ImageClassifier", Variables]:
+def create_model(name: str, **options: Unpack[ModelOptions]) -> tuple["ImageClassifier", Variables]:
     """A model of the zoo and its variables; takes no forward pass.
 
     Args:
       name: ours or timm's; `jeffnet list` shows them.
-      num_classes: width of the logits; 0 makes a call return the pooled features.
-      in_chans: channels of the pictures.
-      drop_rate: dropout before the classifier, in [0, 1); None takes the paper's.
-      drop_path_rate: stochastic depth of the last block, in [0, 1); None takes the paper's.
-      global_pool: 'avg', 'max', 'avgmax' (mean of both) or 'none' (logits for every position of the last map).
-      output_stride: 32, or 16 or 8, where later strides become dilations.
-      bn_momentum: share of the old running statistics that a training step keeps; None takes the architecture's.
-      dtype: in which layers compute. Logits have it too.
-      param_dtype: of parameters. Running statistics are at least float32.
-      remat: keep only the blocks' inputs for the backward pass and compute the rest again (less memory, more time).
-      rng: a seed or a key of `jax.random`, for the initial values.
-      pretrained: a weights file: a timm state dict in safetensors, or what `jeffnet train` saves.
-      adapt: where the file has other classes or input channels, start the classifier anew and sum or repeat the first
-        convolution's kernels, instead of an error.
-      abstract: make `variables` `jax.ShapeDtypeStruct`s, which allocate nothing.
+      options: see `jeffnet.weights.start.ModelOptions`.
 
     Returns:
       The module, and `{'params': ..., 'batch_stats': ...}`.
@@ -80,21 +47,7 @@ def create_model(
       ArchitectureError: an option outside its range.
       WeightsError: `pretrained` cannot be read or does not fit.
     """
-    plan = model_plan(
-        name,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-        global_pool=global_pool,
-        output_stride=output_stride,
-        bn_momentum=bn_momentum,
-    )
-    model = ImageClassifier(plan, dtype=dtype, param_dtype=param_dtype, remat=remat)
-    if abstract:
-        return model, to_variables(abstract_arrays(plan, param_dtype))
-    arrays = starting_arrays(plan, model=name, rng=rng, param_dtype=param_dtype, pretrained=pretrained, adapt=adapt)
-    return model, to_variables(arrays)
+    return build(start_model(name, **options))
 
 
 def from_pretrained(
@@ -114,9 +67,14 @@ def from_pretrained(
       UnknownModelError: no such model.
       WeightsError: the file cannot be read, does not fit, or says another name.
     """
-    card, arrays = open_weights(path, name)
-    model = ImageClassifier(card.plan(), dtype=dtype)
-    return model, to_variables({key: jnp.asarray(array, jnp.float32) for key, array in arrays.items()}), card
+    start, card = start_pretrained(path, name, dtype=dtype)
+    return *build(start), card
+
+
+def build(start: Start) -> tuple["ImageClassifier", Variables]:
+    """The module and its variables."""
+    model = ImageClassifier(start.plan, dtype=start.dtype, param_dtype=start.param_dtype, remat=start.remat)
+    return model, to_variables(start.arrays)
 
 
 def to_variables(arrays: Mapping[str, Any]) -> Variables:
@@ -273,9 +231,8 @@ class BatchNorm(nn.BatchNorm):
         if not use_running:
             mean, var, unbiased = batch_statistics(x, None if self.is_initializing() else self.axis_name)
             if not self.is_initializing():
-                keep = self.momentum
-                running_mean.value = (keep * running_mean.value + (1 - keep) * mean).astype(stats_dtype)
-                running_var.value = (keep * running_var.value + (1 - keep) * unbiased).astype(stats_dtype)
+                running_mean.value = moved_statistics(running_mean.value, mean, self.momentum)
+                running_var.value = moved_statistics(running_var.value, unbiased, self.momentum)
         return batch_normalize(x, mean, var, scale, bias, self.epsilon, self.dtype or x.dtype)
 
 

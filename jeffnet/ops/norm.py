@@ -35,6 +35,11 @@ def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Arr
     return mean, var, var * (count / max(count - 1, 1))
 
 
+def moved_statistics(running: Array, batch: Array, keep: float) -> Array:
+    """Running statistics after a batch: `keep * running + (1 - keep) * batch`, of the dtype of `running`."""
+    return (keep * running + (1 - keep) * batch).astype(running.dtype)
+
+
 def batch_normalize(
     x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike
 ) -> Array:

@@ -28,3 +28,19 @@ def drop_path(x: Array, rate: float, rng: Array) -> Array:
     keep = 1 - rate
     kept = jax.random.bernoulli(rng, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(kept, x / keep, jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def dropout(x: Array, rate: float, rng: Array) -> Array:
+    """Zero single values, scale the others to keep the mean.
+
+    Args:
+      x: any shape and float dtype.
+      rate: probability in [0, 1) that a value is dropped; 0 returns `x` itself.
+      rng: one key.
+
+    Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
+    """
+    if rate == 0:
+        return x
+    kept = jax.random.bernoulli(rng, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)

@@ -1,8 +1,9 @@
-"""The arrays with which a model starts, in whatever module system it will be."""
+"""With what a model starts, in whatever module system it will be: its Plan, its options and its arrays."""
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,129 @@ from jax.typing import DTypeLike
 
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.arch.zoo import model_plan
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.norm import statistics_dtype
-from jeffnet.weights.load import load_weights
+from jeffnet.weights.load import load_weights, open_weights
+from jeffnet.weights.store import ModelCard
+
+
+class ModelOptions(TypedDict, total=False):
+    """The options of every backend's `create_model`.
+
+    Attributes:
+      num_classes: width of the logits, 1000 unless given; 0 makes a call return the pooled features.
+      in_chans: channels of the pictures, 3 unless given.
+      drop_rate: dropout before the classifier, in [0, 1); None, the default, takes the paper's.
+      drop_path_rate: stochastic depth of the last block, in [0, 1); None, the default, takes the paper's.
+      global_pool: 'avg' (the default), 'max', 'avgmax' (mean of both) or 'none' (logits for every position of the last
+        map).
+      output_stride: 32 (the default), or 16 or 8, where later strides become dilations.
+      bn_momentum: share of the old running statistics that a training step keeps; None, the default, takes the
+        architecture's.
+      dtype: in which layers compute, float32 unless given. Logits have it too.
+      param_dtype: of parameters, float32 unless given. Running statistics are at least float32.
+      remat: keep only the blocks' inputs for the backward pass and compute the rest again (less memory, more time).
+      rng: a seed (0 unless given) or a key of `jax.random`, for the initial values and, where a model draws its own
+        random numbers, for dropout and drop path.
+      pretrained: a weights file: a timm state dict in safetensors, or one of jeffnet's own.
+      adapt: where the file has other classes or input channels, start the classifier anew and sum or repeat the first
+        convolution's kernels, instead of an error.
+      abstract: have `jax.ShapeDtypeStruct`s for arrays, which allocate nothing.
+    """
+
+    num_classes: int
+    in_chans: int
+    drop_rate: float | None
+    drop_path_rate: float | None
+    global_pool: str
+    output_stride: int
+    bn_momentum: float | None
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    remat: bool
+    rng: int | Array
+    pretrained: str | os.PathLike | None
+    adapt: bool
+    abstract: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a backend needs to build a model.
+
+    Attributes:
+      plan: what it computes.
+      arrays: all of its arrays by canonical name.
+      dtype: in which layers compute.
+      param_dtype: of parameters.
+      remat: compute blocks again in the backward pass.
+      rng: seed or key of the random numbers that the model draws itself.
+    """
+
+    plan: Plan
+    arrays: Mapping[str, Any]
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    rng: int | Array = 0
+
+
+def start_model(
+    name: str,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    rng: int | Array = 0,
+    pretrained: str | os.PathLike | None = None,
+    adapt: bool = False,
+    abstract: bool = False,
+    **architecture: Any,
+) -> Start:
+    """The start of a model of the zoo; takes no forward pass.
+
+    Args:
+      name: ours or timm's.
+      dtype: this and all others: see `ModelOptions`.
+      param_dtype: likewise.
+      remat: likewise.
+      rng: likewise.
+      pretrained: likewise.
+      adapt: likewise.
+      abstract: likewise.
+      architecture: likewise; those of `jeffnet.arch.plan.lower`.
+
+    Raises:
+      UnknownModelError: no such model.
+      ArchitectureError: an option outside its range.
+      WeightsError: `pretrained` cannot be read or does not fit.
+      TypeError: no such option.
+    """
+    plan = model_plan(name, **architecture)
+    if abstract:
+        arrays = abstract_arrays(plan, param_dtype)
+    else:
+        arrays = start_arrays(plan, rng, param_dtype, model=name, pretrained=pretrained, adapt=adapt)
+    return Start(plan, arrays, dtype, param_dtype, remat, rng)
+
+
+def start_pretrained(
+    path: str | os.PathLike, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+) -> tuple[Start, ModelCard]:
+    """The start of the model of a weights file, with the file's own number of classes and input channels.
+
+    Args:
+      path: one of jeffnet's own files, or a timm state dict in safetensors.
+      name: of the model; not needed where the file says it.
+      dtype: in which layers compute.
+
+    Raises:
+      UnknownModelError: no such model.
+      WeightsError: the file cannot be read, does not fit, or says another name.
+    """
+    card, arrays = open_weights(path, name)
+    return Start(card.plan(), {key: jnp.asarray(array, jnp.float32) for key, array in arrays.items()}, dtype), card
 
 
 def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
@@ -27,24 +148,24 @@ def abstract_arrays(plan: Plan, param_dtype: DTypeLike) -> dict[str, jax.ShapeDt
     return {name: jax.ShapeDtypeStruct(spec.shape, array_dtype(spec, param_dtype)) for name, spec in specs.items()}
 
 
-def starting_arrays(
+def start_arrays(
     plan: Plan,
-    *,
-    model: str,
     rng: int | Array,
     param_dtype: DTypeLike,
-    pretrained: str | os.PathLike | None,
-    adapt: bool,
+    *,
+    model: str = "the model",
+    pretrained: str | os.PathLike | None = None,
+    adapt: bool = False,
 ) -> dict[str, Array]:
     """Every array of a model by canonical name: initial values, or those of a weights file.
 
     Args:
       plan: the model.
-      model: its name, for messages.
       rng: seed or key of the initial values.
       param_dtype: of parameters.
+      model: its name, for messages.
       pretrained: a weights file; None starts from initial values.
-      adapt: start the classifier anew, and sum or repeat input channels, where the file has other numbers of them.
+      adapt: see `ModelOptions`.
 
     Raises:
       WeightsError: the file cannot be read or does not fit.
