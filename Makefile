@@ -77,5 +77,5 @@ $(VENV)/demo.stamp: pyproject.toml
 
 # The reference implementation (timm) needs torch, whose CPU build exists for Python 3.11 only.
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	$(INSTALL) ".[dev,digits$$($(BIN)/python -c 'import sys; print(",torch" * (sys.version_info < (3, 12)))')]"
+	$(INSTALL) ".[dev,digits,objax$$($(BIN)/python -c 'import sys; print(",torch" * (sys.version_info < (3, 12)))')]"
 	@touch $@

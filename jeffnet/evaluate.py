@@ -1,10 +1,9 @@
 """Scores of a model on labelled pictures: each counted exactly once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from jeffnet.data.loader import EvalLoader
 from jeffnet.ops.image import normalize
 from jeffnet.ops.loss import cross_entropy, in_top
 
-Forward = Callable[[Mapping[str, Any], Array], Array]
+Forward = Callable[[Any, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,23 @@ class Scores:
     top5: float
 
 
-def make_forward(model: nn.Module, preprocessing: Preprocessing) -> Forward:
-    """A compiled function from variables and uint8 pictures `(N, H, W, C)` to float32 logits `(N, classes)`."""
+def make_forward(apply: Forward, preprocessing: Preprocessing) -> Forward:
+    """A compiled function from variables and uint8 pictures `(N, H, W, C)` to float32 logits `(N, classes)`.
+
+    Args:
+      apply: a pure function from variables and normalised images to logits, as every backend's `inference` gives it.
+      preprocessing: mean and standard deviation of the pictures.
+    """
 
     @jax.jit
-    def forward(variables: Mapping[str, Any], images: Array) -> Array:
-        logits = model.apply(variables, normalize(images, preprocessing.mean, preprocessing.std))
+    def forward(variables: Any, images: Array) -> Array:
+        logits = apply(variables, normalize(images, preprocessing.mean, preprocessing.std))
         return jnp.asarray(logits, jnp.float32)
 
     return forward
 
 
-def evaluate(forward: Forward, variables: Mapping[str, Any], batches: EvalLoader, progress: bool = False) -> Scores:
+def evaluate(forward: Forward, variables: Any, batches: EvalLoader, progress: bool = False) -> Scores:
     """Score a model.
 
     Args:

@@ -10,7 +10,7 @@
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Unpack
@@ -62,6 +62,16 @@ def from_pretrained(
 def build(start: Start) -> tuple["ImageClassifier", Variables]:
     """The functions and the variables."""
     return ImageClassifier(start.plan, start.dtype, start.param_dtype, start.remat), to_variables(start.arrays)
+
+
+def to_start(model: "ImageClassifier", variables: Mapping[str, Any]) -> Start:
+    """From what the same model can be built in any backend; the inverse of `build`."""
+    return Start(model.plan, to_canonical(variables, model.plan), model.dtype, model.param_dtype, model.remat)
+
+
+def inference(model: "ImageClassifier", variables: Mapping[str, Any]) -> tuple[Callable[[Any, Array], Array], Any]:
+    """A pure function of variables and images, without training, and its variables."""
+    return model.apply, variables
 
 
 def to_variables(arrays: Mapping[str, Any]) -> Variables:
@@ -137,29 +147,48 @@ class ImageClassifier:
           ArchitectureError: the images do not fit the model, or the key is missing.
         """
         run = _Run(self, variables, train, rngs)
-        logits = run.outputs(images, "logits")[-1]
-        return (logits, {"batch_stats": {**variables["batch_stats"], **run.updated}}) if train else logits
+        return run.result(run.outputs(images, "logits")[-1])
 
-    def pre_logits(self, variables: Mapping[str, Mapping[str, Array]], images: Array) -> Array:
-        """What the classifier gets: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`."""
-        return _Run(self, variables).outputs(images, "pre_logits")[-1]
+    def pre_logits(
+        self,
+        variables: Mapping[str, Mapping[str, Array]],
+        images: Array,
+        *,
+        train: bool = False,
+        rngs: Mapping[str, Array] | None = None,
+    ) -> Any:
+        """What the classifier gets: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`.
+
+        Arguments, and what is returned in training, are as of `apply`.
+        """
+        run = _Run(self, variables, train, rngs)
+        return run.result(run.outputs(images, "pre_logits")[-1])
 
     def features(
-        self, variables: Mapping[str, Mapping[str, Array]], images: Array, indices: Sequence[int] | None = None
-    ) -> tuple[Array, ...]:
+        self,
+        variables: Mapping[str, Mapping[str, Array]],
+        images: Array,
+        indices: Sequence[int] | None = None,
+        *,
+        train: bool = False,
+        rngs: Mapping[str, Array] | None = None,
+    ) -> Any:
         """Feature maps `(N, H / stride, W / stride, C)`.
 
         Args:
-          variables: `{'params', 'batch_stats'}`.
+          variables: this, and what is returned in training, is as of `apply`.
           images: `(N, H, W, C)`, normalised.
           indices: which of `feature_info`, in any order; negative ones count from the end. None takes all.
+          train: as of `apply`.
+          rngs: as of `apply`.
 
         Raises:
           ArchitectureError: no such map.
         """
         stages = feature_stages(self.plan, indices)
-        maps = _Run(self, variables).outputs(images, "features", max(stages, default=-1))
-        return tuple(maps[stage + 1] for stage in stages)
+        run = _Run(self, variables, train, rngs)
+        maps = run.outputs(images, "features", max(stages, default=-1))
+        return run.result(tuple(maps[stage + 1] for stage in stages))
 
 
 class _Run:
@@ -176,6 +205,10 @@ class _Run:
         self.params, self.stats = variables["params"], variables["batch_stats"]
         self.updated: dict[str, Array] = {}
 
+    def result(self, outputs: Any) -> Any:
+        """The outputs; in training, with the updated statistics."""
+        return (outputs, {"batch_stats": {**self.stats, **self.updated}}) if self.train else outputs
+
     def outputs(self, images: Array, output: str, last_stage: int | None = None) -> list[Array]:
         """See `apply_network`."""
         images = jnp.asarray(images, self.model.dtype)
@@ -191,7 +224,7 @@ class _Run:
                 block,
                 x,
                 self._conv,
-                self._squeeze,
+                lambda op, x: apply_squeeze(op, x, self._conv),
                 lambda x: x if key is None else drop_path(x, block.drop_path_rate, key),
             )
             updated, self.updated = self.updated, outer
@@ -203,35 +236,18 @@ class _Run:
         return x
 
     def _conv(self, op: arch.Conv, x: Array) -> Array:
-        def part(part: arch.ConvPart, x: Array) -> Array:
-            return self._kernel(part.name, x, op.stride, op.dilation, part.padding, part.groups, op.bias)
+        def apply_part(part: arch.ConvPart, x: Array) -> Array:
+            y = conv_general_dilated(
+                x,
+                self._param(f"{part.name}.kernel"),
+                (op.stride, op.stride),
+                part.padding,
+                rhs_dilation=(op.dilation, op.dilation),
+                feature_group_count=part.groups,
+            )
+            return y + self._param(f"{part.name}.bias") if op.bias else y
 
-        return apply_conv(op, x, part, self._norm)
-
-    def _squeeze(self, op: arch.SqueezeExcite, x: Array) -> Array:
-        names = (f"{op.name}.conv_reduce", f"{op.name}.conv_expand")
-        return apply_squeeze(op, x, *(lambda x, name=name: self._kernel(name, x, bias=True) for name in names))
-
-    def _kernel(
-        self,
-        name: str,
-        x: Array,
-        stride: int = 1,
-        dilation: int = 1,
-        padding: arch.Padding = "SAME",
-        groups: int = 1,
-        bias: bool = False,
-    ) -> Array:
-        kernel = self._param(f"{name}.kernel")
-        y = conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            padding,
-            rhs_dilation=(dilation, dilation),
-            feature_group_count=groups,
-        )
-        return y + self._param(f"{name}.bias") if bias else y
+        return apply_conv(op, x, apply_part, self._norm)
 
     def _norm(self, name: str, x: Array) -> Array:
         plan, mean, var = self.model.plan, self.stats[f"{name}.mean"], self.stats[f"{name}.var"]

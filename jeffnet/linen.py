@@ -8,18 +8,20 @@
 mutable=['batch_stats'])` gives the logits and the updated statistics.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.typing import DTypeLike
 
 from jeffnet.arch import plan as arch
-from jeffnet.arch.summary import array_specs
+from jeffnet.arch.summary import STATISTICS, array_specs
 from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
@@ -56,7 +58,7 @@ def from_pretrained(
     """A model from a weights file, with the file's own number of classes and input channels.
 
     Args:
-      path: what `jeffnet train` saves, or a timm state dict in safetensors.
+      path: any that `jeffnet.weights.load.read_weights` reads.
       name: of the model; not needed where the file says it.
       dtype: in which layers compute.
 
@@ -73,20 +75,23 @@ def from_pretrained(
 
 def build(start: Start) -> tuple["ImageClassifier", Variables]:
     """The module and its variables."""
-    model = ImageClassifier(start.plan, dtype=start.dtype, param_dtype=start.param_dtype, remat=start.remat)
-    return model, to_variables(start.arrays)
+    return ImageClassifier(start.plan, start.dtype, start.param_dtype, start.remat), to_variables(start.arrays)
+
+
+def to_start(model: "ImageClassifier", variables: Mapping[str, Any]) -> Start:
+    """From what the same model can be built in any backend; the inverse of `build`."""
+    return Start(model.plan, to_canonical(variables, model.plan), model.dtype, model.param_dtype, model.remat)
+
+
+def inference(model: "ImageClassifier", variables: Mapping[str, Any]) -> tuple[Callable[[Any, Array], Array], Any]:
+    """A pure function of variables and images, without training, and its variables."""
+    return model.apply, variables  # pyright: ignore[reportReturnType]
 
 
 def to_variables(arrays: Mapping[str, Any]) -> Variables:
     """`{'params', 'batch_stats'}` from arrays by canonical name; `to_canonical` is its inverse."""
-    variables: Variables = {"params": {}, "batch_stats": {}}
-    for name, array in arrays.items():
-        *path, leaf = _linen_path(name)
-        tree = variables["batch_stats" if leaf in ("mean", "var") else "params"]
-        for key in path:
-            tree = tree.setdefault(key, {})
-        tree[leaf] = array
-    return variables
+    variables = unflatten_dict({_place(name): array for name, array in arrays.items()})
+    return {"params": {}, "batch_stats": {}, **variables}
 
 
 def to_canonical(variables: Mapping[str, Any], plan: arch.Plan) -> dict[str, Any]:
@@ -95,17 +100,11 @@ def to_canonical(variables: Mapping[str, Any], plan: arch.Plan) -> dict[str, Any
     Raises:
       WeightsError: an array that the Plan has is missing.
     """
-    arrays = {}
-    for name in array_specs(plan):
-        *path, leaf = _linen_path(name)
-        tree: Any = variables["batch_stats" if leaf in ("mean", "var") else "params"]
-        try:
-            for key in (*path, leaf):
-                tree = tree[key]
-        except KeyError:
-            raise WeightsError(f"variables have no {name!r} (at {'/'.join((*path, leaf))})") from None
-        arrays[name] = tree
-    return arrays
+    flat, places = flatten_dict(dict(variables)), {name: _place(name) for name in array_specs(plan)}
+    missing = [f"{name!r} (at {'/'.join(place[1:])})" for name, place in places.items() if place not in flat]
+    if missing:
+        raise WeightsError(f"variables have no {missing[0]}")
+    return {name: flat[place] for name, place in places.items()}
 
 
 class ImageClassifier(nn.Module):
@@ -206,8 +205,7 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`(N, H, W, C)` to the same."""
-        reduce = self.layers.dense_conv("conv_reduce", self.op.reduced)
-        return apply_squeeze(self.op, x, reduce, self.layers.dense_conv("conv_expand", self.op.channels))
+        return apply_squeeze(self.op, x, lambda op, x: self.layers.conv(op, x, False))
 
 
 class BatchNorm(nn.BatchNorm):
@@ -251,17 +249,10 @@ class _Layers:
     def classifier(self, x: Array) -> Array:
         """The dense layer."""
         assert self.plan.classifier
+        features, name = self.plan.classifier.out_features, self.plan.classifier.name
         return nn.Dense(
-            self.plan.classifier.out_features,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=dense_kernel_init,
-            name=self.plan.classifier.name,
+            features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=dense_kernel_init, name=name
         )(x)
-
-    def dense_conv(self, name: str, features: int) -> nn.Conv:
-        """A 1x1 convolution with bias."""
-        return self._conv(name, features, bias=True)
 
     def _norm(self, name: str, train: bool) -> BatchNorm:
         return BatchNorm(
@@ -274,55 +265,28 @@ class _Layers:
         )
 
     def _part(self, op: arch.Conv, part: arch.ConvPart) -> nn.Conv:
-        return self._conv(
-            _local(part.name),
-            part.out_channels,
-            part.kernel_size,
-            op.stride,
-            op.dilation,
-            part.padding,
-            part.groups,
-            op.bias,
-        )
-
-    def _conv(
-        self,
-        name: str,
-        features: int,
-        kernel_size: int = 1,
-        stride: int = 1,
-        dilation: int = 1,
-        padding: arch.Padding = "SAME",
-        groups: int = 1,
-        bias: bool = False,
-    ) -> nn.Conv:
         return nn.Conv(
-            features,
-            (kernel_size, kernel_size),
-            strides=stride,
-            padding=padding,
-            kernel_dilation=dilation,
-            feature_group_count=groups,
-            use_bias=bias,
+            part.out_channels,
+            (part.kernel_size, part.kernel_size),
+            strides=op.stride,
+            padding=part.padding,
+            kernel_dilation=op.dilation,
+            feature_group_count=part.groups,
+            use_bias=op.bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=conv_kernel_init(groups),
+            kernel_init=conv_kernel_init(part.groups),
             conv_general_dilated=conv_general_dilated,
-            name=name,
+            name=_local(part.name),
         )
 
 
 def _local(name: str) -> str:
     """The module's own name within its block: `blocks.2.1.conv_dw.0` is `conv_dw_0`."""
-    return _linen_path(name)[-1]
+    return _place(name)[-1]
 
 
-def _linen_path(name: str) -> list[str]:
-    """Names of nested modules: numbers belong to the word before them, as Linen writes lists."""
-    path: list[str] = []
-    for word in name.split("."):
-        if word.isdecimal():
-            path[-1] += f"_{word}"
-        else:
-            path.append(word)
-    return path
+def _place(name: str) -> tuple[str, ...]:
+    """Where in the variables an array is. Numbers belong to the word before them, as Linen writes lists."""
+    collection = "batch_stats" if name.rpartition(".")[2] in STATISTICS else "params"
+    return collection, *re.sub(r"\.(\d+)", r"_\1", name).split(".")

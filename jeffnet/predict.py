@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class Prediction:
 
 def predict(
     forward: Forward,
-    variables: dict,
+    variables: Any,
     pictures: Sequence[Picture],
     preprocessing: Preprocessing,
     classes: Sequence[str],

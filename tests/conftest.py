@@ -35,6 +35,26 @@ def small_model() -> Iterator[str]:
         yield "pt_small_of_the_tests"
 
 
+@pytest.fixture(scope="module")
+def tiny_model() -> Iterator[str]:
+    """The name of a model that only the tests have: every kind of layer, a map at every stride, compiled in seconds."""
+    from jeffnet.arch import zoo
+    from jeffnet.arch.preprocessing import Preprocessing
+    from jeffnet.arch.spec import ModelSpec
+
+    stages = (
+        ("ds_r1_k3_s1_c8",),
+        ("ir_r1_k3_s2_e2_c16",),
+        ("ir_r2_k3.5_a1.1_p1.1_s2_e2_c16_se0.5",),
+        ("er_r1_k3_s2_e2_c24",),
+        ("ir_r2_k5_s2_e2_c32",),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, "tiny", ModelSpec(stages=stages, stem=8, features=64, act="silu"))
+        patch.setitem(zoo.PREPROCESSING, "tiny", Preprocessing(32, 1.0))
+        yield "tiny"
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """64-bit JAX for one test."""

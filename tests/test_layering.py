@@ -12,6 +12,8 @@ import jeffnet
 
 PACKAGE = Path(jeffnet.__file__).parent
 BACKENDS = frozenset({"linen", "nnx", "objax", "functional"})
+# Objax's classes are what its backend extends: here alone it is imported with the module.
+OBJAX_COMPATIBILITY = "_objax_compat"
 
 # What a part of the package may import of the package. A part that is not named here counts as one of `train`'s
 # neighbours (`evaluate`, `export` ...): it may import all but the command line.
@@ -23,7 +25,9 @@ ALLOWED = {
     "weights": BASE | {"ops", "weights"},
     "data": BASE | {"ops", "data"},
     **{backend: BASE | {"ops", "weights", backend} for backend in BACKENDS},
+    OBJAX_COMPATIBILITY: BASE,
 }
+ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
 ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors"})
 MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 
@@ -54,7 +58,7 @@ def violations(module: str, source: str) -> list[str]:
                 found.append(f"{module}:{line}: {part!r} may not import {target!r}")
         elif part in ONLY_STANDARD_LIBRARY and top not in sys.stdlib_module_names:
             found.append(f"{module}:{line}: {part!r} needs nothing but the standard library, not {target!r}")
-        elif top in ONLY_INSIDE_FUNCTIONS and not inside_function:
+        elif top in ONLY_INSIDE_FUNCTIONS and not inside_function and (part, top) != (OBJAX_COMPATIBILITY, "objax"):
             found.append(f"{module}:{line}: {target!r} is imported inside the functions that need it only")
     return found
 
@@ -122,6 +126,8 @@ def test_imports_follow_the_layers(path: Path):
         ("jeffnet.data.pytorch", "try:\n    import torch.utils.data\nexcept ImportError:\n    pass"),
         ("jeffnet.data.digits", "class A:\n    from sklearn.datasets import load_digits"),
         ("jeffnet.linen", "from jeffnet.nnx import Model"),
+        ("jeffnet.linen", "from jeffnet._objax_compat import objax"),
+        ("jeffnet._objax_compat", "import torch"),
         ("jeffnet.nnx", "def f():\n    from jeffnet import functional"),
         ("jeffnet.objax", "import objax"),
         ("jeffnet.functional", "from . import linen"),
@@ -144,6 +150,8 @@ def test_a_wrong_import_is_found(module: str, source: str):
         ("jeffnet.weights.timm", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         ("jeffnet.linen", "import flax.linen as nn\nfrom jeffnet.ops import conv"),
         ("jeffnet.train.loop", "from jeffnet import functional, data\nimport jeffnet"),
+        ("jeffnet.objax", "from jeffnet._objax_compat import objax"),
+        ("jeffnet._objax_compat", "import jax, objax"),
         ("jeffnet.__main__", "from jeffnet.cli.main import main"),
         ("jeffnet.cli.main", "from .train import run"),
     ],
@@ -176,6 +184,20 @@ def test_importing_jeffnet_loads_nothing_heavy():
 def test_listing_models_loads_nothing_heavy():
     listing = "import runpy; sys.argv = ['jeffnet', 'list']; runpy.run_module('jeffnet', run_name='__main__')"
     assert heavy_modules_after(listing) == set()
+
+
+def test_the_other_backends_do_not_load_objax():
+    """Nor does anything that all backends share; Objax's own does."""
+    shared = "import jeffnet.backends, jeffnet.checkpoints, jeffnet.evaluate"
+    assert heavy_modules_after(f"{shared}, jeffnet.linen, jeffnet.nnx, jeffnet.functional").isdisjoint({"objax"})
+
+
+def test_a_backend_knows_no_family_and_no_block_kind():
+    """It reads the Plan, in which there are none; the grammar, the families and the zoo are not for it."""
+    for backend in sorted(BACKENDS):
+        tree = ast.parse((PACKAGE / f"{backend}.py").read_text(encoding="utf-8"))
+        targets = {target for _, target, _ in _imports(f"jeffnet.{backend}", tree) if target.startswith("jeffnet.arch")}
+        assert targets <= {"jeffnet.arch", "jeffnet.arch.plan", "jeffnet.arch.summary"}, backend
 
 
 def test_loading_something_heavy_is_noticed():

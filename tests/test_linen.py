@@ -10,30 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jeffnet.arch import zoo
 from jeffnet.arch.plan import GLOBAL_POOLS
-from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import array_specs, count_parameters
 from jeffnet.arch.zoo import MODELS
 from jeffnet.errors import ArchitectureError, UnknownModelError, WeightsError
 from jeffnet.linen import BatchNorm, create_model, to_canonical, to_variables
 
-# A model of its own, since compiling takes most of the time: every kind of layer, a stage for every stride.
 NAME = "tiny"
-TINY = ModelSpec(
-    stages=(
-        ("ds_r1_k3_s1_c8",),
-        ("ir_r1_k3_s2_e2_c16",),
-        ("ir_r2_k3.5_a1.1_p1.1_s2_e2_c16_se0.5",),
-        ("er_r1_k3_s2_e2_c24",),
-        ("ir_r2_k5_s2_e2_c32",),
-    ),
-    stem=8,
-    features=64,
-    act="silu",
-)
 POOL_FIRST = "tf_mobilenetv3_small_minimal_100"
 CLASSES, BATCH, SIZE = 10, 4, 32
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
 ONE_OF_EACH = (
     "pt_efficientnet_es",
     "pt_fbnetc_100",
@@ -45,13 +32,6 @@ ONE_OF_EACH = (
     "tf_mobilenetv3_small_minimal_100",
 )
 ALL = [pytest.param(name, marks=() if name in ONE_OF_EACH else pytest.mark.slow) for name in MODELS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tiny_is_a_model():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(zoo.MODELS, NAME, TINY)
-        yield
 
 
 def _images(channels=3, batch=BATCH, size=SIZE, seed=0):

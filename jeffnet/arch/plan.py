@@ -6,7 +6,7 @@ operation, `Conv` and `SqueezeExcite`, which a backend realises one by one with 
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 from jeffnet.arch.grammar import BlockSpec, parse_stages
@@ -65,6 +65,20 @@ class SqueezeExcite:
     reduced: int
     act: str
     gate: str
+
+    @property
+    def reduce(self) -> Conv:
+        """The first of its convolutions, with the activation."""
+        return self._conv("conv_reduce", self.channels, self.reduced, self.act)
+
+    @property
+    def expand(self) -> Conv:
+        """The second, with the gate."""
+        return self._conv("conv_expand", self.reduced, self.channels, self.gate)
+
+    def _conv(self, name: str, in_channels: int, out_channels: int, act: str) -> Conv:
+        part = ConvPart(f"{self.name}.{name}", in_channels, out_channels, 1, 1, "SAME")
+        return Conv(part.name, (part,), 1, 1, True, None, act)
 
 
 @dataclass(frozen=True)
@@ -187,7 +201,7 @@ def lower(
         act=spec.act,
         bias=spec.pool_first,
     )
-    return Plan(
+    plan = Plan(
         in_chans=in_chans,
         stem=stem,
         stages=stages,
@@ -195,11 +209,17 @@ def lower(
         pool_first=spec.pool_first,
         global_pool=global_pool,
         drop_rate=drop_rate,
-        classifier=Dense("classifier", num_features, num_classes) if num_classes else None,
+        classifier=None,
         bn_momentum=bn_momentum,
         bn_epsilon=spec.bn_epsilon,
         features=features,
     )
+    return with_classes(plan, num_classes)
+
+
+def with_classes(plan: Plan, num_classes: int) -> Plan:
+    """The same network with logits of another width; 0 for none."""
+    return replace(plan, classifier=Dense("classifier", plan.num_features, num_classes) if num_classes else None)
 
 
 def _check_options(

@@ -124,10 +124,8 @@ def _conv_arrays(conv: Conv) -> Iterator[ArraySpec]:
 
 
 def _squeeze_arrays(op: SqueezeExcite) -> Iterator[ArraySpec]:
-    yield ArraySpec(f"{op.name}.conv_reduce.kernel", (1, 1, op.channels, op.reduced))
-    yield ArraySpec(f"{op.name}.conv_reduce.bias", (op.reduced,))
-    yield ArraySpec(f"{op.name}.conv_expand.kernel", (1, 1, op.reduced, op.channels))
-    yield ArraySpec(f"{op.name}.conv_expand.bias", (op.channels,))
+    yield from _conv_arrays(op.reduce)
+    yield from _conv_arrays(op.expand)
 
 
 def _conv_layer(conv: Conv, size: int) -> Layer:

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 
 import jeffnet
-from jeffnet.cli import info, list_, predict, train, validate
+from jeffnet.cli import convert, info, list_, predict, train, validate
 from jeffnet.errors import JeffnetError
 
 # Each module has `add_parser(commands, common)`, whose parser's `run` takes the parsed arguments. What is slow to
 # import is imported there, so that the others start at once.
-_COMMANDS = (list_, info, predict, validate, train)
+_COMMANDS = (list_, info, predict, validate, train, convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

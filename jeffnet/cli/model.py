@@ -2,13 +2,21 @@
 
 import argparse
 
+from jeffnet.backends import BACKENDS
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add `--weights`, `--model` and how pictures are prepared."""
     parser.add_argument(
-        "--weights", metavar="FILE", required=True, help="safetensors file: jeffnet's own or a timm state dict"
+        "--weights",
+        metavar="FILE",
+        required=True,
+        help="jeffnet's own, a timm state dict in safetensors, or a checkpoint of Linen, NNX or Objax",
     )
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say of which model it is")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="linen", help="module system that computes (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=_positive, default=32, help="pictures at once (default: %(default)s)")
     parser.add_argument("--image-size", type=_positive, help="pixels along each side (default: the model's)")
     parser.add_argument("--crop-pct", type=float, help="share of the picture that is kept (default: the model's)")
@@ -20,21 +28,23 @@ def open_model(options: argparse.Namespace):
     """The model of the options.
 
     Returns:
-      The Linen module, its variables, and the card of the model with the preprocessing that the options ask for.
+      A pure function of variables and normalised images, the variables, and the card of the model with the
+      preprocessing that the options ask for.
     """
     from dataclasses import replace
 
     import jax.numpy as jnp
 
-    from jeffnet.linen import from_pretrained
+    from jeffnet.backends import load_backend
 
-    model, variables, card = from_pretrained(options.weights, options.model, dtype=jnp.dtype(options.dtype))
+    backend = load_backend(options.backend)
+    *model, card = backend.from_pretrained(options.weights, options.model, dtype=jnp.dtype(options.dtype))
     chosen = {
         name: getattr(options, name)
         for name in ("image_size", "crop_pct", "interpolation")
         if getattr(options, name) is not None
     }
-    return model, variables, replace(card, preprocessing=replace(card.preprocessing, **chosen))
+    return *backend.inference(*model), replace(card, preprocessing=replace(card.preprocessing, **chosen))
 
 
 def _positive(text: str) -> int:

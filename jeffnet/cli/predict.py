@@ -37,12 +37,12 @@ def run(options: argparse.Namespace) -> None:
 
     if options.top < 1 or options.limit < 1:
         raise DatasetError("--top and --limit must be at least 1")
-    model, variables, card = open_model(options)
+    apply, variables, card = open_model(options)
     if not card.num_classes:
         raise WeightsError(f"weights {options.weights!r} have no classifier: there are no classes to show")
     classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
     pictures = _pictures(options.pictures, options.limit, card.in_chans)
-    forward = make_forward(model, card.preprocessing)
+    forward = make_forward(apply, card.preprocessing)
     predictions = predict(forward, variables, pictures, card.preprocessing, classes, options.top, options.batch_size)
     if options.output:
         draw_predictions(pictures, predictions, options.output)

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.errors import DatasetError
     from jeffnet.evaluate import evaluate, make_forward
 
-    model, variables, card = open_model(options)
+    apply, variables, card = open_model(options)
     source = open_source(options.data, options.split, card.in_chans, card.classes or None)
     if len(source.classes) != card.num_classes:
         raise DatasetError(
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         )
     batches = eval_loader(source, EvalTransform(card.preprocessing), options.batch_size)
     started = time.monotonic()
-    scores = evaluate(make_forward(model, card.preprocessing), variables, batches, progress=not options.json)
+    scores = evaluate(make_forward(apply, card.preprocessing), variables, batches, progress=not options.json)
     seconds = time.monotonic() - started
     result = {
         "model": card.model,
@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
         "split": options.split,
         **asdict(scores),
         "preprocessing": asdict(card.preprocessing),
+        "backend": options.backend,
         "dtype": options.dtype,
         "images_per_second": round(scores.examples / seconds, 1),
     }

@@ -23,6 +23,7 @@ def conv_general_dilated(
     dimension_numbers: object = None,
     feature_group_count: int = 1,
     precision: object = None,
+    out_sharding: object = None,
 ) -> Array:
     """`jax.lax.conv_general_dilated` for NHWC pictures and HWIO kernels, in the form that suits the default backend.
 
@@ -39,11 +40,13 @@ def conv_general_dilated(
       dimension_numbers: as the layers of Flax pass them; the layouts above are the only ones they use.
       feature_group_count: groups.
       precision: of products, as in `jax.lax`.
+      out_sharding: as the layers of Flax pass it, and as in `jax.lax`; anything but None is left to XLA.
 
     Returns:
       `(N, H', W', features)`.
     """
-    if jax.default_backend() == "cpu" and all(step == 1 for step in lhs_dilation or ()):
+    plain = out_sharding is None and all(step == 1 for step in lhs_dilation or ())
+    if jax.default_backend() == "cpu" and plain:
         strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
         if feature_group_count == lhs.shape[-1] == rhs.shape[-1] and feature_group_count > 1:
             return depthwise_conv(lhs, rhs, strides, padding, dilation)
@@ -59,6 +62,7 @@ def conv_general_dilated(
         dimension_numbers=NHWC if dimension_numbers is None else dimension_numbers,  # pyright: ignore[reportArgumentType]
         feature_group_count=feature_group_count,
         precision=precision,  # pyright: ignore[reportArgumentType]
+        out_sharding=out_sharding,  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -1,6 +1,7 @@
 """The order of operations in a network, which every backend shares; the layers come from the backend, as functions."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -38,17 +39,15 @@ def apply_conv(op: Conv, x: Array, part: Callable[[ConvPart, Array], Array], nor
     return ACTIVATIONS[op.act](x) if op.act else x
 
 
-def apply_squeeze(op: SqueezeExcite, x: Array, reduce: Layer, expand: Layer) -> Array:
+def apply_squeeze(op: SqueezeExcite, x: Array, conv: Callable[[Conv, Array], Array]) -> Array:
     """Channels weighted by what the whole picture holds (arXiv:1709.01507).
 
     Args:
       op: what to compute.
       x: `(N, H, W, C)`.
-      reduce: the 1x1 convolution to fewer channels.
-      expand: the one back.
+      conv: applies a convolution with its activation.
     """
-    reduced = ACTIVATIONS[op.act](reduce(x.mean((1, 2), keepdims=True)))
-    return x * ACTIVATIONS[op.gate](expand(reduced))
+    return x * conv(op.expand, conv(op.reduce, x.mean((1, 2), keepdims=True)))
 
 
 def apply_block(
@@ -121,6 +120,37 @@ def _head(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier
     if plan.global_pool != "none":
         x = x.reshape(x.shape[0], -1)
     return x if output == "pre_logits" or plan.classifier is None else classifier(x)
+
+
+def submodule(module: Any, name: str) -> Any:
+    """What a canonical name leads to from a module: attributes by word, places of lists by number."""
+    for word in name.split("."):
+        module = module[int(word)] if word.isdecimal() else getattr(module, word)
+    return module
+
+
+def apply_layers(module: Any, op: Conv, x: Array, *norm_arguments: Any) -> Array:
+    """A convolution with its norm and activation, by a module's layers, which have the Plan's names.
+
+    Args:
+      module: one with an attribute of its own for the convolution (a list of several, where there are several parts)
+        and for the norm, named by the last word of the canonical name.
+      op: what to compute.
+      x: `(N, H, W, C)`.
+      norm_arguments: for the norm, after its input.
+    """
+    prefix = len(op.name) - len(local_name(op.name))
+    return apply_conv(
+        op,
+        x,
+        lambda part, x: submodule(module, part.name[prefix:])(x),
+        lambda name, x: submodule(module, local_name(name))(x, *norm_arguments),
+    )
+
+
+def local_name(name: str) -> str:
+    """A module's own name: the last word of its canonical one."""
+    return name.rpartition(".")[2]
 
 
 def feature_stages(plan: Plan, indices: Sequence[int] | None) -> list[int]:

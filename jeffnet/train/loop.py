@@ -20,7 +20,7 @@ from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import open_source
 from jeffnet.errors import TrainingError
 from jeffnet.evaluate import Forward, Scores, evaluate, make_forward
-from jeffnet.linen import ImageClassifier, create_model, to_canonical
+from jeffnet.linen import ImageClassifier, create_model, inference, to_canonical
 from jeffnet.train.config import Config
 from jeffnet.train.curves import draw_curves
 from jeffnet.train.optim import make_optimizer
@@ -150,7 +150,7 @@ def _make_parts(config: Config) -> _Parts:
         steps_per_epoch=epoch_steps,
         schedule=schedule,
         step=make_train_step(model, optimizer, preprocessing, config.label_smoothing, config.seed),
-        forward=make_forward(model, preprocessing),
+        forward=make_forward(inference(model, variables)[0], preprocessing),
         description=f"{card.model} on {data.path}: {len(train_set)} training and {len(val_set)} validation pictures "
         f"of {card.num_classes} classes, {preprocessing.image_size} px, {config.epochs} epochs of {epoch_steps} steps",
     )

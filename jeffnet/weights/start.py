@@ -1,7 +1,7 @@
 """With what a model starts, in whatever module system it will be: its Plan, its options and its arrays."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jeffnet.arch.plan import Plan
+from jeffnet.arch.plan import Plan, with_classes
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan
+from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.norm import statistics_dtype
 from jeffnet.weights.load import load_weights, open_weights
@@ -135,6 +136,29 @@ def start_pretrained(
     """
     card, arrays = open_weights(path, name)
     return Start(card.plan(), {key: jnp.asarray(array, jnp.float32) for key, array in arrays.items()}, dtype), card
+
+
+def start_of(model: Any, array: Callable[[str], Any]) -> Start:
+    """From what a model can be built again, in any backend. A classifier that was replaced counts as it is.
+
+    Args:
+      model: one with `plan`, `dtype`, `param_dtype` and `remat`.
+      array: its arrays by canonical name; raises LookupError, AttributeError or TypeError where it has none.
+
+    Raises:
+      WeightsError: an array that the Plan has is missing.
+    """
+
+    def checked(name: str) -> Any:
+        try:
+            return array(name)
+        except (LookupError, AttributeError, TypeError):
+            raise WeightsError(f"the model has no array {name!r}") from None
+
+    plan = model.plan
+    if plan.classifier:
+        plan = with_classes(plan, checked(f"{plan.classifier.name}.bias").shape[-1])
+    return Start(plan, {name: checked(name) for name in array_specs(plan)}, model.dtype, model.param_dtype, model.remat)
 
 
 def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:

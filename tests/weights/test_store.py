@@ -125,7 +125,7 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_folder(tmp_path):
-    with pytest.raises(WeightsError, match="is a folder, not a weights file"):
+    with pytest.raises(WeightsError, match="is a folder, but no checkpoint of Orbax"):
         read_weights(tmp_path)
 
 

@@ -1,0 +1,57 @@
+"""`jeffnet convert`: weights from one form to another."""
+
+import argparse
+import json
+from typing import Any
+
+from jeffnet.backends import FORMS
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "convert",
+        parents=[common],
+        help="write weights in another form",
+        description="Write weights in another form: jeffnet's own file, or a checkpoint that a module system's own "
+        "tools read. Arrays are the same to the bit.",
+    )
+    parser.add_argument(
+        "source", help="jeffnet's own file, a timm state dict in safetensors, or a checkpoint of Linen, NNX or Objax"
+    )
+    parser.add_argument("destination", help="what to write; must not exist")
+    parser.add_argument("--model", metavar="NAME", help="needed where the source does not say of which model it is")
+    parser.add_argument(
+        "--to",
+        choices=FORMS,
+        default="jeffnet",
+        help="jeffnet: a safetensors file that says of which model it is, for every backend; linen: MessagePack of the "
+        "variables (flax.serialization); nnx: a folder of Orbax; objax: npz of the variables (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as one object")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Convert, and say what was written."""
+    from jeffnet.checkpoints import write_checkpoint
+    from jeffnet.weights.load import open_weights
+
+    card, arrays = open_weights(options.source, options.model)
+    write_checkpoint(options.destination, arrays, card, options.to)
+    values = sum(array.size for array in arrays.values())
+    result = {
+        "model": card.model,
+        "num_classes": card.num_classes,
+        "in_chans": card.in_chans,
+        "form": options.to,
+        "path": options.destination,
+        "arrays": len(arrays),
+        "values": values,
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{card.model}, {card.num_classes} classes: {len(arrays)} arrays of {values:,} values in {options.destination}"
+    )

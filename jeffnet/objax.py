@@ -1,0 +1,326 @@
+"""The models as Objax modules.
+
+    model = create_model("pt_efficientnet_b0")
+    logits = model(images)
+    logits = model(images, training=True)
+
+`images` are `(N, H, W, C)`, normalised as `jeffnet.arch.zoo.model_preprocessing` says; in Objax's own networks channels
+come second. In training, a call normalises by the batch's statistics, updates the running ones, and drops units and
+paths with random numbers of its own (`model.generator`).
+"""
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jeffnet._objax_compat import objax
+from jeffnet.arch import plan as arch
+from jeffnet.ops.conv import conv_general_dilated
+from jeffnet.ops.network import (
+    apply_block,
+    apply_layers,
+    apply_network,
+    apply_squeeze,
+    feature_stages,
+    local_name,
+    submodule,
+)
+from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics
+from jeffnet.ops.stochastic import drop_path
+from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained
+from jeffnet.weights.store import ModelCard
+
+# What Objax's layers call the arrays; the bias of a norm is `beta`.
+_VARS = {"kernel": "w", "bias": "b", "scale": "gamma", "mean": "running_mean", "var": "running_var"}
+
+
+def create_model(name: str, **options: Unpack[ModelOptions]) -> "ImageClassifier":
+    """A model of the zoo; takes no forward pass.
+
+    Args:
+      name: ours or timm's; `jeffnet list` shows them.
+      options: see `jeffnet.weights.start.ModelOptions`.
+
+    Raises:
+      UnknownModelError: no such model.
+      ArchitectureError: an option outside its range.
+      WeightsError: `pretrained` cannot be read or does not fit.
+    """
+    return build(start_model(name, **options))
+
+
+def from_pretrained(
+    path: str | PathLike, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+) -> tuple["ImageClassifier", ModelCard]:
+    """A model from a weights file, and what is known of it; arguments and errors as in `jeffnet.linen`."""
+    start, card = start_pretrained(path, name, dtype=dtype)
+    return build(start), card
+
+
+def build(start: Start) -> "ImageClassifier":
+    """The module."""
+    return ImageClassifier(start)
+
+
+def to_start(model: "ImageClassifier") -> Start:
+    """From what the same model can be built in any backend; the inverse of `build`."""
+
+    def array(name: str) -> Array:
+        path, _, leaf = name.rpartition(".")
+        layer = submodule(model, path)
+        return (layer.beta if leaf == "bias" and hasattr(layer, "beta") else getattr(layer, _VARS[leaf])).value
+
+    return start_of(model, array)
+
+
+def inference(model: "ImageClassifier") -> tuple[Callable[[list[Array], Array], Array], list[Array]]:
+    """A pure function of the model's tensors and images, without training, and those tensors."""
+    variables = model.vars()
+
+    def apply(tensors: list[Array], images: Array) -> Array:
+        return _with_tensors(variables, tensors, lambda: model(images))[0]
+
+    return apply, variables.tensors()
+
+
+class ImageClassifier(objax.Module):
+    """A whole network of a Plan. Modules have the Plan's names: `model.blocks[2][1].conv_dw.w`.
+
+    Attributes:
+      plan: what it computes.
+      dtype: in which layers compute.
+      param_dtype: of parameters.
+      remat: compute blocks again in the backward pass instead of keeping what they computed.
+      generator: of the random numbers of dropout and drop path.
+    """
+
+    def __init__(self, start: Start) -> None:
+        layers, plan = _Layers(start), start.plan
+        self.plan, self.dtype, self.param_dtype, self.remat = plan, start.dtype, start.param_dtype, start.remat
+        layers.add(self, plan.stem)
+        self.blocks = objax.ModuleList(
+            objax.ModuleList(Block(block, layers) for block in stage) for stage in plan.stages
+        )
+        layers.add(self, plan.head)
+        self.generator = _generator(start.rng)
+        if plan.classifier:
+            self.dropout = objax.nn.Dropout(1 - plan.drop_rate, self.generator)
+            self.classifier = layers.dense(plan.classifier)
+
+    @property
+    def feature_info(self) -> tuple[arch.FeatureInfo, ...]:
+        """Name, channels and stride of each map that `features` can return."""
+        return self.plan.features
+
+    def __call__(self, images: Array, training: bool = False) -> Array:
+        """Logits `(N, num_classes)`, or the pooled features where `num_classes` is 0.
+
+        Args:
+          images: `(N, H, W, C)`, normalised.
+          training: normalise by the batch's statistics and update the running ones; drop units and paths.
+
+        Raises:
+          ArchitectureError: the images do not fit the model.
+        """
+        return self._forward(images, training, "logits")[-1]
+
+    def pre_logits(self, images: Array, training: bool = False) -> Array:
+        """What the classifier gets: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`."""
+        return self._forward(images, training, "pre_logits")[-1]
+
+    def features(
+        self, images: Array, indices: Sequence[int] | None = None, training: bool = False
+    ) -> tuple[Array, ...]:
+        """Feature maps `(N, H / stride, W / stride, C)`.
+
+        Args:
+          images: `(N, H, W, C)`, normalised.
+          indices: which of `feature_info`, in any order; negative ones count from the end. None takes all.
+          training: as of a call.
+
+        Raises:
+          ArchitectureError: no such map.
+        """
+        stages = feature_stages(self.plan, indices)
+        maps = self._forward(images, training, "features", max(stages, default=-1))
+        return tuple(maps[stage + 1] for stage in stages)
+
+    def _forward(self, images: Array, training: bool, output: str, last_stage: int | None = None) -> list[Array]:
+        def apply(block: arch.Block, x: Array) -> Array:
+            # Drawn out here, so that a block that is computed again drops the same.
+            key = self.generator() if training and block.drop_path_rate else None
+            return (_remat if self.remat else _call)(submodule(self, block.name), x, training, key)
+
+        return apply_network(
+            self.plan,
+            jnp.asarray(images, self.dtype),
+            lambda op, x: apply_layers(self, op, x, training),
+            apply,
+            lambda x: self.classifier(self.dropout(x, training)),
+            output=output,
+            last_stage=last_stage,
+        )
+
+
+class Block(objax.Module):
+    """The operations of one block, with its residual connection."""
+
+    def __init__(self, block: arch.Block, layers: "_Layers") -> None:
+        self.block = block
+        for op in block.ops:
+            if isinstance(op, arch.Conv):
+                layers.add(self, op)
+            else:
+                setattr(self, local_name(op.name), SqueezeExcite(op, layers))
+
+    def __call__(self, x: Array, training: bool, key: Array | None = None) -> Array:
+        """`(N, H, W, C)` to `(N, H', W', C')`; `key` decides which examples are dropped, None drops none."""
+        return apply_block(
+            self.block,
+            x,
+            lambda op, x: apply_layers(self, op, x, training),
+            lambda op, x: getattr(self, local_name(op.name))(x),
+            lambda x: x if key is None else drop_path(x, self.block.drop_path_rate, key),
+        )
+
+
+class SqueezeExcite(objax.Module):
+    """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
+
+    def __init__(self, op: arch.SqueezeExcite, layers: "_Layers") -> None:
+        self.op = op
+        layers.add(self, op.reduce)
+        layers.add(self, op.expand)
+
+    def __call__(self, x: Array) -> Array:
+        """`(N, H, W, C)` to the same."""
+        return apply_squeeze(self.op, x, lambda op, x: apply_layers(self, op, x))
+
+
+class Conv2D(objax.nn.Conv2D):
+    """`objax.nn.Conv2D` of `(N, H, W, C)`; the bias is `(C,)`. Computes in its input's dtype."""
+
+    def __call__(self, x: Array) -> Array:
+        """`(N, H, W, C)` to `(N, H', W', C')`."""
+        y = conv_general_dilated(
+            x,
+            self.w.value.astype(x.dtype),
+            self.strides,  # pyright: ignore[reportArgumentType]
+            self.padding,
+            rhs_dilation=self.dilations,  # pyright: ignore[reportArgumentType]
+            feature_group_count=self.groups,
+        )
+        return y if self.b is None else y + self.b.value.astype(x.dtype)
+
+
+class Linear(objax.nn.Linear):
+    """`objax.nn.Linear` that computes in its input's dtype."""
+
+    def __call__(self, x: Array) -> Array:
+        """`(..., features)` to `(..., classes)`."""
+        y = jnp.dot(x, self.w.value.astype(x.dtype))
+        return y if self.b is None else y + self.b.value.astype(x.dtype)
+
+
+class BatchNorm(objax.nn.BatchNorm):
+    """`objax.nn.BatchNorm` whose running variance is the unbiased estimate, as in PyTorch and TensorFlow.
+
+    Normalises over all axes but the last; its arrays are `(C,)`. Statistics are at least float32.
+    """
+
+    def __call__(self, x: Array, training: bool) -> Array:
+        """Normalised `x` `(..., C)`."""
+        mean, var = self.running_mean.value, self.running_var.value
+        if training:
+            running_mean, running_var = mean, var
+            mean, var, unbiased = batch_statistics(x)
+            self.running_mean.value = moved_statistics(running_mean, mean, self.momentum)
+            self.running_var.value = moved_statistics(running_var, unbiased, self.momentum)
+        return batch_normalize(x, mean, var, self.gamma.value, self.beta.value, self.eps, x.dtype)
+
+
+class _Layers:
+    """Makes native layers that hold the arrays of a start, instead of drawing initial ones and throwing them away."""
+
+    def __init__(self, start: Start) -> None:
+        self.plan, self.arrays = start.plan, start.arrays
+
+    def add(self, module: objax.Module, op: arch.Conv) -> None:
+        """Give a module the layers of a convolution and its norm."""
+        convs = [self._conv(op, part) for part in op.parts]
+        setattr(module, local_name(op.name), convs[0] if len(convs) == 1 else objax.ModuleList(convs))
+        if op.norm:
+            setattr(module, local_name(op.norm), self._norm(op.norm))
+
+    def dense(self, dense: arch.Dense) -> Linear:
+        """The classifier."""
+        layer = Linear(0, 0, use_bias=False, w_init=lambda _: self.arrays[f"{dense.name}.kernel"])
+        layer.b = objax.TrainVar(self.arrays[f"{dense.name}.bias"])
+        return layer
+
+    def _conv(self, op: arch.Conv, part: arch.ConvPart) -> Conv2D:
+        layer = Conv2D(
+            part.in_channels,
+            part.out_channels,
+            part.kernel_size,
+            op.stride,
+            op.dilation,
+            part.groups,
+            part.padding,
+            use_bias=False,  # Objax's has the shape of NCHW
+            w_init=lambda _: self.arrays[f"{part.name}.kernel"],
+        )
+        if op.bias:
+            layer.b = objax.TrainVar(self.arrays[f"{part.name}.bias"])
+        return layer
+
+    def _norm(self, name: str) -> BatchNorm:
+        # Of no channels at first: Objax would compile the zeros and ones of every width, which are replaced anyway.
+        norm = BatchNorm((0,), (), self.plan.bn_momentum, self.plan.bn_epsilon)
+        norm.beta, norm.gamma = (objax.TrainVar(self.arrays[f"{name}.{leaf}"]) for leaf in ("bias", "scale"))
+        norm.running_mean, norm.running_var = (
+            objax.StateVar(self.arrays[f"{name}.{leaf}"]) for leaf in ("mean", "var")
+        )
+        return norm
+
+
+def _call(block: Block, x: Array, training: bool, key: Array | None) -> Array:
+    return block(x, training, key)
+
+
+def _remat(block: Block, x: Array, training: bool, key: Array | None) -> Array:
+    """A block of which the backward pass keeps the inputs alone; its variables are inputs and results too."""
+    variables = block.vars()
+
+    def call(tensors: list[Array], x: Array, key: Array | None) -> tuple[Array, list[Array]]:
+        return _with_tensors(variables, tensors, lambda: block(x, training, key))
+
+    y, tensors = jax.checkpoint(call)(variables.tensors(), x, key)
+    variables.assign(tensors)
+    return y
+
+
+def _with_tensors(
+    variables: objax.VarCollection, tensors: list[Array], function: Callable[[], Array]
+) -> tuple[Array, list[Array]]:
+    """What a function returns while the variables have other values, and what it leaves in them."""
+    before = variables.tensors()
+    try:
+        variables.assign(tensors)
+        return function(), variables.tensors()
+    finally:
+        variables.assign(before)
+
+
+def _generator(rng: int | Array) -> objax.random.Generator:
+    if isinstance(rng, int):
+        return objax.random.Generator(rng)
+    generator = objax.random.Generator(0)
+    is_typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    generator.key.assign(jax.random.key_data(rng) if is_typed else rng)
+    return generator
