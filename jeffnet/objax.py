@@ -314,7 +314,8 @@ def _with_tensors(
         variables.assign(tensors)
         return function(), variables.tensors()
     finally:
-        variables.assign(before)
+        for var, tensor in zip(variables, before, strict=True):
+            var.assign(tensor, check=False)  # what was there may stand there again, shapes without arrays too
 
 
 def _generator(rng: int | Array) -> objax.random.Generator:

@@ -37,10 +37,13 @@ def small_model() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tiny_model() -> Iterator[str]:
-    """The name of a model that only the tests have: every kind of layer, a map at every stride, compiled in seconds."""
+    """The name of a model that only the tests have: every kind of layer, a map at every stride, compiled in seconds.
+
+    With it comes `tiny_tf`, in the way of MobileNetV3 and TensorFlow.
+    """
     from jeffnet.arch import zoo
     from jeffnet.arch.preprocessing import Preprocessing
-    from jeffnet.arch.spec import ModelSpec
+    from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow
 
     stages = (
         ("ds_r1_k3_s1_c8",),
@@ -49,9 +52,14 @@ def tiny_model() -> Iterator[str]:
         ("er_r1_k3_s2_e2_c24",),
         ("ir_r2_k5_s2_e2_c32",),
     )
+    tiny = ModelSpec(stages=stages, stem=8, features=64, act="silu")
+    se = SqueezeRule(from_expanded=True, divisor=8, act="relu", gate="hard_sigmoid")
+    stages = (("ds_r1_k3_s2_c8_se0.25_nre",), ("ir_r2_k5_s2_e3_c16_se0.25",), ("cn_r1_k1_s1_c24",))
+    tiny_tf = as_tensorflow(ModelSpec(stages=stages, stem=8, features=64, act="hard_swish", se=se, pool_first=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(zoo.MODELS, "tiny", ModelSpec(stages=stages, stem=8, features=64, act="silu"))
-        patch.setitem(zoo.PREPROCESSING, "tiny", Preprocessing(32, 1.0))
+        for name, spec in {"tiny": tiny, "tiny_tf": tiny_tf}.items():
+            patch.setitem(zoo.MODELS, name, spec)
+            patch.setitem(zoo.PREPROCESSING, name, Preprocessing(32, 1.0))
         yield "tiny"
 
 

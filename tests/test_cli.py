@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
+from jeffnet.backends import BACKENDS, FORMS
 from jeffnet.cli.main import main
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.store import ModelCard, save_model
@@ -94,7 +95,7 @@ def test_info_adds_up_its_own_layers(capsys):
     assert "depthwise 3x3+5x5+7x7 /2" in out and "4,134,606" in out and "timm/mixnet_s.ft_in1k" in out
 
 
-@pytest.mark.parametrize("command", ["list", "info", "predict", "validate", "train"])
+@pytest.mark.parametrize("command", ["list", "info", "predict", "validate", "train", "convert"])
 def test_every_command_has_help(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0
@@ -143,6 +144,61 @@ def test_validate_counts_every_picture_whatever_the_batch(capsys, weights, pictu
 def test_validate_prints_the_scores_and_the_preprocessing(capsys, weights, pictures):
     _, out, _ = run(capsys, "validate", pictures, "--weights", weights, "--image-size", 40)
     assert "top-1" in out and "40 px" in out and "6 val pictures" in out
+
+
+def test_every_backend_scores_and_predicts_the_same_to_the_last_digit(capsys, weights, pictures):
+    """What is printed, for people and for programs, but for the name of the backend and the time that it took."""
+    answers = {}
+    for backend in BACKENDS:
+        options = ("--weights", weights, "--backend", backend, "--batch-size", 4)
+        _, scores, _ = run(capsys, "validate", pictures, *options)
+        _, exact, _ = run(capsys, "validate", pictures, *options, "--json")
+        exact = json.loads(exact)
+        assert exact.pop("backend") == backend and exact.pop("images_per_second") > 0
+        _, predictions, _ = run(capsys, "predict", pictures / "val", *options)
+        _, probabilities, _ = run(capsys, "predict", pictures / "val", *options, "--json")
+        answers[backend] = (scores, exact, predictions, json.loads(probabilities))
+    assert "top-1" in answers["linen"][0] and len(answers["linen"][3]) == 6
+    for backend in BACKENDS:
+        assert answers[backend] == answers["linen"], backend
+    assert run(capsys, "validate", pictures, "--weights", weights, "--backend", "torch")[0] == 2
+
+
+def test_convert_to_every_form_and_back(capsys, weights, pictures, tmp_path, small_model):
+    """The scores stay; back in jeffnet's own form, so do the arrays; the classes are in that form alone."""
+    expected = json.loads(run(capsys, "validate", pictures, "--weights", weights, "--json")[1])
+    for form in FORMS:
+        there, back = tmp_path / form, tmp_path / f"{form}.safetensors"
+        status, out, _ = run(capsys, "convert", weights, there, "--to", form)
+        assert status == 0 and small_model in out and "3 classes" in out and str(there) in out
+        name = () if form == "jeffnet" else ("--model", small_model)
+        status, out, _ = run(capsys, "convert", there, back, *name, "--json")
+        assert json.loads(out) | {"arrays": 0, "values": 0} == {
+            "model": small_model, "num_classes": 3, "in_chans": 3, "form": "jeffnet", "path": str(back),
+            "arrays": 0, "values": 0,
+        }  # fmt: skip
+        before, after = load_file(weights), load_file(back)
+        assert before.keys() == after.keys()
+        for key in before:
+            np.testing.assert_array_equal(before[key], after[key])
+        for backend in BACKENDS:
+            options = ("--weights", there, *name, "--backend", backend, "--image-size", 32, "--crop-pct", 1.0, "--json")
+            scores = json.loads(run(capsys, "validate", pictures, *options)[1])
+            assert (scores["loss"], scores["top1"]) == (expected["loss"], expected["top1"])
+    assert "--model" in fails(capsys, "validate", pictures, "--weights", tmp_path / "nnx")
+
+
+def test_convert_loses_nothing(capsys, weights, tmp_path):
+    """What exists is not written over, and a conversion that fails leaves nothing behind."""
+    (tmp_path / "precious").write_text("precious")
+    for form in FORMS:
+        assert "exists" in fails(capsys, "convert", weights, tmp_path / "precious", "--to", form)
+        assert "missing" in fails(capsys, "convert", weights, tmp_path / "missing" / "a", "--to", form)
+    assert "does not exist" in fails(capsys, "convert", tmp_path / "nothing", tmp_path / "a")
+    assert "not of pt_mnasnet_100" in fails(capsys, "convert", weights, tmp_path / "a", "--model", "pt_mnasnet_100")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+    assert run(capsys, "convert", weights, tmp_path / "a", "--to", "onnx")[0] == 2
 
 
 def test_predict_shows_classes_and_draws(capsys, weights, pictures, tmp_path):

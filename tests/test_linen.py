@@ -14,7 +14,7 @@ from jeffnet.arch.plan import GLOBAL_POOLS
 from jeffnet.arch.summary import array_specs, count_parameters
 from jeffnet.arch.zoo import MODELS
 from jeffnet.errors import ArchitectureError, UnknownModelError, WeightsError
-from jeffnet.linen import BatchNorm, create_model, to_canonical, to_variables
+from jeffnet.linen import BatchNorm, ImageClassifier, create_model, to_canonical, to_variables
 
 NAME = "tiny"
 POOL_FIRST = "tf_mobilenetv3_small_minimal_100"
@@ -460,6 +460,37 @@ def test_tabulate():
         np.prod(spec.shape) for spec in array_specs(model.plan).values() if not spec.is_parameter
     )
     assert f"Total Parameters: {total:,}" in table
+
+
+def test_capture_intermediates():
+    """Every module's output, under its name; those of blocks are what `features` gives."""
+    model, variables = _create()
+
+    def both(variables, images):
+        _, state = model.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
+        return state["intermediates"], model.apply(variables, images, method="features")
+
+    captured, maps = _run(both, variables, _images())
+    assert captured["conv_stem"]["__call__"][0].shape == (BATCH, SIZE // 2, SIZE // 2, 8)
+    assert captured["blocks_2_1"]["se"]["conv_reduce"]["__call__"][0].shape == (BATCH, 1, 1, 8)
+    assert captured["classifier"]["__call__"][0].shape == (BATCH, CLASSES)
+    np.testing.assert_allclose(captured["blocks_4_1"]["__call__"][0], maps[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_remat_of_the_whole_model():
+    """`nn.remat` around the class, as around any of Linen's; the tree of variables stays."""
+    model, variables = _create("tiny_tf", drop_rate=0.0)
+    whole = nn.remat(ImageClassifier)(model.plan)
+
+    def gradient_of(model):
+        return jax.grad(lambda params: (model.apply({**variables, "params": params}, _images()) ** 2).sum())
+
+    assert "remat" in str(jax.make_jaxpr(gradient_of(whole))(variables["params"]))
+    assert "remat" not in str(jax.make_jaxpr(gradient_of(model))(variables["params"]))
+    plain, again = (_run(gradient_of(each), variables["params"]) for each in (model, whole))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max())), plain, again
+    )
 
 
 def test_layers_are_linens_own():

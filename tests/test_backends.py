@@ -1,0 +1,645 @@
+"""The conformance suite: what every backend must do. One that passes it is a backend, another is not.
+
+Everything is compared in float64 with Linen's models, which `test_timm_parity.py` compares with timm. Arrays are
+random, BatchNorm's too. To add a backend, add a `Driver`: how its users run a model.
+"""
+
+from dataclasses import replace
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint
+import pytest
+from flax import nnx
+
+from jeffnet.arch.plan import GLOBAL_POOLS
+from jeffnet.arch.summary import array_specs
+from jeffnet.arch.zoo import MODELS, model_plan
+from jeffnet.backends import BACKENDS, FORMS, backend_of, convert, load_backend, to_start
+from jeffnet.checkpoints import save_checkpoint
+from jeffnet.errors import ArchitectureError, JeffnetError, OutputError, UnknownModelError, WeightsError
+from jeffnet.objax import objax
+from jeffnet.weights.start import start_model
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
+
+TOLERANCE = 1e-10
+CLASSES, BATCH, HEIGHT, WIDTH = 10, 4, 44, 54
+
+# Every family in both paddings. The first two are small and have every kind of layer, both paddings and both orders of
+# head and pooling: `make test` computes with them alone, `make test-all` with all.
+FAMILIES = (
+    "tiny",
+    "tiny_tf",
+    "pt_mnasnet_small",
+    "pt_mobilenetv3_small_075",
+    "tf_mobilenetv3_small_minimal_100",
+    "pt_efficientnet_b0",
+    "pt_efficientnet_es",
+    "pt_efficientnet_lite0",
+    "pt_fbnetc_100",
+    "pt_mixnet_s",
+    "pt_mnasnet_100",
+    "pt_mobilenetv2_100",
+    "pt_mobilenetv3_large_100",
+    "pt_semnasnet_100",
+    "pt_spnasnet_100",
+    "tf_efficientnet_b0_ns",
+    "tf_efficientnet_es",
+    "tf_efficientnet_lite0",
+    "tf_mixnet_s",
+    "tf_mobilenetv3_large_100",
+)
+QUICK = FAMILIES[:2]
+families = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+class Linen:
+    """`apply` of a module and its variables."""
+
+    def __init__(self, model):
+        self.model, self.variables = model
+
+    def evaluate(self, variables, images, indices=None):
+        return (
+            self.model.apply(variables, images),
+            self.model.apply(variables, images, method="pre_logits"),
+            self.model.apply(variables, images, indices, method="features"),
+        )
+
+    def train(self, variables, images, key, output="__call__"):
+        outputs, updated = self.model.apply(
+            variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"], method=output
+        )
+        return outputs, {**variables, **updated}
+
+    def step(self, variables, images, key, weights):
+        def loss(params):
+            logits, updated = self.train({**variables, "params": params}, images, key)
+            return (logits * weights).sum(), (logits, updated)
+
+        params, (logits, updated) = jax.grad(loss, has_aux=True)(variables["params"])
+        return logits, self.arrays({**updated, "params": params})
+
+    def arrays(self, variables):
+        return load_backend("linen").to_canonical(variables, self.model.plan)
+
+
+class Functional(Linen):
+    """`apply` of plain dictionaries."""
+
+    def evaluate(self, variables, images, indices=None):
+        model = self.model
+        return (
+            model.apply(variables, images),
+            model.pre_logits(variables, images),
+            model.features(variables, images, indices),
+        )
+
+    def train(self, variables, images, key, output="__call__"):
+        method = getattr(self.model, "apply" if output == "__call__" else output)
+        outputs, updated = method(variables, images, train=True, rngs={"dropout": key})
+        return outputs, {**variables, **updated}
+
+    def arrays(self, variables):
+        return load_backend("functional").to_canonical(variables, self.model.plan)
+
+
+class Nnx:
+    """`nnx.split` and `nnx.merge`; the mode is set on the module."""
+
+    def __init__(self, model):
+        self.model = model
+        self.variables = nnx.split(model)[1]
+
+    def _merged(self, variables, key=None):
+        model = nnx.merge(nnx.split(self.model)[0], variables)
+        if key is not None:
+            model.train()
+            model.rngs = nnx.Rngs(dropout=key)
+        return model
+
+    def evaluate(self, variables, images, indices=None):
+        model = self._merged(variables)
+        return model(images), model.pre_logits(images), model.features(images, indices)
+
+    def train(self, variables, images, key, output="__call__"):
+        model = self._merged(variables, key)
+        return getattr(model, output)(images), nnx.state(model)
+
+    def step(self, variables, images, key, weights):
+        def loss(model):
+            logits = model(images)
+            return (logits * weights).sum(), logits
+
+        model = self._merged(variables, key)
+        (_, logits), gradients = nnx.value_and_grad(loss, has_aux=True)(model)
+        nnx.update(model, gradients)
+        return logits, to_start(model).arrays
+
+    def arrays(self, variables):
+        return to_start(self._merged(variables)).arrays
+
+
+class Objax:
+    """A module whose variables are assigned for the time of a call, as `objax.Jit` does."""
+
+    def __init__(self, model):
+        self.model = model
+        self.vars = model.vars()
+        self.variables = self.vars.tensors()
+
+    def _assigned(self, variables, function, key=None):
+        try:
+            self.vars.assign(variables)
+            if key is not None:
+                self.model.generator.key.assign(jax.random.key_data(key))
+            return function()
+        finally:
+            for var, tensor in zip(self.vars, self.variables, strict=True):
+                var.assign(tensor, check=False)
+
+    def evaluate(self, variables, images, indices=None):
+        model = self.model
+        return self._assigned(
+            variables, lambda: (model(images), model.pre_logits(images), model.features(images, indices))
+        )
+
+    def train(self, variables, images, key, output="__call__"):
+        method = getattr(self.model, output)
+        return self._assigned(variables, lambda: (method(images, training=True), self.vars.tensors()), key)
+
+    def step(self, variables, images, key, weights):
+        def loss(images):
+            logits = self.model(images, training=True)
+            return (logits * weights).sum(), logits
+
+        def run():
+            gradients, (_, logits) = objax.GradValues(loss, self.vars)(images)
+            self.vars.subset(objax.TrainVar).assign(gradients)
+            return logits, to_start(self.model).arrays
+
+        return self._assigned(variables, run, key)
+
+    def arrays(self, variables):
+        return self._assigned(variables, lambda: to_start(self.model).arrays)
+
+
+DRIVERS = {"linen": Linen, "nnx": Nnx, "objax": Objax, "functional": Functional}
+
+
+def create(backend, name="tiny", **options):
+    """A driver of a model as the backend's own `create_model` makes it."""
+    model = load_backend(backend).create_model(name, **{"num_classes": CLASSES} | options)
+    return DRIVERS[backend](model)
+
+
+def random_start(name="tiny", **options):
+    """Random arrays for a model, statistics and scales included, each at the scale that keeps activations near 1."""
+    start = start_model(name, **{"num_classes": CLASSES, "dtype": jnp.float64, "param_dtype": jnp.float64} | options)
+    rng = np.random.default_rng(1)
+    draws = {
+        "kernel": lambda x: x * rng.uniform(0.8, 1.2, x.shape),
+        "scale": lambda x: rng.uniform(0.5, 1.5, x.shape),
+        "var": lambda x: rng.uniform(0.5, 1.5, x.shape),
+        "bias": lambda x: rng.normal(0, 0.1, x.shape),
+        "mean": lambda x: rng.normal(0, 0.1, x.shape),
+    }
+    arrays = {key: jnp.asarray(draws[key.rpartition(".")[2]](x), x.dtype) for key, x in start.arrays.items()}
+    return replace(start, arrays=arrays)
+
+
+def build(backend, start):
+    return DRIVERS[backend](load_backend(backend).build(start))
+
+
+def images_of(height=HEIGHT, width=WIDTH, channels=3, batch=BATCH, seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, height, width, channels))
+
+
+def run(function, *arguments):
+    """Compiled without the optimisations that take most of the time and change no float64 by more than rounding."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*arguments)
+
+
+def error(ours, theirs):
+    """The largest difference over the largest magnitude."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+_REFERENCES = {}
+
+
+def reference(kind, name, function):
+    """What Linen's model gives, computed once for all backends."""
+    if (kind, name) not in _REFERENCES:
+        _REFERENCES[kind, name] = jax.tree.map(np.asarray, function())
+    return _REFERENCES[kind, name]
+
+
+def test_every_backend_has_a_driver():
+    assert DRIVERS.keys() == BACKENDS.keys()
+
+
+@every_backend
+@pytest.mark.parametrize("name", MODELS)
+def test_abstract_shapes(name, backend):
+    """All 80 models: the arrays of the Plan and no other, without allocating any."""
+    model = load_backend(backend).create_model(name, abstract=True)
+    arrays = to_start(model).arrays
+    assert all(isinstance(array, jax.ShapeDtypeStruct) for array in arrays.values())
+    assert {key: array.shape for key, array in arrays.items()} == {
+        key: spec.shape for key, spec in array_specs(model_plan(name)).items()
+    }
+    assert {array.dtype for array in arrays.values()} == {jnp.dtype(jnp.float32)}
+
+
+@every_backend
+@families
+def test_abstract_outputs(name, backend):
+    """Shapes of logits, pre-logits and maps, of arrays that are not there."""
+    driver = create(backend, name, abstract=True)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    logits, pre_logits, maps = jax.eval_shape(driver.evaluate, driver.variables, images)
+    plan = model_plan(name)
+    assert (logits.shape, logits.dtype) == ((2, CLASSES), jnp.float32)
+    assert pre_logits.shape == (2, plan.num_features)
+    assert [each.shape for each in maps] == [
+        (2, 64 // info.stride, 64 // info.stride, info.channels) for info in plan.features
+    ]
+
+
+@every_backend
+@families
+def test_evaluation(name, backend, x64):
+    """Logits, pre-logits and the map at every stride."""
+    start, images = random_start(name), images_of()
+
+    def outputs(backend):
+        driver = build(backend, start)
+        return run(driver.evaluate, driver.variables, images)
+
+    theirs = reference("evaluation", name, lambda: outputs("linen"))
+    for ours, their in zip(jax.tree.leaves(outputs(backend)), jax.tree.leaves(theirs), strict=True):
+        assert ours.dtype == np.float64
+        assert error(ours, their) <= TOLERANCE
+
+
+@every_backend
+@families
+def test_training(name, backend, x64):
+    """Logits, the gradient of every parameter through a random functional of them, the updated statistics."""
+    start = random_start(name, drop_rate=0.0, drop_path_rate=0.0)
+    images, weights = images_of(), np.random.default_rng(2).normal(size=(BATCH, CLASSES))
+
+    def step(backend):
+        driver = build(backend, start)
+        return run(driver.step, driver.variables, images, jax.random.key(0), weights)
+
+    logits, arrays = step(backend)
+    their_logits, theirs = reference("training", name, lambda: step("linen"))
+    assert error(logits, their_logits) <= TOLERANCE
+    assert arrays.keys() == theirs.keys()
+    # A norm's bias before a 1x1 convolution and the next norm has the gradient 0, of which rounding alone is left.
+    largest = {key: np.abs(array).max() for key, array in theirs.items()}
+    for key, array in arrays.items():
+        scale = max(largest[key], largest.get(key.replace(".bias", ".scale"), 0))
+        assert np.abs(array - theirs[key]).max() <= TOLERANCE * scale, key
+        assert np.abs(array - np.asarray(start.arrays[key])).max() > 0, key
+
+
+@every_backend
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_classes": 0},
+        {"num_classes": 3, "in_chans": 1},
+        {"in_chans": 5, "global_pool": "max"},
+        {"output_stride": 16, "global_pool": "avgmax"},
+        {"output_stride": 8, "global_pool": "none"},
+        {"remat": True},
+    ],
+    ids=str,
+)
+def test_options(options, backend, x64):
+    """What each option makes of the logits, the pre-logits and the maps."""
+    start, images = random_start(**options), images_of(64, 64, options.get("in_chans", 3))
+
+    def outputs(backend):
+        driver = build(backend, start)
+        return run(driver.evaluate, driver.variables, images)
+
+    theirs = reference("options", str(options), lambda: outputs("linen"))
+    for ours, their in zip(jax.tree.leaves(outputs(backend)), jax.tree.leaves(theirs), strict=True):
+        assert error(ours, their) <= TOLERANCE
+    width = start.plan.classifier.out_features if start.plan.classifier else start.plan.num_features
+    side = 64 // start.plan.features[-1].stride
+    shape = (BATCH, side, side, width) if options.get("global_pool") == "none" else (BATCH, width)
+    assert theirs[0].shape == shape
+    assert theirs[2][-1].shape[1] == side
+
+
+@every_backend
+def test_features_by_index(backend):
+    driver = create(backend, "tiny_tf")
+
+    def both(variables, images):
+        return driver.evaluate(variables, images)[2], driver.evaluate(variables, images, (2, 0, -2))[2]
+
+    everything, chosen = run(both, driver.variables, images_of())
+    assert len(everything) == len(driver.model.feature_info) == 3
+    for ours, index in zip(chosen, (2, 0, 1), strict=True):
+        assert error(ours, everything[index]) < 1e-5
+    with pytest.raises(ArchitectureError, match="feature indices"):
+        driver.evaluate(driver.variables, images_of(), (5,))
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision(dtype, backend):
+    """Layers compute in it and logits have it; parameters, statistics and gradients stay float32."""
+    driver, single = create(backend, dtype=dtype, drop_rate=0.0), create(backend)
+    logits, pre_logits, maps = run(driver.evaluate, driver.variables, images_of())
+    assert {each.dtype for each in (logits, pre_logits, *maps)} == {jnp.dtype(dtype)}
+    expected = run(single.evaluate, single.variables, images_of())[0]
+    assert 1e-6 < error(logits.astype(jnp.float32), expected) < 0.1
+    step = jax.eval_shape(driver.step, driver.variables, images_of(), jax.random.key(0), np.ones((BATCH, CLASSES)))
+    assert step[0].dtype == dtype
+    assert {array.dtype for array in step[1].values()} == {jnp.dtype(jnp.float32)}
+
+
+@every_backend
+def test_parameters_of_another_type(backend):
+    """Statistics stay at least float32."""
+    for array in ((arrays := create(backend, param_dtype=jnp.bfloat16)).arrays(arrays.variables)).items():
+        assert array[1].dtype == (jnp.float32 if array[0].endswith(("mean", "var")) else jnp.bfloat16)
+
+
+@every_backend
+def test_one_compilation_for_each_shape(backend):
+    """Of training, which changes the variables: what comes out must not look new to JAX when it goes in."""
+    driver, traces = create(backend, "tiny_tf"), []
+
+    def train(variables, images, key):
+        traces.append(images.shape)
+        return driver.train(variables, images, key)
+
+    jitted = jax.jit(train, compiler_options={"xla_backend_optimization_level": 0})
+    variables = driver.variables
+    for step, batch in enumerate((2, 2, 3, 2, 3)):
+        _, variables = jitted(variables, images_of(32, 32, batch=batch, seed=step), jax.random.key(step))
+    assert traces == [(2, 32, 32, 3), (3, 32, 32, 3)]
+
+
+@every_backend
+def test_training_is_decided_by_its_key(backend):
+    driver = create(backend, "tiny_tf", drop_rate=0.3, drop_path_rate=0.3)
+    jitted = jax.jit(driver.train, compiler_options={"xla_backend_optimization_level": 0})
+    one, again, other = (
+        jitted(driver.variables, images_of(32, 32), jax.random.key(seed))[0] for seed in (0, 0, 1)
+    )  # fmt: skip
+    np.testing.assert_array_equal(one, again)
+    assert error(other, one) > 1e-3
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("name", "rates", "output"),
+    [("tiny_tf", (0.5, 0.0), "__call__"), ("tiny", (0.0, 0.9), "features")],
+    ids=["dropout", "drop-path"],
+)
+def test_dropping_is_on_in_training_with_the_right_mean_and_off_in_evaluation(name, rates, output, backend):
+    """Of 1,000 copies of each of two pictures, the mean is what comes out without dropping.
+
+    So it must be, since the classifier is linear in what dropout leaves, and the third map the sum of its block's input
+    and of what drop path leaves of the branch; no block before that one can drop.
+    """
+    copies, images = 1000, np.repeat(images_of(16, 16, batch=2), 1000, axis=0).astype(np.float32)
+    outputs, evaluated = [], []
+    for drop_rate, drop_path_rate in (rates, (0.0, 0.0)):
+        driver = create(backend, name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        trained, _ = run(lambda v, d=driver: d.train(v, images, jax.random.key(3), output), driver.variables)
+        trained = np.asarray(trained[2] if output == "features" else trained, np.float64)
+        outputs.append(trained.reshape(2, copies, -1))
+        evaluated.append(run(driver.evaluate, driver.variables, images[::copies])[0])
+    dropped, undropped = outputs
+    scale = np.abs(undropped).max()
+    assert undropped.std(1).max() < 1e-3 * scale < dropped.std(1).max()  # on
+    margin = 5 * dropped.std(1) / copies**0.5 + 1e-3 * scale  # 5 standard errors
+    assert (np.abs(dropped.mean(1) - undropped.mean(1)) <= margin).all()
+    np.testing.assert_array_equal(*evaluated)  # off
+
+
+@every_backend
+def test_recomputation_changes_nothing(backend, x64):
+    """Gradients, logits and statistics are the same with the same key, and the program does compute again."""
+    results = []
+    for remat in (False, True):
+        driver = build(backend, random_start("tiny_tf", drop_rate=0.3, drop_path_rate=0.5, remat=remat))
+        arguments = driver.variables, images_of(), jax.random.key(0), np.ones((BATCH, CLASSES))
+        assert ("remat" in str(jax.make_jaxpr(driver.step)(*arguments))) == remat
+        results.append(run(driver.step, *arguments))
+    for one, other in zip(*(jax.tree.leaves(result) for result in results), strict=True):
+        assert np.abs(one - other).max() <= 1e-10 * max(1, np.abs(one).max())
+
+
+@every_backend
+def test_seeds_and_options_give_linens_arrays(backend):
+    for options in ({}, {"rng": 3, "in_chans": 1}, {"rng": jax.random.key(3), "num_classes": 0}):
+        driver, linen = create(backend, **options), create("linen", **options)
+        theirs = linen.arrays(linen.variables)
+        for key, array in driver.arrays(driver.variables).items():
+            np.testing.assert_array_equal(array, theirs[key], err_msg=key)
+
+
+@every_backend
+def test_bad_input_is_an_error_that_names_it(backend):
+    create_model = load_backend(backend).create_model
+    with pytest.raises(UnknownModelError, match="near it"):
+        create_model("pt_mnasnet_smal")
+    for options in ({"num_classes": -1}, {"drop_rate": 1.0}, {"output_stride": 4}, {"global_pool": "mean"}):
+        with pytest.raises(ArchitectureError, match=f"{next(iter(options))} "):
+            create_model("tiny", **options)
+    with pytest.raises(WeightsError, match="does not exist"):
+        create_model("tiny", pretrained="nowhere.safetensors")
+    with pytest.raises(TypeError, match="colour"):
+        create_model("tiny", colour=1)
+    driver = create(backend)
+    for shape in ((32, 32, 3), (1, 3, 32, 32), (1, 32, 32, 1)):
+        with pytest.raises(ArchitectureError, match=r"\(N, H, W, 3\)"):
+            driver.evaluate(driver.variables, np.zeros(shape, np.float32))
+
+
+def test_every_pair_of_backends_converts_and_back_to_the_same_bits():
+    start = random_start(dtype=jnp.bfloat16, param_dtype=jnp.float32, remat=True, drop_path_rate=0.1)
+    for origin in BACKENDS:
+        model = load_backend(origin).build(start)
+        for target in BACKENDS:
+            there = convert(model, target)
+            assert backend_of(there) == target
+            back = to_start(convert(there, origin))
+            assert (back.plan, back.dtype, back.param_dtype, back.remat) == (
+                start.plan, start.dtype, start.param_dtype, start.remat,
+            )  # fmt: skip
+            for passed in (to_start(there), back):
+                assert list(passed.arrays) == list(start.arrays)
+                for key, array in passed.arrays.items():
+                    assert array.dtype == start.arrays[key].dtype
+                    np.testing.assert_array_equal(array, start.arrays[key])
+
+
+@every_backend
+def test_what_training_left_is_converted(backend):
+    """Not the arrays with which a model began: those that it has now."""
+    driver = create(backend)
+    _, variables = run(driver.train, driver.variables, images_of(), jax.random.key(0))
+    arrays = driver.arrays(variables)
+    moved = [key for key in arrays if key.endswith((".mean", ".var"))]
+    began = driver.arrays(driver.variables)
+    assert all(np.abs(np.asarray(arrays[key]) - np.asarray(began[key])).max() > 0 for key in moved)
+
+
+@every_backend
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_from_one_loads_into_every_other(form, backend, tmp_path):
+    """Every form, written from every backend: the same bits, and classes and channels are found in the file."""
+    start = random_start(dtype=jnp.float32, param_dtype=jnp.float32, num_classes=7, in_chans=1)
+    path = tmp_path / "checkpoint"
+    save_checkpoint(path, load_backend(backend).build(start), "tiny", form=form)
+    for target in BACKENDS:
+        *model, card = load_backend(target).from_pretrained(path, "tiny")
+        assert (card.model, card.num_classes, card.in_chans) == ("tiny", 7, 1)
+        arrays = to_start(model[0] if len(model) == 1 else tuple(model)).arrays
+        assert list(arrays) == list(start.arrays)
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, start.arrays[key], err_msg=key)
+        adapted = load_backend(target).create_model("tiny", pretrained=path, adapt=True, num_classes=2, in_chans=3)
+        assert to_start(adapted).arrays["classifier.kernel"].shape == (64, 2)
+
+
+def test_frameworks_own_tools_read_what_is_written(tmp_path):
+    """Into a fresh model, the way that each framework's users do."""
+    start = random_start(dtype=jnp.float32, param_dtype=jnp.float32)
+    for form in ("linen", "nnx", "objax"):
+        save_checkpoint(tmp_path / form, load_backend(form).build(start), "tiny", form=form)
+
+    model, variables = load_backend("linen").create_model("tiny", num_classes=CLASSES, rng=5)
+    linen = (model, flax.serialization.from_bytes(variables, (tmp_path / "linen").read_bytes()))
+
+    module = load_backend("nnx").create_model("tiny", num_classes=CLASSES, rng=5)
+    graph, state = nnx.split(module)
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "nnx", jax.eval_shape(lambda: state))
+
+    objaxs = load_backend("objax").create_model("tiny", num_classes=CLASSES, rng=5)
+    objax.io.load_var_collection(str(tmp_path / "objax"), objaxs.vars())
+
+    for loaded in (linen, nnx.merge(graph, restored), objaxs):
+        for key, array in to_start(loaded).arrays.items():
+            np.testing.assert_array_equal(array, start.arrays[key], err_msg=key)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_survives_or_is_refused(form, tmp_path):
+    model = load_backend("functional").create_model("tiny", num_classes=3, param_dtype=jnp.bfloat16)
+    if form == "objax":
+        with pytest.raises(WeightsError, match="cannot hold bfloat16"):
+            save_checkpoint(tmp_path / form, model, "tiny", form=form)
+        assert list(tmp_path.iterdir()) == []
+        return
+    save_checkpoint(tmp_path / form, model, "tiny", form=form)
+    again = load_backend("nnx").create_model(
+        "tiny", num_classes=3, param_dtype=jnp.bfloat16, pretrained=tmp_path / form
+    )
+    for key, array in to_start(again).arrays.items():
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(model[1][_collection(key)][key]))
+
+
+def _collection(key):
+    return "batch_stats" if key.endswith((".mean", ".var")) else "params"
+
+
+def test_a_card_says_how_the_model_is_built(tmp_path):
+    """Pooling, output stride and names of classes come back."""
+    options = {"num_classes": 2, "output_stride": 8, "global_pool": "max"}
+    model = load_backend("nnx").create_model("tiny", **options)
+    save_checkpoint(tmp_path / "a.safetensors", model, "tiny", classes=("cat", "dog"))
+    _, _, card = load_backend("linen").from_pretrained(tmp_path / "a.safetensors")
+    assert (card.output_stride, card.global_pool, card.classes) == (8, "max", ("cat", "dog"))
+
+
+def test_what_does_not_fit_is_not_written(tmp_path):
+    model = load_backend("linen").create_model("tiny", num_classes=2)
+    with pytest.raises(WeightsError, match=r"misshapen|missing|strides"):
+        save_checkpoint(tmp_path / "a", model, "pt_mnasnet_small")
+    with pytest.raises(WeightsError, match="3 names of classes"):
+        save_checkpoint(tmp_path / "a", model, "tiny", classes=("a", "b", "c"))
+    with pytest.raises(OutputError, match="form 'onnx' is not one of"):
+        save_checkpoint(tmp_path / "a", model, "tiny", form="onnx")
+    with pytest.raises(OutputError, match="cannot write"):
+        save_checkpoint(tmp_path / "missing" / "a", model, "tiny", form="linen")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").write_text("precious")
+    for form in FORMS:
+        with pytest.raises(OutputError, match="exists"):
+            save_checkpoint(tmp_path / "a", model, "tiny", form=form)
+    assert (tmp_path / "a").read_text() == "precious"
+
+
+@pytest.mark.parametrize("form", ["linen", "nnx", "objax"])
+def test_a_broken_checkpoint_is_an_error_that_names_it(form, tmp_path):
+    path = tmp_path / "broken"
+    save_checkpoint(path, load_backend("linen").create_model("tiny", num_classes=2), "tiny", form=form)
+    if path.is_dir():
+        for file in [each for each in path.rglob("*") if each.is_file() and each.name != "_METADATA"]:
+            file.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(WeightsError, match="broken"):
+        load_backend("linen").from_pretrained(path, "tiny")
+
+
+def test_a_foreign_npz_and_pickles_are_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", weights=np.ones(3))
+    with pytest.raises(WeightsError, match="not of Objax"):
+        load_backend("linen").from_pretrained(tmp_path / "other.npz", "tiny")
+    np.savez(tmp_path / "pickle.npz", names=np.array([_Bomb()], dtype=object))
+    with pytest.raises(WeightsError, match="not a whole npz file"):
+        load_backend("linen").from_pretrained(tmp_path / "pickle.npz", "tiny")
+
+
+class _Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def test_an_unknown_or_missing_backend_is_an_error(monkeypatch):
+    with pytest.raises(JeffnetError, match="'torch' is not one of linen, nnx, objax, functional"):
+        load_backend("torch")
+    monkeypatch.setitem(BACKENDS, "absent", "jeffnet.absent")
+    with pytest.raises(JeffnetError, match="'absent' is not installed"):
+        load_backend("absent")
+
+
+def test_what_is_no_model_is_refused():
+    model, variables = load_backend("linen").create_model("tiny", num_classes=2)
+    with pytest.raises(JeffnetError, match=r"give the pair \(model, variables\)"):
+        convert(model, "nnx")
+    with pytest.raises(JeffnetError, match="is no model of jeffnet"):
+        convert(variables, "nnx")
+    with pytest.raises(JeffnetError, match="is no model of jeffnet"):
+        convert(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), "linen")
+    del variables["params"]["conv_stem"]
+    with pytest.raises(WeightsError, match=r"conv_stem\.kernel"):
+        convert((model, variables), "nnx")
+
+
+def test_pools_are_all_tried():
+    assert set(GLOBAL_POOLS) == {"avg", "max", "avgmax", "none"}
