@@ -154,7 +154,8 @@ class ImageClassifier(objax.Module):
         def apply(block: arch.Block, x: Array) -> Array:
             # Drawn out here, so that a block that is computed again drops the same.
             key = self.generator() if training and block.drop_path_rate else None
-            return (_remat if self.remat else _call)(submodule(self, block.name), x, training, key)
+            module = submodule(self, block.name)
+            return _remat(module, x, training, key) if self.remat else module(x, training, key)
 
         return apply_network(
             self.plan,
@@ -233,6 +234,12 @@ class BatchNorm(objax.nn.BatchNorm):
     Normalises over all axes but the last; its arrays are `(C,)`. Statistics are at least float32.
     """
 
+    def __init__(self, mean: Array, var: Array, beta: Array, gamma: Array, momentum: float, eps: float) -> None:
+        # Objax's own would first compile zeros and ones of every width.
+        self.momentum, self.eps, self.redux = momentum, eps, (0, 1, 2)
+        self.running_mean, self.running_var = objax.StateVar(mean), objax.StateVar(var)
+        self.beta, self.gamma = objax.TrainVar(beta), objax.TrainVar(gamma)
+
     def __call__(self, x: Array, training: bool) -> Array:
         """Normalised `x` `(..., C)`."""
         mean, var = self.running_mean.value, self.running_var.value
@@ -264,33 +271,15 @@ class _Layers:
         return layer
 
     def _conv(self, op: arch.Conv, part: arch.ConvPart) -> Conv2D:
-        layer = Conv2D(
-            part.in_channels,
-            part.out_channels,
-            part.kernel_size,
-            op.stride,
-            op.dilation,
-            part.groups,
-            part.padding,
-            use_bias=False,  # Objax's has the shape of NCHW
-            w_init=lambda _: self.arrays[f"{part.name}.kernel"],
-        )
-        if op.bias:
-            layer.b = objax.TrainVar(self.arrays[f"{part.name}.bias"])
+        numbers = part.in_channels, part.out_channels, part.kernel_size, op.stride, op.dilation, part.groups
+        kernel, bias = f"{part.name}.kernel", f"{part.name}.bias"
+        layer = Conv2D(*numbers, part.padding, use_bias=False, w_init=lambda _: self.arrays[kernel])
+        layer.b = objax.TrainVar(self.arrays[bias]) if op.bias else None  # Objax's own is shaped for NCHW
         return layer
 
     def _norm(self, name: str) -> BatchNorm:
-        # Of no channels at first: Objax would compile the zeros and ones of every width, which are replaced anyway.
-        norm = BatchNorm((0,), (), self.plan.bn_momentum, self.plan.bn_epsilon)
-        norm.beta, norm.gamma = (objax.TrainVar(self.arrays[f"{name}.{leaf}"]) for leaf in ("bias", "scale"))
-        norm.running_mean, norm.running_var = (
-            objax.StateVar(self.arrays[f"{name}.{leaf}"]) for leaf in ("mean", "var")
-        )
-        return norm
-
-
-def _call(block: Block, x: Array, training: bool, key: Array | None) -> Array:
-    return block(x, training, key)
+        mean, var, beta, gamma = (self.arrays[f"{name}.{leaf}"] for leaf in ("mean", "var", "bias", "scale"))
+        return BatchNorm(mean, var, beta, gamma, self.plan.bn_momentum, self.plan.bn_epsilon)
 
 
 def _remat(block: Block, x: Array, training: bool, key: Array | None) -> Array:
@@ -315,7 +304,8 @@ def _with_tensors(
         return function(), variables.tensors()
     finally:
         for var, tensor in zip(variables, before, strict=True):
-            var.assign(tensor, check=False)  # what was there may stand there again, shapes without arrays too
+            # Unchecked: what was there may stand there again, shapes without arrays too.
+            var.assign(tensor, check=False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _generator(rng: int | Array) -> objax.random.Generator:

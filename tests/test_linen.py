@@ -1,6 +1,7 @@
 """The Linen models: every option of `create_model`, training mode, feature maps, and the tree of variables.
 
-What the models compute is compared with timm in `test_timm_parity.py`; here only with themselves.
+What the models compute is compared with timm in `test_timm_parity.py`; what they share with all backends is in
+`test_backends.py`.
 """
 
 import flax.errors
@@ -13,7 +14,7 @@ import pytest
 from jeffnet.arch.plan import GLOBAL_POOLS
 from jeffnet.arch.summary import array_specs, count_parameters
 from jeffnet.arch.zoo import MODELS
-from jeffnet.errors import ArchitectureError, UnknownModelError, WeightsError
+from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.linen import BatchNorm, ImageClassifier, create_model, to_canonical, to_variables
 
 NAME = "tiny"
@@ -243,41 +244,6 @@ def test_input_channels(in_chans):
     assert jax.eval_shape(model.apply, variables, images).shape == (BATCH, CLASSES)
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 3, 32, 32), (1, 32, 32, 1), (1, 1, 32, 32, 3)], ids=str)
-def test_pictures_of_another_shape_are_an_error(shape):
-    """The message has the shape that came and the one that is taken."""
-    model, variables = _abstract()
-    with pytest.raises(ArchitectureError) as raised:
-        jax.eval_shape(model.apply, variables, np.zeros(shape, np.float32))
-    assert str(shape) in str(raised.value) and "(N, H, W, 3)" in str(raised.value)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision(dtype, small):
-    """Layers compute in it, logits have it, what is kept stays float32; the function is the same to its precision."""
-    model, variables = _create(dtype=dtype)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    logits = _run(model.apply, small[1], _images())
-    assert logits.dtype == dtype
-    scale = float(jnp.abs(small[2]).max())
-    assert 1e-6 < float(jnp.abs(logits.astype(jnp.float32) - small[2]).max()) / scale < 0.1
-
-    def train(variables, images):
-        return model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"])
-
-    logits, updated = jax.eval_shape(train, variables, _images())
-    assert logits.dtype == dtype
-    assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype(jnp.float32)}
-    gradients = jax.eval_shape(jax.grad(lambda v: train(v, _images())[0].sum().astype(jnp.float32)), variables)
-    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
-
-
-def test_parameters_in_half_precision():
-    _, variables = _create(param_dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype(jnp.bfloat16)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables["batch_stats"])} == {jnp.dtype(jnp.float32)}
-
-
 def test_parameters_in_float64(x64):
     model, variables = _create(dtype=jnp.float64, param_dtype=jnp.float64)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float64)}
@@ -292,33 +258,6 @@ def test_seeds_and_keys_reach_the_arrays():
     assert (kernels[0] != kernels[2]).all() and (kernels[2] != kernels[3]).all()
     default = _create()[1]["params"]["conv_stem"]["kernel"]
     np.testing.assert_array_equal(default, kernels[0])
-
-
-def test_recomputation_changes_no_gradient(x64):
-    """Nor logits, nor statistics, with the same dropout: blocks draw the same numbers when they run again."""
-    results = []
-    for remat in (False, True):
-        model, variables = _create(
-            dtype=jnp.float64, param_dtype=jnp.float64, drop_rate=0.3, drop_path_rate=0.5, remat=remat
-        )
-
-        def functional(params, stats, images, model=model):
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": stats},
-                images,
-                train=True,
-                rngs={"dropout": jax.random.key(0)},
-                mutable=["batch_stats"],
-            )
-            return (logits**2).sum(), (logits, updated)
-
-        gradient = jax.grad(functional, has_aux=True)
-        arguments = variables["params"], variables["batch_stats"], _images()
-        results.append(_run(gradient, *arguments))
-        assert ("remat" in str(jax.make_jaxpr(gradient)(*arguments))) == remat
-    plain, recomputed = results
-    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(recomputed), strict=True):
-        np.testing.assert_allclose(other, one, rtol=0, atol=1e-9 * max(1, float(jnp.abs(one).max())))
 
 
 def test_training_needs_a_key():
@@ -343,39 +282,6 @@ def test_evaluation_may_not_change_statistics(train_step):
     model, variables = _abstract(drop_rate=0.0, drop_path_rate=0.0)
     with pytest.raises(flax.errors.ModifyScopeVariableError):
         jax.eval_shape(lambda v, x: model.apply(v, x, train=True), variables, _images())
-
-
-def test_training_is_decided_by_its_key(train_step):
-    variables, step = train_step
-    first, again, other = (step(variables, _images(), jax.random.key(seed))[0] for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert float(jnp.abs(first - other).max()) > 0
-
-
-@pytest.mark.parametrize("rates", [(0.5, 0.0), (0.0, 0.5)], ids=["dropout", "drop-path"])
-def test_each_way_of_dropping_is_on_in_training_and_off_in_evaluation(rates):
-    """In evaluation the rates change nothing, and no key is asked for."""
-    model, variables = _create(drop_rate=rates[0], drop_path_rate=rates[1])
-    plain, _ = _create(drop_rate=0.0, drop_path_rate=0.0)
-
-    def outputs(variables, images):
-        def train(model, seed):
-            rngs = {"dropout": jax.random.key(seed)}
-            return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]
-
-        return (
-            train(model, 0),
-            train(model, 1),
-            train(plain, 0),
-            model.apply(variables, images),
-            plain.apply(variables, images),
-        )
-
-    first, second, undropped, evaluated, expected = _run(outputs, variables, _images())
-    scale = float(jnp.abs(undropped).max())
-    assert float(jnp.abs(first - second).max()) > 1e-2 * scale
-    assert float(jnp.abs(first - undropped).max()) > 1e-2 * scale
-    np.testing.assert_allclose(evaluated, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_move_towards_the_batchs():
@@ -428,20 +334,6 @@ def test_every_parameter_has_a_gradient():
     gradients = _run(jax.grad(loss), variables["params"], _images(batch=2))
     silent = [path for path, leaf in jax.tree.leaves_with_path(gradients) if not float(jnp.abs(leaf).max()) > 0]
     assert silent == []
-
-
-def test_one_compilation_a_shape(small):
-    model, variables = small[:2]
-    traces = []
-
-    def apply(variables, images):
-        traces.append(images.shape)
-        return model.apply(variables, images)
-
-    jitted = jax.jit(apply, compiler_options={"xla_backend_optimization_level": 0})
-    for batch, seed in ((2, 0), (2, 1), (3, 0), (2, 2), (3, 3)):
-        jitted(variables, _images(batch=batch, seed=seed))
-    assert traces == [(2, SIZE, SIZE, 3), (3, SIZE, SIZE, 3)]
 
 
 def test_equal_models_are_one_static_argument():
@@ -513,28 +405,6 @@ def test_batch_norm_takes_no_mask():
     variables = norm.init(jax.random.key(0), jnp.ones((2, 3)))
     with pytest.raises(ArchitectureError, match="mask"):
         norm.apply(variables, jnp.ones((2, 3)), mask=jnp.ones((2, 3), bool))
-
-
-@pytest.mark.parametrize(
-    ("options", "fault"),
-    [
-        ({"num_classes": -1}, "num_classes -1"),
-        ({"in_chans": 0}, "in_chans 0"),
-        ({"drop_rate": 1.0}, "drop_rate 1.0"),
-        ({"drop_path_rate": -0.1}, "drop_path_rate -0.1"),
-        ({"bn_momentum": 1.0}, "bn_momentum 1.0"),
-        ({"global_pool": "mean"}, "global_pool 'mean'"),
-        ({"output_stride": 4}, "output_stride 4"),
-    ],
-)
-def test_impossible_options_are_errors(options, fault):
-    with pytest.raises(ArchitectureError, match=fault):
-        _create(**options)
-
-
-def test_an_unknown_model_is_an_error():
-    with pytest.raises(UnknownModelError, match="near it"):
-        create_model("pt_mnasnet_smal")
 
 
 def test_names_of_timm_are_taken():

@@ -4,15 +4,18 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jeffnet.cli.main import _parse
+from jeffnet.nnx import from_pretrained
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_python_examples_run_in_order():
+def test_the_python_examples_run_in_order(tmp_path, monkeypatch):
     """Pictures are smaller here, for speed; examples that need a file of the reader's are marked `notest`."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 5
     names = {}
@@ -21,6 +24,13 @@ def test_the_python_examples_run_in_order():
     assert names["logits"].shape == (2, 1000)
     assert [level.shape[1] for level in names["maps"]] == [16, 8, 2]
     assert names["pooled"].shape == (2, 1280)
+    for backend in ("nnx", "objax", "functional", "converted"):
+        assert names[f"{backend}_logits"].shape == (2, 10)
+    np.testing.assert_allclose(names["converted_logits"], names["nnx_logits"], rtol=1e-4, atol=1e-5)
+    assert np.isfinite([float(names["nnx_loss"]), float(names["objax_value"])]).all()
+    for name in ("trained.safetensors", "trained.msgpack"):
+        _, card = from_pretrained(tmp_path / name, "pt_mobilenetv3_small_100")
+        assert card.num_classes == 10
     assert names["config"].model.pretrained == "model.safetensors"
 
 
