@@ -214,8 +214,19 @@ class DropPath(nnx.Module):
 class BatchNorm(nnx.BatchNorm):
     """`flax.nnx.BatchNorm` whose running variance is the unbiased estimate, as in PyTorch and TensorFlow.
 
-    Normalises over all axes but the last. Statistics are at least float32.
+    Normalises over all axes but the last. Statistics are at least float32. A new one evaluates.
     """
+
+    def __init__(
+        self, mean: Array, var: Array, scale: Array, bias: Array, *, momentum: float, epsilon: float, dtype: DTypeLike
+    ) -> None:
+        # NNX's own would first compile zeros and ones of every width.
+        self.mean, self.var, self.scale, self.bias = (
+            nnx.BatchStat(mean), nnx.BatchStat(var), nnx.Param(scale), nnx.Param(bias),
+        )  # fmt: skip
+        self.num_features, self.param_dtype = scale.shape[0], scale.dtype
+        self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
+        self.use_running_average, self.axis_name = True, None
 
     def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
         """Normalised `x` `(..., C)`; masks are not supported."""
@@ -266,12 +277,12 @@ class _Layers:
 
     def _norm(self, name: str) -> BatchNorm:
         plan, arrays = self.start.plan, self.start.arrays
-        # Of no channels at first: NNX would compile the zeros and ones of every width, which are replaced anyway.
-        options = {"momentum": plan.bn_momentum, "epsilon": plan.bn_epsilon, "use_running_average": True}
-        norm = BatchNorm(0, **options, **self._arrays(name, "scale", "bias"))
-        norm.mean, norm.var = nnx.BatchStat(arrays[f"{name}.mean"]), nnx.BatchStat(arrays[f"{name}.var"])
-        norm.num_features = norm.mean.shape[0]
-        return norm
+        return BatchNorm(
+            *(arrays[f"{name}.{leaf}"] for leaf in ("mean", "var", "scale", "bias")),
+            momentum=plan.bn_momentum,
+            epsilon=plan.bn_epsilon,
+            dtype=self.start.dtype,
+        )
 
     def _arrays(self, name: str, *leaves: str) -> dict[str, Any]:
         """Initialisers that answer with the arrays of a start."""
