@@ -27,7 +27,9 @@ OTHER_PYTHONS ?= $(shell \
 	done)
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# Compiling takes most of the time of the tests; without LLVM's optimisations it takes two thirds. `test-all` has them.
+QUICK_COMPILER := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0"
 INSTALL := $(BIN)/python -m pip install --quiet --editable
 
 .PHONY: help demo test test-this-python test-other-pythons test-all lint clean
@@ -45,7 +47,7 @@ demo: $(VENV)/demo.stamp ## train on embedded data, validate and predict (under 
 test: test-this-python test-other-pythons ## run the tests without the slow ones, on every Python found (under 15 minutes)
 
 test-this-python: $(VENV)/dev.stamp
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(QUICK_COMPILER) $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.
 test-other-pythons: $(VENV)/dev.stamp

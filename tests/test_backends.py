@@ -452,7 +452,9 @@ def test_recomputation_changes_nothing(backend, x64):
 
 @every_backend
 def test_seeds_and_options_give_linens_arrays(backend):
-    for options in ({}, {"rng": 3, "in_chans": 1}, {"rng": jax.random.key(3), "num_classes": 0}):
+    """Seeds of Python and of NumPy, keys new and old."""
+    keys = jax.random.key(3), jax.random.PRNGKey(3)
+    for options in ({}, {"rng": np.int64(3), "in_chans": 1}, *({"rng": key, "num_classes": 0} for key in keys)):
         driver, linen = create(backend, **options), create("linen", **options)
         theirs = linen.arrays(linen.variables)
         for key, array in driver.arrays(driver.variables).items():

@@ -24,8 +24,9 @@ def test_the_python_examples_run_in_order(tmp_path, monkeypatch):
     assert names["logits"].shape == (2, 1000)
     assert [level.shape[1] for level in names["maps"]] == [16, 8, 2]
     assert names["pooled"].shape == (2, 1280)
-    for backend in ("nnx", "objax", "functional", "converted"):
+    for backend in ("nnx", "objax", "functional", "converted", "served"):
         assert names[f"{backend}_logits"].shape == (2, 10)
+    np.testing.assert_allclose(names["served_logits"], names["nnx_logits"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(names["converted_logits"], names["nnx_logits"], rtol=1e-4, atol=1e-5)
     assert np.isfinite([float(names["nnx_loss"]), float(names["objax_value"])]).all()
     for name in ("trained.safetensors", "trained.msgpack"):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypedDict
 
 import jax
@@ -117,7 +118,8 @@ def start_model(
         arrays = abstract_arrays(plan, param_dtype)
     else:
         arrays = start_arrays(plan, rng, param_dtype, model=name, pretrained=pretrained, adapt=adapt)
-    return Start(plan, arrays, dtype, param_dtype, remat, rng)
+    # NNX and Objax take no integers of NumPy.
+    return Start(plan, arrays, dtype, param_dtype, remat, int(rng) if isinstance(rng, Integral) else rng)
 
 
 def start_pretrained(
