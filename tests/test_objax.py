@@ -152,8 +152,8 @@ def test_gradients_and_an_optimizer_learn(remat):
 def test_vectorize():
     """One picture a call, and the calls batched: the logits are those of the batch."""
     model = _create()
-    vectorized = objax.Vectorize(lambda image: model(image[None])[0], model.vars())
-    np.testing.assert_allclose(vectorized(_images()), model(_images()), rtol=1e-4, atol=1e-5)
+    vectorized = objax.Jit(objax.Vectorize(lambda image: model(image[None])[0], model.vars()))
+    np.testing.assert_allclose(vectorized(_images()), objax.Jit(model)(_images()), rtol=1e-4, atol=1e-5)
 
 
 def test_save_and_load(tmp_path):
@@ -191,7 +191,7 @@ def test_a_computation_over_a_sharded_batch():
     model = _create()
     mesh = jax.make_mesh((len(jax.devices()),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     images = jax.device_put(_images(8), jax.NamedSharding(mesh, jax.P("batch")))
-    np.testing.assert_allclose(objax.Jit(model)(images), model(_images(8)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(objax.Jit(model)(images), objax.Jit(model)(_images(8)), rtol=1e-4, atol=1e-5)
 
 
 def test_without_objax_the_message_says_what_to_install():

@@ -7,30 +7,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jeffnet.arch import zoo
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import ModelSpec
 from jeffnet.cli.main import _parse
 from jeffnet.nnx import from_pretrained
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_python_examples_run_in_order(tmp_path, monkeypatch):
-    """Pictures are smaller here, for speed; examples that need a file of the reader's are marked `notest`."""
+@pytest.mark.parametrize("models", ["small", pytest.param("printed", marks=pytest.mark.slow)])
+def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
+    """Pictures are smaller here, for speed, and in `make test` models too; what needs a reader's file is `notest`."""
     monkeypatch.chdir(tmp_path)
+    # Nothing but 1x1 convolutions, of which all of this compiles in seconds; as many maps as the printed ones have.
+    stages = tuple((f"cn_r1_k1_s{stride}_c8",) for stride in (1, 2, 2, 2, 2))
+    monkeypatch.setitem(zoo.MODELS, "flat", ModelSpec(stages=stages, stem=8, features=64))
+    monkeypatch.setitem(zoo.PREPROCESSING, "flat", Preprocessing(32, 1.0))
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 5
     names = {}
     for block in blocks:
-        exec(compile(block.replace("224, 224", "64, 64"), "README.md", "exec"), names)
+        block = block.replace("224, 224", "64, 64")
+        if models == "small":
+            block = re.sub("pt_efficientnet_b0|pt_mobilenetv3_small_100", "flat", block)
+        exec(compile(block, "README.md", "exec"), names)
     assert names["logits"].shape == (2, 1000)
     assert [level.shape[1] for level in names["maps"]] == [16, 8, 2]
-    assert names["pooled"].shape == (2, 1280)
+    assert names["pooled"].shape == (2, 64 if models == "small" else 1280)
     for backend in ("nnx", "objax", "functional", "converted", "served"):
         assert names[f"{backend}_logits"].shape == (2, 10)
     np.testing.assert_allclose(names["served_logits"], names["nnx_logits"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(names["converted_logits"], names["nnx_logits"], rtol=1e-4, atol=1e-5)
     assert np.isfinite([float(names["nnx_loss"]), float(names["objax_value"])]).all()
     for name in ("trained.safetensors", "trained.msgpack"):
-        _, card = from_pretrained(tmp_path / name, "pt_mobilenetv3_small_100")
+        _, card = from_pretrained(tmp_path / name, "flat" if models == "small" else "pt_mobilenetv3_small_100")
         assert card.num_classes == 10
     assert names["config"].model.pretrained == "model.safetensors"
 
