@@ -32,15 +32,12 @@ ONE_OF_EACH = (
     "pt_efficientnet_b0",
     "pt_efficientnet_lite0",
     "pt_fbnetc_100",
-    "pt_mnasnet_small",
     "pt_mobilenetv2_100",
-    "pt_semnasnet_100",
     "pt_spnasnet_100",
     "tf_efficientnet_b0",
     "tf_efficientnet_es",
     "tf_mixnet_s",
     "tf_mobilenetv3_small_075",
-    "tf_mobilenetv3_small_minimal_100",
 )
 
 
