@@ -14,7 +14,6 @@ import orbax.checkpoint
 import pytest
 from flax import nnx
 
-from jeffnet.arch.plan import GLOBAL_POOLS
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS, backend_of, convert, load_backend, to_start
@@ -380,8 +379,9 @@ def test_half_precision(dtype, backend):
 @every_backend
 def test_parameters_of_another_type(backend):
     """Statistics stay at least float32."""
-    for array in ((arrays := create(backend, param_dtype=jnp.bfloat16)).arrays(arrays.variables)).items():
-        assert array[1].dtype == (jnp.float32 if array[0].endswith(("mean", "var")) else jnp.bfloat16)
+    driver = create(backend, param_dtype=jnp.bfloat16)
+    for key, array in driver.arrays(driver.variables).items():
+        assert array.dtype == (jnp.float32 if key.endswith((".mean", ".var")) else jnp.bfloat16), key
 
 
 @every_backend
@@ -610,6 +610,17 @@ def test_a_broken_checkpoint_is_an_error_that_names_it(form, tmp_path):
         load_backend("linen").from_pretrained(path, "tiny")
 
 
+def test_a_message_pack_of_something_else_is_an_error_that_names_it(tmp_path):
+    """Arrays where collections should be, and collections of nothing of ours."""
+    for variables in (
+        {"params": np.ones(3), "batch_stats": np.ones(3)},
+        {"params": {"w": np.ones(3)}, "batch_stats": {}},
+    ):
+        (tmp_path / "other").write_bytes(flax.serialization.msgpack_serialize(variables))
+        with pytest.raises(WeightsError, match="other"):
+            load_backend("linen").from_pretrained(tmp_path / "other", "tiny")
+
+
 def test_a_foreign_npz_and_pickles_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
     with pytest.raises(WeightsError, match="not of Objax"):
@@ -643,7 +654,3 @@ def test_what_is_no_model_is_refused():
     del variables["params"]["conv_stem"]
     with pytest.raises(WeightsError, match=r"conv_stem\.kernel"):
         convert((model, variables), "nnx")
-
-
-def test_pools_are_all_tried():
-    assert set(GLOBAL_POOLS) == {"avg", "max", "avgmax", "none"}

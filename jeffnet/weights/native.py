@@ -42,11 +42,10 @@ def read_orbax(folder: Path) -> dict[str, np.ndarray]:
             metadata = checkpointer.metadata(folder.absolute()).item_metadata
             # As NumPy arrays: what was spread over the devices of another machine is whole here.
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-            tree = checkpointer.restore(folder.absolute(), restore_args=arguments)
+            return from_tree(checkpointer.restore(folder.absolute(), restore_args=arguments))
     except Exception as error:  # whatever a broken file makes Orbax and TensorStore raise
         text = str(error).strip().partition("\n")[0]
         raise WeightsError(f"checkpoint {str(folder)!r} cannot be read: {text}") from error
-    return from_tree(tree)
 
 
 def read_msgpack(path: Path) -> dict[str, np.ndarray]:
@@ -58,12 +57,9 @@ def read_msgpack(path: Path) -> dict[str, np.ndarray]:
     from flax.serialization import msgpack_restore
 
     try:
-        tree = msgpack_restore(path.read_bytes())
-    except Exception as error:  # whatever a broken file makes the parser raise
+        return from_tree(msgpack_restore(path.read_bytes()))
+    except Exception as error:  # whatever a broken file makes the parser raise, or what is in it instead of variables
         raise WeightsError(f"weights {str(path)!r} are not a whole MessagePack file of Flax: {error}") from error
-    if not isinstance(tree, dict):
-        raise WeightsError(f"weights {str(path)!r} hold a {type(tree).__name__}, not variables by name")
-    return from_tree(tree)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -119,7 +115,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[t
 
 
 def _tree_name(path: tuple[str, ...]) -> str:
-    if path[0] in _COLLECTIONS:
+    if path[0] in _COLLECTIONS and len(path) > 1:
         path = path[1:]
     if path[-1] == "value":  # an NNX variable's
         path = path[:-1]
