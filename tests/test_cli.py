@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -186,6 +187,19 @@ def test_convert_to_every_form_and_back(capsys, weights, pictures, tmp_path, sma
             scores = json.loads(run(capsys, "validate", pictures, *options)[1])
             assert (scores["loss"], scores["top1"]) == (expected["loss"], expected["top1"])
     assert "--model" in fails(capsys, "validate", pictures, "--weights", tmp_path / "nnx")
+
+
+@pytest.mark.parametrize("lost", ["d", "manifest.ocdbt", "ocdbt.process_0/d"])
+def test_a_broken_checkpoint_is_one_line(capsys, weights, tmp_path, lost):
+    """In a process of its own, with what it says when it ends."""
+    run(capsys, "convert", weights, tmp_path / "broken", "--to", "nnx")
+    lost = tmp_path / "broken" / lost
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    # Any model's name will do: the arrays cannot be read, before it is known which they are.
+    command = [sys.executable, "-m", "jeffnet", "convert", tmp_path / "broken", tmp_path / "a", "--model", "mixnet_s"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert len(answer.stderr.splitlines()) == 1 and "broken" in answer.stderr, answer.stderr
 
 
 def test_convert_loses_nothing(capsys, weights, tmp_path):

@@ -7,6 +7,7 @@
 Reading needs neither the models nor Objax, and executes nothing of a file.
 """
 
+import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -38,14 +39,34 @@ def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     try:
+        _check_database(folder.absolute())
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(folder.absolute()).item_metadata
             # As NumPy arrays: what was spread over the devices of another machine is whole here.
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-            return from_tree(checkpointer.restore(folder.absolute(), restore_args=arguments))
+            tree = checkpointer.restore(folder.absolute(), restore_args=arguments)
+            return from_tree(tree)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # whatever a broken file makes Orbax and TensorStore raise
         text = str(error).strip().partition("\n")[0]
         raise WeightsError(f"checkpoint {str(folder)!r} cannot be read: {text}") from error
+
+
+def _check_database(folder: Path) -> None:
+    """Raise if anything of the database in which Orbax keeps arrays cannot be read.
+
+    Orbax itself gives up at the first array, and leaves the reads of the others to print tracebacks of their own: so
+    all is read once before.
+    """
+    import tensorstore
+
+    if json.loads((folder / "_METADATA").read_text()).get("use_ocdbt"):
+        database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+        store = tensorstore.KvStore.open(database).result()
+        keys = store.list().result()
+        if not keys:
+            raise WeightsError("it has no arrays: files are missing")
+        for key in keys:
+            store.read(key).result()
 
 
 def read_msgpack(path: Path) -> dict[str, np.ndarray]:
@@ -57,7 +78,7 @@ def read_msgpack(path: Path) -> dict[str, np.ndarray]:
     from flax.serialization import msgpack_restore
 
     try:
-        return from_tree(msgpack_restore(path.read_bytes()))
+        return from_tree(msgpack_restore(path.read_bytes()))  # pyright: ignore[reportArgumentType]
     except Exception as error:  # whatever a broken file makes the parser raise, or what is in it instead of variables
         raise WeightsError(f"weights {str(path)!r} are not a whole MessagePack file of Flax: {error}") from error
 
@@ -115,8 +136,9 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[t
 
 
 def _tree_name(path: tuple[str, ...]) -> str:
-    if path[0] in _COLLECTIONS and len(path) > 1:
-        path = path[1:]
-    if path[-1] == "value":  # an NNX variable's
-        path = path[:-1]
-    return ".".join(re.sub(r"_(\d+)", r".\1", word) for word in path)
+    words = list(path)
+    if words[0] in _COLLECTIONS:
+        words = words[1:]
+    if words[-1:] == ["value"]:  # an NNX variable's
+        words = words[:-1]
+    return ".".join(re.sub(r"_(\d+)", r".\1", word) for word in words)
