@@ -28,7 +28,7 @@ OTHER_PYTHONS ?= $(shell \
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-# Compiling takes most of the time of the tests; without LLVM's optimisations it takes two thirds. `test-all` has them.
+# Compiling takes most of the time of the tests; without LLVM's optimisations it takes about 70 %. `test-all` has them.
 QUICK_COMPILER := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0"
 INSTALL := $(BIN)/python -m pip install --quiet --editable
 

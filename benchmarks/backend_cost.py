@@ -14,7 +14,9 @@ import subprocess
 import sys
 import time
 
-BACKENDS = ("linen", "nnx", "objax", "functional")
+from jeffnet import backends
+
+BACKENDS = tuple(backends.BACKENDS)
 COLUMNS = ("import", "create", "first call", "create + first call", "later call")
 
 
@@ -79,7 +81,7 @@ def main() -> None:
     for name in options.models:
         rows: dict[str, list[dict[str, float]]] = {backend: [] for backend in BACKENDS}
         for repeat in range(options.repeats):
-            for backend in BACKENDS[repeat % 4 :] + BACKENDS[: repeat % 4]:
+            for backend in BACKENDS[repeat % len(BACKENDS) :] + BACKENDS[: repeat % len(BACKENDS)]:
                 command = [sys.executable, "-W", "ignore", __file__, name, "--size", str(options.size)]
                 answer = subprocess.run(
                     [*command, "--measure", backend], env=environment, capture_output=True, text=True, check=True

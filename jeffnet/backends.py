@@ -8,6 +8,7 @@ A backend is a module with the functions of `Backend`. Nothing of one is importe
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -78,8 +79,6 @@ def backend_of(model: Any) -> str:
     classes = {(kind.__module__, kind.__name__) for kind in type(module).__mro__}
     for name, path in BACKENDS.items():
         if (path, "ImageClassifier") in classes:
-            if name in ("linen", "functional") and not (isinstance(model, tuple) and len(model) == 2):
-                raise JeffnetError(f"a model of {name} keeps no arrays of its own: give the pair (model, variables)")
             return name
     raise JeffnetError(f"{type(module).__name__} is no model of jeffnet: give what create_model returned")
 
@@ -93,8 +92,14 @@ def to_start(model: Any) -> "Start":
     Raises:
       JeffnetError: it is something else, or lacks an array.
     """
-    backend = load_backend(backend_of(model))
-    return backend.to_start(*model) if isinstance(model, tuple) else backend.to_start(model)
+    name = backend_of(model)
+    backend, arguments = load_backend(name), model if isinstance(model, tuple) else (model,)
+    signature = inspect.signature(backend.to_start)
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise JeffnetError(f"a model of {name} is ({', '.join(signature.parameters)}): give both") from None
+    return backend.to_start(*arguments)
 
 
 def convert(model: Any, to: str) -> Any:

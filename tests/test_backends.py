@@ -645,7 +645,7 @@ def test_an_unknown_or_missing_backend_is_an_error(monkeypatch):
 
 def test_what_is_no_model_is_refused():
     model, variables = load_backend("linen").create_model("tiny", num_classes=2)
-    with pytest.raises(JeffnetError, match=r"give the pair \(model, variables\)"):
+    with pytest.raises(JeffnetError, match=r"a model of linen is \(model, variables\)"):
         convert(model, "nnx")
     with pytest.raises(JeffnetError, match="is no model of jeffnet"):
         convert(variables, "nnx")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import jeffnet
+from jeffnet.backends import BACKENDS
 
 PACKAGE = Path(jeffnet.__file__).parent
-BACKENDS = frozenset({"linen", "nnx", "objax", "functional"})
 # Objax's classes are what its backend extends: here alone it is imported with the module.
 OBJAX_COMPATIBILITY = "_objax_compat"
 

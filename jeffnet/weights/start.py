@@ -39,7 +39,7 @@ class ModelOptions(TypedDict, total=False):
       remat: keep only the blocks' inputs for the backward pass and compute the rest again (less memory, more time).
       rng: a seed (0 unless given) or a key of `jax.random`, for the initial values and, where a model draws its own
         random numbers, for dropout and drop path.
-      pretrained: a weights file: a timm state dict in safetensors, or one of jeffnet's own.
+      pretrained: weights that `jeffnet.weights.load.read_weights` reads; None, the default, draws initial values.
       adapt: where the file has other classes or input channels, start the classifier anew and sum or repeat the first
         convolution's kernels, instead of an error.
       abstract: have `jax.ShapeDtypeStruct`s for arrays, which allocate nothing.
@@ -128,7 +128,7 @@ def start_pretrained(
     """The start of the model of a weights file, with the file's own number of classes and input channels.
 
     Args:
-      path: one of jeffnet's own files, or a timm state dict in safetensors.
+      path: any that `jeffnet.weights.load.read_weights` reads.
       name: of the model; not needed where the file says it.
       dtype: in which layers compute.
 
