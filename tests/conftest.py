@@ -39,25 +39,32 @@ def small_model() -> Iterator[str]:
 def tiny_model() -> Iterator[str]:
     """The name of a model that only the tests have: every kind of layer, a map at every stride, compiled in seconds.
 
-    With it comes `tiny_tf`, in the way of MobileNetV3 and TensorFlow.
+    With it come `tiny_tf`, in the way of MobileNetV3 and TensorFlow, and `tiny_flat`, which compiles in no time: norms,
+    dropout, and in its last block drop path, between 1x1 convolutions.
     """
     from jeffnet.arch import zoo
     from jeffnet.arch.preprocessing import Preprocessing
     from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow
 
+    # Small kernels, since on the CPU every position of a depthwise one is compiled by itself.
     stages = (
         ("ds_r1_k3_s1_c8",),
         ("ir_r1_k3_s2_e2_c16",),
-        ("ir_r2_k3.5_a1.1_p1.1_s2_e2_c16_se0.5",),
+        ("ir_r2_k1.3_a1.1_p1.1_s2_e2_c16_se0.5",),
         ("er_r1_k3_s2_e2_c24",),
-        ("ir_r2_k5_s2_e2_c32",),
+        ("ir_r2_k3_s2_e2_c32",),
     )
     tiny = ModelSpec(stages=stages, stem=8, features=64, act="silu")
     se = SqueezeRule(from_expanded=True, divisor=8, act="relu", gate="hard_sigmoid")
-    stages = (("ds_r1_k3_s2_c8_se0.25_nre",), ("ir_r2_k5_s2_e3_c16_se0.25",), ("cn_r1_k1_s1_c24",))
+    stages = (
+        ("ds_r1_k3_s2_c8_se0.25_nre",),
+        ("ir_r1_k5_s2_e3_c16_se0.25", "ir_r1_k3_s1_e3_c16_se0.25"),
+        ("cn_r1_k1_s1_c24",),
+    )
     tiny_tf = as_tensorflow(ModelSpec(stages=stages, stem=8, features=64, act="hard_swish", se=se, pool_first=True))
+    tiny_flat = ModelSpec(stages=(("cn_r1_k1_s1_c8",), ("cn_r2_k1_s2_c8_skip",)), stem=8, features=16)
     with pytest.MonkeyPatch.context() as patch:
-        for name, spec in {"tiny": tiny, "tiny_tf": tiny_tf}.items():
+        for name, spec in {"tiny": tiny, "tiny_tf": tiny_tf, "tiny_flat": tiny_flat}.items():
             patch.setitem(zoo.MODELS, name, spec)
             patch.setitem(zoo.PREPROCESSING, name, Preprocessing(32, 1.0))
         yield "tiny"

@@ -349,24 +349,24 @@ def test_options(options, backend, x64):
 
 @every_backend
 def test_features_by_index(backend):
-    driver = create(backend, "tiny_tf")
+    driver = create(backend, "tiny_flat")
 
     def both(variables, images):
-        return driver.evaluate(variables, images)[2], driver.evaluate(variables, images, (2, 0, -2))[2]
+        return driver.evaluate(variables, images)[2], driver.evaluate(variables, images, (1, 0, -2))[2]
 
     everything, chosen = run(both, driver.variables, images_of())
-    assert len(everything) == len(driver.model.feature_info) == 3
-    for ours, index in zip(chosen, (2, 0, 1), strict=True):
+    assert len(everything) == len(driver.model.feature_info) == 2
+    for ours, index in zip(chosen, (1, 0, 0), strict=True):
         assert error(ours, everything[index]) < 1e-5
     with pytest.raises(ArchitectureError, match="feature indices"):
         driver.evaluate(driver.variables, images_of(), (5,))
 
 
 @every_backend
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision(dtype, backend):
+@pytest.mark.parametrize(("dtype", "name"), [(jnp.bfloat16, "tiny_tf"), (jnp.float16, "tiny_flat")])
+def test_half_precision(dtype, name, backend):
     """Layers compute in it and logits have it; parameters, statistics and gradients stay float32."""
-    driver, single = create(backend, "tiny_tf", dtype=dtype, drop_rate=0.0), create(backend, "tiny_tf")
+    driver, single = create(backend, name, dtype=dtype, drop_rate=0.0), create(backend, name)
     logits, pre_logits, maps = run(driver.evaluate, driver.variables, images_of())
     assert {each.dtype for each in (logits, pre_logits, *maps)} == {jnp.dtype(dtype)}
     expected = run(single.evaluate, single.variables, images_of())[0]
@@ -387,7 +387,7 @@ def test_parameters_of_another_type(backend):
 @every_backend
 def test_one_compilation_for_each_shape(backend):
     """Of training, which changes the variables: what comes out must not look new to JAX when it goes in."""
-    driver, traces = create(backend, "tiny_tf"), []
+    driver, traces = create(backend, "tiny_flat"), []
 
     def train(variables, images, key):
         traces.append(images.shape)
@@ -402,7 +402,7 @@ def test_one_compilation_for_each_shape(backend):
 
 @every_backend
 def test_training_is_decided_by_its_key(backend):
-    driver = create(backend, "tiny_tf", drop_rate=0.3, drop_path_rate=0.3)
+    driver = create(backend, "tiny_flat", drop_rate=0.3, drop_path_rate=0.3)
     jitted = jax.jit(driver.train, compiler_options={"xla_backend_optimization_level": 0})
     one, again, other = (
         jitted(driver.variables, images_of(32, 32), jax.random.key(seed))[0] for seed in (0, 0, 1)
@@ -413,22 +413,22 @@ def test_training_is_decided_by_its_key(backend):
 
 @every_backend
 @pytest.mark.parametrize(
-    ("name", "rates", "output"),
-    [("tiny_tf", (0.5, 0.0), "__call__"), ("tiny", (0.0, 0.9), "features")],
+    ("rates", "output"),
+    [((0.5, 0.0), "__call__"), ((0.0, 0.9), "features")],
     ids=["dropout", "drop-path"],
 )
-def test_dropping_is_on_in_training_with_the_right_mean_and_off_in_evaluation(name, rates, output, backend):
+def test_dropping_is_on_in_training_with_the_right_mean_and_off_in_evaluation(rates, output, backend):
     """Of 1,000 copies of each of two pictures, the mean is what comes out without dropping.
 
-    So it must be, since the classifier is linear in what dropout leaves, and the third map the sum of its block's input
+    So it must be, since the classifier is linear in what dropout leaves, and the last map the sum of its block's input
     and of what drop path leaves of the branch; no block before that one can drop.
     """
     copies, images = 1000, np.repeat(images_of(16, 16, batch=2), 1000, axis=0).astype(np.float32)
     outputs, evaluated = [], []
     for drop_rate, drop_path_rate in (rates, (0.0, 0.0)):
-        driver = create(backend, name, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        driver = create(backend, "tiny_flat", drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         trained, _ = run(lambda v, d=driver: d.train(v, images, jax.random.key(3), output), driver.variables)
-        trained = np.asarray(trained[2] if output == "features" else trained, np.float64)
+        trained = np.asarray(trained[-1] if output == "features" else trained, np.float64)
         outputs.append(trained.reshape(2, copies, -1))
         evaluated.append(run(driver.evaluate, driver.variables, images[::copies])[0])
     dropped, undropped = outputs
@@ -444,7 +444,7 @@ def test_recomputation_changes_nothing(backend, x64):
     """Gradients, logits and statistics are the same with the same key, and the program does compute again."""
     results = []
     for remat in (False, True):
-        driver = build(backend, random_start("tiny_tf", drop_rate=0.3, drop_path_rate=0.5, remat=remat))
+        driver = build(backend, random_start("tiny_flat", drop_rate=0.3, drop_path_rate=0.5, remat=remat))
         arguments = driver.variables, images_of(), jax.random.key(0), np.ones((BATCH, CLASSES))
         assert ("remat" in str(jax.make_jaxpr(driver.step)(*arguments))) == remat
         results.append(run(driver.step, *arguments))
@@ -502,7 +502,7 @@ def test_every_pair_of_backends_converts_and_back_to_the_same_bits():
 @every_backend
 def test_what_training_left_is_converted(backend):
     """Not the arrays with which a model began: those that it has now."""
-    driver = create(backend)
+    driver = create(backend, "tiny_flat")
     _, variables = run(driver.train, driver.variables, images_of(), jax.random.key(0))
     arrays = driver.arrays(variables)
     moved = [key for key in arrays if key.endswith((".mean", ".var"))]

@@ -75,7 +75,7 @@ def test_training_needs_a_key_where_something_is_dropped():
 
 def test_optax_learns():
     """Two classes told by their brightness, through `jax.value_and_grad` of the parameters."""
-    model, variables = _create(num_classes=2, drop_rate=0.1, drop_path_rate=0.1)
+    model, variables = create_model("tiny_flat", num_classes=2, drop_rate=0.1, drop_path_rate=0.1)
     optimizer, labels = optax.adam(3e-3), np.arange(16) % 2
 
     @jax.jit

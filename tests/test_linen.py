@@ -371,7 +371,7 @@ def test_capture_intermediates():
 
 def test_remat_of_the_whole_model():
     """`nn.remat` around the class, as around any of Linen's; the tree of variables stays."""
-    model, variables = _create("tiny_tf", drop_rate=0.0)
+    model, variables = _create("tiny_flat", drop_rate=0.0)
     whole = nn.remat(ImageClassifier)(model.plan)
 
     def gradient_of(model):

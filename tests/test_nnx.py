@@ -124,7 +124,7 @@ def test_gradients_of_parameters():
 
 def test_an_optimizer_learns_and_nothing_is_traced_twice():
     """Two classes told by their brightness, to which it goes from chance."""
-    model = _create(num_classes=2, drop_rate=0.1, drop_path_rate=0.1)
+    model = create_model("tiny_flat", num_classes=2, drop_rate=0.1, drop_path_rate=0.1)
     optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
     labels = np.arange(16) % 2
     model.train()

@@ -127,7 +127,7 @@ def test_evaluation_changes_nothing():
 @pytest.mark.parametrize("remat", [False, True])
 def test_gradients_and_an_optimizer_learn(remat):
     """Two classes told by their brightness; with dropout, drop path, and with recomputation."""
-    model = _create(num_classes=2, drop_rate=0.1, drop_path_rate=0.1, remat=remat)
+    model = create_model("tiny_flat", num_classes=2, drop_rate=0.1, drop_path_rate=0.1, remat=remat)
     labels = jnp.arange(16) % 2
 
     def loss(images):
