@@ -94,4 +94,6 @@ def timm() -> ModuleType:
             del sys.modules[name]
         name = "torchvision._meta_registrations"
         sys.modules[name] = ModuleType(name)
+    # Threads of several test processes would wait for one another at every operation.
+    importlib.import_module("torch").set_num_threads(1)
     return importlib.import_module("timm")

@@ -17,7 +17,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "tools read. Arrays are the same to the bit.",
     )
     parser.add_argument(
-        "source", help="jeffnet's own file, a timm state dict in safetensors, or a checkpoint of Linen, NNX or Objax"
+        "source",
+        help="weights of any kind: jeffnet's own file, state dicts of PyTorch, checkpoints of Linen, NNX or Objax",
     )
     parser.add_argument("destination", help="what to write; must not exist")
     parser.add_argument("--model", metavar="NAME", help="needed where the source does not say of which model it is")

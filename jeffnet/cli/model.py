@@ -11,7 +11,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="FILE",
         required=True,
-        help="jeffnet's own, a timm state dict in safetensors, or a checkpoint of Linen, NNX or Objax",
+        help="jeffnet's own, a state dict of PyTorch, or a checkpoint of Linen, NNX or Objax",
     )
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say of which model it is")
     parser.add_argument(

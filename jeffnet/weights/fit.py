@@ -1,27 +1,32 @@
 """Fitting arrays from a source to a model: everything that does not fit, in one message."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.errors import WeightsError
+from jeffnet.weights.stored import Stored
 
 _log = logging.getLogger("jeffnet")
 _SHOWN = 5
 
 
 def fit(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray | Stored],
     plan: Plan,
     *,
     source: str,
     model: str,
     initial: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
+    put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
+) -> dict[str, Any]:
     """Arrays of a source as exactly those of a model.
+
+    Names, shapes and dtypes are checked before the values of stored arrays are read, and these are read one by one.
 
     Args:
       arrays: by canonical name; layouts as in `ArraySpec`. Names that the model does not have are an error.
@@ -31,9 +36,10 @@ def fit(
       initial: the model's arrays where the source's may be adapted: a classifier of other classes is replaced by these,
         and the first convolution's kernel is summed over the input channels (for one channel) or repeated (for more).
         None adapts nothing.
+      put: what to do with each array as soon as it is read, such as to move it to a device.
 
     Returns:
-      One array per name of `array_specs(plan)`, in that order.
+      One array, or what `put` made of it, per name of `array_specs(plan)`, in that order.
 
     Raises:
       WeightsError: names are missing or left over, shapes differ, or values are no finite floats; all of it in one
@@ -55,12 +61,23 @@ def fit(
             f"weights {source!r} do not fit {model}:\n"
             f"  missing    {_listed(missing)}\n  left over  {_listed(left_over)}\n  misshapen  {_listed(misshapen)}"
         )
-    _check_values(fitted, source)
-    return {name: fitted[name] for name in specs}
+    kinds = [f"{name} ({fitted[name].dtype})" for name in specs if not _is_float(fitted[name].dtype)]
+    if kinds:
+        raise WeightsError(f"weights {source!r}: not floating point: {_listed(kinds)}")
+    read, broken = {}, []
+    for name, spec in specs.items():
+        array = np.asarray(fitted[name])
+        if not np.isfinite(array).all():
+            broken.append(name)
+        elif not broken:
+            read[name] = put(spec, array)
+    if broken:
+        raise WeightsError(f"weights {source!r} have NaN or infinite values: {_listed(broken)}")
+    return read
 
 
 def _adapt(
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray | Stored],
     plan: Plan,
     specs: Mapping[str, ArraySpec],
     initial: Mapping[str, np.ndarray],
@@ -78,7 +95,7 @@ def _adapt(
     if stem in arrays and arrays[stem].ndim == 4 and arrays[stem].shape[2] != plan.in_chans:
         channels = arrays[stem].shape[2]
         _log.warning("%s: first convolution adapted from %d to %d input channels", source, channels, plan.in_chans)
-        arrays[stem] = adapt_input_channels(arrays[stem], plan.in_chans)
+        arrays[stem] = adapt_input_channels(np.asarray(arrays[stem]), plan.in_chans)
 
 
 def adapt_input_channels(kernel: np.ndarray, in_chans: int) -> np.ndarray:
@@ -94,15 +111,6 @@ def adapt_input_channels(kernel: np.ndarray, in_chans: int) -> np.ndarray:
         return kernel.sum(2, keepdims=True)
     repeated = np.concatenate([kernel] * -(-in_chans // channels), axis=2)[:, :, :in_chans]
     return repeated * np.asarray(channels / in_chans, kernel.dtype)
-
-
-def _check_values(arrays: Mapping[str, np.ndarray], source: str) -> None:
-    kinds = [f"{name} ({array.dtype})" for name, array in arrays.items() if not _is_float(array.dtype)]
-    if kinds:
-        raise WeightsError(f"weights {source!r}: not floating point: {_listed(kinds)}")
-    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if broken:
-        raise WeightsError(f"weights {source!r} have NaN or infinite values: {_listed(broken)}")
 
 
 def _is_float(dtype: np.dtype) -> bool:

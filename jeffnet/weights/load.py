@@ -1,21 +1,35 @@
-"""Weights files, recognised by what is in them."""
+"""Weights files, recognised by what is in them, and fitted to a model."""
 
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.plan import Plan
-from jeffnet.arch.zoo import model_preprocessing, resolve_name
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.errors import WeightsError
 from jeffnet.weights.fit import fit
-from jeffnet.weights.native import is_orbax, read_msgpack, read_npz, read_orbax
+from jeffnet.weights.naming import Naming, to_canonical_names
+from jeffnet.weights.native import from_objax, is_orbax, read_msgpack, read_orbax
+from jeffnet.weights.npz import is_npz, read_npz
+from jeffnet.weights.pytorch import read_torch
 from jeffnet.weights.store import METADATA_KEY, ModelCard, parse_card
-from jeffnet.weights.timm import from_timm, is_timm
+from jeffnet.weights.stored import Stored, read_safetensors, stored
+from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM
+
+OURS = Naming("jeffnet", lambda plan, present: {name: name for name in (*array_specs(plan), *_CLASSIFIER)})
+_CLASSIFIER = ("classifier.kernel", "classifier.bias")
+# What files have at the name under which jeffnet and the model hub keep a model's weights in a folder.
+MODEL_FILE = "model.safetensors"
+# The beginning of a file of `torch.save` in its older format: a pickle's protocol. The newer one is a zip archive.
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -23,33 +37,36 @@ class WeightsFile:
     """What a weights file holds.
 
     Attributes:
-      source: its path.
-      arrays: by canonical name; of a timm state dict under its own names and layouts.
+      source: its path, or from where it came.
+      arrays: under the source's own names and in its layouts.
+      naming: which these are.
       card: what the file says of its model; None where it is not one of jeffnet's own.
-      is_timm: whether it is a timm state dict.
+      model: the model's name where the file tells it otherwise.
+      preprocessing: what the weights expect of pictures, where it is not what the zoo says.
     """
 
     source: str
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, Stored]
+    naming: Naming = OURS
     card: ModelCard | None = None
-    is_timm: bool = False
+    model: str | None = None
+    preprocessing: Preprocessing | None = None
 
 
 def read_weights(path: str | os.PathLike) -> WeightsFile:
-    """Read weights, recognised by what is in them.
+    """Read weights, recognised by what is in them; large arrays are read when they are used.
 
     Args:
-      path: of a safetensors file, jeffnet's own or a timm state dict; or of a checkpoint of our models that a module
-        system's own tools wrote, see `jeffnet.weights.native`.
+      path: of jeffnet's own file or of a folder with it; of a timm or `efficientnet_pytorch` state dict, in safetensors
+        or by `torch.save`; of an npz file of efficientnet-jax; or of a checkpoint of our models that a module system's
+        own tools wrote, see `jeffnet.weights.native`.
 
     Raises:
       WeightsError: it is missing, truncated, or holds something else.
     """
     path = Path(path)
     if path.is_dir():
-        if not is_orbax(path):
-            raise WeightsError(f"weights {str(path)!r}: is a folder, but no checkpoint of Orbax; give a weights file")
-        return WeightsFile(str(path), read_orbax(path))
+        return _read_folder(path)
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -57,38 +74,72 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file") from error
     if start.startswith(b"PK"):
-        return WeightsFile(str(path), read_npz(path))
+        return _read_zip(path)
+    if start.startswith(_PICKLES):
+        return _recognised(path, read_torch(path))
     # A map of two entries and its first key, as `flax.serialization` writes variables.
     if start[:1] == b"\x82" and start[2:8] in (b"params", b"batch_"):
-        return WeightsFile(str(path), read_msgpack(path))
-    return _read_safetensors(path)
-
-
-def _read_safetensors(path: Path) -> WeightsFile:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"weights {str(path)!r} are not a whole safetensors file, nor a checkpoint of another kind: {error}"
-        ) from error
+        return WeightsFile(str(path), _in_memory(read_msgpack(path)))
+    arrays, metadata = read_safetensors(path)
     if METADATA_KEY in metadata:
-        return WeightsFile(str(path), arrays, parse_card(metadata[METADATA_KEY], str(path)))
-    if is_timm(arrays):
-        return WeightsFile(str(path), arrays, is_timm=True)
+        return WeightsFile(str(path), arrays, card=parse_card(metadata[METADATA_KEY], str(path)))
+    return _recognised(path, arrays)
+
+
+def _read_folder(path: Path) -> WeightsFile:
+    if is_orbax(path):
+        return WeightsFile(str(path), _in_memory(read_orbax(path)))
+    if (path / MODEL_FILE).is_file():
+        return read_weights(path / MODEL_FILE)
     raise WeightsError(
-        f"weights {str(path)!r} are neither jeffnet's nor a timm state dict: no 'conv_stem.weight' among "
-        f"{len(arrays)} arrays"
+        f"weights {str(path)!r}: is a folder, but no checkpoint of Orbax, and there is no {MODEL_FILE!r} in it; give a "
+        "weights file"
     )
 
 
-def open_weights(path: str | os.PathLike, name: str | None = None) -> tuple[ModelCard, dict[str, np.ndarray]]:
+def _read_zip(path: Path) -> WeightsFile:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"weights {str(path)!r} are a broken archive: {error}; fetch the file again") from error
+    if is_npz(members):
+        arrays, is_release = read_npz(path)
+        return WeightsFile(str(path), arrays, RELEASE) if is_release else WeightsFile(str(path), from_objax(arrays))
+    if any(member.endswith("data.pkl") for member in members):
+        return _recognised(path, read_torch(path))
+    raise WeightsError(
+        f"weights {str(path)!r} are an archive of no known kind: neither of torch.save nor npz, but "
+        f"{', '.join(members[:5]) or 'empty'}"
+    )
+
+
+def _in_memory(arrays: Mapping[str, Any]) -> dict[str, Stored]:
+    return {name: stored(array) for name, array in arrays.items()}
+
+
+def _recognised(path: Path, arrays: Mapping[str, Stored]) -> WeightsFile:
+    for first, naming in (("conv_stem.weight", TIMM), ("_conv_stem.weight", EFFICIENTNET_PYTORCH)):
+        if first in arrays:
+            return WeightsFile(str(path), arrays, naming)
+    raise WeightsError(
+        f"weights {str(path)!r} are neither jeffnet's nor a timm or efficientnet_pytorch state dict: no "
+        f"'conv_stem.weight' among {len(arrays)} arrays ({', '.join(list(arrays)[:3])}, ...)"
+    )
+
+
+def open_weights(
+    path: str | os.PathLike,
+    name: str | None = None,
+    *,
+    put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
+) -> tuple[ModelCard, dict[str, Any]]:
     """A weights file with what is known of its model.
 
     Args:
       path: see `read_weights`.
       name: the model's, where the file does not say it.
+      put: what to do with each array as soon as it is read; see `jeffnet.weights.fit.fit`.
 
     Returns:
       The model's card, and its arrays by canonical name.
@@ -98,28 +149,35 @@ def open_weights(path: str | os.PathLike, name: str | None = None) -> tuple[Mode
       WeightsError: the file cannot be read, does not fit the model, or says another name.
     """
     file = read_weights(path)
-    if file.card is None and name is None:
+    said = file.card.model if file.card else file.model
+    if said is None and name is None:
         raise WeightsError(f"weights {file.source!r} do not say of which model they are: give its name (--model NAME)")
-    if file.card is not None and name is not None and resolve_name(name) != file.card.model:
+    model = resolve_name(name or said or "")
+    if file.card is not None and model != file.card.model:
         raise WeightsError(f"weights {file.source!r} are of {file.card.model}, not of {name}")
-    card = file.card or _card_of_arrays(file, resolve_name(name or ""))
-    return card, _fitted(file, card.plan(), card.model, None)
+    card = file.card or _card_of_arrays(file, model)
+    return card, _fitted(file, card.plan(), card.model, None, put)
 
 
 def _card_of_arrays(file: WeightsFile, model: str) -> ModelCard:
     """What the arrays tell of their model: its classes are ImageNet's where there are 1,000."""
-    bias = file.arrays.get("classifier.bias")
-    stem = file.arrays.get("conv_stem.weight" if file.is_timm else "conv_stem.kernel")
+    arrays = to_canonical_names(file.arrays, file.naming, model_plan(model))
+    bias, stem = arrays.get("classifier.bias"), arrays.get("conv_stem.kernel")
     # What is missing or has another rank than it should is left for `fit` to report.
     num_classes = 0 if bias is None else bias.size if bias.ndim == 1 else 1000
-    in_chans = 3 if stem is None or stem.ndim != 4 else stem.shape[1 if file.is_timm else 2]
+    in_chans = 3 if stem is None or stem.ndim != 4 else stem.shape[2]
     classes = tuple(imagenet_classes()) if num_classes == len(imagenet_classes()) else ()
-    return ModelCard(model, num_classes, in_chans, model_preprocessing(model), classes)
+    return ModelCard(model, num_classes, in_chans, file.preprocessing or model_preprocessing(model), classes)
 
 
 def load_weights(
-    path: str | os.PathLike, plan: Plan, *, model: str = "the model", initial: Mapping[str, np.ndarray] | None = None
-) -> dict[str, np.ndarray]:
+    path: str | os.PathLike,
+    plan: Plan,
+    *,
+    model: str = "the model",
+    initial: Mapping[str, np.ndarray] | None = None,
+    put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
+) -> dict[str, Any]:
     """The arrays of a weights file, by canonical name, for a model.
 
     Args:
@@ -127,15 +185,20 @@ def load_weights(
       plan: the model.
       model: what to call it in messages.
       initial: where given, another number of classes or input channels is adapted; see `jeffnet.weights.fit.fit`.
+      put: what to do with each array as soon as it is read; see `jeffnet.weights.fit.fit`.
 
     Raises:
       WeightsError: the file cannot be read or does not fit.
     """
-    return _fitted(read_weights(path), plan, model, initial)
+    return _fitted(read_weights(path), plan, model, initial, put)
 
 
 def _fitted(
-    file: WeightsFile, plan: Plan, model: str, initial: Mapping[str, np.ndarray] | None
-) -> dict[str, np.ndarray]:
-    arrays_of = from_timm if file.is_timm else fit
-    return arrays_of(file.arrays, plan, source=file.source, model=model, initial=initial)
+    file: WeightsFile,
+    plan: Plan,
+    model: str,
+    initial: Mapping[str, np.ndarray] | None,
+    put: Callable[[ArraySpec, np.ndarray], Any],
+) -> dict[str, Any]:
+    arrays = to_canonical_names(file.arrays, file.naming, plan)
+    return fit(arrays, plan, source=file.source, model=model, initial=initial, put=put)

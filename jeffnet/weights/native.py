@@ -9,7 +9,6 @@ Reading needs neither the models nor Objax, and executes nothing of a file.
 
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.errors import WeightsError
+from jeffnet.weights.stored import Stored
 
 _COLLECTIONS = ("params", "batch_stats")
 _OBJAX_LEAVES = {
@@ -82,25 +82,6 @@ def read_msgpack(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"weights {str(path)!r} are not a whole MessagePack file of Flax: {error}") from error
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of `objax.io.save_var_collection`.
-
-    Raises:
-      WeightsError: it cannot be read, or is another npz file.
-    """
-    try:
-        # Opened here, since `np.load` leaves a file open that it cannot read.
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if "names" not in file.files:
-                raise WeightsError(f"weights {str(path)!r} are an npz file, but not of Objax: it has no 'names'")
-            arrays = {str(name): file[str(place)] for place, name in enumerate(file["names"])}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"weights {str(path)!r} are not a whole npz file of Objax: {error}") from error
-    return from_objax(arrays)
-
-
 def from_tree(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays by canonical name from nested variables or states of Linen, NNX or `jeffnet.functional`.
 
@@ -114,7 +95,7 @@ def from_tree(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def from_objax(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_objax(variables: Mapping[str, Stored]) -> dict[str, Stored]:
     """Arrays by canonical name from Objax's; the state of random numbers is left out.
 
     `(ImageClassifier).blocks(ModuleList)[2](ModuleList)[1](Block).bn1(BatchNorm).beta` is `blocks.2.1.bn1.bias`.

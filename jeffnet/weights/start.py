@@ -136,8 +136,8 @@ def start_pretrained(
       UnknownModelError: no such model.
       WeightsError: the file cannot be read, does not fit, or says another name.
     """
-    card, arrays = open_weights(path, name)
-    return Start(card.plan(), {key: jnp.asarray(array, jnp.float32) for key, array in arrays.items()}, dtype), card
+    card, arrays = open_weights(path, name, put=lambda spec, array: jnp.asarray(array, jnp.float32))
+    return Start(card.plan(), arrays, dtype), card
 
 
 def start_of(model: Any, array: Callable[[str], Any]) -> Start:
@@ -196,11 +196,12 @@ def start_arrays(
     Raises:
       WeightsError: the file cannot be read or does not fit.
     """
-    arrays: Mapping[str, Any]
+
+    def put(spec: ArraySpec, array: Any) -> Array:
+        return jnp.asarray(array, array_dtype(spec, param_dtype))
+
     if pretrained is None:
         arrays = initial_arrays(plan, rng, param_dtype)
-    else:
-        initial = initial_arrays(plan, rng, param_dtype) if adapt else None
-        arrays = load_weights(pretrained, plan, model=model, initial=initial)
-    specs = array_specs(plan)
-    return {name: jnp.asarray(arrays[name], array_dtype(spec, param_dtype)) for name, spec in specs.items()}
+        return {name: put(spec, arrays[name]) for name, spec in array_specs(plan).items()}
+    initial = initial_arrays(plan, rng, param_dtype) if adapt else None
+    return load_weights(pretrained, plan, model=model, initial=initial, put=put)

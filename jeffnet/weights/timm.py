@@ -1,23 +1,28 @@
-"""timm's names and layouts for the arrays of a model.
+"""The names of PyTorch's implementations: timm, the original release's npz files, and `efficientnet_pytorch`.
 
-Modules have the same names as ours; torch keeps convolution kernels as `(out, in, height, width)` and dense ones as
-`(out, in)`. Source: huggingface/pytorch-image-models.
+Sources: huggingface/pytorch-image-models, rwightman/efficientnet-jax, lukemelas/EfficientNet-PyTorch.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from jeffnet.arch.plan import Plan
+from jeffnet.arch.plan import Block, Conv, Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.errors import WeightsError
 from jeffnet.weights.fit import fit
+from jeffnet.weights.naming import Naming, to_canonical_names
+from jeffnet.weights.stored import stored
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_CLASSIFIER = ("classifier.kernel", "classifier.bias")
+_COUNTERS = re.compile(r"\.num_batches_tracked$")
 
 
 def timm_name(spec: ArraySpec) -> str:
     """timm's name of an array: `blocks.0.0.bn1.mean` is `blocks.0.0.bn1.running_mean`."""
-    return f"{spec.name.rpartition('.')[0]}.{_LEAVES[spec.leaf]}"
+    return _torch_name(spec.name)
 
 
 def timm_shape(spec: ArraySpec) -> tuple[int, ...]:
@@ -27,7 +32,7 @@ def timm_shape(spec: ArraySpec) -> tuple[int, ...]:
     return (*spec.shape[:-3:-1], *spec.shape[:-2])
 
 
-def is_timm(names: Mapping[str, object]) -> bool:
+def is_timm(names: Iterable[str]) -> bool:
     """Whether a file with these names is a state dict of one of timm's EfficientNets or MobileNets."""
     return "conv_stem.weight" in names
 
@@ -53,23 +58,73 @@ def from_timm(
     Raises:
       WeightsError: see `jeffnet.weights.fit.fit`; names in the message are canonical where there is one, else timm's.
     """
-    names = {timm_name(spec): spec for spec in array_specs(plan).values()}
-    # A classifier that the model does not have is an excess under our name, not a foreign array.
-    names |= {f"classifier.{leaf}": ArraySpec(f"classifier.{ours}", ()) for leaf, ours in _CLASSIFIER.items()}
-    arrays = {}
-    for name, value in state.items():
-        if name.endswith(".num_batches_tracked"):
-            continue
-        spec = names.get(name)
-        array = np.asarray(value)
-        arrays[spec.name if spec else name] = _from_torch_layout(array) if spec and spec.leaf == "kernel" else array
+    arrays = to_canonical_names({name: stored(value) for name, value in state.items()}, TIMM, plan)
     return fit(arrays, plan, source=source, model=model, initial=initial)
 
 
-_CLASSIFIER = {"weight": "kernel", "bias": "bias"}
+def _torch_name(name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.{_LEAVES[leaf]}"
 
 
-def _from_torch_layout(array: np.ndarray) -> np.ndarray:
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0)
-    return array.T if array.ndim == 2 else array
+def _names_of_timm(plan: Plan, present: Iterable[str]) -> dict[str, str]:
+    return {name: _torch_name(name) for name in (*array_specs(plan), *_CLASSIFIER)}
+
+
+# The release's names of the modules of a block, by which convolution only that kind of block has.
+_RELEASE_BLOCKS = {
+    "conv_exp": {"bn1": "bn_exp", "bn2": "bn_pwl"},
+    "conv_pwl": {"conv_pw": "conv_exp", "bn1": "bn_exp", "bn2": "bn_dw", "bn3": "bn_pwl"},
+    "conv_dw": {"bn1": "bn_dw", "bn2": "bn_pw"},
+    "conv": {"bn1": "bn"},
+}
+_RELEASE_SQUEEZE = {"se.conv_reduce": "se.reduce", "se.conv_expand": "se.expand"}
+_RELEASE_ENDS = {
+    "conv_stem": "stem.conv", "bn1": "stem.bn", "conv_head": "head.conv_pw", "bn2": "head.bn",
+    "classifier": "head.classifier",
+}  # fmt: skip
+
+
+def _names_of_release(plan: Plan, present: Iterable[str]) -> dict[str, str]:
+    modules = dict(_RELEASE_ENDS)
+    for block in plan.blocks:
+        kinds = _convolutions(block)
+        table = next(table for kind, table in _RELEASE_BLOCKS.items() if kind in kinds) | _RELEASE_SQUEEZE
+        modules |= {f"{block.name}.{ours}": f"{block.name}.{theirs}" for ours, theirs in table.items()}
+    return {name: _renamed(theirs, modules) for name, theirs in _names_of_timm(plan, present).items()}
+
+
+def _convolutions(block: Block) -> list[str]:
+    return [op.name.rpartition(".")[2] for op in block.ops if isinstance(op, Conv)]
+
+
+def _renamed(name: str, modules: Mapping[str, str]) -> str:
+    # A module of several kernels (MixNet) has a number after its name.
+    module, number, leaf = re.fullmatch(r"(.+?)((?:\.\d+)?)\.(\w+)", name).groups()  # pyright: ignore
+    return f"{modules.get(module, module)}{number}.{leaf}"
+
+
+# The modules of `efficientnet_pytorch` for each sequence of convolutions that its blocks have.
+_EFFICIENTNET_PYTORCH_BLOCKS = {
+    ("conv_pw", "conv_dw", "conv_pwl"): {
+        "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
+        "conv_pwl": "_project_conv", "bn3": "_bn2",
+    },
+    ("conv_dw", "conv_pw"): {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"},
+}  # fmt: skip
+
+
+def _names_of_efficientnet_pytorch(plan: Plan, present: Iterable[str]) -> dict[str, str]:
+    modules = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    for place, block in enumerate(plan.blocks):
+        table = _EFFICIENTNET_PYTORCH_BLOCKS.get(tuple(_convolutions(block)))
+        if table is None or plan.pool_first:
+            raise WeightsError("efficientnet_pytorch has EfficientNet B0 to B8 and L2 only: give one of these models")
+        table = table | {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+        modules |= {f"{block.name}.{ours}": f"_blocks.{place}.{theirs}" for ours, theirs in table.items()}
+    return {name: _renamed(theirs, modules) for name, theirs in _names_of_timm(plan, present).items()}
+
+
+TIMM = Naming("timm state dict", _names_of_timm, "torch", _COUNTERS)
+RELEASE = Naming("npz file of efficientnet-jax", _names_of_release, "torch", _COUNTERS)
+EFFICIENTNET_PYTORCH = Naming("efficientnet_pytorch state dict", _names_of_efficientnet_pytorch, "torch", _COUNTERS)

@@ -35,7 +35,7 @@ def path(tmp_path):
 
 
 def _rewrite(path, metadata):
-    save_file(read_weights(path).arrays, path, metadata=metadata)
+    save_file({name: np.asarray(array) for name, array in read_weights(path).arrays.items()}, path, metadata=metadata)
 
 
 def _timm_file(path, name=NAME, **options):
@@ -60,7 +60,7 @@ def test_round_trip_is_bit_equal(dtype, tmp_path):
     assert file.arrays.keys() == arrays.keys()
     for name, array in arrays.items():
         assert file.arrays[name].dtype == array.dtype and file.arrays[name].shape == array.shape
-        assert file.arrays[name].tobytes() == array.tobytes()
+        assert file.arrays[name].read().tobytes() == array.tobytes()
     loaded = load_weights(tmp_path / "a", PLAN)
     assert all(loaded[name].tobytes() == arrays[name].tobytes() for name in arrays)
 
@@ -149,7 +149,7 @@ def test_another_kind_of_file(content, tmp_path):
 @pytest.mark.parametrize("arrays", [{}, {"weight": np.ones((2, 2), np.float32)}], ids=["empty", "another-model"])
 def test_foreign_safetensors(arrays, tmp_path):
     save_file(arrays, tmp_path / "a.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WeightsError, match=f"neither jeffnet's nor a timm state dict.* {len(arrays)} arrays"):
+    with pytest.raises(WeightsError, match=f"neither jeffnet's nor a timm or .* {len(arrays)} arrays"):
         read_weights(tmp_path / "a.safetensors")
 
 
@@ -295,8 +295,8 @@ def test_a_timm_file_needs_a_name_and_tells_the_rest(options, tmp_path):
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_a_timm_file_with_arrays_of_other_ranks_is_an_error(name, shape, tmp_path):
     file = _timm_file(tmp_path / "a.safetensors", num_classes=7)
-    arrays = read_weights(file).arrays | {name: np.ones(shape, np.float32)}
-    save_file(arrays, file)
+    arrays = {key: np.asarray(array) for key, array in read_weights(file).arrays.items()}
+    save_file(arrays | {name: np.ones(shape, np.float32)}, file)
     with pytest.raises(WeightsError):
         open_weights(file, NAME)
     with pytest.raises(WeightsError):

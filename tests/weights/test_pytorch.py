@@ -1,0 +1,304 @@
+"""Files of torch.save and of efficientnet-jax, as their own libraries write them: the same logits in float64."""
+
+import argparse
+import collections
+import logging
+import pickle
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jeffnet.errors import WeightsError
+from jeffnet.functional import create_model, from_pretrained
+from jeffnet.weights.load import open_weights, read_weights
+
+TOLERANCE = 1e-10
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
+NAME = "pt_mobilenetv3_small_075"
+
+
+def _randomized(reference, size=32):
+    """Random weights; running statistics around those of a batch of noise, so that nothing grows without bounds."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    reference = reference.double()
+    norms = [module for module in reference.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.normal_(0, 0.1, generator=generator)
+            norm.momentum = 1.0
+        for name, value in reference.named_parameters():
+            if name.endswith("bias"):
+                value.normal_(0, 0.1, generator=generator)
+        reference.train()(torch.empty(8, 3, size, size, dtype=torch.float64).normal_(generator=generator))
+        for norm in norms:
+            norm.running_mean += 0.1 * torch.empty_like(norm.running_mean).normal_(generator=generator)
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.8, 1.3, generator=generator)
+    return reference.eval()
+
+
+@pytest.fixture(scope="module")
+def reference(timm):
+    import torch
+
+    torch.manual_seed(0)
+    return _randomized(timm.create_model("mobilenetv3_small_075", num_classes=7))
+
+
+def _check(path, reference, name=NAME, num_classes=7, size=32):
+    """Logits of the loaded model are the reference's."""
+    import torch
+
+    images = np.random.default_rng(1).normal(size=(2, size, size, 3))
+    with jax.enable_x64(True):
+        functions, variables = create_model(
+            name, num_classes=num_classes, pretrained=path, dtype="float64", param_dtype="float64"
+        )
+        logits = jax.jit(functions.apply, compiler_options=COMPILER_OPTIONS)(variables, images)
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(np.asarray(logits) - expected).max() / np.abs(expected).max() < TOLERANCE
+
+
+def _same_arrays(path, reference, name=NAME):
+    """Cheaper than logits, which are checked once: arrays are those of the same state dict as safetensors."""
+    state = {key: value.numpy() for key, value in reference.state_dict().items()}
+    plain = path.parent / "plain.safetensors"
+    save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, plain)
+    _, expected = open_weights(plain, name)
+    _, arrays = open_weights(path, name)
+    assert arrays.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(arrays[key], value)
+
+
+@pytest.mark.parametrize("ending", ["model.pth", "model.bin", "model.safetensors"])
+def test_a_state_dict_of_timm(ending, reference, tmp_path):
+    """In either of the formats, whatever the file is called."""
+    import torch
+    from safetensors.torch import save_file as save_safetensors
+
+    path = tmp_path / ending
+    if ending.endswith(".bin"):
+        save_safetensors(reference.state_dict(), path)
+    else:
+        torch.save(reference.state_dict(), path, _use_new_zipfile_serialization=ending.endswith(".pth"))
+    _check(path, reference)
+
+
+def _save(content, path, **options):
+    import torch
+
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_and_prefixes_come_off(key, prefix, reference, tmp_path):
+    state = {f"{prefix}{name}": value for name, value in reference.state_dict().items()}
+    _same_arrays(_save({key: state, "epoch": 3}, tmp_path / "checkpoint.pth.tar"), reference)
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
+def test_averaged_weights_are_taken_and_said(key, reference, tmp_path, caplog):
+    """Beside the options of timm's training script, an optimizer's state, and the last weights."""
+    last = {name: value * 2 for name, value in reference.state_dict().items()}
+    content = {
+        "arch": "mobilenetv3_small_075",
+        "state_dict": last,
+        "optimizer": {"state": {0: {"step": 1}}, "param_groups": [{"lr": 0.1}]},
+        "args": argparse.Namespace(lr=0.1, model="mobilenetv3_small_075"),
+        key: collections.OrderedDict(reference.state_dict()),
+        "metric": 0.5,
+    }
+    with caplog.at_level(logging.INFO, "jeffnet"):
+        _same_arrays(_save(content, tmp_path / "checkpoint.pth.tar"), reference)
+    assert f"took the averaged weights, {key!r}" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_dtypes_of_torch(dtype, reference, tmp_path):
+    import torch
+
+    state = {name: value.to(getattr(torch, dtype)) for name, value in reference.state_dict().items()}
+    _, arrays = open_weights(_save(state, tmp_path / "a.pth"), NAME)
+    kernel = arrays["conv_stem.kernel"]
+    assert kernel.dtype.name == dtype
+    expected = state["conv_stem.weight"].float().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel.astype(np.float32), expected)
+
+
+class _Malice:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("inside", ["alone", "beside the weights"])
+def test_a_pickle_that_runs_a_program_is_refused(new_format, inside, reference, tmp_path):
+    """The marker file would be there if any of it had run; loading it as a pickle does make it."""
+    marker = tmp_path / "marker"
+    content = _Malice(marker) if inside == "alone" else {"state_dict": reference.state_dict(), "x": _Malice(marker)}
+    path = _save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(WeightsError, match="unpickling it might run a program: refused"):
+        read_weights(path)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(_Malice(marker))).close()
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_truncated_file_of_torch(share, new_format, reference, tmp_path):
+    path = _save(reference.state_dict(), tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(WeightsError, match=re.escape(str(path))):
+        open_weights(path, NAME)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], 5, {}], ids=str)
+def test_a_file_without_a_state_dict(content, tmp_path, timm):
+    with pytest.raises(WeightsError, match="no state dict in them"):
+        read_weights(_save(content, tmp_path / "a.pth"))
+
+
+def test_another_network_is_told_as_such(tmp_path, timm):
+    import torch
+
+    path = _save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"neither jeffnet's .* \(weight, bias"):
+        read_weights(path)
+
+
+def test_without_torch_the_message_says_so(tmp_path, monkeypatch):
+    """torch is needed for its own files, and for no others."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+    with pytest.raises(WeightsError, match="torch is not installed"):
+        read_weights(tmp_path / "a.pth")
+
+
+def _release(reference, path):
+    """What efficientnet-jax's export script wrote: torch's modules tell how their parts are renamed."""
+    modules = dict(reference.named_modules())
+    renames = {
+        "ConvBnAct": {"bn1.": "bn."},
+        "InvertedResidual": {"conv_pw.": "conv_exp.", "bn1.": "bn_exp.", "bn2.": "bn_dw.", "bn3.": "bn_pwl."},
+        "EdgeResidual": {"bn1.": "bn_exp.", "bn2.": "bn_pwl."},
+        "DepthwiseSeparableConv": {"bn1.": "bn_dw.", "bn2.": "bn_pw."},
+        "SqueezeExcite": {"conv_reduce.": "reduce.", "conv_expand.": "expand."},
+    }
+    ends = {
+        "conv_stem.": "stem.conv.", "bn1.": "stem.bn.", "conv_head.": "head.conv_pw.", "bn2.": "head.bn.",
+        "classifier.": "head.classifier.",
+    }  # fmt: skip
+    arrays, names, types = {}, [], []
+    for key, value in reference.state_dict().items():
+        if "num_batches" in key:
+            continue
+        words = key.split(".")
+        kind = type(modules[".".join(words[:-2])]).__name__
+        if "MixedConv" in kind:
+            kind = type(modules[".".join(words[:-3])]).__name__
+        for theirs, renamed in (renames.get(kind) or (ends if kind in ("EfficientNet", "MobileNetV3") else {})).items():
+            key = key.replace(theirs, renamed)
+        names.append(key)
+        types.append(type(modules[".".join(words[:-1])]).__name__)
+        arrays[str(len(arrays))] = value.numpy()
+    np.savez(path, names=np.array(names), types=types, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_small_075", *(pytest.param(name, marks=pytest.mark.slow) for name in
+             ("mixnet_s", "efficientnet_es", "fbnetc_100", "tf_efficientnet_b0", "mobilenetv2_100", "semnasnet_100"))]
+)  # fmt: skip
+def test_npz_of_the_release(name, timm, tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    reference = _randomized(timm.create_model(name, num_classes=7))
+    ours = name if name.startswith("tf_") else f"pt_{name}"
+    _check(_release(reference, tmp_path / "weights.npz"), reference, ours)
+
+
+@pytest.mark.parametrize("name", ["mixnet_s", "efficientnet_es", "fbnetc_100", "tf_efficientnet_b0", "mobilenetv2_100"])
+def test_arrays_of_the_release_have_their_names(name, timm, tmp_path):
+    ours = name if name.startswith("tf_") else f"pt_{name}"
+    reference = timm.create_model(name, num_classes=7)
+    _same_arrays(_release(reference, tmp_path / "weights.npz"), reference, ours)
+
+
+def test_npz_that_holds_a_pickle_is_refused(tmp_path):
+    marker = tmp_path / "marker"
+    malice = np.array([_Malice(marker)], dtype=object)
+    np.savez(tmp_path / "a.npz", **{"0": malice}, names=np.array(["conv_stem.weight"]), types=np.array(["Conv2d"]))
+    with pytest.raises(WeightsError, match="refused"):
+        read_weights(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", **{"0": np.ones(2)}, names=malice, types=np.array(["Conv2d"]))
+    with pytest.raises(WeightsError, match="whole npz"):
+        read_weights(tmp_path / "b.npz")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": np.ones(2)}, "without 'names'"),
+        (
+            {"names": np.array(["a", "b"]), "types": np.array(["", ""]), "0": np.ones(2)},
+            "1 of their arrays are missing",
+        ),
+        ({"names": np.array(["a"]), "types": np.array([""]), "0": np.ones(2), "1": np.ones(2)}, "1 have no name"),
+        ({"names": np.array(["a", "a"]), "types": np.array([""]), "0": np.ones(2), "1": np.ones(2)}, "different texts"),
+        ({"names": np.array([1.0]), "0": np.ones(2)}, "different texts"),
+    ],
+)
+def test_npz_whose_names_do_not_fit_its_arrays(arrays, message, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(WeightsError, match=message):
+        read_weights(tmp_path / "a.npz")
+
+
+def test_a_truncated_npz_file(timm, tmp_path):
+    path = _release(timm.create_model("mobilenetv3_small_075", num_classes=7), tmp_path / "weights.npz")
+    content = path.read_bytes()
+    for share in (0.2, 0.9, 0.9999):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(WeightsError, match="broken archive"):
+            read_weights(path)
+    # A byte in the middle of an array: the archive's checksum tells.
+    broken = bytearray(content)
+    broken[len(content) // 2] ^= 0xFF
+    path.write_bytes(broken)
+    with pytest.raises(WeightsError, match="not a whole npz file"):
+        open_weights(path, NAME)
+
+
+@pytest.mark.parametrize("model", ["b0", pytest.param("b2", marks=pytest.mark.slow)])
+def test_efficientnet_pytorch(model, timm, tmp_path):
+    """lukemelas/EfficientNet-PyTorch, which pads as TensorFlow does."""
+    import torch
+
+    package = pytest.importorskip("efficientnet_pytorch")
+    torch.manual_seed(0)
+    reference = package.EfficientNet.from_name(f"efficientnet-{model}", num_classes=7, image_size=64)
+    reference.set_swish(memory_efficient=False)
+    reference = _randomized(reference, 64)
+    path = _save(reference.state_dict(), tmp_path / "a.pth")
+    _check(path, reference, f"tf_efficientnet_{model}", size=64)
+    with pytest.raises(WeightsError, match="EfficientNet B0 to B8"):
+        open_weights(path, "pt_mobilenetv3_small_100")
+    _, _, card = from_pretrained(path, f"tf_efficientnet_{model}")
+    assert card.num_classes == 7 and card.classes == ()
