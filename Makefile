@@ -77,7 +77,8 @@ $(VENV)/demo.stamp: pyproject.toml
 	$(INSTALL) '.[digits]'
 	@touch $@
 
-# The reference implementation (timm) needs torch, whose CPU build exists for Python 3.11 only.
+# The reference implementation (timm) needs torch, whose CPU build exists for Python 3.11 only. TensorFlow is tested there
+# too: once is enough.
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	$(INSTALL) ".[dev,digits,objax$$($(BIN)/python -c 'import sys; print(",torch" * (sys.version_info < (3, 12)))')]"
+	$(INSTALL) ".[dev,digits,objax$$($(BIN)/python -c 'import sys; print(",torch,tf,keras" * (sys.version_info < (3, 12)))')]"
 	@touch $@

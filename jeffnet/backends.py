@@ -24,7 +24,7 @@ BACKENDS = {
     "functional": "jeffnet.functional",
 }
 # In which forms `jeffnet.checkpoints` writes a model.
-FORMS = ("jeffnet", "linen", "nnx", "objax")
+FORMS = ("jeffnet", "linen", "nnx", "objax", "timm", "efficientnet_pytorch", "npz", "tensorflow")
 
 
 class Backend(Protocol):
@@ -38,8 +38,8 @@ class Backend(Protocol):
         """A model of the zoo; `jeffnet.weights.start.ModelOptions` are its options."""
         ...
 
-    def from_pretrained(self, path: Any, name: str | None = None, *, dtype: Any = ...) -> tuple:
-        """A model from a weights file, and its card last."""
+    def from_pretrained(self, source: Any, name: str | None = None, *, dtype: Any = ...) -> tuple:
+        """A model from its weights, and its card last."""
         ...
 
     def build(self, start: "Start") -> Any:

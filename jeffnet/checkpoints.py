@@ -1,4 +1,4 @@
-"""Models to files, from any backend: jeffnet's own format, or what a module system's own tools read.
+"""Models to files, from any backend: jeffnet's own format, what a module system's own tools read, or another library.
 
     from jeffnet.checkpoints import save_checkpoint
 
@@ -7,6 +7,7 @@
 Every `create_model(..., pretrained=...)` and `from_pretrained` reads all of them.
 """
 
+import glob
 import os
 import shutil
 import tempfile
@@ -15,16 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from jeffnet.arch.plan import OUTPUT_STRIDES, Plan
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.weights import store
 from jeffnet.weights.fit import fit
+from jeffnet.weights.naming import Naming, to_source_names
+from jeffnet.weights.pytorch import write_torch
 from jeffnet.weights.start import Start
 from jeffnet.weights.store import ModelCard
+from jeffnet.weights.tensorflow import hints_of, naming_of, write_tensorflow
+from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM
 
 
 def save_checkpoint(
@@ -79,12 +86,19 @@ def write_checkpoint(
     """Write a model's arrays; under the name there is never half a checkpoint.
 
     Args:
-      path: a file, for 'nnx' a folder. Must not exist; its own folder must.
+      path: a file, for 'nnx' a folder, for 'tensorflow' the prefix of several files. Must not exist; its own folder
+        must.
       arrays: by canonical name.
       card: of the model. Only jeffnet's own format keeps it.
-      form: 'jeffnet' (safetensors with the card); 'linen' (MessagePack of the variables, for
-        `flax.serialization.from_bytes`); 'nnx' (the state, for `orbax.checkpoint.StandardCheckpointer`); 'objax' (npz,
-        for `objax.io.load_var_collection`).
+      form: one of `jeffnet.backends.FORMS`:
+        'jeffnet': safetensors with the card.
+        'linen': MessagePack of the variables, for `flax.serialization.from_bytes`.
+        'nnx': the state, for `orbax.checkpoint.StandardCheckpointer`.
+        'objax': npz, for `objax.io.load_var_collection`.
+        'timm', 'efficientnet_pytorch': a state dict, by `torch.save` where the path ends in `.pth`, `.pt`, `.tar` or
+        `.bin`, else in safetensors.
+        'npz': as of efficientnet-jax's release.
+        'tensorflow': a checkpoint with the authors' names.
 
     Raises:
       WeightsError: the form cannot hold the arrays.
@@ -93,7 +107,8 @@ def write_checkpoint(
     if form not in FORMS:
         raise OutputError(f"form {form!r} is not one of {', '.join(FORMS)}")
     path = Path(path)
-    if path.exists():
+    there = [path, *path.parent.glob(f"{glob.escape(path.name)}.index")]
+    if any(file.exists() for file in there):
         raise OutputError(f"{str(path)!r} exists: remove it, or give another name")
     if form == "jeffnet":
         store.save_model(path, arrays, card)
@@ -101,45 +116,94 @@ def write_checkpoint(
     try:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
-            _WRITERS[form](folder / "checkpoint", Start(card.plan(), arrays))
-            os.rename(folder / "checkpoint", path)
+            # Under its own name, by whose ending some libraries choose their format.
+            _WRITERS[form](folder / path.name, arrays, card)
+            # A checkpoint of TensorFlow is several files; its index comes last, without which it is none.
+            for file in sorted(folder.iterdir()):
+                os.rename(file, path.parent / file.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
-def _write_linen(path: Path, start: Start) -> None:
+def _write_linen(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
     from flax.serialization import to_bytes
 
-    _, variables = load_backend("linen").build(start)
+    _, variables = load_backend("linen").build(Start(card.plan(), arrays))
     path.write_bytes(to_bytes(variables))
 
 
-def _write_nnx(path: Path, start: Start) -> None:
+def _write_nnx(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
     import orbax.checkpoint as ocp
     from flax import nnx
 
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), nnx.state(load_backend("nnx").build(start)))
+        checkpointer.save(path.absolute(), nnx.state(load_backend("nnx").build(Start(card.plan(), arrays))))
 
 
-def _write_objax(path: Path, start: Start) -> None:
-    # npz would store what NumPy itself does not know as bytes without a type.
-    foreign = {str(array.dtype) for array in start.arrays.values() if array.dtype.kind != "f"}
-    if foreign:
-        raise WeightsError(f"Objax's npz files cannot hold {', '.join(sorted(foreign))}: write another form")
-    model = load_backend("objax").build(start)
+def _write_objax(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
+    _check_npz(arrays)
+    model = load_backend("objax").build(Start(card.plan(), arrays))
     from jeffnet._objax_compat import objax
 
     with open(path, "wb") as file:
         objax.io.save_var_collection(file, model.vars())  # pyright: ignore[reportArgumentType]
 
 
-_WRITERS: dict[str, Callable[[Path, Start], None]] = {
+def _check_npz(arrays: Mapping[str, np.ndarray]) -> None:
+    # npz would store what NumPy itself does not know as bytes without a type.
+    foreign = {str(array.dtype) for array in arrays.values() if array.dtype.kind != "f"}
+    if foreign:
+        raise WeightsError(f"npz files cannot hold {', '.join(sorted(foreign))}: write another form")
+
+
+def _write_state_dict(naming: Naming) -> "_Writer":
+    def write(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
+        state = to_source_names(arrays, naming, card.plan())
+        # torch's layers count their training steps, and a strict loader misses the counter.
+        norms = [name for name in state if name.endswith(".running_var")]
+        state |= {name.replace("running_var", "num_batches_tracked"): np.zeros((), np.int64) for name in norms}
+        if path.suffix in (".pth", ".pt", ".tar", ".bin"):
+            write_torch(path, state)
+        else:
+            save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path, {"format": "pt"})
+
+    return write
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
+    _check_npz(arrays)
+    state = to_source_names(arrays, RELEASE, card.plan())
+    numbered = {str(place): array for place, array in enumerate(state.values())}
+    kinds = [_torch_layer(name, arrays) for name in array_specs(card.plan())]
+    with open(path, "wb") as file:
+        np.savez(file, names=np.array(list(state)), types=np.array(kinds), **numbered)  # pyright: ignore
+
+
+def _torch_layer(name: str, arrays: Mapping[str, np.ndarray]) -> str:
+    module = name.rpartition(".")[0]
+    if module == "classifier":
+        return "Linear"
+    return "Conv2d" if f"{module}.kernel" in arrays else "BatchNorm2d"
+
+
+def _write_tensorflow(prefix: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
+    hints = hints_of(card.model)
+    naming = naming_of(hints)
+    assert naming is not None
+    write_tensorflow(prefix, to_source_names(arrays, naming, card.plan(), hints))
+
+
+_Writer = Callable[[Path, Mapping[str, np.ndarray], ModelCard], None]
+_WRITERS: dict[str, _Writer] = {
     "linen": _write_linen,
     "nnx": _write_nnx,
     "objax": _write_objax,
+    "timm": _write_state_dict(TIMM),
+    "efficientnet_pytorch": _write_state_dict(EFFICIENTNET_PYTORCH),
+    "npz": _write_npz,
+    "tensorflow": _write_tensorflow,
 }
 
 

@@ -12,7 +12,6 @@
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any, Unpack
 
 import jax
@@ -27,6 +26,7 @@ from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
 from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics
 from jeffnet.ops.stochastic import drop_path, dropout
+from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_arrays, start_model, start_pretrained
 from jeffnet.weights.store import ModelCard
 
@@ -52,10 +52,10 @@ def create_model(name: str, **options: Unpack[ModelOptions]) -> tuple["ImageClas
 
 
 def from_pretrained(
-    path: str | PathLike, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", Variables, ModelCard]:
     """A model from a weights file; see `jeffnet.linen.from_pretrained`."""
-    start, card = start_pretrained(path, name, dtype=dtype)
+    start, card = start_pretrained(source, name, dtype=dtype)
     return *build(start), card
 
 

@@ -11,7 +11,6 @@ mutable=['batch_stats'])` gives the logits and the updated statistics.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any, Unpack
 
 import flax.linen as nn
@@ -28,6 +27,7 @@ from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
 from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics, statistics_dtype
 from jeffnet.ops.stochastic import drop_path
+from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained
 from jeffnet.weights.store import ModelCard
 
@@ -53,13 +53,14 @@ def create_model(name: str, **options: Unpack[ModelOptions]) -> tuple["ImageClas
 
 
 def from_pretrained(
-    path: str | PathLike, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", Variables, ModelCard]:
-    """A model from a weights file, with the file's own number of classes and input channels.
+    """A model from its weights, with their own number of classes and input channels.
 
     Args:
-      path: any that `jeffnet.weights.load.read_weights` reads.
-      name: of the model; not needed where the file says it.
+      source: any that `jeffnet.weights.load.find_weights` takes: a path, `hf:owner/name`, a URL, or the name of a model
+        for its published weights.
+      name: of the model; not needed where the weights say it.
       dtype: in which layers compute.
 
     Returns:
@@ -67,9 +68,9 @@ def from_pretrained(
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: the file cannot be read, does not fit, or says another name.
+      WeightsError: the weights cannot be had or read, do not fit, or say another name.
     """
-    start, card = start_pretrained(path, name, dtype=dtype)
+    start, card = start_pretrained(source, name, dtype=dtype)
     return *build(start), card
 
 

@@ -9,7 +9,6 @@ random numbers of its own (`model.rngs`), until `model.eval()`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
 from typing import Any, Unpack
 
 import jax
@@ -32,6 +31,7 @@ from jeffnet.ops.network import (
 )
 from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics
 from jeffnet.ops.stochastic import drop_path
+from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained
 from jeffnet.weights.store import ModelCard
 
@@ -52,10 +52,10 @@ def create_model(name: str, **options: Unpack[ModelOptions]) -> "ImageClassifier
 
 
 def from_pretrained(
-    path: str | PathLike, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", ModelCard]:
     """A model from a weights file, and what is known of it; arguments and errors as in `jeffnet.linen`."""
-    start, card = start_pretrained(path, name, dtype=dtype)
+    start, card = start_pretrained(source, name, dtype=dtype)
     return build(start), card
 
 

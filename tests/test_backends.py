@@ -250,7 +250,7 @@ def test_every_backend_has_a_driver():
 @every_backend
 @pytest.mark.parametrize("name", MODELS)
 def test_abstract_shapes(name, backend):
-    """All 80 models: the arrays of the Plan and no other, without allocating any."""
+    """All models: the arrays of the Plan and no other, without allocating any."""
     model = load_backend(backend).create_model(name, abstract=True)
     arrays = to_start(model).arrays
     assert all(isinstance(array, jax.ShapeDtypeStruct) for array in arrays.values())
@@ -510,8 +510,12 @@ def test_what_training_left_is_converted(backend):
     assert all(np.abs(np.asarray(arrays[key]) - np.asarray(began[key])).max() > 0 for key in moved)
 
 
+# The forms that can hold any model; the others are those of libraries that have a few.
+ANY_MODEL = tuple(form for form in FORMS if form not in ("efficientnet_pytorch", "tensorflow", "keras"))
+
+
 @every_backend
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ANY_MODEL)
 def test_a_checkpoint_from_one_loads_into_every_other(form, backend, tmp_path):
     """Every form, written from every backend: the same bits, and classes and channels are found in the file."""
     start = random_start(dtype=jnp.float32, param_dtype=jnp.float32, num_classes=7, in_chans=1)
@@ -550,10 +554,10 @@ def test_frameworks_own_tools_read_what_is_written(tmp_path):
             np.testing.assert_array_equal(array, start.arrays[key], err_msg=key)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ANY_MODEL)
 def test_half_precision_survives_or_is_refused(form, tmp_path):
     model = load_backend("functional").create_model("tiny", num_classes=3, param_dtype=jnp.bfloat16)
-    if form == "objax":
+    if form in ("objax", "npz"):
         with pytest.raises(WeightsError, match="cannot hold bfloat16"):
             save_checkpoint(tmp_path / form, model, "tiny", form=form)
         assert list(tmp_path.iterdir()) == []
@@ -623,7 +627,7 @@ def test_a_message_pack_of_something_else_is_an_error_that_names_it(tmp_path):
 
 def test_a_foreign_npz_and_pickles_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
-    with pytest.raises(WeightsError, match="not of Objax"):
+    with pytest.raises(WeightsError, match="without 'names'"):
         load_backend("linen").from_pretrained(tmp_path / "other.npz", "tiny")
     np.savez(tmp_path / "pickle.npz", names=np.array([_Bomb()], dtype=object))
     with pytest.raises(WeightsError, match="not a whole npz file"):

@@ -168,7 +168,8 @@ def test_every_backend_scores_and_predicts_the_same_to_the_last_digit(capsys, we
 def test_convert_to_every_form_and_back(capsys, weights, pictures, tmp_path, small_model):
     """The scores stay; back in jeffnet's own form, so do the arrays; the classes are in that form alone."""
     expected = json.loads(run(capsys, "validate", pictures, "--weights", weights, "--json")[1])
-    for form in FORMS:
+    # Those that can hold any model.
+    for form in sorted({*FORMS} - {"efficientnet_pytorch", "tensorflow", "keras"}):
         there, back = tmp_path / form, tmp_path / f"{form}.safetensors"
         status, out, _ = run(capsys, "convert", weights, there, "--to", form)
         assert status == 0 and small_model in out and "3 classes" in out and str(there) in out

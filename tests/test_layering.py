@@ -33,10 +33,12 @@ MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 
 # Heavy or optional: imported where they are used, by those who use them.
 ONLY_INSIDE_FUNCTIONS = frozenset(
-    {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "timm", "objax", "sklearn"}
+    {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "timm", "objax", "sklearn", "keras", "h5py"}
 )
 
-HEAVY = frozenset({"jax", "flax", "torch", "tensorflow", "timm", "objax", "sklearn", "matplotlib", "grain"})
+HEAVY = frozenset(
+    {"jax", "flax", "torch", "tensorflow", "keras", "h5py", "timm", "objax", "sklearn", "matplotlib", "grain"}
+)
 
 
 def violations(module: str, source: str) -> list[str]:

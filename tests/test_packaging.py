@@ -51,10 +51,10 @@ def test_metadata(distributions):
         metadata = archive.read(f"jeffnet-{jeffnet.__version__}.dist-info/METADATA").decode()
     assert f"Version: {jeffnet.__version__}\n" in metadata
     assert "License-Expression: Apache-2.0\n" in metadata
-    for extra in ("digits", "objax", "torch", "dev"):
+    for extra in ("digits", "objax", "torch", "tf", "keras", "dev"):
         assert f"Provides-Extra: {extra}\n" in metadata
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
-    for heavy in ("torch", "timm", "tensorflow", "objax", "scikit-learn"):
+    for heavy in ("torch", "timm", "tensorflow", "keras", "h5py", "objax", "scikit-learn"):
         assert not [line for line in required if heavy in line]
 
 

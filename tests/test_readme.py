@@ -9,8 +9,9 @@ import pytest
 
 from jeffnet.arch import zoo
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.spec import ModelSpec
-from jeffnet.cli.main import _parse
+from jeffnet.cli.main import _parse, main
 from jeffnet.nnx import from_pretrained
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -51,6 +52,15 @@ def test_the_commands_parse(line):
     words = shlex.split(line, comments=True)
     options = _parse(words[1:])
     assert callable(options.run)
+
+
+def test_the_table_of_models_is_what_the_command_prints(capsys):
+    assert main(["list", "--markdown"]) == 0
+    table = re.search(r"<!-- models -->\n(.*?)<!-- end of models -->", README, re.DOTALL)[1]
+    assert table == capsys.readouterr().out
+    assert table.count("jeffnet validate") == len(PRETRAINED)
+    for line in re.findall(r"`(jeffnet validate .*?)`", table):
+        test_the_commands_parse(line)
 
 
 def test_files_that_the_readme_names_exist():

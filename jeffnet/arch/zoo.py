@@ -36,13 +36,14 @@ def resolve_name(name: str) -> str:
 
     Args:
       name: ours (`tf_efficientnet_b0_ns`), timm's with its tag (`tf_efficientnet_b0.ns_jft_in1k`) or without
-        (`mobilenetv3_large_100`, which is `pt_mobilenetv3_large_100`).
+        (`mobilenetv3_large_100`, which is `pt_mobilenetv3_large_100`). MobileNetV2 has a name for every width, also for
+        those that are not listed: see `jeffnet.arch.families.mobilenet.scaled`.
 
     Raises:
       UnknownModelError: no such model; the message has the nearest names.
     """
     for candidate in (name, _TIMM_NAMES.get(name), _OTHER_NAMES.get(name), f"pt_{name}"):
-        if candidate in MODELS:
+        if candidate and _find(candidate):
             return candidate
     known = [*MODELS, *_TIMM_NAMES]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
@@ -66,12 +67,12 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
 def model_spec(name: str) -> ModelSpec:
     """The architecture of a model; raises UnknownModelError."""
-    return MODELS[resolve_name(name)]
+    return _found(name)[0]
 
 
 def model_preprocessing(name: str) -> Preprocessing:
     """What a model's weights expect of their input; raises UnknownModelError."""
-    return PREPROCESSING[resolve_name(name)]
+    return _found(name)[1]
 
 
 def model_plan(name: str, **options) -> Plan:
@@ -86,3 +87,13 @@ def model_plan(name: str, **options) -> Plan:
       ArchitectureError: an option outside its range.
     """
     return lower(model_spec(name), **options)
+
+
+def _find(name: str) -> tuple[ModelSpec, Preprocessing] | None:
+    return (MODELS[name], PREPROCESSING[name]) if name in MODELS else mobilenet.scaled(name)
+
+
+def _found(name: str) -> tuple[ModelSpec, Preprocessing]:
+    found = _find(resolve_name(name))
+    assert found is not None
+    return found

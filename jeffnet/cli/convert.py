@@ -13,21 +13,30 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "convert",
         parents=[common],
         help="write weights in another form",
-        description="Write weights in another form: jeffnet's own file, or a checkpoint that a module system's own "
-        "tools read. Arrays are the same to the bit.",
+        description="Write weights in another form: jeffnet's own file, a checkpoint that a module system's own tools "
+        "read, or what another library reads. Arrays are the same to the bit.",
     )
     parser.add_argument(
         "source",
-        help="weights of any kind: jeffnet's own file, state dicts of PyTorch, checkpoints of Linen, NNX or Objax",
+        help="weights of any kind: a file, a checkpoint, hf:owner/name, a URL, or a model for its published ones",
     )
     parser.add_argument("destination", help="what to write; must not exist")
     parser.add_argument("--model", metavar="NAME", help="needed where the source does not say of which model it is")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="start a classifier of N classes where the source has others"
+    )
+    parser.add_argument(
+        "--in-chans", type=int, metavar="N", help="sum or repeat the first convolution for N input channels"
+    )
     parser.add_argument(
         "--to",
         choices=FORMS,
         default="jeffnet",
         help="jeffnet: a safetensors file that says of which model it is, for every backend; linen: MessagePack of the "
-        "variables (flax.serialization); nnx: a folder of Orbax; objax: npz of the variables (default: %(default)s)",
+        "variables (flax.serialization); nnx: a folder of Orbax; objax: npz of the variables; timm and "
+        "efficientnet_pytorch: a state dict, by torch.save if the destination ends in .pth, .pt, .tar or .bin, else in "
+        "safetensors; npz: as of efficientnet-jax's release; tensorflow: a checkpoint with the authors' names "
+        "(default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as one object")
     parser.set_defaults(run=run)
@@ -38,7 +47,9 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.checkpoints import write_checkpoint
     from jeffnet.weights.load import open_weights
 
-    card, arrays = open_weights(options.source, options.model)
+    card, arrays = open_weights(
+        options.source, options.model, num_classes=options.num_classes, in_chans=options.in_chans
+    )
     write_checkpoint(options.destination, arrays, card, options.to)
     values = sum(array.size for array in arrays.values())
     result = {

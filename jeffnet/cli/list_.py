@@ -16,6 +16,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("list", parents=[common], help="list the models", description="List the models.")
     parser.add_argument("pattern", nargs="?", default="*", help="shell wildcards, such as 'tf_*_b[0-3]'; quote them")
     parser.add_argument("--pretrained", action="store_true", help="only models with published weights")
+    parser.add_argument("--markdown", action="store_true", help="a table with the command that reproduces each score")
     parser.add_argument("--json", action="store_true", help="one array of objects")
     parser.set_defaults(run=run)
 
@@ -48,6 +49,9 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(models, indent=1))
         return
+    if options.markdown:
+        print(markdown(models))
+        return
     rows = [
         (
             model["name"],
@@ -60,3 +64,18 @@ def run(options: argparse.Namespace) -> None:
     ]
     print(table(("model", "parameters, M", "MACs, G", "pixels", "top-1, %"), rows))
     print(f"{len(rows)} models; top-1: published, on ImageNet-1k, of those with weights")
+
+
+def markdown(models: list[dict[str, Any]]) -> str:
+    """The table of the README."""
+    lines = [
+        "| model | parameters, M | MACs, G | pixels | top-1, % | top-5, % | reproduced by |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for model in models:
+        scores = [f"{model[key]:.2f}" if model["pretrained"] else "" for key in ("top1", "top5")]
+        command = f"`jeffnet validate IMAGENET --model {model['name']}`" if model["pretrained"] else ""
+        name = f"`{model['name']}`"
+        size = [f"{model['parameters'] / 1e6:.2f}", f"{model['macs'] / 1e9:.2f}", str(model["image_size"])]
+        lines.append(f"| {' | '.join([name, *size, *scores, command])} |")
+    return "\n".join(lines)

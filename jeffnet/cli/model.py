@@ -3,17 +3,18 @@
 import argparse
 
 from jeffnet.backends import BACKENDS
+from jeffnet.errors import WeightsError
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add `--weights`, `--model` and how pictures are prepared."""
     parser.add_argument(
         "--weights",
-        metavar="FILE",
-        required=True,
-        help="jeffnet's own, a state dict of PyTorch, or a checkpoint of Linen, NNX or Objax",
+        metavar="SOURCE",
+        help="a file or checkpoint of any kind, a repository of the model hub (hf:owner/name), or a URL (default: the "
+        "published weights of --model)",
     )
-    parser.add_argument("--model", metavar="NAME", help="needed where the file does not say of which model it is")
+    parser.add_argument("--model", metavar="NAME", help="needed where the weights do not say of which model they are")
     parser.add_argument(
         "--backend", choices=BACKENDS, default="linen", help="module system that computes (default: %(default)s)"
     )
@@ -37,8 +38,11 @@ def open_model(options: argparse.Namespace):
 
     from jeffnet.backends import load_backend
 
+    if options.weights is None and options.model is None:
+        raise WeightsError("give --model NAME for a model's published weights, or --weights SOURCE for others")
     backend = load_backend(options.backend)
-    *model, card = backend.from_pretrained(options.weights, options.model, dtype=jnp.dtype(options.dtype))
+    source = True if options.weights is None else options.weights
+    *model, card = backend.from_pretrained(source, options.model, dtype=jnp.dtype(options.dtype))
     chosen = {
         name: getattr(options, name)
         for name in ("image_size", "crop_pct", "interpolation")

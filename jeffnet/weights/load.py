@@ -3,27 +3,33 @@
 import os
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.plan import Plan
+from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
-from jeffnet.errors import WeightsError
+from jeffnet.errors import UnknownModelError, WeightsError
+from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.fit import fit
+from jeffnet.weights.hub import locate
 from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.native import from_objax, is_orbax, read_msgpack, read_orbax
 from jeffnet.weights.npz import is_npz, read_npz
 from jeffnet.weights.pytorch import read_torch
 from jeffnet.weights.store import METADATA_KEY, ModelCard, parse_card
 from jeffnet.weights.stored import Stored, read_safetensors, stored
+from jeffnet.weights.tensorflow import find_checkpoint, naming_of, read_tensorflow
 from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM
 
+# Where weights may be: a path, True for the published ones, `hf:owner/name`, a URL.
+Source = str | os.PathLike | Literal[True]
 OURS = Naming("jeffnet", lambda plan, present: {name: name for name in (*array_specs(plan), *_CLASSIFIER)})
 _CLASSIFIER = ("classifier.kernel", "classifier.bias")
 # What files have at the name under which jeffnet and the model hub keep a model's weights in a folder.
@@ -43,6 +49,7 @@ class WeightsFile:
       card: what the file says of its model; None where it is not one of jeffnet's own.
       model: the model's name where the file tells it otherwise.
       preprocessing: what the weights expect of pictures, where it is not what the zoo says.
+      classes: names of the classes, where they are known and not ImageNet's.
     """
 
     source: str
@@ -51,6 +58,38 @@ class WeightsFile:
     card: ModelCard | None = None
     model: str | None = None
     preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
+
+
+def find_weights(source: Source, name: str | None = None) -> WeightsFile:
+    """Weights from wherever they are.
+
+    Args:
+      source: a path, see `read_weights`; `hf:owner/name` or a URL, see `jeffnet.weights.hub.locate`; or, for published
+        weights, True or the model's name, ours or timm's.
+      name: of the model whose published weights True means.
+
+    Raises:
+      WeightsError: they cannot be had, or not be read.
+    """
+    if isinstance(source, str) and _is_published(source) and not Path(source).exists():
+        source, name = True, source
+    located = locate(source, name)
+    file = read_weights(located.path)
+    return replace(
+        file,
+        source=located.source,
+        model=file.model or located.model,
+        preprocessing=located.preprocessing or file.preprocessing,
+        classes=located.classes,
+    )
+
+
+def _is_published(name: str) -> bool:
+    try:
+        return resolve_name(name) in PRETRAINED
+    except UnknownModelError:
+        return False
 
 
 def read_weights(path: str | os.PathLike) -> WeightsFile:
@@ -58,13 +97,17 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
 
     Args:
       path: of jeffnet's own file or of a folder with it; of a timm or `efficientnet_pytorch` state dict, in safetensors
-        or by `torch.save`; of an npz file of efficientnet-jax; or of a checkpoint of our models that a module system's
-        own tools wrote, see `jeffnet.weights.native`.
+        or by `torch.save`; of an npz file of efficientnet-jax; of a TensorFlow checkpoint of the papers' authors, see
+        `jeffnet.weights.tensorflow.find_checkpoint`; or of a checkpoint of our models that a module system's own tools
+        wrote, see `jeffnet.weights.native`.
 
     Raises:
       WeightsError: it is missing, truncated, or holds something else.
     """
     path = Path(path)
+    checkpoint = find_checkpoint(path)
+    if checkpoint:
+        return _read_tensorflow(checkpoint)
     if path.is_dir():
         return _read_folder(path)
     try:
@@ -95,6 +138,18 @@ def _read_folder(path: Path) -> WeightsFile:
         f"weights {str(path)!r}: is a folder, but no checkpoint of Orbax, and there is no {MODEL_FILE!r} in it; give a "
         "weights file"
     )
+
+
+def _read_tensorflow(prefix: Path) -> WeightsFile:
+    arrays, model, preprocessing = read_tensorflow(prefix)
+    naming = naming_of(arrays)
+    if naming is None:
+        raise WeightsError(
+            f"weights {str(prefix)!r} are a checkpoint of TensorFlow, but not of the authors' code: no "
+            f"'stem/conv2d/kernel' or 'MobilenetV3/Conv/weights' among {len(arrays)} variables "
+            f"({', '.join(list(arrays)[:3])}, ...)"
+        )
+    return WeightsFile(str(prefix), arrays, naming, model=model, preprocessing=preprocessing)
 
 
 def _read_zip(path: Path) -> WeightsFile:
@@ -129,16 +184,21 @@ def _recognised(path: Path, arrays: Mapping[str, Stored]) -> WeightsFile:
 
 
 def open_weights(
-    path: str | os.PathLike,
+    source: Source,
     name: str | None = None,
     *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
     put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
 ) -> tuple[ModelCard, dict[str, Any]]:
-    """A weights file with what is known of its model.
+    """Weights with what is known of their model.
 
     Args:
-      path: see `read_weights`.
-      name: the model's, where the file does not say it.
+      source: see `find_weights`.
+      name: the model's, where the source does not say it.
+      num_classes: where given and another number than the source has, the classifier starts anew.
+      in_chans: where given and another number than the source has, the first convolution's kernel is summed or
+        repeated.
       put: what to do with each array as soon as it is read; see `jeffnet.weights.fit.fit`.
 
     Returns:
@@ -146,17 +206,22 @@ def open_weights(
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: the file cannot be read, does not fit the model, or says another name.
+      WeightsError: the weights cannot be had or read, do not fit the model, or say another name.
     """
-    file = read_weights(path)
+    file = find_weights(source, name)
     said = file.card.model if file.card else file.model
     if said is None and name is None:
         raise WeightsError(f"weights {file.source!r} do not say of which model they are: give its name (--model NAME)")
     model = resolve_name(name or said or "")
     if file.card is not None and model != file.card.model:
         raise WeightsError(f"weights {file.source!r} are of {file.card.model}, not of {name}")
-    card = file.card or _card_of_arrays(file, model)
-    return card, _fitted(file, card.plan(), card.model, None, put)
+    card = said_card = file.card or _card_of_arrays(file, model)
+    if num_classes not in (None, card.num_classes):
+        card = replace(card, num_classes=num_classes, classes=())
+    if in_chans not in (None, card.in_chans):
+        card = replace(card, in_chans=in_chans)
+    initial = initial_arrays(card.plan(), 0) if card != said_card else None
+    return card, _fitted(file, card.plan(), card.model, initial, put)
 
 
 def _card_of_arrays(file: WeightsFile, model: str) -> ModelCard:
@@ -166,31 +231,33 @@ def _card_of_arrays(file: WeightsFile, model: str) -> ModelCard:
     # What is missing or has another rank than it should is left for `fit` to report.
     num_classes = 0 if bias is None else bias.size if bias.ndim == 1 else 1000
     in_chans = 3 if stem is None or stem.ndim != 4 else stem.shape[2]
-    classes = tuple(imagenet_classes()) if num_classes == len(imagenet_classes()) else ()
+    classes = file.classes if len(file.classes) == num_classes else ()
+    if not classes and num_classes == len(imagenet_classes()):
+        classes = tuple(imagenet_classes())
     return ModelCard(model, num_classes, in_chans, file.preprocessing or model_preprocessing(model), classes)
 
 
 def load_weights(
-    path: str | os.PathLike,
+    source: Source,
     plan: Plan,
     *,
     model: str = "the model",
     initial: Mapping[str, np.ndarray] | None = None,
     put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
 ) -> dict[str, Any]:
-    """The arrays of a weights file, by canonical name, for a model.
+    """The arrays of weights, by canonical name, for a model.
 
     Args:
-      path: see `read_weights`.
+      source: see `find_weights`.
       plan: the model.
-      model: what to call it in messages.
+      model: its name, which is also what messages call it.
       initial: where given, another number of classes or input channels is adapted; see `jeffnet.weights.fit.fit`.
       put: what to do with each array as soon as it is read; see `jeffnet.weights.fit.fit`.
 
     Raises:
-      WeightsError: the file cannot be read or does not fit.
+      WeightsError: they cannot be had or read, or do not fit.
     """
-    return _fitted(read_weights(path), plan, model, initial, put)
+    return _fitted(find_weights(source, model), plan, model, initial, put)
 
 
 def _fitted(

@@ -25,6 +25,7 @@ class Naming:
         `(height, width, channels, 1)`, and the classifier may be a 1x1 convolution.
       ignored: names of a file's arrays that are no part of a model, such as an optimizer's.
       background: whether a model of 1,001 classes has none of ImageNet's as its first.
+      conv_classifier: whether the classifier is written as a 1x1 convolution; either is read.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Naming:
     layout: str = "ours"
     ignored: re.Pattern | None = None
     background: bool = False
+    conv_classifier: bool = False
 
 
 def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan) -> dict[str, Stored]:
@@ -52,11 +54,20 @@ def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan)
     return renamed
 
 
-def to_source_names(arrays: Mapping[str, np.ndarray], naming: Naming, plan: Plan) -> dict[str, np.ndarray]:
-    """The inverse: arrays by canonical name under a source's names and in its layouts, in the order of the Plan."""
+def to_source_names(
+    arrays: Mapping[str, np.ndarray], naming: Naming, plan: Plan, present: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+    """The inverse: arrays by canonical name under a source's names and in its layouts, in the order of the Plan.
+
+    Args:
+      arrays: by canonical name.
+      naming: the source's.
+      plan: the model.
+      present: names that tell which of its namings a source with several uses.
+    """
     specs = array_specs(plan)
-    names = naming.names(plan, ())
-    return {names[name]: _to_layout(np.asarray(arrays[name]), spec, naming.layout) for name, spec in specs.items()}
+    names = naming.names(plan, present)
+    return {names[name]: _to_layout(np.asarray(arrays[name]), spec, naming) for name, spec in specs.items()}
 
 
 def _names(naming: Naming, plan: Plan, present: Iterable[str]) -> dict[str, str]:
@@ -83,9 +94,11 @@ def _from_layout(array: Stored, spec: ArraySpec, layout: str) -> Stored:
     return array
 
 
-def _to_layout(array: np.ndarray, spec: ArraySpec, layout: str) -> np.ndarray:
-    if spec.leaf != "kernel" or layout == "ours":
+def _to_layout(array: np.ndarray, spec: ArraySpec, naming: Naming) -> np.ndarray:
+    if spec.leaf != "kernel" or naming.layout == "ours":
         return array
-    if layout == "torch":
+    if naming.layout == "torch":
         return array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+    if naming.conv_classifier and spec.name == "classifier.kernel":
+        return array[None, None]
     return array.swapaxes(2, 3) if spec.groups > 1 else array

@@ -1,6 +1,5 @@
 """With what a model starts, in whatever module system it will be: its Plan, its options and its arrays."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -17,7 +16,7 @@ from jeffnet.arch.zoo import model_plan
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.norm import statistics_dtype
-from jeffnet.weights.load import load_weights, open_weights
+from jeffnet.weights.load import Source, load_weights, open_weights
 from jeffnet.weights.store import ModelCard
 
 
@@ -39,7 +38,8 @@ class ModelOptions(TypedDict, total=False):
       remat: keep only the blocks' inputs for the backward pass and compute the rest again (less memory, more time).
       rng: a seed (0 unless given) or a key of `jax.random`, for the initial values and, where a model draws its own
         random numbers, for dropout and drop path.
-      pretrained: weights that `jeffnet.weights.load.read_weights` reads; None, the default, draws initial values.
+      pretrained: True for the published weights, or where others are: a path, `hf:owner/name` or a URL, see
+        `jeffnet.weights.load.find_weights`. None or False, the default, draws initial values.
       adapt: where the file has other classes or input channels, start the classifier anew and sum or repeat the first
         convolution's kernels, instead of an error.
       abstract: have `jax.ShapeDtypeStruct`s for arrays, which allocate nothing.
@@ -56,7 +56,7 @@ class ModelOptions(TypedDict, total=False):
     param_dtype: DTypeLike
     remat: bool
     rng: int | Array
-    pretrained: str | os.PathLike | None
+    pretrained: Source | bool | None
     adapt: bool
     abstract: bool
 
@@ -89,7 +89,7 @@ def start_model(
     param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     rng: int | Array = 0,
-    pretrained: str | os.PathLike | None = None,
+    pretrained: Source | bool | None = None,
     adapt: bool = False,
     abstract: bool = False,
     **architecture: Any,
@@ -123,20 +123,20 @@ def start_model(
 
 
 def start_pretrained(
-    path: str | os.PathLike, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple[Start, ModelCard]:
-    """The start of the model of a weights file, with the file's own number of classes and input channels.
+    """The start of the model whose weights these are, with their own number of classes and input channels.
 
     Args:
-      path: any that `jeffnet.weights.load.read_weights` reads.
-      name: of the model; not needed where the file says it.
+      source: any that `jeffnet.weights.load.find_weights` takes.
+      name: of the model; not needed where the weights say it.
       dtype: in which layers compute.
 
     Raises:
       UnknownModelError: no such model.
       WeightsError: the file cannot be read, does not fit, or says another name.
     """
-    card, arrays = open_weights(path, name, put=lambda spec, array: jnp.asarray(array, jnp.float32))
+    card, arrays = open_weights(source, name, put=lambda spec, array: jnp.asarray(array, jnp.float32))
     return Start(card.plan(), arrays, dtype), card
 
 
@@ -180,7 +180,7 @@ def start_arrays(
     param_dtype: DTypeLike,
     *,
     model: str = "the model",
-    pretrained: str | os.PathLike | None = None,
+    pretrained: Source | bool | None = None,
     adapt: bool = False,
 ) -> dict[str, Array]:
     """Every array of a model by canonical name: initial values, or those of a weights file.
@@ -190,7 +190,7 @@ def start_arrays(
       rng: seed or key of the initial values.
       param_dtype: of parameters.
       model: its name, for messages.
-      pretrained: a weights file; None starts from initial values.
+      pretrained: see `ModelOptions`.
       adapt: see `ModelOptions`.
 
     Raises:
@@ -200,7 +200,7 @@ def start_arrays(
     def put(spec: ArraySpec, array: Any) -> Array:
         return jnp.asarray(array, array_dtype(spec, param_dtype))
 
-    if pretrained is None:
+    if pretrained is None or pretrained is False:
         arrays = initial_arrays(plan, rng, param_dtype)
         return {name: put(spec, arrays[name]) for name, spec in array_specs(plan).items()}
     initial = initial_arrays(plan, rng, param_dtype) if adapt else None

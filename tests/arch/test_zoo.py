@@ -1,4 +1,4 @@
-"""The 80 models: their names, sizes, costs and preprocessing, against facts from outside jeffnet."""
+"""The 88 models: their names, sizes, costs and preprocessing, against facts from outside jeffnet."""
 
 import json
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jeffnet.arch import zoo
-from jeffnet.arch.plan import Conv, SqueezeExcite
+from jeffnet.arch.families import mobilenet
+from jeffnet.arch.plan import Conv, SqueezeExcite, lower
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.summary import array_specs, count_macs, count_parameters, layers
@@ -21,8 +22,8 @@ TIMM_NAMES = {facts["timm"]: name for name, facts in FACTS.items() if facts["tim
 every_model = pytest.mark.parametrize("name", FACTS)
 
 
-def test_all_80_models_are_there():
-    assert len(FACTS) == 80
+def test_all_88_models_are_there():
+    assert len(FACTS) == 88
     assert list_models() == sorted(FACTS)
 
 
@@ -158,6 +159,32 @@ def test_other_names_are_aliases(alias, name):
     assert model_preprocessing(alias) == model_preprocessing(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "stem", "features"),
+    [("pt_mobilenetv2_060", 24, 1280), ("tf_mobilenetv2_060", 24, 1280), ("tf_mobilenetv2_175", 56, 2240)],
+)
+def test_mobilenetv2_is_there_in_any_width(name, stem, features):
+    """Though not every one of 999 is listed; an alias of one is timm's name."""
+    plan = model_plan(name)
+    assert (plan.stem.out_channels, plan.num_features) == (stem, features)
+    assert model_plan(name.removeprefix("pt_")) == plan
+    assert model_preprocessing(name) == model_preprocessing(f"{name[:2]}_mobilenetv2_100")
+    assert name not in list_models()
+
+
+@pytest.mark.parametrize("name", list_models("*_mobilenetv2_???"))
+def test_widths_that_are_listed_are_as_those_that_are_not(name):
+    spec, preprocessing = mobilenet.scaled(name)
+    assert lower(spec) == model_plan(name)
+    assert preprocessing == model_preprocessing(name)
+
+
+@pytest.mark.parametrize("name", ["tf_mobilenetv2_000", "tf_mobilenetv2_60", "tf_mobilenetv2_0600", "mobilenetv2"])
+def test_other_names_are_no_widths(name):
+    with pytest.raises(UnknownModelError):
+        model_spec(name)
+
+
 @every_model
 def test_a_models_own_name_is_no_alias(name):
     assert resolve_name(name) == name
@@ -191,8 +218,8 @@ def test_a_name_near_nothing_points_to_the_list(name):
 
 def test_models_are_listed_by_wildcard():
     assert list_models("tf_efficientnet_b[0-2]") == ["tf_efficientnet_b0", "tf_efficientnet_b1", "tf_efficientnet_b2"]
-    assert list_models("*mnasnet*") == ["pt_mnasnet_100", "pt_mnasnet_small", "pt_semnasnet_100"]
-    assert len(list_models("pt_*")) + len(list_models("tf_*")) == 80
+    assert list_models("pt_*mnasnet*") == ["pt_mnasnet_100", "pt_mnasnet_small", "pt_semnasnet_100"]
+    assert len(list_models("pt_*")) + len(list_models("tf_*")) == 88
     assert list_models("nothing*") == []
 
 
@@ -230,7 +257,7 @@ HEAVY = ("jax", "jaxlib", "flax", "numpy", "torch", "timm")
 USE_THE_ZOO = """
 from jeffnet.arch.summary import array_specs, count_macs, layers
 from jeffnet.arch.zoo import MODELS, list_models, model_plan, model_preprocessing
-assert len(list_models()) == 80
+assert len(list_models()) == 88
 for name in MODELS:
     plan = model_plan(name, num_classes=10)
     assert array_specs(plan) and count_macs(plan, model_preprocessing(name).image_size)

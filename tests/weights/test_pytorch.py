@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import WeightsError
 from jeffnet.functional import create_model, from_pretrained
 from jeffnet.weights.load import open_weights, read_weights
@@ -302,3 +303,61 @@ def test_efficientnet_pytorch(model, timm, tmp_path):
         open_weights(path, "pt_mobilenetv3_small_100")
     _, _, card = from_pretrained(path, f"tf_efficientnet_{model}")
     assert card.num_classes == 7 and card.classes == ()
+
+
+def _ours(name, **options):
+    """A model of ours with random statistics too, in float64, and the function that runs it."""
+    functions, variables = create_model(name, dtype="float64", param_dtype="float64", **options)
+    rng = np.random.default_rng(2)
+    noise = {"mean": lambda shape: rng.normal(size=shape) * 0.1, "var": lambda shape: rng.uniform(0.8, 1.3, shape)}
+    statistics = {key: noise[key.rpartition(".")[2]](array.shape) for key, array in variables["batch_stats"].items()}
+    return functions, {**variables, "batch_stats": {key: jax.numpy.asarray(value) for key, value in statistics.items()}}
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+@pytest.mark.parametrize("form", ["timm", "efficientnet_pytorch"])
+def test_what_is_written_is_loaded_strictly_and_gives_the_same_logits(form, ending, timm, tmp_path):
+    """By the library itself, which then computes what the model did here."""
+    import torch
+    from safetensors.torch import load_file
+
+    name = {"timm": "pt_mobilenetv3_small_075", "efficientnet_pytorch": "tf_efficientnet_b0"}[form]
+    size = {"timm": 32, "efficientnet_pytorch": 64}[form]
+    if form == "timm":
+        reference = timm.create_model("mobilenetv3_small_075", num_classes=7)
+    else:
+        package = pytest.importorskip("efficientnet_pytorch")
+        reference = package.EfficientNet.from_name("efficientnet-b0", num_classes=7, image_size=64)
+    path = tmp_path / f"converted{ending}"
+    images = np.random.default_rng(1).normal(size=(2, size, size, 3))
+    with jax.enable_x64(True):
+        functions, variables = _ours(name, num_classes=7)
+        logits = np.asarray(jax.jit(functions.apply, compiler_options=COMPILER_OPTIONS)(variables, images))
+        save_checkpoint(path, (functions, variables), name, form=form)
+    state = torch.load(path, weights_only=True) if ending == ".pth" else load_file(path)
+    assert state.keys() == reference.state_dict().keys()
+    reference.double().load_state_dict(state, strict=True)
+    with torch.no_grad():
+        theirs = reference.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(logits - theirs).max() / np.abs(theirs).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mixnet_s", "efficientnet_es", "fbnetc_100", "mobilenetv3_small_075"])
+def test_npz_is_written_as_the_release_is(name, timm, tmp_path):
+    """The same names and layers of torch, in whatever order, and the same values."""
+    reference = timm.create_model(name, num_classes=7)
+    theirs = np.load(_release(reference, tmp_path / "theirs.npz"))
+    functions, variables = create_model(f"pt_{name}", num_classes=7, pretrained=tmp_path / "theirs.npz")
+    save_checkpoint(tmp_path / "ours.npz", (functions, variables), f"pt_{name}", form="npz")
+    ours = np.load(tmp_path / "ours.npz")
+    content = [
+        {
+            str(key): (str(kind), file[str(place)])
+            for place, (key, kind) in enumerate(zip(file["names"], file["types"], strict=True))
+        }
+        for file in (theirs, ours)
+    ]
+    assert content[0].keys() == content[1].keys()
+    for key, (kind, values) in content[0].items():
+        assert kind.replace("Conv2dSame", "Conv2d").replace("BatchNormAct2d", "BatchNorm2d") == content[1][key][0], key
+        np.testing.assert_array_equal(values, content[1][key][1])

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -308,3 +310,23 @@ def test_the_helper_above_writes_timms_names(tmp_path):
 
     file = _timm_file(tmp_path / "a.safetensors")
     assert set(read_weights(file).arrays) == {timm_name(spec) for spec in array_specs(model_plan(NAME)).values()}
+
+
+@pytest.mark.slow
+def test_loading_takes_little_more_memory_than_the_model(tmp_path):
+    """A second copy of B7 would make it twice the file, over what the process has with its first array."""
+    name = "tf_efficientnet_b7"
+    plan = model_plan(name)
+    path = tmp_path / "model.safetensors"
+    save_model(path, initial_arrays(plan, 0), ModelCard(name, 1000, 3, model_preprocessing(name)))
+    code = """
+import resource, sys, jax, jax.numpy as jnp
+from jeffnet.linen import create_model
+jax.block_until_ready(jnp.zeros(3) + 1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+variables = create_model("tf_efficientnet_b7", pretrained=sys.argv[1])[1]
+jax.block_until_ready(variables)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    answer = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) <= 1.3 * path.stat().st_size

@@ -1,11 +1,14 @@
 """MobileNetV2 and MobileNetV3.
 
 Sources: Sandler et al., arXiv:1801.04381; Howard et al., "Searching for MobileNetV3", arXiv:1905.02244; the minimal
-variants of V3 as in tensorflow/models, research/slim/nets/mobilenet; the deeper V2 (`d`) are timm's.
+variants of V3 as in tensorflow/models, research/slim/nets/mobilenet; the deeper V2 (`d`) are timm's; the widths of V2
+are those of keras.applications.
 """
 
+import re
 from dataclasses import replace
 
+from jeffnet.arch.plan import round_channels
 from jeffnet.arch.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Preprocessing
 from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow
 
@@ -22,6 +25,13 @@ V2 = ModelSpec(
     act="relu6",
     drop_rate=0.2,
 )
+
+
+def _scaled_v2(width: float) -> ModelSpec:
+    """The last convolution is never narrower than the paper's."""
+    return replace(V2, width=width, scale_features=width > 1)
+
+
 V2_DEEPER = replace(V2, scale_stem=False, scale_ends=False)
 
 V3_LARGE = ModelSpec(
@@ -83,11 +93,17 @@ MODELS = {
     "pt_mobilenetv2_100": V2,
     "pt_mobilenetv2_110d": replace(V2_DEEPER, width=1.1, depth=1.2),
     "pt_mobilenetv2_120d": replace(V2_DEEPER, width=1.2, depth=1.4),
-    "pt_mobilenetv2_140": replace(V2, width=1.4, scale_features=True),
+    "pt_mobilenetv2_140": _scaled_v2(1.4),
     "pt_mobilenetv3_large_075": replace(V3_LARGE, width=0.75),
     "pt_mobilenetv3_large_100": V3_LARGE,
     "pt_mobilenetv3_small_075": replace(V3_SMALL, width=0.75),
     "pt_mobilenetv3_small_100": V3_SMALL,
+    "tf_mobilenetv2_035": as_tensorflow(_scaled_v2(0.35)),
+    "tf_mobilenetv2_050": as_tensorflow(_scaled_v2(0.5)),
+    "tf_mobilenetv2_075": as_tensorflow(_scaled_v2(0.75)),
+    "tf_mobilenetv2_100": as_tensorflow(V2),
+    "tf_mobilenetv2_130": as_tensorflow(_scaled_v2(1.3)),
+    "tf_mobilenetv2_140": as_tensorflow(_scaled_v2(1.4)),
     "tf_mobilenetv3_large_075": as_tensorflow(replace(V3_LARGE, width=0.75)),
     "tf_mobilenetv3_large_100": as_tensorflow(V3_LARGE),
     "tf_mobilenetv3_large_minimal_100": as_tensorflow(V3_LARGE_MINIMAL),
@@ -100,3 +116,29 @@ _PYTORCH = Preprocessing(224, 0.875)
 _TENSORFLOW = Preprocessing(224, 0.875, "bilinear", INCEPTION_MEAN, INCEPTION_STD)
 
 PREPROCESSING = {name: _TENSORFLOW if name.startswith("tf_") else _PYTORCH for name in MODELS}
+
+
+_SCALED = re.compile(r"(pt|tf)_mobilenetv2_(?!000)(\d{3})")
+
+
+def scaled(name: str) -> tuple[ModelSpec, Preprocessing] | None:
+    """MobileNetV2 of any width by its name: `pt_mobilenetv2_060` is 0.6 times as wide; None for all other names."""
+    found = _SCALED.fullmatch(name)
+    if found is None:
+        return None
+    width = int(found[2]) / 100
+    if found[1] == "pt":
+        return _scaled_v2(width), _PYTORCH
+    return as_tensorflow(_scaled_as_keras(width)), _TENSORFLOW
+
+
+def _scaled_as_keras(width: float) -> ModelSpec:
+    """Keras drops a block's fraction of a channel before it rounds to multiples of 8, to another at a few widths."""
+
+    def channels(field: re.Match) -> str:
+        return f"_c{max(1, int(int(field[1]) * width))}"
+
+    stages = tuple(tuple(re.sub(r"_c(\d+)", channels, block) for block in stage) for stage in V2.stages)
+    return replace(
+        V2, stages=stages, stem=round_channels(V2.stem, width), features=round_channels(V2.features, max(1, width))
+    )

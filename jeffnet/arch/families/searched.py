@@ -5,7 +5,7 @@ Sources: Tan et al., "MnasNet", arXiv:1807.11626; Stamoulis et al., "Single-Path
 """
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.spec import ModelSpec, as_tensorflow
 
 MNASNET_A1 = ModelSpec(
     stages=(
@@ -72,6 +72,8 @@ MODELS = {
     "pt_mnasnet_small": MNASNET_SMALL,
     "pt_semnasnet_100": MNASNET_A1,
     "pt_spnasnet_100": SPNASNET,
+    "tf_mnasnet_100": as_tensorflow(MNASNET_B1),
+    "tf_semnasnet_100": as_tensorflow(MNASNET_A1),
 }
 
 PREPROCESSING = {
@@ -80,4 +82,6 @@ PREPROCESSING = {
     "pt_mnasnet_small": Preprocessing(224, 0.875),
     "pt_semnasnet_100": Preprocessing(224, 0.875),
     "pt_spnasnet_100": Preprocessing(224, 0.875, "bilinear"),
+    "tf_mnasnet_100": Preprocessing(224, 0.875),
+    "tf_semnasnet_100": Preprocessing(224, 0.875),
 }

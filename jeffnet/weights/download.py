@@ -1,0 +1,286 @@
+"""Files from the network in a cache of our own: whole, verified on every use, never half under their final name."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+from jeffnet.errors import WeightsError
+
+# After a failure that may pass (no connection, a cut one, a server error) comes another try, each after twice the wait.
+RETRIES = 3
+WAIT_SECONDS = 1.0
+_log = logging.getLogger("jeffnet")
+
+
+class FetchError(WeightsError):
+    """Weights that cannot be had from a source.
+
+    Attributes:
+      source: what was to be had.
+      reason: what is wrong.
+      remedy: what to do.
+      unavailable: the source is out of reach or lacks them, so that another one may do. Not so where it has them and
+        they are not what they should be, or where they cannot be written.
+    """
+
+    def __init__(self, source: str, reason: str, remedy: str, *, unavailable: bool = False) -> None:
+        super().__init__(f"weights {source!r}: {reason}; {remedy}")
+        self.source, self.reason, self.remedy, self.unavailable = source, reason, remedy, unavailable
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $JEFFNET_CACHE, else $XDG_CACHE_HOME/jeffnet, else ~/.cache/jeffnet."""
+    if own := os.environ.get("JEFFNET_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jeffnet"
+
+
+def is_offline() -> bool:
+    """Whether the network must not be touched: JEFFNET_OFFLINE, or HF_HUB_OFFLINE when huggingface_hub was imported."""
+    from huggingface_hub import constants
+
+    return os.environ.get("JEFFNET_OFFLINE", "").lower() in ("1", "true", "yes", "on") or constants.is_offline_mode()
+
+
+def wrong_hash(path: Path, expected: str | None = None) -> str | None:
+    """The hash of a file that is not what it should be; None for one that is.
+
+    What was right is remembered with size and time of change, and not read again until one of them differs.
+
+    Args:
+      path: the file, which must exist.
+      expected: its hash or the beginning of it, after `sha256:` or `git:` (git's SHA-1 of a blob). None expects what
+        is remembered, and where there is nothing takes the file as right.
+    """
+    path = Path(os.path.realpath(path))
+    status = path.stat()
+    size, time_of_change, known = _remembered().get(str(path), (None, None, None))
+    expected = expected or known
+    algorithm = _algorithm(expected)
+    if known and known.startswith(algorithm) and (size, time_of_change) == (status.st_size, status.st_mtime_ns):
+        return None if not expected or known.startswith(expected) else known
+    actual = _digest(path, algorithm)
+    if expected and not actual.startswith(expected):
+        return actual
+    _remember(path, status, actual)
+    return None
+
+
+def is_remembered(path: Path) -> bool:
+    """Whether a file was once found right."""
+    return os.path.realpath(path) in _remembered()
+
+
+def fetch(url: str, path: Path, expected: str | None = None) -> Path:
+    """A file of the network in the cache, downloaded where it is not there or not what it should be.
+
+    Args:
+      url: http or https.
+      path: where the cache has it.
+      expected: its hash; see `wrong_hash`.
+
+    Returns:
+      `path`.
+
+    Raises:
+      FetchError: it cannot be had.
+    """
+    source = without_password(url)
+    try:
+        if path.is_file():
+            if (actual := wrong_hash(path, expected)) is None:
+                return path
+            _log.warning("%s is damaged: its hash is %s; it is removed", path, actual)
+            path.unlink(missing_ok=True)
+        if is_offline():
+            raise FetchError(
+                source,
+                f"offline, and {str(path)!r} is not there",
+                "put the file there, or unset JEFFNET_OFFLINE and HF_HUB_OFFLINE",
+                unavailable=True,
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _new_file(path) as (file, partial):
+            _receive(url, source, file)
+            file.flush()
+            actual = _digest(partial, _algorithm(expected))
+            if expected and not actual.startswith(expected):
+                raise _other_file(source, path.name, expected, actual)
+        _remember(path, path.stat(), actual)
+        return path
+    except OSError as error:
+        what = "the disk is full" if is_disk_full(error) else f"cannot be read or written ({error.strerror or error})"
+        raise FetchError(source, f"{str(path)!r}: {what}", "JEFFNET_CACHE can point to another folder") from error
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a file could not be written for want of space."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be printed."""
+    user, at, _ = urlsplit(url).netloc.rpartition("@")
+    return url.replace(user + at, "", 1) if at else url
+
+
+def waits() -> Iterator[float | None]:
+    """For each try the seconds to wait where it fails; None for the last."""
+    yield from (WAIT_SECONDS * 2**retry for retry in range(RETRIES))
+    yield None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks, its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _other_file(source: str, name: str, expected: str, actual: str) -> FetchError:
+    remedy = "it came damaged or is another file: try again, or check address and hash"
+    if expected.removeprefix("sha256:") in name:
+        remedy += (
+            "; if what looks like a hash in its name is none, append '#sha256=' and the file's hash to the address"
+        )
+    return FetchError(source, f"its hash is {actual}, not {expected}", remedy)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A file that takes its final name when the block ends, and is gone when the block fails."""
+    partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+    try:
+        with open(partial, "xb") as file:
+            yield file, partial
+        os.replace(partial, path)
+    except BaseException:
+        # What went wrong matters more than what is left behind.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _receive(url: str, source: str, file: BinaryIO) -> None:
+    """Write what a URL has, in as many tries as it takes."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Compressed on the way, a body would not have the length that is announced.
+    headers = {"User-Agent": "jeffnet", "Accept-Encoding": "identity"}
+    for wait in waits():
+        try:
+            return _receive_once(url, source, file, headers)
+        except HfHubHTTPError as error:
+            raise _refused(source, error.response.status_code) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            may_pass = isinstance(error, httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError)
+            if wait is None or not may_pass:
+                reason = f"cannot be downloaded ({one_line(error)})"
+                raise FetchError(source, reason, "check address and network", unavailable=True) from error
+            _log.warning("%s: %s; trying again in %g s", source, one_line(error), wait)
+            time.sleep(wait)
+
+
+def _receive_once(url: str, source: str, file: BinaryIO, headers: dict[str, str]) -> None:
+    """One try.
+
+    Args:
+      url: what to get.
+      source: what to call it.
+      file: what earlier tries wrote stays where the server continues it, and goes where it starts anew.
+      headers: of the request. For the next try they get the mark of the file's version, which alone makes it safe to
+        continue.
+    """
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub.utils import http_stream_backoff
+    from tqdm import tqdm
+
+    if "If-Range" in headers:
+        headers["Range"] = f"bytes={file.tell()}-"
+    # Errors of the connection are `_receive`'s: those that come while the body is read, the client cannot retry.
+    request = http_stream_backoff(
+        "GET",
+        url,
+        headers=headers,
+        follow_redirects=True,
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        max_retries=RETRIES,
+        base_wait_time=WAIT_SECONDS,
+        retry_on_exceptions=(),
+    )
+    with request as response:
+        if not response.is_success:
+            raise _refused(source, response.status_code)
+        headers.pop("Range", None)
+        headers.pop("If-Range", None)
+        if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+            file.seek(0)
+            file.truncate()
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
+            raise httpx2.RemoteProtocolError("another part of the file came than was asked for")
+        length, version = response.headers.get("Content-Length"), response.headers.get("ETag", "")
+        # Without a length nobody could tell that a body which was cut is complete; weak marks are not exact.
+        if length and version.startswith('"'):
+            headers["If-Range"] = version
+        total = file.tell() + int(length) if length else None
+        name = os.path.basename(urlsplit(source).path)[-40:]
+        with tqdm(
+            total=total, initial=file.tell(), unit="B", unit_scale=True, desc=name, disable=None, leave=False
+        ) as bar:
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                bar.update(len(chunk))
+
+
+def _refused(source: str, status: int) -> FetchError:
+    reason, remedy = {
+        401: ("access is refused (401)", "download it by hand and give its path"),
+        403: ("access is refused (403)", "download it by hand and give its path"),
+        404: ("there is no such file (404)", "check the address"),
+        410: ("the file is gone (410)", "give another address"),
+    }.get(status, (f"the server answers {status}", "try again later"))
+    return FetchError(source, reason, remedy, unavailable=True)
+
+
+def _algorithm(expected: str | None) -> str:
+    return expected.partition(":")[0] if expected else "sha256"
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    """The hash of a file's content, after the name of the algorithm."""
+    with open(path, "rb") as file:
+        start = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size) if algorithm == "git" else hashlib.sha256()
+        return f"{algorithm}:{hashlib.file_digest(file, lambda: start).hexdigest()}"
+
+
+def _memory() -> Path:
+    return cache_folder() / "verified.json"
+
+
+def _remembered() -> dict[str, tuple[int, int, str]]:
+    """Size, time of change and hash of the files that were found right, by path."""
+    try:
+        entries = json.loads(_memory().read_text(encoding="utf-8"))
+        return {path: (int(size), int(changed), str(digest)) for path, (size, changed, digest) in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # at worst files are read once more
+
+
+def _remember(path: Path, status: os.stat_result, digest: str) -> None:
+    entries = {other: entry for other, entry in _remembered().items() if os.path.exists(other)}
+    entries[os.path.realpath(path)] = (status.st_size, status.st_mtime_ns, digest)
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with _new_file(_memory()) as (file, _):
+            file.write(json.dumps(entries).encode())
+    except OSError as error:
+        _log.debug("%s cannot be written: %s", _memory(), error)

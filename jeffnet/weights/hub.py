@@ -1,0 +1,390 @@
+"""Where weights come from: a model's published ones, a repository of the model hub, a URL, or a file of one's own.
+
+What comes over the network is verified and kept: what the hub has in huggingface_hub's cache, with its tokens and
+settings, all else in `jeffnet.weights.download.cache_folder`.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from jeffnet import __version__
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.pretrained import PRETRAINED, RELEASE
+from jeffnet.arch.zoo import resolve_name
+from jeffnet.errors import UnknownModelError, WeightsError
+from jeffnet.weights import download
+from jeffnet.weights.download import FetchError, cache_folder, fetch, is_offline, one_line, wrong_hash
+
+# In the order in which they are looked for.
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^-]*$")
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+_log = logging.getLogger("jeffnet")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Weights on the local disk.
+
+    Attributes:
+      path: the file, verified where it was downloaded.
+      source: what to call it in messages.
+      model: our name of its model, where known.
+      preprocessing: what the weights expect of pictures, where their repository tells.
+      classes: names of the classes in the order of the logits, where their repository tells.
+    """
+
+    path: Path
+    source: str
+    model: str | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
+
+
+def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -> Located:
+    """Find weights, and download those that are not here yet.
+
+    With JEFFNET_OFFLINE or HF_HUB_OFFLINE set, only what was downloaded before is found.
+
+    Args:
+      source: True for the published weights of a model: from the model hub, or where that has none to give from the
+        original release (JEFFNET_RELEASE_URL replaces its address). `hf:owner/name` for a repository of the hub,
+        `hf:owner/name/folder/file` for a file of it, each with `@revision` (a branch, tag or commit) at the end if
+        wanted. A URL, the beginning of whose file's SHA-256 may stand behind it (`#sha256=d480c9de`) or in its name
+        (`b0-d480c9de.npz`). All else is the path of a file, which is not looked at.
+      name: of the model, ours or timm's, for its published weights.
+
+    Raises:
+      UnknownModelError: no such model.
+      WeightsError: there are none, they cannot be downloaded, or they are not what they should be.
+    """
+    if source is True:
+        return _published(name)
+    if isinstance(source, str) and source.startswith("hf:"):
+        return _of_hub(source)
+    if isinstance(source, str) and re.match("https?://", source, re.IGNORECASE):
+        return _of_url(source)
+    return Located(Path(source), str(source))
+
+
+def _published(name: str | None) -> Located:
+    if name is None:
+        raise WeightsError("published weights are those of a model: give its name")
+    model = resolve_name(name)
+    if model not in PRETRAINED:
+        near = difflib.get_close_matches(model, PRETRAINED, n=4, cutoff=0.5)
+        hint = f"near it: {', '.join(near)}" if near else "`jeffnet list --pretrained` shows those that have"
+        raise WeightsError(f"model {model!r} has no published weights; {hint}")
+    weights = PRETRAINED[model]
+    repository = _Repository(f"hf:{weights.hub_id}", weights.hub_id)
+    try:
+        path = repository.weights(WEIGHTS_FILES[:1])
+        return Located(path, repository.source, model)
+    except FetchError as error:
+        if not error.unavailable:
+            raise
+        of_hub = error
+    file = f"{model}-{weights.sha256}.npz"
+    url = os.environ.get("JEFFNET_RELEASE_URL", RELEASE).rstrip("/") + f"/{file}"
+    path = cache_folder() / "release" / file
+    _log.warning("weights %r: %s; using those of the original release, %s", repository.source, of_hub.reason, url)
+    try:
+        return Located(fetch(url, path, f"sha256:{weights.sha256}"), download.without_password(url), model)
+    except FetchError as error:
+        raise WeightsError(
+            f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "
+            f"{of_hub.remedy}; or download {error.source} by hand to {str(path)!r}; or give the path of a file"
+        ) from error
+
+
+def _of_url(source: str) -> Located:
+    url, _, fragment = source.partition("#")
+    try:
+        name = os.path.basename(unquote(urlsplit(url).path))
+        shown = download.without_password(url)
+    except ValueError as error:
+        raise WeightsError(f"weights {source!r}: no URL ({error})") from error
+    digits = fragment.removeprefix("sha256=").lower()
+    if fragment and not (fragment.startswith("sha256=") and re.fullmatch("[0-9a-f]{8,64}", digits)):
+        raise WeightsError(f"weights {shown!r}: '#{fragment}' is not '#sha256=' with 8 to 64 hexadecimal digits")
+    if not digits and (in_name := _HASH_IN_NAME.search(name)):
+        digits = in_name[1]
+    # Two URLs may end in the same name.
+    folder = cache_folder() / "url" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = folder / (re.sub(r"[^\w.+-]", "_", name)[-100:].lstrip(".") or "weights")
+    return Located(fetch(url, path, f"sha256:{digits}" if digits else None), shown)
+
+
+def _of_hub(source: str) -> Located:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    parts = _HUB.fullmatch(source)
+    if not parts or ".." in re.split(r"[/\\@]", source):
+        raise WeightsError(
+            f"weights {source!r}: not of the form hf:owner/name, hf:owner/name@revision or "
+            "hf:owner/name/folder/file.safetensors@revision"
+        )
+    try:
+        validate_repo_id(parts["repo"])
+    except HFValidationError as error:
+        raise WeightsError(f"weights {source!r}: {one_line(error)}") from error
+    repository = _Repository(source, parts["repo"], parts["revision"])
+    path = repository.weights((parts["file"],) if parts["file"] else WEIGHTS_FILES)
+    config = repository.config(path)
+    return Located(path, source, _model(parts["repo"], config), _preprocessing(source, config), _classes(config))
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A model repository of the hub.
+
+    Attributes:
+      source: what to call it in messages.
+      name: `owner/name`.
+      revision: branch, tag or commit; None for the main branch.
+    """
+
+    source: str
+    name: str
+    revision: str | None = None
+
+    def weights(self, files: tuple[str, ...]) -> Path:
+        """The first of some files that the repository has."""
+        lacking = None
+        for file in files:
+            try:
+                # Where the hub cannot be reached for one file, of the others only what is cached is of interest.
+                path = self.fetch(file, is_offline() or lacking is not None)
+            except FetchError as error:
+                if not error.unavailable:
+                    raise
+                lacking = lacking or error
+                continue
+            if path:
+                return path
+        raise lacking or self._without(files)
+
+    def config(self, weights: Path) -> dict[str, Any]:
+        """The repository's `config.json` beside a weights file of it; empty where there is none to be had."""
+        offline = is_offline()
+        # Not of the branch, which may have moved on.
+        repository = _Repository(self.source, self.name, self.commit(weights))
+        try:
+            path = repository.fetch("config.json", offline)
+            config = json.loads(path.read_text(encoding="utf-8")) if path else {}
+            if not isinstance(config, dict):
+                raise ValueError(f"a {type(config).__name__}")
+        except FetchError as error:
+            if not (offline and error.unavailable):
+                raise
+            _log.warning("weights %r: %s; what the weights expect of pictures is not known", self.source, error.reason)
+            return {}
+        except (OSError, ValueError) as error:
+            _log.warning("weights %r: config.json cannot be read and is left aside: %s", self.source, one_line(error))
+            return {}
+        return config
+
+    def fetch(self, file: str, offline: bool) -> Path | None:
+        """A file of the repository, verified; None where the repository has no such file."""
+        actual = expected = None
+        # What is damaged is removed and downloaded once more.
+        for _ in range(2):
+            path = self._cached(file) if offline else self._downloaded(file)
+            if path is None:
+                return None
+            try:
+                expected = self._hash(path, file, offline)
+                actual = wrong_hash(path, expected)
+                if actual is None:
+                    return path
+                _log.warning("%s is damaged: its hash is %s, not %s; it is removed", path, actual, expected)
+                # The snapshot's link, the repository's copy, and what copies may share.
+                for part in (path.resolve(), path.parent / os.readlink(path) if path.is_symlink() else path, path):
+                    part.unlink(missing_ok=True)
+            except OSError as error:
+                raise self._error(f"{str(path)!r}: {one_line(error)}", "remove the file", unavailable=False) from error
+        raise self._error(
+            f"the hash of {file} is {actual}, not {expected} as the hub says", "try again later", unavailable=False
+        )
+
+    def _look_up(self, file: str) -> Path | bool:
+        """A file in the cache; else whether the repository may have it, as far as the cache knows."""
+        from huggingface_hub import file_download
+
+        # Not `hf_hub_download(local_files_only=True)`, which for its headers may go over the network.
+        cached = file_download.try_to_load_from_cache(self.name, file, revision=self.revision)
+        return Path(cached) if isinstance(cached, str) else cached is not file_download._CACHED_NO_EXIST
+
+    def _cached(self, file: str) -> Path | None:
+        from huggingface_hub import constants
+
+        if isinstance(found := self._look_up(file), Path):
+            return found
+        if not found:
+            return None
+        folder = Path(constants.HF_HUB_CACHE) / self._folder() / "snapshots" / (self.revision or "*")
+        command = f"hf download {self.name} {file}" + (f" --revision {self.revision}" if self.revision else "")
+        raise self._error(
+            f"offline, and {str(folder / file)!r} is not there",
+            f"run `{command}` with a network, or unset JEFFNET_OFFLINE and HF_HUB_OFFLINE",
+        )
+
+    def _downloaded(self, file: str) -> Path | None:
+        import httpx2
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
+
+        # A commit never gets what it has not.
+        if re.fullmatch("[0-9a-f]{40}", self.revision or "") and self._look_up(file) is False:
+            return None
+        last = False
+        while True:
+            try:
+                return Path(
+                    hf_hub_download(
+                        self.name, file, revision=self.revision, library_name="jeffnet", library_version=__version__
+                    )
+                )
+            except RemoteEntryNotFoundError:
+                return None
+            except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError) as error:
+                # Only some of these are tried again by the client itself.
+                cut = isinstance(error, httpx2.TransportError) or one_line(error).startswith("Consistency check")
+                may_pass = cut or (isinstance(error, HfHubHTTPError) and error.response.status_code >= 500)
+                if last and cut and isinstance(found := self._look_up(file), Path):
+                    return found
+                if last or not may_pass:
+                    raise self._explained(error) from error
+                _log.warning("weights %r: %s; trying again", self.source, one_line(error))
+                time.sleep(download.WAIT_SECONDS)
+                last = True
+
+    def _hash(self, path: Path, file: str, offline: bool) -> str | None:
+        """What the hub says the hash of a cached file is: for large files SHA-256, for small ones git's."""
+        import httpx2
+        from huggingface_hub.file_download import get_hf_file_metadata, hf_hub_url
+
+        if path.is_symlink():
+            mark = Path(os.readlink(path)).name
+        elif offline or download.is_remembered(path):
+            # Without symbolic links the cache does not tell. What was once found right is remembered.
+            return None
+        else:
+            try:
+                mark = get_hf_file_metadata(hf_hub_url(self.name, file, revision=self.commit(path))).etag or ""
+            except (httpx2.HTTPError, OSError) as error:
+                raise self._explained(error) from error
+        for digits, algorithm in ((64, "sha256"), (40, "git")):
+            if re.fullmatch(f"[0-9a-f]{{{digits}}}", mark):
+                return f"{algorithm}:{mark}"
+        raise self._error(f"the hub gives no hash of {file} but {mark!r}", "download it by hand and give its path")
+
+    def _folder(self) -> str:
+        from huggingface_hub.file_download import repo_folder_name
+
+        return repo_folder_name(repo_id=self.name, repo_type="model")
+
+    def _error(self, reason: str, remedy: str, *, unavailable: bool = True) -> FetchError:
+        return FetchError(self.source, reason, remedy, unavailable=unavailable)
+
+    def _without(self, files: tuple[str, ...]) -> FetchError:
+        import httpx2
+        from huggingface_hub import HfApi
+
+        listing = []
+        with contextlib.suppress(httpx2.HTTPError, OSError, ValueError):
+            listing = HfApi().list_repo_files(self.name, revision=self.revision)
+        remedy = f"it has {', '.join(listing[:20])}: " if listing else ""
+        return self._error(f"{self.name} has no {' and no '.join(files)}", f"{remedy}name a file: hf:{self.name}/FILE")
+
+    def _explained(self, error: Exception) -> FetchError:
+        """What an exception of the client means to its user."""
+        from huggingface_hub import constants, errors
+
+        # Not that it is not in the cache, but why it could not be downloaded.
+        if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        address = f"{constants.ENDPOINT}/{self.name}"
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+        if isinstance(error, errors.GatedRepoError):
+            return self._error(f"{self.name} is gated", f"ask for access at {address}, and {_LOGIN}")
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return self._error(
+                f"the hub has no {self.name}, or a private one", f"check the spelling; for a private one {_LOGIN}"
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return self._error(
+                f"{self.name} has no revision {self.revision!r}",
+                f"see {address}/tree/main; the name of a file stands before @",
+            )
+        if status in (401, 403):
+            return self._error(f"the hub refuses access to {self.name} ({status})", f"check the token: {_LOGIN}")
+        if status:
+            return self._error(
+                f"the hub answers {status}", "try again later" if status != 404 else "check the spelling"
+            )
+        of_network = isinstance(error, ConnectionError | TimeoutError)
+        if isinstance(error, OSError) and error.errno is not None and not of_network:
+            what = "the disk is full" if download.is_disk_full(error) else f"cannot write ({one_line(error)})"
+            return self._error(
+                f"{constants.HF_HUB_CACHE!r}: {what}", "HF_HUB_CACHE can point to another folder", unavailable=False
+            )
+        return self._error(f"the hub cannot be reached ({one_line(error)})", "check the network")
+
+    def commit(self, path: Path) -> str:
+        """The commit in whose snapshot a cached file is."""
+        return path.parts[path.parts.index(self._folder()) + 2]
+
+
+def _model(repository: str, config: dict[str, Any]) -> str | None:
+    published = {weights.hub_id: name for name, weights in PRETRAINED.items()}
+    if repository in published:
+        return published[repository]
+    architecture, tag = config.get("architecture"), _pretrained(config).get("tag")
+    for name in (f"{architecture}.{tag}", str(architecture)):
+        with contextlib.suppress(UnknownModelError):
+            return resolve_name(name)
+    return None
+
+
+def _preprocessing(source: str, config: dict[str, Any]) -> Preprocessing | None:
+    stated = _pretrained(config)
+    if "input_size" not in stated:
+        return None
+    try:
+        _, height, width = stated["input_size"]
+        if height != width:
+            raise ValueError(f"pictures of {height} x {width} are not square")
+        kinds = {"crop_pct": float, "interpolation": str, "mean": _numbers, "std": _numbers}
+        others = {name: kind(stated[name]) for name, kind in kinds.items() if stated.get(name) is not None}
+        return Preprocessing(int(height), **others)
+    except (TypeError, ValueError) as error:
+        _log.warning("weights %r: the preprocessing in config.json is left aside: %s", source, one_line(error))
+        return None
+
+
+def _classes(config: dict[str, Any]) -> tuple[str, ...]:
+    names = config.get("label_names") or _pretrained(config).get("label_names")
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
+def _pretrained(config: dict[str, Any]) -> dict[str, Any]:
+    """What timm says of the weights; in its older files it stands with the rest."""
+    stated = config.get("pretrained_cfg", config)
+    return stated if isinstance(stated, dict) else {}
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

@@ -1,0 +1,293 @@
+"""TensorFlow checkpoints of the papers' authors. Reading and writing them needs TensorFlow.
+
+* EfficientNet, Lite, EdgeTPU, MNASNet, MixNet: tensorflow/tpu, models/official/efficientnet and mnasnet.
+* MobileNetV2 and V3: tensorflow/models, research/slim/nets/mobilenet.
+"""
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jeffnet.arch.plan import Block, Conv, Plan, SqueezeExcite
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.zoo import model_preprocessing
+from jeffnet.errors import OutputError, WeightsError
+from jeffnet.weights.naming import Naming
+from jeffnet.weights.stored import Stored
+
+_log = logging.getLogger("jeffnet")
+_AVERAGE = "/ExponentialMovingAverage"
+_INDEX, _DATA = ".index", re.compile(r"\.data-\d{5}-of-\d{5}$")
+# The last bytes of an index, which is a table of LevelDB.
+_TABLE = bytes.fromhex("57fb808b247547db")
+# Optimizers' own variables, and counters.
+_IGNORED = re.compile(
+    r"(^|/)(global_step|Variable(_\d+)?|Momentum|RMSProp(_\d+)?|Adam(_\d+)?|beta\d_power|lars_vars|ema_decay|num_updates)$"
+)
+_STEM = re.compile(r"^(?P<root>(?:.*/)?)(?P<mnas>mnas_)?stem/conv2d(?:_\d+)?/kernel$")
+_SLIM = re.compile(r"^(?P<root>(?:.*/)?MobilenetV[23])/Conv/weights$")
+_LAYER = re.compile(
+    r"^(?P<scope>.*)/(?P<layer>(?:tpu_)?(?P<kind>conv2d|depthwise_conv2d|batch_normalization|dense)(?:_(?P<number>\d+))?)/\w+$"
+)
+_TPU_NORM = "tpu_batch_normalization"
+_LEAVES = {"kernel": "kernel", "bias": "bias", "scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
+# Lite and EdgeTPU were trained on pixels with these constants, whose rounded values timm uses.
+_EDGE = ((127 / 255,) * 3, (128 / 255,) * 3)
+# Our models by the name under which the authors' variables are.
+_MODELS = {
+    **{f"efficientnet-b{size}": f"tf_efficientnet_b{size}" for size in range(9)},
+    "efficientnet-l2": "tf_efficientnet_l2_ns",
+    **{f"efficientnet-lite{size}": f"tf_efficientnet_lite{size}" for size in range(5)},
+    **{f"efficientnet-edgetpu-{size.upper()}": f"tf_efficientnet_e{size}" for size in "sml"},
+    **{f"mixnet-{size}": f"tf_mixnet_{size}" for size in "sml"},
+    "mnasnet-a1": "tf_semnasnet_100",
+    "mnasnet-b1": "tf_mnasnet_100",
+}
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The prefix of the checkpoint that a path means, or None where it means none.
+
+    Args:
+      path: a prefix (`model.ckpt-1000`, which is no file itself), one of the checkpoint's files, or a folder with one
+        checkpoint, or with a file `checkpoint` that says which is the latest.
+
+    Raises:
+      WeightsError: a folder with several checkpoints, of which it does not say the latest.
+    """
+    if path.is_dir():
+        indices = sorted(path.glob(f"*{_INDEX}"))
+        latest = path / "checkpoint"
+        if latest.is_file() and indices:
+            found = re.search(r'^model_checkpoint_path: "(.*)"', latest.read_text(errors="replace"), re.MULTILINE)
+            if found and (path / (Path(found[1]).name + _INDEX)).is_file():
+                return path / Path(found[1]).name
+        if len(indices) > 1:
+            names = ", ".join(index.name.removesuffix(_INDEX) for index in indices)
+            raise WeightsError(f"weights {str(path)!r} have several checkpoints: give one of {names}")
+        return _prefix(indices[0]) if indices else None
+    if path.is_file():
+        return _prefix(path)
+    index = path.with_name(path.name + _INDEX)
+    return path if index.is_file() else None
+
+
+def _prefix(path: Path) -> Path | None:
+    if _DATA.search(path.name):
+        prefix = path.with_name(_DATA.sub("", path.name))
+        return prefix if prefix.with_name(prefix.name + _INDEX).is_file() else None
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_TABLE)))
+        is_table = file.read() == _TABLE
+    return path.with_name(path.name.removesuffix(_INDEX)) if is_table and path.name.endswith(_INDEX) else None
+
+
+def read_tensorflow(prefix: Path) -> tuple[dict[str, Stored], str | None, Preprocessing | None]:
+    """The arrays of a checkpoint, our name of its model, and what that expects of pictures if not what the zoo says.
+
+    Moving averages of the variables (ExponentialMovingAverage) are taken where there are any; the log says so.
+
+    Raises:
+      WeightsError: TensorFlow is not installed, or the checkpoint is broken, or holds averages of some variables only.
+    """
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"weights {str(prefix)!r} are a checkpoint of TensorFlow, which is not installed: pip install 'jeffnet[tf]'"
+        ) from error
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        dtypes = reader.get_variable_to_dtype_map()
+        stored = {
+            name: Stored(tuple(shape), np.dtype(dtypes[name].as_numpy_dtype), _reading(reader, name, prefix))
+            for name, shape in reader.get_variable_to_shape_map().items()
+            if dtypes[name].is_numpy_compatible and dtypes[name] != tf.string
+        }
+    except Exception as error:  # whatever a broken table makes TensorFlow raise
+        raise _broken(prefix, error) from error
+    arrays = _averaged(stored, prefix)
+    root = next((match["root"].strip("/") for match in map(_STEM.match, arrays) if match), "")
+    model = _MODELS.get(root.rpartition("/")[2])
+    preprocessing = None
+    if model and ("lite" in root or "edgetpu" in root):
+        ours = model_preprocessing(model)
+        preprocessing = Preprocessing(ours.image_size, ours.crop_pct, ours.interpolation, *_EDGE)
+    return arrays, model, preprocessing
+
+
+def write_tensorflow(prefix: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a checkpoint that `tf.train.load_checkpoint` and TensorFlow 1's `Saver` read.
+
+    Args:
+      prefix: of its files.
+      arrays: by variable name.
+
+    Raises:
+      OutputError: TensorFlow is not installed.
+    """
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise OutputError("a checkpoint of TensorFlow needs it to be written: pip install 'jeffnet[tf]'") from error
+    tensors = [tf.convert_to_tensor(np.ascontiguousarray(array)) for array in arrays.values()]
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix), tensor_names=list(arrays), shape_and_slices=[""] * len(tensors), tensors=tensors
+    )
+
+
+def hints_of(model: str) -> tuple[str, ...]:
+    """Names of variables that tell what the authors' checkpoints of a model call theirs; `Naming.names` goes by them.
+
+    Raises:
+      WeightsError: the authors have no such model.
+    """
+    if re.match(r"tf_mobilenetv[23]_", model):
+        return (f"MobilenetV{model[len('tf_mobilenetv')]}/Conv/weights",)
+    architecture = re.sub(r"_(ap|ns|ns_475)$", "", model)
+    for root, ours in _MODELS.items():
+        if architecture == ours.removesuffix("_ns"):
+            if root.startswith("mnasnet"):
+                return (f"{root}/mnas_stem/conv2d/kernel",)
+            norm = "batch_normalization" if root.startswith("mixnet") else _TPU_NORM
+            return f"{root}/stem/conv2d/kernel", f"{root}/stem/{norm}/gamma"
+    raise WeightsError(
+        f"the authors' TensorFlow code has no {model}: only tf_ models can be written as its checkpoints"
+    )
+
+
+def _reading(reader: Any, name: str, prefix: Path):
+    def read() -> np.ndarray:
+        try:
+            return reader.get_tensor(name)
+        except Exception as error:
+            raise _broken(prefix, error) from error
+
+    return read
+
+
+def _broken(prefix: Path, error: Exception) -> WeightsError:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return WeightsError(f"weights {str(prefix)!r} are no whole checkpoint of TensorFlow: {text}")
+
+
+def _averaged(arrays: Mapping[str, Stored], prefix: Path) -> dict[str, Stored]:
+    averages = {name.removesuffix(_AVERAGE): array for name, array in arrays.items() if name.endswith(_AVERAGE)}
+    plain = {name: array for name, array in arrays.items() if not name.endswith(_AVERAGE) and not _IGNORED.search(name)}
+    if not averages:
+        return plain
+    # Running statistics are averages already, of which some training loops keep no second one.
+    without = [name for name in plain if name not in averages and not re.search(r"/moving_(mean|variance)$", name)]
+    if without:
+        raise WeightsError(
+            f"weights {str(prefix)!r} have moving averages of some variables only, not of {len(without)} "
+            f"({without[0]}, ...): save all or none"
+        )
+    _log.warning("%s: took the moving averages of the variables", prefix)
+    return plain | averages
+
+
+def _names_of_tpu(plan: Plan, present: Iterable[str]) -> dict[str, str]:
+    present = list(present)
+    match = next((match for match in map(_STEM.match, present) if match), None)
+    root, mnas = (match["root"], match["mnas"] or "") if match else ("", "")
+    layers: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for found in map(_LAYER.match, present):
+        if found:
+            layers[found["scope"], found["kind"]][int(found["number"] or 0)] = found["layer"]
+    counters: dict[tuple[str, str], int] = defaultdict(int)
+    norm_layer = _TPU_NORM if any(_TPU_NORM in name for name in present) else "batch_normalization"
+
+    def layer(scope: str, kind: str) -> str:
+        """The next layer of a kind: some of TensorFlow's layers count up in their scope, others in the whole graph."""
+        place = counters[scope, kind]
+        counters[scope, kind] += 1
+        there = sorted(layers[scope, kind].items())
+        if place < len(there):
+            return f"{scope}/{there[place][1]}"
+        return f"{scope}/{norm_layer if kind in norm_layer else kind}" + (f"_{place}" if place else "")
+
+    names: dict[str, str] = {}
+
+    def conv(op: Conv, scope: str) -> None:
+        for part in op.parts:
+            depthwise = part.groups > 1
+            name = layer(scope, "depthwise_conv2d" if depthwise else "conv2d")
+            names[f"{part.name}.kernel"] = f"{name}/{'depthwise_kernel' if depthwise else 'kernel'}"
+            if op.bias:
+                names[f"{part.name}.bias"] = f"{name}/bias"
+        if op.norm:
+            name = layer(scope, "batch_normalization")
+            for leaf in ("scale", "mean", "var"):
+                names[f"{op.norm}.{leaf}"] = f"{name}/{_LEAVES[leaf]}"
+            names[f"{op.norm}.bias"] = f"{name}/beta"
+
+    conv(plan.stem, f"{root}{mnas}stem")
+    for place, block in enumerate(plan.blocks):
+        scope = f"{root}{mnas}blocks_{place}"
+        for op in block.ops:
+            if isinstance(op, SqueezeExcite):
+                conv(op.reduce, f"{scope}/se")
+                conv(op.expand, f"{scope}/se")
+            else:
+                conv(op, scope)
+    head = f"{root}{mnas}head"
+    conv(plan.head, head)
+    dense = layer(head, "dense")
+    return names | {f"classifier.{leaf}": f"{dense}/{leaf}" for leaf in ("kernel", "bias")}
+
+
+def _names_of_slim(plan: Plan, present: Iterable[str]) -> dict[str, str]:
+    match = next((match for match in map(_SLIM.match, present) if match), None)
+    root = match["root"] if match else f"MobilenetV{3 if plan.pool_first else 2}"
+    names: dict[str, str] = {}
+
+    def conv(op: Conv, scope: str) -> None:
+        depthwise = op.parts[0].groups > 1
+        names[f"{op.parts[0].name}.kernel"] = f"{scope}/{'depthwise_weights' if depthwise else 'weights'}"
+        if op.bias:
+            names[f"{op.parts[0].name}.bias"] = f"{scope}/biases"
+        if op.norm:
+            for leaf in ("scale", "mean", "var"):
+                names[f"{op.norm}.{leaf}"] = f"{scope}/BatchNorm/{_LEAVES[leaf]}"
+            names[f"{op.norm}.bias"] = f"{scope}/BatchNorm/beta"
+
+    conv(plan.stem, f"{root}/Conv")
+    residuals = [block for block in plan.blocks if len(block.ops) > 1]
+    for place, block in enumerate(residuals):
+        _slim_block(block, f"{root}/expanded_conv" + (f"_{place}" if place else ""), conv)
+    ends = [op for block in plan.blocks if len(block.ops) == 1 for op in block.ops if isinstance(op, Conv)]
+    for place, op in enumerate([*ends, plan.head]):
+        conv(op, f"{root}/Conv_{place + 1}")
+    logits = f"{root}/Logits/Conv2d_1c_1x1"
+    return names | {"classifier.kernel": f"{logits}/weights", "classifier.bias": f"{logits}/biases"}
+
+
+def _slim_block(block: Block, scope: str, conv: Any) -> None:
+    seen_depthwise = False
+    for op in block.ops:
+        if isinstance(op, SqueezeExcite):
+            conv(op.reduce, f"{scope}/squeeze_excite/Conv")
+            conv(op.expand, f"{scope}/squeeze_excite/Conv_1")
+        elif op.parts[0].groups > 1:
+            seen_depthwise = True
+            conv(op, f"{scope}/depthwise")
+        else:
+            conv(op, f"{scope}/project" if seen_depthwise else f"{scope}/expand")
+
+
+TPU = Naming("checkpoint of tensorflow/tpu", _names_of_tpu, "tensorflow", background=True)
+SLIM = Naming("checkpoint of slim", _names_of_slim, "tensorflow", background=True, conv_classifier=True)
+
+
+def naming_of(names: Iterable[str]) -> Naming | None:
+    """Whose names these are; None where nobody's we know."""
+    names = list(names)
+    if any(map(_STEM.match, names)):
+        return TPU
+    return SLIM if any(map(_SLIM.match, names)) else None

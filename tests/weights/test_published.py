@@ -1,0 +1,163 @@
+"""`pretrained=True` from end to end: a model's name in, its published weights from the hub or the release out."""
+
+import hashlib
+import json
+import logging
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jeffnet.arch import pretrained
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.zoo import model_plan
+from jeffnet.backends import BACKENDS, load_backend, to_start
+from jeffnet.checkpoints import write_checkpoint
+from jeffnet.cli.main import main
+from jeffnet.errors import WeightsError
+from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.store import ModelCard
+
+NAME, TIMM_NAME = "tf_mobilenetv3_small_075", "tf_mobilenetv3_small_075.in1k"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Files by their paths, with the headers by which the hub's client knows them."""
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self):
+        body = self.server.files.get(self.path)
+        self.server.asked.append(self.path)
+        self.send_response(200 if body is not None else 404)
+        body = body or b""
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return initial_arrays(model_plan(NAME), 5)
+
+
+@pytest.fixture(scope="module")
+def files(arrays, tmp_path_factory):
+    """The weights as timm and as the release have them."""
+    folder = tmp_path_factory.mktemp("published")
+    card = ModelCard(NAME, 1000, 3, Preprocessing())
+    write_checkpoint(folder / "timm", arrays, card, "timm")
+    write_checkpoint(folder / "npz", arrays, card, "npz")
+    return {form: (folder / form).read_bytes() for form in ("timm", "npz")}
+
+
+@pytest.fixture
+def server(files, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
+    digest = hashlib.sha256(files["npz"]).hexdigest()[:8]
+    server.files = {
+        f"/timm/{TIMM_NAME}/resolve/main/model.safetensors": files["timm"],
+        f"/release/{NAME}-{digest}.npz": files["npz"],
+    }
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("JEFFNET_RELEASE_URL", f"{url}/release")
+    monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(pretrained.PRETRAINED, NAME, replace(pretrained.PRETRAINED[NAME], sha256=digest))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def _equal(model, arrays):
+    start = to_start(model)
+    for key, array in start.arrays.items():
+        np.testing.assert_array_equal(np.asarray(array), arrays[key], err_msg=key)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", [NAME, TIMM_NAME])
+def test_one_argument_loads_the_published_weights(backend, name, server, arrays):
+    """And of a second model, nothing is downloaded again."""
+    _equal(load_backend(backend).create_model(name, pretrained=True), arrays)
+    loads = [path for path in server.asked if path.endswith("model.safetensors")]
+    *model, card = load_backend(backend).from_pretrained(name)
+    _equal(model[0] if len(model) == 1 else tuple(model), arrays)
+    assert card.model == NAME and len(card.classes) == 1000 and card.preprocessing.mean == (0.5, 0.5, 0.5)
+    # The client asks whether there is something newer, by HEAD, and reads nothing.
+    assert len([path for path in server.asked if path.endswith("model.safetensors")]) <= len(loads) + 1
+
+
+def test_the_release_is_the_second_source(server, arrays, caplog):
+    del server.files[f"/timm/{TIMM_NAME}/resolve/main/model.safetensors"]
+    with caplog.at_level(logging.WARNING, "jeffnet"):
+        _equal(load_backend("functional").create_model(NAME, pretrained=True), arrays)
+    assert "those of the original release" in caplog.text
+
+
+def test_both_sources_failing_is_one_error(server):
+    server.files.clear()
+    with pytest.raises(WeightsError, match=r"cannot be had: hf:timm/.*; http://.*npz.*or give the path"):
+        load_backend("functional").create_model(NAME, pretrained=True)
+
+
+def test_other_classes_are_adapted_on_request_only(server, arrays, caplog):
+    create = load_backend("functional").create_model
+    with pytest.raises(WeightsError, match="pass num_classes=1000 to keep"):
+        create(NAME, pretrained=True, num_classes=5)
+    _, variables = create(NAME, pretrained=True, num_classes=5, adapt=True)
+    assert variables["params"]["classifier.kernel"].shape == (1024, 5)
+    np.testing.assert_array_equal(variables["params"]["conv_head.kernel"], arrays["conv_head.kernel"])
+    assert "new classifier of 5 classes" in caplog.text
+
+
+def test_the_commands_take_published_weights(server, tmp_path, capsys):
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "a.jpg")
+    assert main(["predict", str(tmp_path / "a.jpg"), "--model", NAME, "--image-size", "32", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert len(first[0]["classes"]) == 5
+    assert main(["convert", NAME, str(tmp_path / "own.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == NAME
+    weights = ["--weights", str(tmp_path / "own.safetensors")]
+    assert main(["predict", str(tmp_path / "a.jpg"), *weights, "--image-size", "32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert main(["convert", NAME, str(tmp_path / "seven.safetensors"), "--num-classes", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_classes"] == 7
+    assert main(["predict", str(tmp_path / "a.jpg")]) == 1
+    assert "give --model NAME" in capsys.readouterr().err
+
+
+def test_a_model_without_published_weights_says_so(server):
+    with pytest.raises(WeightsError, match="'pt_efficientnet_b8' has no published weights"):
+        load_backend("functional").create_model("pt_efficientnet_b8", pretrained=True)
+    assert not server.asked
+
+
+def test_offline_says_where_they_would_go(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JEFFNET_OFFLINE", "1")
+    with pytest.raises(WeightsError) as raised:
+        load_backend("functional").create_model(NAME, pretrained=True)
+    assert "offline" in str(raised.value) and str(tmp_path / "cache") in str(raised.value)
+    assert not server.asked
+    assert main(["predict", "a.jpg", "--model", NAME]) == 1
+    assert len(capsys.readouterr().err.splitlines()) <= 2
