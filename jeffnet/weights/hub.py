@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from jeffnet import __version__
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import PRETRAINED, RELEASE
 from jeffnet.arch.zoo import resolve_name
@@ -252,11 +251,7 @@ class _Repository:
         last = False
         while True:
             try:
-                return Path(
-                    hf_hub_download(
-                        self.name, file, revision=self.revision, library_name="jeffnet", library_version=__version__
-                    )
-                )
+                return Path(hf_hub_download(self.name, file, revision=self.revision, library_name="jeffnet"))
             except RemoteEntryNotFoundError:
                 return None
             except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError) as error:

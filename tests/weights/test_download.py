@@ -128,6 +128,12 @@ def test_a_file_is_downloaded_once(expected, server, path):
     assert left_in(path.parent) == ["b0.npz"]
 
 
+@pytest.mark.parametrize("body", [b"", b"a"])
+def test_a_small_file(body, server, path):
+    server.answers["/b0.npz"] = [Answer(body)]
+    assert fetch(f"{server.url}/b0.npz", path, f"sha256:{hashlib.sha256(body).hexdigest()}").read_bytes() == body
+
+
 def test_no_token_is_sent_to_a_plain_address(server, path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     fetch(f"{server.url}/b0.npz", path)

@@ -330,3 +330,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
     answer = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert int(answer.stdout) <= 1.3 * path.stat().st_size
+
+
+@pytest.mark.parametrize("length", [2**20, 2**33, 2**63])
+def test_a_header_that_is_too_long_is_refused_without_reading_it(length, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + b"{" + bytes(1000))
+    with pytest.raises(WeightsError, match="not a whole safetensors file"):
+        read_weights(tmp_path / "a.safetensors")
