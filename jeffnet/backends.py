@@ -24,7 +24,7 @@ BACKENDS = {
     "functional": "jeffnet.functional",
 }
 # In which forms `jeffnet.checkpoints` writes a model.
-FORMS = ("jeffnet", "linen", "nnx", "objax", "timm", "efficientnet_pytorch", "npz", "tensorflow")
+FORMS = ("jeffnet", "linen", "nnx", "objax", "timm", "efficientnet_pytorch", "npz", "tensorflow", "keras")
 
 
 class Backend(Protocol):

@@ -26,6 +26,7 @@ from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.weights import store
 from jeffnet.weights.fit import fit
+from jeffnet.weights.keras import write_keras
 from jeffnet.weights.naming import Naming, to_source_names
 from jeffnet.weights.pytorch import write_torch
 from jeffnet.weights.start import Start
@@ -99,6 +100,7 @@ def write_checkpoint(
         `.bin`, else in safetensors.
         'npz': as of efficientnet-jax's release.
         'tensorflow': a checkpoint with the authors' names.
+        'keras': of `keras.applications`, by Keras itself; the path ends in `.keras` or `.weights.h5`.
 
     Raises:
       WeightsError: the form cannot hold the arrays.
@@ -204,6 +206,7 @@ _WRITERS: dict[str, _Writer] = {
     "efficientnet_pytorch": _write_state_dict(EFFICIENTNET_PYTORCH),
     "npz": _write_npz,
     "tensorflow": _write_tensorflow,
+    "keras": write_keras,
 }
 
 

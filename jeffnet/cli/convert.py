@@ -35,8 +35,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="jeffnet: a safetensors file that says of which model it is, for every backend; linen: MessagePack of the "
         "variables (flax.serialization); nnx: a folder of Orbax; objax: npz of the variables; timm and "
         "efficientnet_pytorch: a state dict, by torch.save if the destination ends in .pth, .pt, .tar or .bin, else in "
-        "safetensors; npz: as of efficientnet-jax's release; tensorflow: a checkpoint with the authors' names "
-        "(default: %(default)s)",
+        "safetensors; npz: as of efficientnet-jax's release; tensorflow: a checkpoint with the authors' names; "
+        "keras: of keras.applications, to .keras or .weights.h5 (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as one object")
     parser.set_defaults(run=run)

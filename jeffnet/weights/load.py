@@ -11,14 +11,15 @@ import numpy as np
 
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.plan import Plan
-from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.errors import UnknownModelError, WeightsError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.fit import fit
 from jeffnet.weights.hub import locate
+from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras
 from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.native import from_objax, is_orbax, read_msgpack, read_orbax
 from jeffnet.weights.npz import is_npz, read_npz
@@ -98,8 +99,8 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     Args:
       path: of jeffnet's own file or of a folder with it; of a timm or `efficientnet_pytorch` state dict, in safetensors
         or by `torch.save`; of an npz file of efficientnet-jax; of a TensorFlow checkpoint of the papers' authors, see
-        `jeffnet.weights.tensorflow.find_checkpoint`; or of a checkpoint of our models that a module system's own tools
-        wrote, see `jeffnet.weights.native`.
+        `jeffnet.weights.tensorflow.find_checkpoint`; of a `.keras` or `.h5` file of `keras.applications`; or of a
+        checkpoint of our models that a module system's own tools wrote, see `jeffnet.weights.native`.
 
     Raises:
       WeightsError: it is missing, truncated, or holds something else.
@@ -118,6 +119,8 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file") from error
     if start.startswith(b"PK"):
         return _read_zip(path)
+    if is_hdf5(start):
+        return _read_keras(path)
     if start.startswith(_PICKLES):
         return _recognised(path, read_torch(path))
     # A map of two entries and its first key, as `flax.serialization` writes variables.
@@ -163,10 +166,17 @@ def _read_zip(path: Path) -> WeightsFile:
         return WeightsFile(str(path), arrays, RELEASE) if is_release else WeightsFile(str(path), from_objax(arrays))
     if any(member.endswith("data.pkl") for member in members):
         return _recognised(path, read_torch(path))
+    if is_keras_archive(members):
+        return _read_keras(path)
     raise WeightsError(
-        f"weights {str(path)!r} are an archive of no known kind: neither of torch.save nor npz, but "
+        f"weights {str(path)!r} are an archive of no known kind: neither of torch.save, Keras nor npz, but "
         f"{', '.join(members[:5]) or 'empty'}"
     )
+
+
+def _read_keras(path: Path) -> WeightsFile:
+    file = read_keras(path)
+    return WeightsFile(str(path), file.arrays, KERAS, model=file.model, preprocessing=file.preprocessing)
 
 
 def _in_memory(arrays: Mapping[str, Any]) -> dict[str, Stored]:

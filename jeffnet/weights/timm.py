@@ -115,12 +115,17 @@ _EFFICIENTNET_PYTORCH_BLOCKS = {
 
 
 def _names_of_efficientnet_pytorch(plan: Plan, present: Iterable[str]) -> dict[str, str]:
+    if plan.stem.act != "silu" or plan.stem.parts[0].padding != "SAME":
+        raise WeightsError(
+            "efficientnet_pytorch has EfficientNet B0 to B8 and L2, padded as in TensorFlow: give a name of these, which "
+            "begins with tf_"
+        )
     modules = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
     for place, block in enumerate(plan.blocks):
-        table = _EFFICIENTNET_PYTORCH_BLOCKS.get(tuple(_convolutions(block)))
-        if table is None or plan.pool_first:
-            raise WeightsError("efficientnet_pytorch has EfficientNet B0 to B8 and L2 only: give one of these models")
-        table = table | {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+        table = _EFFICIENTNET_PYTORCH_BLOCKS[tuple(_convolutions(block))] | {
+            "se.conv_reduce": "_se_reduce",
+            "se.conv_expand": "_se_expand",
+        }
         modules |= {f"{block.name}.{ours}": f"_blocks.{place}.{theirs}" for ours, theirs in table.items()}
     return {name: _renamed(theirs, modules) for name, theirs in _names_of_timm(plan, present).items()}
 

@@ -185,29 +185,61 @@ _SMALL = (
 )
 
 
+# MobileNetV2's repetitions written out; the first block does not expand.
+_V2 = tuple(
+    (expansion, width, 3, stride if repeat == 0 else 1, False, tf.nn.relu6)
+    for expansion, width, repeats, stride in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+    for repeat in range(repeats)
+)
+
+
 def mobilenet_v3_small(net, images, classes=7, root="MobilenetV3"):
     """slim's MobileNetV3-Small: logits."""
     net.start()
     with net.scope(root):
         x = _hard_swish(net.norm(net.conv(images, 16, 3, 2, slim="Conv"), slim="Conv"))
-        for place, (expansion, width, kernel, stride, squeeze, act) in enumerate(_SMALL):
-            with net.scope("expanded_conv" + (f"_{place}" if place else "")):
-                inputs, expanded = x, _round(x.shape[-1] * expansion)
-                if expanded > x.shape[-1]:
-                    x = act(net.norm(net.conv(x, expanded, 1, slim="expand"), slim="expand"))
-                x = act(net.norm(net.depthwise(x, kernel, stride, slim="depthwise"), slim="depthwise"))
-                if squeeze:
-                    with net.scope("squeeze_excite"):
-                        squeezed = tf.reduce_mean(x, [1, 2], keepdims=True)
-                        squeezed = tf.nn.relu(net.conv(squeezed, _round(expanded / 4), 1, bias=True, slim="Conv"))
-                        x *= tf.nn.relu6(net.conv(squeezed, expanded, 1, bias=True, slim="Conv_1") + 3) / 6
-                x = net.norm(net.conv(x, width, 1, slim="project"), slim="project")
-                if stride == 1 and inputs.shape[-1] == width:
-                    x += inputs
+        x = _expanded_convs(net, x, _SMALL)
         x = _hard_swish(net.norm(net.conv(x, 576, 1, slim="Conv_1"), slim="Conv_1"))
         x = tf.reduce_mean(x, [1, 2], keepdims=True)
         x = _hard_swish(net.conv(x, 1024, 1, bias=True, slim="Conv_2"))
         return net.conv(x, classes, 1, bias=True, slim="Logits/Conv2d_1c_1x1")[:, 0, 0]
+
+
+def mobilenet_v2(net, images, classes=7, root="MobilenetV2"):
+    """slim's MobileNetV2: logits."""
+    net.start()
+    with net.scope(root):
+        x = tf.nn.relu6(net.norm(net.conv(images, 32, 3, 2, slim="Conv"), slim="Conv"))
+        x = _expanded_convs(net, x, _V2)
+        x = tf.nn.relu6(net.norm(net.conv(x, 1280, 1, slim="Conv_1"), slim="Conv_1"))
+        x = tf.reduce_mean(x, [1, 2], keepdims=True)
+        return net.conv(x, classes, 1, bias=True, slim="Logits/Conv2d_1c_1x1")[:, 0, 0]
+
+
+def _expanded_convs(net, x, table):
+    for place, (expansion, width, kernel, stride, squeeze, act) in enumerate(table):
+        with net.scope("expanded_conv" + (f"_{place}" if place else "")):
+            inputs, expanded = x, _round(x.shape[-1] * expansion)
+            if expanded > x.shape[-1]:
+                x = act(net.norm(net.conv(x, expanded, 1, slim="expand"), slim="expand"))
+            x = act(net.norm(net.depthwise(x, kernel, stride, slim="depthwise"), slim="depthwise"))
+            if squeeze:
+                with net.scope("squeeze_excite"):
+                    squeezed = tf.reduce_mean(x, [1, 2], keepdims=True)
+                    squeezed = tf.nn.relu(net.conv(squeezed, _round(expanded / 4), 1, bias=True, slim="Conv"))
+                    x *= tf.nn.relu6(net.conv(squeezed, expanded, 1, bias=True, slim="Conv_1") + 3) / 6
+            x = net.norm(net.conv(x, width, 1, slim="project"), slim="project")
+            if stride == 1 and inputs.shape[-1] == width:
+                x += inputs
+    return x
 
 
 EFFICIENTNET_B0 = (

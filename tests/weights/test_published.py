@@ -13,12 +13,13 @@ from PIL import Image
 
 from jeffnet.arch import pretrained
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import model_plan
+from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.backends import BACKENDS, load_backend, to_start
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.load import read_weights
 from jeffnet.weights.store import ModelCard
 
 NAME, TIMM_NAME = "tf_mobilenetv3_small_075", "tf_mobilenetv3_small_075.in1k"
@@ -161,3 +162,47 @@ def test_offline_says_where_they_would_go(server, tmp_path, monkeypatch, capsys)
     assert not server.asked
     assert main(["predict", "a.jpg", "--model", NAME]) == 1
     assert len(capsys.readouterr().err.splitlines()) <= 2
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # within Keras, of its own variables
+@pytest.mark.parametrize(
+    ("form", "name", "ending", "needs"),
+    [
+        ("timm", "tf_mobilenetv3_small_075", ".safetensors", "safetensors"),
+        ("timm", "tf_mobilenetv3_small_075", ".pth", "torch"),
+        ("npz", "tf_mobilenetv3_small_075", ".npz", "numpy"),
+        ("efficientnet_pytorch", "tf_efficientnet_b0", ".pth", "torch"),
+        ("tensorflow", "tf_mobilenetv3_small_075", ".ckpt", "tensorflow"),
+        ("keras", "tf_mobilenetv2_035", ".keras", "keras"),
+        ("keras", "tf_mobilenetv3_small_075", ".weights.h5", "keras"),
+    ],
+)
+def test_convert_to_other_libraries_and_back(form, name, ending, needs, tmp_path, capsys):
+    """By the command line, to the bit; whatever the file is called then."""
+    pytest.importorskip(needs)
+    arrays = initial_arrays(model_plan(name, num_classes=4), 7)
+    own, there, back = tmp_path / "own.safetensors", tmp_path / f"there{ending}", tmp_path / "back.safetensors"
+    write_checkpoint(own, arrays, ModelCard(name, 4, 3, model_preprocessing(name)))
+    assert main(["convert", str(own), str(there), "--to", form]) == 0, capsys.readouterr().err
+    left = {path.name for path in tmp_path.iterdir()} - {own.name}
+    assert left and all(each.startswith(there.name) for each in left)
+    if there.exists():
+        there = there.rename(tmp_path / "renamed")
+    assert main(["convert", str(there), str(back), "--model", name, "--json"]) == 0, capsys.readouterr().err
+    file = read_weights(back)
+    assert (file.card.model, file.card.num_classes) == (name, 4)
+    assert file.arrays.keys() == arrays.keys()
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(file.arrays[key]), array)
+    assert main(["convert", str(own), str(tmp_path / "own.safetensors"), "--to", form]) == 1
+
+
+@pytest.mark.parametrize("form", ["efficientnet_pytorch", "tensorflow", "keras"])
+def test_a_library_that_has_no_such_model_is_told_as_such(form, tmp_path, capsys):
+    pytest.importorskip({"tensorflow": "tensorflow", "keras": "keras"}.get(form, "numpy"))
+    name = "pt_mixnet_s"
+    own = tmp_path / "own.safetensors"
+    write_checkpoint(own, initial_arrays(model_plan(name), 0), ModelCard(name, 1000, 3, model_preprocessing(name)))
+    assert main(["convert", str(own), str(tmp_path / "there.keras"), "--to", form]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [own.name]

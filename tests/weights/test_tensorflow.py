@@ -19,7 +19,7 @@ from jeffnet.weights.tensorflow import find_checkpoint, hints_of, naming_of, wri
 
 TOLERANCE = 1e-10
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
-SMALL = "tf_mobilenetv3_small_100"
+SMALL, V2 = "tf_mobilenetv3_small_100", "tf_mobilenetv2_100"
 
 # Root of the names, block strings, and how the network departs from EfficientNet's.
 SEARCHED = {
@@ -58,7 +58,8 @@ def _reference(name, classes=7):
         )
     else:
         net = module.Network()
-        run = functools.partial(module.mobilenet_v3_small, net, classes=classes)
+        network = module.mobilenet_v2 if name == V2 else module.mobilenet_v3_small
+        run = functools.partial(network, net, classes=classes)
     run(tf.constant(_images(8, seed=5)))  # makes the variables
     return net, run
 
@@ -85,13 +86,13 @@ def _check(prefix, name, run, num_classes=7, skip=0):
     assert np.abs(logits - expected).max() / np.abs(expected).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("name", [*SEARCHED, SMALL])
+@pytest.mark.parametrize("name", [*SEARCHED, SMALL, V2])
 def test_logits_are_tensorflows(name, tmp_path):
     net, run = _reference(name)
     prefix = _save(net.variables, tmp_path / "model.ckpt")
     _check(prefix, name, run)
-    # slim's names do not tell which MobileNetV3 it is.
-    assert read_weights(prefix).model == (None if name == SMALL else name)
+    # slim's names do not tell which MobileNet it is.
+    assert read_weights(prefix).model == (None if name in (SMALL, V2) else name)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", SMALL])
@@ -205,7 +206,7 @@ def test_without_tensorflow_the_message_says_so(tmp_path, monkeypatch):
         read_weights(tmp_path / "model.ckpt")
 
 
-@pytest.mark.parametrize("name", [*SEARCHED, SMALL])
+@pytest.mark.parametrize("name", [*SEARCHED, SMALL, V2])
 def test_what_is_written_has_the_authors_names_and_bits(name, tmp_path):
     """Names, shapes and values are those of the reference, which reads them back."""
     net, _ = _reference(name)

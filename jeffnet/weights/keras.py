@@ -1,0 +1,538 @@
+"""Files of Keras with models of keras.applications: EfficientNet B0 to B7, MobileNetV2 and MobileNetV3.
+
+Read are Keras 3's `.keras` and `.weights.h5`, and the older `.h5`, of a whole model or of its weights. That needs h5py
+alone, runs nothing that is in a file, and opens no other file that one may point to. Writing needs Keras.
+
+Source of layers' names and of their order: keras-team/keras, keras/src/applications.
+"""
+
+import importlib.util
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jeffnet.arch.plan import Conv, Plan, SqueezeExcite, round_channels
+from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
+from jeffnet.arch.summary import array_specs
+from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
+from jeffnet.errors import OutputError, WeightsError
+from jeffnet.weights.naming import Naming, to_canonical_names, to_source_names
+from jeffnet.weights.store import ModelCard
+from jeffnet.weights.stored import Stored
+
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+# Members of an archive are read as a whole: the largest model takes 0.3 GB, its optimizer's state up to twice that.
+_LONGEST = {_CONFIG: 2**26, _WEIGHTS: 2**32}
+_SUFFIXES = (".keras", ".weights.h5")
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """What a file of Keras holds.
+
+    Attributes:
+      arrays: by `<layer>/<array>`, such as `block1a_dwconv/kernel` or, from files that do not say how the layers are
+        called, `depthwise_conv2d/kernel`; an optimizer's, counters, and those of the preprocessing are left out.
+      model: our name of the model that has just these arrays, but for the classifier; None where there is none.
+      preprocessing: what the model does to pixels, and at what size; None where the model is unknown.
+    """
+
+    arrays: Mapping[str, Stored]
+    model: str | None
+    preprocessing: Preprocessing | None
+
+
+def is_hdf5(start: bytes) -> bool:
+    """Whether a file that starts so is an HDF5 file."""
+    return start.startswith(_MAGIC)
+
+
+def is_keras_archive(members: list[str]) -> bool:
+    """Whether a zip archive with these members is a `.keras` file."""
+    return _CONFIG in members and _WEIGHTS in members
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a family's layers are called.
+
+    Attributes:
+      first: what the names in the first block begin with.
+      block: in the others: `place` among all blocks, `stage` from 1, and `letter`, the place in the stage.
+      layers: of each of our operations, the names of the layers of the convolution and of the norm.
+    """
+
+    first: str
+    block: str
+    layers: Mapping[str, tuple[str, str]]
+
+
+_EFFICIENTNET = _Family(
+    "block1a_",
+    "block{stage}{letter}_",
+    {
+        "stem": ("stem_conv", "stem_bn"), "expand": ("expand_conv", "expand_bn"), "depthwise": ("dwconv", "bn"),
+        "reduce": ("se_reduce", ""), "gate": ("se_expand", ""), "project": ("project_conv", "project_bn"),
+        "head": ("top_conv", "top_bn"), "classifier": ("predictions", ""),
+    },
+)  # fmt: skip
+_MOBILENETV2 = _Family(
+    "expanded_conv_",
+    "block_{place}_",
+    {
+        "stem": ("Conv1", "bn_Conv1"), "expand": ("expand", "expand_BN"), "depthwise": ("depthwise", "depthwise_BN"),
+        "project": ("project", "project_BN"), "head": ("Conv_1", "Conv_1_bn"), "classifier": ("predictions", ""),
+    },
+)  # fmt: skip
+_MOBILENETV3 = _Family(
+    "expanded_conv_",
+    "expanded_conv_{place}_",
+    {
+        "stem": ("conv", "conv_bn"), "expand": ("expand", "expand_bn"), "depthwise": ("depthwise", "depthwise_bn"),
+        "reduce": ("squeeze_excite_conv", ""), "gate": ("squeeze_excite_conv_1", ""),
+        "project": ("project", "project_bn"), "last": ("conv_1", "conv_1_bn"), "head": ("conv_2", ""),
+        "classifier": ("logits", ""),
+    },
+)  # fmt: skip
+_STEMS = {family.layers["stem"][0] for family in (_EFFICIENTNET, _MOBILENETV2, _MOBILENETV3)}
+_LEAVES = {"kernel": "kernel", "bias": "bias"}
+_NORM_LEAVES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+
+
+def _family(plan: Plan) -> _Family:
+    ops = [op for block in plan.blocks for op in block.ops]
+    kernels = {part.kernel_size for op in ops if isinstance(op, Conv) for part in op.parts}
+    squeezed = [op for op in ops if isinstance(op, SqueezeExcite)]
+    if plan.stem.parts[0].padding == "SAME" and plan.bn_epsilon == 1e-3:
+        if plan.pool_first:
+            return _MOBILENETV3
+        if plan.stem.act == "silu" and squeezed:
+            return _EFFICIENTNET
+        if plan.stem.act == "relu6" and kernels == {1, 3} and not squeezed:
+            return _MOBILENETV2
+    raise WeightsError(
+        "Keras has EfficientNet B0 to B7, MobileNetV2 and MobileNetV3, padded as in TensorFlow: give a name of these, "
+        "which begins with tf_"
+    )
+
+
+def _operations(plan: Plan, family: _Family) -> Iterator[tuple[Conv, str, str]]:
+    """Every convolution in order, its key in the family's layers, and what their names begin with."""
+    yield plan.stem, "stem", ""
+    for place, block in enumerate(plan.blocks):
+        stage, index = (int(number) for number in block.name.split(".")[1:])
+        prefix = family.block.format(place=place, stage=stage + 1, letter=chr(ord("a") + index))
+        prefix = prefix if place else family.first
+        before = "expand"
+        for op in block.ops:
+            if isinstance(op, SqueezeExcite):
+                yield op.reduce, "reduce", prefix
+                yield op.expand, "gate", prefix
+            elif op.parts[0].groups > 1:
+                yield op, "depthwise", prefix
+                before = "project"
+            else:
+                yield (op, before, prefix) if len(block.ops) > 1 else (op, "last", "")
+    yield plan.head, "head", ""
+
+
+def _names(plan: Plan, present: Iterable[str]) -> dict[str, str]:
+    family, present = _family(plan), set(present)
+    counted = "conv2d/kernel" in present and f"{family.layers['stem'][0]}/kernel" not in present
+    counters = Counter()
+
+    def layer(kind: str, name: str) -> str:
+        """The layer's name, or that of the next layer of a kind in a file that has counted them."""
+        if not counted:
+            return name
+        place = counters[kind]
+        counters[kind] += 1
+        return f"{kind}_{place}" if place else kind
+
+    names = {}
+    for op, key, prefix in _operations(plan, family):
+        conv, norm = family.layers[key]
+        part = op.parts[0]
+        conv = layer("depthwise_conv2d" if part.groups > 1 else "conv2d", prefix + conv)
+        names |= {f"{part.name}.{ours}": f"{conv}/{theirs}" for ours, theirs in _LEAVES.items()}
+        if op.norm:
+            norm = layer("batch_normalization", prefix + norm)
+            names |= {f"{op.norm}.{ours}": f"{norm}/{theirs}" for ours, theirs in _NORM_LEAVES.items()}
+    if present and plan.pool_first and names["conv_head.kernel"] not in present:
+        raise WeightsError(
+            "a MobileNetV3 without its top lacks the convolution after the pooling: build it with include_top=True"
+        )
+    classifier = layer("conv2d" if plan.pool_first else "dense", family.layers["classifier"][0])
+    names |= {f"classifier.{ours}": f"{classifier}/{theirs}" for ours, theirs in _LEAVES.items()}
+    # Which of the convolutions have a bias is the Plan's to say.
+    wanted = {*array_specs(plan), "classifier.kernel", "classifier.bias"}
+    return {ours: theirs for ours, theirs in names.items() if ours in wanted}
+
+
+KERAS = Naming("file of Keras", _names, "tensorflow")
+
+
+_Layers = dict[str, dict[str, Stored]]
+# Keras 3 numbers the arrays of a layer: what they are is told by how many axes each has.
+_LEAVES_BY_AXES = {
+    (1, 1, 1, 1): tuple(_NORM_LEAVES.values()),
+    (1, 1, 0): ("mean", "variance", "count"),
+    **{axes: ("kernel", "bias") for axes in ((4,), (4, 1), (2,), (2, 1))},
+}
+
+
+def read_keras(path: Path) -> KerasFile:
+    """A file of Keras, recognised by what is in it; its arrays are read when they are used.
+
+    A file's only dense layer is taken for the classifier, whatever it is called, so that a model of keras.applications
+    without its top and another one after it, in a model around both, are one of ours.
+
+    Raises:
+      WeightsError: h5py is not installed; the file is broken, points to other files, or has no such model.
+    """
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise WeightsError(f"weights {str(path)!r} are in HDF5: pip install h5py to read them") from error
+    try:
+        config, opened = None, _opening(h5py, path)
+        with open(path, "rb") as file:
+            is_zip = file.read(2) == b"PK"
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                config, content = _member(archive, _CONFIG), _member(archive, _WEIGHTS)
+            opened = _opening(h5py, content)
+        with opened() as file:
+            layers = _Reader(path, opened, h5py.HardLink).layers(file)
+            config = config or file.attrs.get("model_config")
+        return _keras_file(path, layers, list(_described(json.loads(config))) if config else None)
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever a broken file makes HDF5, zipfile or json raise
+        raise _broken(path, error) from error
+
+
+def _opening(h5py: Any, source: Path | bytes) -> Callable[[], AbstractContextManager[Any]]:
+    """What opens a file, or the content of one, for as short a time as its arrays are read."""
+    if isinstance(source, Path):
+        return lambda: h5py.File(source, "r", locking=False)
+    return lambda: h5py.File(io.BytesIO(source), "r")
+
+
+def _broken(path: Path, error: Exception) -> WeightsError:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return WeightsError(f"weights {str(path)!r} are not a whole file of Keras: {text}")
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    with archive.open(name) as file:
+        content = file.read(_LONGEST[name])
+        # Only at the end of a member its checksum is compared.
+        if file.read(1):
+            raise ValueError(f"its {name} takes more than {_LONGEST[name]:,} bytes")
+    return content
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Finds the layers and their arrays in either arrangement.
+
+    Attributes:
+      path: of the file, for messages.
+      opened: opens it.
+      hard: h5py's kind of link that stays within a file.
+    """
+
+    path: Path
+    opened: Callable[[], AbstractContextManager[Any]]
+    hard: type
+
+    def layers(self, file: Any) -> _Layers:
+        root = self.child(file, "model_weights")
+        root = file if root is None else root
+        listed = self.texts(root, "layer_names")
+        if listed:
+            return self.listed_layers(root, listed)
+        found = list(self.nested_layers(file, set()))
+        named = bool(_STEMS & {name for _, name, _ in found})
+        layers: _Layers = {}
+        for place, name, arrays in found:
+            short = name if named else place.rpartition("/")[2]
+            layers[place if short in layers else short] = arrays
+        return layers
+
+    def listed_layers(self, root: Any, listed: list[str]) -> _Layers:
+        """The older arrangement: attributes list the layers and their weights, of a model in a model all together."""
+        layers: _Layers = {}
+        for layer in listed:
+            group = self.child(root, layer)
+            weights = self.texts(group, "weight_names")
+            is_model = len({weight.rpartition("/")[0] for weight in weights}) > 1
+            for weight in weights:
+                owner, _, leaf = weight.rpartition("/")
+                leaf = leaf.partition(":")[0].removeprefix("depthwise_")
+                layers.setdefault(owner if is_model else layer, {})[leaf] = self.stored(self.child(group, weight))
+        if "Conv/BatchNorm" in layers:  # as MobileNetV3's layers were called before Keras 3
+            return {name.replace("/BatchNorm", "_bn").replace("/", "_").lower(): layers[name] for name in layers}
+        return {name.rpartition("/")[2]: arrays for name, arrays in layers.items()}
+
+    def nested_layers(self, group: Any, seen: set) -> Iterator[tuple[str, str, dict[str, Stored]]]:
+        """The arrangement of Keras 3: where each layer is, the name that it says it has, and its arrays."""
+        for container in ("layers", "_layer_checkpoint_dependencies"):
+            layers = self.child(group, container)
+            for key in () if layers is None else layers:
+                layer = self.child(layers, key)
+                if layer.id in seen:  # a group that is in itself would have no end
+                    continue
+                seen.add(layer.id)
+                variables = self.child(layer, "vars")
+                if variables is not None and len(variables):
+                    arrays = [self.stored(self.child(variables, number)) for number in sorted(variables, key=int)]
+                    numbers = tuple(str(number) for number in range(len(arrays)))
+                    leaves = _LEAVES_BY_AXES.get(tuple(array.ndim for array in arrays), numbers)
+                    yield layer.name, variables.attrs.get("name", key), dict(zip(leaves, arrays, strict=False))
+                yield from self.nested_layers(layer, seen)
+
+    def child(self, group: Any, path: str) -> Any:
+        """What is at a path, or None. Links that might lead to another file are refused."""
+        for key in path.split("/"):
+            link = group.get(key, getlink=True)
+            if link is None:
+                return None
+            if not isinstance(link, self.hard):
+                raise WeightsError(f"weights {str(self.path)!r}: {key!r} in them is a link elsewhere: refused")
+            group = group[key]
+        return group
+
+    def texts(self, group: Any, attribute: str) -> list[str]:
+        """A list in an attribute, or in several where it is too long for one."""
+        parts, more = [group.attrs.get(attribute, ())], f"{attribute}0"
+        while more in group.attrs:
+            parts.append(group.attrs[more])
+            more = f"{attribute}{len(parts) - 1}"
+        return [text.decode() if isinstance(text, bytes) else str(text) for part in parts for text in part]
+
+    def stored(self, dataset: Any) -> Stored:
+        if dataset.external or dataset.is_virtual:
+            raise WeightsError(f"weights {str(self.path)!r}: {dataset.name!r} of them is in another file: refused")
+        # HDF5 has no bfloat16: Keras writes two bytes of nothing in particular and says what they are.
+        is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2
+        name, dtype = dataset.name, np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else dataset.dtype
+
+        def read() -> np.ndarray:
+            try:
+                with self.opened() as file:
+                    return np.asarray(file[name][()]).view(dtype)
+            except Exception as error:
+                raise _broken(self.path, error) from error
+
+        return Stored(tuple(dataset.shape), dtype, read)
+
+
+def _keras_file(path: Path, layers: _Layers, described: list[tuple[str, dict]] | None) -> KerasFile:
+    if not (_STEMS | {"conv2d"}) & set(layers):
+        raise WeightsError(
+            f"weights {str(path)!r} are of none of the models of keras.applications that jeffnet has: no layer "
+            f"{', '.join(sorted(_STEMS))} among {len(layers)} ({', '.join(list(layers)[:3])}, ...)"
+        )
+    normalization = next((name for name, leaves in layers.items() if {"mean", "variance"} <= set(leaves)), None)
+    statistics = layers.pop(normalization) if normalization else None
+    dense = [name for name, leaves in layers.items() if "kernel" in leaves and leaves["kernel"].ndim == 2]
+    if len(dense) == 1:
+        layers["predictions" if _STEMS & set(layers) else "dense"] = layers.pop(dense[0])
+    arrays = {
+        f"{name}/{leaf}": array
+        for name, leaves in layers.items()
+        for leaf, array in leaves.items()
+        if array.dtype.kind not in "iub"  # a counter, or the state of a source of random numbers
+    }
+    model = next((name for name in _candidates(arrays) if _fits(arrays, name)), None)
+    if model is None:
+        return KerasFile(arrays, None, None)
+    preprocessing = model_preprocessing(model)
+    preprocessing = replace(preprocessing, image_size=_image_size(described or []) or preprocessing.image_size)
+    if statistics:
+        mean, std = _moments(statistics, described)
+        preprocessing = replace(preprocessing, mean=mean, std=std)
+    return KerasFile(arrays, model, preprocessing)
+
+
+def _candidates(arrays: Mapping[str, Stored]) -> Iterator[str]:
+    """The models that a file might be of, those with published weights first."""
+    yield from list_models("tf_efficientnet_b[0-7]")
+    yield from list_models("tf_mobilenetv3_*")
+    yield from ("tf_mobilenetv2_100", *list_models("tf_mobilenetv2_*"))
+    stem = arrays.get("Conv1/kernel", arrays.get("conv2d/kernel"))
+    for percent in range(1, 1000):
+        if stem and stem.shape[-1:] == (round_channels(32, percent / 100),):
+            yield f"tf_mobilenetv2_{percent:03d}"
+
+
+def _fits(arrays: Mapping[str, Stored], model: str) -> bool:
+    plan = model_plan(model)
+    try:
+        renamed = to_canonical_names(arrays, KERAS, plan)
+    except WeightsError:
+        return False
+    # How many channels its pictures have, and how many classes there are, is left open.
+    different = {"conv_stem.kernel", "classifier.kernel", "classifier.bias"}
+    shapes = {name: array.shape for name, array in renamed.items() if name not in different}
+    return shapes == {name: spec.shape for name, spec in array_specs(plan).items() if name not in different}
+
+
+def _described(config: Any) -> Iterator[tuple[str, dict]]:
+    """The kind and the options of every layer in a model's description, in order."""
+    yield config["class_name"], config["config"]
+    for layer in config["config"].get("layers", ()):
+        yield from _described(layer)
+
+
+def _image_size(described: Iterable[tuple[str, dict]]) -> int | None:
+    """The height of square pictures, where that is what the model is made for."""
+    for kind, options in described:
+        if kind == "InputLayer":
+            shape = options.get("batch_shape") or options.get("batch_input_shape") or ()
+            channels_last, channels_first = shape[1:3], shape[2:4]
+            return next((size[0] for size in (channels_last, channels_first) if size and size[0] == size[-1]), None)
+    return None
+
+
+def _moments(
+    statistics: Mapping[str, Stored], described: list[tuple[str, dict]] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """By what the model normalises pixels in [0, 1].
+
+    Where the layer of EfficientNet's published weights should have a variance it has the standard deviation, and a
+    Rescaling after it makes up for that. Of this one a file of weights alone does not tell.
+    """
+    mean, variance = (np.asarray(statistics[leaf], np.float64).reshape(-1) for leaf in ("mean", "variance"))
+    std = np.maximum(np.sqrt(variance), 1e-7)
+    if described is None:
+        std = variance if np.allclose(variance, np.resize(IMAGENET_STD, variance.shape), rtol=1e-6, atol=0) else std
+    else:
+        kinds = [kind for kind, _ in described]
+        for kind, options in described[kinds.index("Normalization") :]:
+            if kind == "Rescaling":
+                std = std / np.asarray(options["scale"], np.float64)
+    return _known(mean), _known(std)
+
+
+def _known(values: np.ndarray) -> tuple[float, ...]:
+    """Numbers as they were before they were rounded to float32, where they are well known."""
+    for known in (IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN):
+        if len(values) == len(known) and np.allclose(values, known, rtol=2e-7, atol=0):
+            return known
+    return tuple(values.tolist())
+
+
+_WRITTEN = re.compile(
+    r"tf_(?:efficientnet_(?P<b>b[0-7])(?:_ap|_ns)?|mobilenetv2_(?P<v2>\d{3})|"
+    r"mobilenetv3_(?P<v3>small|large)(?P<minimal>_minimal)?_(?P<alpha>\d{3}))"
+)
+
+
+def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
+    """Write a model of keras.applications, in float32, as Keras itself does; its output are probabilities.
+
+    Args:
+      path: of a whole model, `*.keras`, or of its weights, `*.weights.h5`; its folder must exist.
+      arrays: by canonical name.
+      card: the model. Its mean and standard deviation become the Normalization of EfficientNet.
+
+    Raises:
+      OutputError: Keras is not installed or has no such model, or the file cannot be written.
+    """
+    path = Path(path)
+    suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
+    if suffix is None:
+        raise OutputError(f"cannot write {str(path)!r}: name it *{' or *'.join(_SUFFIXES)}")
+    name, options = _constructor(card)
+    moments = [_per_channel(moment, card) for moment in (card.preprocessing.mean, card.preprocessing.std)]
+    if "keras" not in sys.modules and importlib.util.find_spec("tensorflow") is None:
+        os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras itself would ask for TensorFlow
+    try:
+        import keras
+    except ModuleNotFoundError as error:
+        raise OutputError(f"cannot write {str(path)!r} without Keras: pip install 'jeffnet[keras]'") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a number of channels that is not 1 or 3
+            model = getattr(keras.applications, name)(**options)
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.Normalization):
+                layer.set_weights([moments[0], np.square(moments[1]), np.zeros((), int)])
+        _set_weights(model, to_source_names(arrays, KERAS, card.plan()))
+    except ValueError as error:
+        text = str(error).strip().splitlines()[0]
+        raise OutputError(f"cannot write {str(path)!r}: Keras has no such {card.model}: {text}") from error
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            whole = Path(folder) / f"model{suffix}"
+            model.save(whole) if suffix == ".keras" else model.save_weights(whole)
+            os.replace(whole, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    by_layer: dict[str, list[np.ndarray]] = {}
+    for name, array in arrays.items():
+        by_layer.setdefault(name.rpartition("/")[0], []).append(np.asarray(array, np.float32))
+    for name, values in by_layer.items():
+        layer = model.get_layer(name)
+        if name == "logits":  # a convolution
+            values[0] = values[0].reshape(1, 1, *values[0].shape[-2:])
+        layer.set_weights(values)
+
+
+def _constructor(card: ModelCard) -> tuple[str, dict[str, Any]]:
+    """By what function of keras.applications, and with what options, a card's model is built."""
+    found = _WRITTEN.fullmatch(card.model)
+    if found is None or card.global_pool != "avg" or card.output_stride != 32:
+        raise OutputError(
+            f"keras.applications has no {card.model} with pooling {card.global_pool!r} and output stride "
+            f"{card.output_stride}: only its EfficientNet B0 to B7, MobileNetV2 and V3 can be written, as tf_ models"
+        )
+    pixels = card.preprocessing
+    options: dict[str, Any] = {"weights": None, "input_shape": (pixels.image_size, pixels.image_size, card.in_chans)}
+    if card.num_classes:
+        options["classes"] = card.num_classes
+    elif found["v3"]:
+        raise OutputError("MobileNetV3 without a classifier lacks its last convolution in Keras: it cannot be written")
+    else:
+        options |= {"include_top": False, "pooling": "avg"}
+    if found["b"]:
+        return f"EfficientNet{found['b'].upper()}", options
+    if {*pixels.mean, *pixels.std} != {0.5}:
+        raise OutputError(
+            f"Keras's MobileNets take pixels with mean and standard deviation 0.5, but {card.model} here has "
+            f"mean {pixels.mean} and std {pixels.std}: it cannot be written"
+        )
+    if found["v2"]:
+        return "MobileNetV2", {**options, "alpha": int(found["v2"]) / 100}
+    options |= {"alpha": int(found["alpha"]) / 100, "minimalistic": bool(found["minimal"])}
+    return f"MobileNetV3{found['v3'].capitalize()}", options
+
+
+def _per_channel(moments: tuple[float, ...], card: ModelCard) -> np.ndarray:
+    """As `jeffnet.ops.image.normalize` takes them: grey pictures may have the average of colour's three."""
+    if len(moments) == card.in_chans:
+        return np.asarray(moments)
+    if card.in_chans == 1 and len(moments) == 3:
+        return np.mean(moments, keepdims=True)
+    raise OutputError(f"{card.model} has {card.in_chans} channels, but a mean and std of {len(moments)}: give as many")
