@@ -26,7 +26,7 @@ from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.weights import store
 from jeffnet.weights.fit import fit
-from jeffnet.weights.keras import write_keras
+from jeffnet.weights.keras_writer import write_keras
 from jeffnet.weights.naming import Naming, to_source_names
 from jeffnet.weights.pytorch import write_torch
 from jeffnet.weights.start import Start

@@ -1,19 +1,17 @@
 """Files of Keras with models of keras.applications: EfficientNet B0 to B7, MobileNetV2 and MobileNetV3.
 
 Read are Keras 3's `.keras` and `.weights.h5`, and the older `.h5`, of a whole model or of its weights. That needs h5py
-alone, runs nothing that is in a file, and opens no other file that one may point to. Writing needs Keras.
+alone, runs nothing that is in a file, and opens no other file that one may point to. `jeffnet.weights.keras_writer`
+writes them, with Keras.
+
+Ours compute what Keras does for pictures of the size for which its model was built. One that was built for any size, as
+MobileNetV3 is unless told otherwise, pads as if each map that is halved had an even height and width.
 
 Source of layers' names and of their order: keras-team/keras, keras/src/applications.
 """
 
-import importlib.util
 import io
 import json
-import os
-import re
-import sys
-import tempfile
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,16 +27,14 @@ from jeffnet.arch.plan import Conv, Plan, SqueezeExcite, round_channels
 from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
-from jeffnet.errors import OutputError, WeightsError
-from jeffnet.weights.naming import Naming, to_canonical_names, to_source_names
-from jeffnet.weights.store import ModelCard
+from jeffnet.errors import WeightsError
+from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.stored import Stored
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 # Members of an archive are read as a whole: the largest model takes 0.3 GB, its optimizer's state up to twice that.
 _LONGEST = {_CONFIG: 2**26, _WEIGHTS: 2**32}
-_SUFFIXES = (".keras", ".weights.h5")
 
 
 @dataclass(frozen=True)
@@ -438,101 +434,3 @@ def _known(values: np.ndarray) -> tuple[float, ...]:
         if len(values) == len(known) and np.allclose(values, known, rtol=2e-7, atol=0):
             return known
     return tuple(values.tolist())
-
-
-_WRITTEN = re.compile(
-    r"tf_(?:efficientnet_(?P<b>b[0-7])(?:_ap|_ns)?|mobilenetv2_(?P<v2>\d{3})|"
-    r"mobilenetv3_(?P<v3>small|large)(?P<minimal>_minimal)?_(?P<alpha>\d{3}))"
-)
-
-
-def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    """Write a model of keras.applications, in float32, as Keras itself does; its output are probabilities.
-
-    Args:
-      path: of a whole model, `*.keras`, or of its weights, `*.weights.h5`; its folder must exist.
-      arrays: by canonical name.
-      card: the model. Its mean and standard deviation become the Normalization of EfficientNet.
-
-    Raises:
-      OutputError: Keras is not installed or has no such model, or the file cannot be written.
-    """
-    path = Path(path)
-    suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
-    if suffix is None:
-        raise OutputError(f"cannot write {str(path)!r}: name it *{' or *'.join(_SUFFIXES)}")
-    name, options = _constructor(card)
-    moments = [_per_channel(moment, card) for moment in (card.preprocessing.mean, card.preprocessing.std)]
-    if "keras" not in sys.modules and importlib.util.find_spec("tensorflow") is None:
-        os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras itself would ask for TensorFlow
-    try:
-        import keras
-    except ModuleNotFoundError as error:
-        raise OutputError(f"cannot write {str(path)!r} without Keras: pip install 'jeffnet[keras]'") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a number of channels that is not 1 or 3
-            model = getattr(keras.applications, name)(**options)
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.Normalization):
-                layer.set_weights([moments[0], np.square(moments[1]), np.zeros((), int)])
-        _set_weights(model, to_source_names(arrays, KERAS, card.plan()))
-    except ValueError as error:
-        text = str(error).strip().splitlines()[0]
-        raise OutputError(f"cannot write {str(path)!r}: Keras has no such {card.model}: {text}") from error
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            whole = Path(folder) / f"model{suffix}"
-            model.save(whole) if suffix == ".keras" else model.save_weights(whole)
-            os.replace(whole, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-
-
-def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    by_layer: dict[str, list[np.ndarray]] = {}
-    for name, array in arrays.items():
-        by_layer.setdefault(name.rpartition("/")[0], []).append(np.asarray(array, np.float32))
-    for name, values in by_layer.items():
-        layer = model.get_layer(name)
-        if name == "logits":  # a convolution
-            values[0] = values[0].reshape(1, 1, *values[0].shape[-2:])
-        layer.set_weights(values)
-
-
-def _constructor(card: ModelCard) -> tuple[str, dict[str, Any]]:
-    """By what function of keras.applications, and with what options, a card's model is built."""
-    found = _WRITTEN.fullmatch(card.model)
-    if found is None or card.global_pool != "avg" or card.output_stride != 32:
-        raise OutputError(
-            f"keras.applications has no {card.model} with pooling {card.global_pool!r} and output stride "
-            f"{card.output_stride}: only its EfficientNet B0 to B7, MobileNetV2 and V3 can be written, as tf_ models"
-        )
-    pixels = card.preprocessing
-    options: dict[str, Any] = {"weights": None, "input_shape": (pixels.image_size, pixels.image_size, card.in_chans)}
-    if card.num_classes:
-        options["classes"] = card.num_classes
-    elif found["v3"]:
-        raise OutputError("MobileNetV3 without a classifier lacks its last convolution in Keras: it cannot be written")
-    else:
-        options |= {"include_top": False, "pooling": "avg"}
-    if found["b"]:
-        return f"EfficientNet{found['b'].upper()}", options
-    if {*pixels.mean, *pixels.std} != {0.5}:
-        raise OutputError(
-            f"Keras's MobileNets take pixels with mean and standard deviation 0.5, but {card.model} here has "
-            f"mean {pixels.mean} and std {pixels.std}: it cannot be written"
-        )
-    if found["v2"]:
-        return "MobileNetV2", {**options, "alpha": int(found["v2"]) / 100}
-    options |= {"alpha": int(found["alpha"]) / 100, "minimalistic": bool(found["minimal"])}
-    return f"MobileNetV3{found['v3'].capitalize()}", options
-
-
-def _per_channel(moments: tuple[float, ...], card: ModelCard) -> np.ndarray:
-    """As `jeffnet.ops.image.normalize` takes them: grey pictures may have the average of colour's three."""
-    if len(moments) == card.in_chans:
-        return np.asarray(moments)
-    if card.in_chans == 1 and len(moments) == 3:
-        return np.mean(moments, keepdims=True)
-    raise OutputError(f"{card.model} has {card.in_chans} channels, but a mean and std of {len(moments)}: give as many")

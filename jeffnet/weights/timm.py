@@ -117,8 +117,8 @@ _EFFICIENTNET_PYTORCH_BLOCKS = {
 def _names_of_efficientnet_pytorch(plan: Plan, present: Iterable[str]) -> dict[str, str]:
     if plan.stem.act != "silu" or plan.stem.parts[0].padding != "SAME":
         raise WeightsError(
-            "efficientnet_pytorch has EfficientNet B0 to B8 and L2, padded as in TensorFlow: give a name of these, which "
-            "begins with tf_"
+            "efficientnet_pytorch has EfficientNet B0 to B8 and L2, padded as in TensorFlow: give a name of these, "
+            "which begins with tf_"
         )
     modules = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
     for place, block in enumerate(plan.blocks):

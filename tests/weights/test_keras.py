@@ -26,7 +26,8 @@ from jeffnet.errors import OutputError, WeightsError
 from jeffnet.functional import ImageClassifier, to_variables
 from jeffnet.ops.image import normalize
 from jeffnet.weights.fit import fit
-from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras, write_keras
+from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras
+from jeffnet.weights.keras_writer import write_keras
 from jeffnet.weights.naming import to_canonical_names
 from jeffnet.weights.start import start_arrays
 from jeffnet.weights.store import ModelCard
@@ -486,7 +487,7 @@ from pathlib import Path
 import numpy as np
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.errors import JeffnetError
-from jeffnet.weights.keras import write_keras
+from jeffnet.weights.keras_writer import write_keras
 from jeffnet.weights.store import ModelCard
 
 folder, model, num_classes, in_chans = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
