@@ -44,7 +44,7 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     for name in ("trained.safetensors", "trained.msgpack"):
         _, card = from_pretrained(tmp_path / name, "flat" if models == "small" else "pt_mobilenetv3_small_100")
         assert card.num_classes == 10
-    assert names["config"].model.pretrained == "model.safetensors"
+    assert names["config"].model.pretrained == ("flat" if models == "small" else "pt_efficientnet_b0")
 
 
 @pytest.mark.parametrize("line", re.findall(r"^jeffnet .*$", README, re.MULTILINE))

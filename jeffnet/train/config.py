@@ -31,7 +31,8 @@ class ModelConfig:
       bn_momentum: share of the old running statistics that a step keeps; None takes the paper's, which suits long runs.
       dtype: in which layers compute: 'float32', 'bfloat16' or 'float16'.
       remat: compute blocks again in the backward pass instead of keeping their values.
-      pretrained: weights file to start from; the classifier starts anew where its classes differ.
+      pretrained: weights to start from: a model's name for its published ones, a path, `hf:owner/name` or a URL; the
+        classifier starts anew where its classes differ.
     """
 
     name: str
