@@ -113,6 +113,11 @@ def start_model(
       WeightsError: `pretrained` cannot be read or does not fit.
       TypeError: no such option.
     """
+    unknown = sorted(architecture.keys() - ModelOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"no option {', '.join(map(repr, unknown))}; there are {', '.join(ModelOptions.__annotations__)}"
+        )
     plan = model_plan(name, **architecture)
     if abstract:
         arrays = abstract_arrays(plan, param_dtype)
