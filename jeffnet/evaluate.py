@@ -11,7 +11,7 @@ from jax import Array
 from tqdm import tqdm
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.data.loader import EvalLoader
+from jeffnet.data.batches import EvalLoader
 from jeffnet.ops.image import normalize
 from jeffnet.ops.loss import cross_entropy, in_top
 

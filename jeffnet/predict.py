@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.data.preprocess import evaluation_image
+from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import OutputError
 from jeffnet.evaluate import Forward
 
@@ -61,9 +61,10 @@ def predict(
       batch_size: pictures that run together.
     """
     predictions = []
+    transform = EvalTransform(preprocessing)
     for start in range(0, len(pictures), batch_size):
         chosen = pictures[start : start + batch_size]
-        pixels = np.stack([evaluation_image(picture.image, preprocessing) for picture in chosen])
+        pixels = np.stack([transform(picture.image) for picture in chosen])
         # Every batch has one shape, so that the model is compiled once.
         padded = np.zeros((min(batch_size, len(pictures)), *pixels.shape[1:]), np.uint8)
         padded[: len(chosen)] = pixels

@@ -107,7 +107,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
         image = _from_16_bits(image)
     elif image.mode == "F":
         raise ImageError("its pixels are floating point numbers of unknown range")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)  # convert() would copy
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

@@ -1,20 +1,23 @@
-"""Batches of pictures, decoded and transformed by threads (Grain): endless for training, one pass for evaluation.
+"""Batches of pictures through Grain: endless for training, one pass for evaluation.
 
-Python's lock is no hindrance to threads here: Pillow releases it while it decodes and resizes.
+Threads decode and transform: Python's lock is no hindrance, since Pillow releases it while it decodes and resizes. Or
+worker processes do, where that is not enough.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypedDict
 
 import grain.python as grain
 import numpy as np
 
+from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, available_cpus, check_options, load_rows
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
-from jeffnet.data.sources import Example, Source
+from jeffnet.data.sources import Source
 from jeffnet.errors import ConfigError, DatasetError
 
-DEFAULT_THREADS = 8
+# So many pictures are one task of a thread: what Grain does for each task would take longer than a small picture.
+_CHUNK = 8
 
 
 class TrainBatch(TypedDict):
@@ -22,19 +25,6 @@ class TrainBatch(TypedDict):
 
     image: np.ndarray
     label: np.ndarray
-
-
-class EvalBatch(TypedDict):
-    """Batch of an evaluation set, always of full size: what `mask` leaves out is padding.
-
-    `image` is uint8 `(B, S, S, C)`, 0 in the padding; `label` int32 `(B,)`, 0 in the padding; `mask` bool `(B,)`, False
-    in the padding; `index` int32 `(B,)`, the example's number in the source, -1 in the padding.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    mask: np.ndarray
-    index: np.ndarray
 
 
 class LoaderState(TypedDict):
@@ -104,42 +94,69 @@ class TrainLoader:
         self._iterator.close()
 
 
-class EvalLoader:
-    """One pass over a source, in order, as often as it is iterated over; made by `eval_loader`.
+class GrainEvalLoader:
+    """A `jeffnet.data.batches.EvalLoader`; made by `eval_loader`."""
 
-    `len()` is the number of batches.
-    """
-
-    def __init__(self, dataset: grain.IterDataset, batches: int) -> None:
-        self._dataset = dataset
-        self._batches = batches
+    def __init__(self, source: Source, rows: grain.MapDataset, chunks: int, options: "_Reading") -> None:
+        self.classes = source.classes
+        self.num_examples = len(source)
+        self._source = source
+        self._rows = rows
+        self._chunks = chunks
+        self._options = options
 
     def __len__(self) -> int:
-        return self._batches
+        return len(self._rows) // self._chunks
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        iterator = iter(self._dataset)
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[EvalBatch]:
+        """The batches from number `start` on."""
+        iterator = iter(_assemble(self._rows[start * self._chunks :], self._chunks, self._options))
         try:
             yield from iterator
         finally:
             iterator.close()
 
+    def name(self, index: int) -> str:
+        """The source's name of an example."""
+        return self._source.name(index)
+
+
+class _Reading:
+    """How a pipeline reads ahead: by how many threads, or worker processes."""
+
+    def __init__(self, threads: int | None, workers: int) -> None:
+        self.threads = available_cpus() if threads is None else threads
+        self.workers = workers
+
 
 def train_loader(
-    source: Source, transform: TrainTransform, batch_size: int, seed: int, threads: int = DEFAULT_THREADS
+    source: Source,
+    transform: TrainTransform,
+    batch_size: int,
+    seed: int,
+    threads: int | None = None,
+    workers: int = 0,
+    shard: Shard = WHOLE,
 ) -> TrainLoader:
     """Batches for training, for ever.
 
     Every epoch goes through all examples once, in an order of its own and with augmentations of its own. Batches are
     cut from this endless row, so that one may hold the end of an epoch and the beginning of the next: no example is
-    left out. What comes depends on the source, the transform and the seed, not on `threads`.
+    left out. What comes depends on the source, the transform and the seed, not on `threads` and `workers`.
 
     Args:
       source: at least one batch of examples.
       transform: turns a picture into pixels.
-      batch_size: examples in a batch.
+      batch_size: examples in a batch, of this host.
       seed: 0 to 2**32 - 1.
-      threads: how many prepare pictures; 0 prepares them in the caller's.
+      threads: how many prepare pictures; 0 prepares them in the caller's, None takes one for each processor.
+      workers: processes that prepare pictures, instead of the threads. They import the caller's main module, which must
+        be guarded by `if __name__ == "__main__"`.
+      shard: which host this is of how many: the batches of all together are those of a single one with a batch size of
+        their sum.
 
     Returns:
       Iterator over `TrainBatch`. It raises what the source raises, such as an ImageError naming the file.
@@ -148,51 +165,61 @@ def train_loader(
       ConfigError: a setting outside its range.
       DatasetError: fewer examples than `batch_size`.
     """
-    _check_options(batch_size, threads)
-    _check_fits(source, batch_size)
+    check_options(batch_size, threads=threads or 0, workers=workers)
+    _check_fits(source, batch_size * shard.count)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed} is out of range: give one from 0 to {2**32 - 1}")
-    dataset = (
-        grain.MapDataset.source(source)
+    chunk = _chunk_size(batch_size)
+    rows = (
+        grain.MapDataset.range(len(source))
         # Grain derives a seed for each random step from this one. Given to shuffle() itself it would be increased by
         # one each epoch, and a run with the next seed would repeat the order of this one, an epoch earlier.
         .seed(seed)
         .shuffle()
         .repeat()
-        # After repeat(): the generator depends on the position in the endless row, so that no two epochs look the same.
-        .random_map(partial(_training_element, transform))
-        .to_iter_dataset(_read_options(batch_size, threads))
-        .batch(batch_size, drop_remainder=True)
+        # After repeat(): the position in the endless row seeds the augmentation, so that no two epochs look the same.
+        .map_with_index(_position_and_example)[shard.index :: shard.count]
+        .batch(chunk, drop_remainder=True)
+        .map(partial(_training_rows, source, transform, seed))
     )
+    dataset = _assemble(rows, batch_size // chunk, _Reading(threads, workers))
     return TrainLoader(iter(dataset), seed, len(source))
 
 
 def eval_loader(
-    source: Source, transform: EvalTransform, batch_size: int, threads: int = DEFAULT_THREADS
-) -> EvalLoader:
+    source: Source,
+    transform: EvalTransform,
+    batch_size: int,
+    threads: int | None = None,
+    workers: int = 0,
+    shard: Shard = WHOLE,
+    on_bad_image: OnBadImage = "error",
+) -> GrainEvalLoader:
     """Batches for evaluation: every example exactly once, in the source's order, the last batch padded to full size.
 
     Args:
       source: the examples.
       transform: turns a picture into pixels.
-      batch_size: rows in a batch; may exceed the number of examples.
-      threads: how many prepare pictures; 0 prepares them in the caller's.
+      batch_size: rows in a batch, of this host; may exceed the number of examples.
+      threads: how many prepare pictures; 0 prepares them in the caller's, None takes one for each processor.
+      workers: processes that prepare pictures, instead of the threads; see `train_loader`.
+      shard: which host this is of how many.
+      on_bad_image: 'error' raises an ImageError at a picture that cannot be decoded, 'skip' masks it.
 
     Returns:
-      Iterable over `EvalBatch`. It raises what the source raises, such as an ImageError naming the file.
+      Iterable over `EvalBatch`, of uint8 pixels. It raises what the source raises, such as an ImageError naming the
+      file.
 
     Raises:
       ConfigError: a setting outside its range.
     """
-    _check_options(batch_size, threads)
-    dataset = (
-        grain.MapDataset.source(source)
-        .map_with_index(partial(_evaluation_element, transform))
-        .to_iter_dataset(_read_options(batch_size, threads))
-        .batch(batch_size, drop_remainder=False)
-        .map(partial(_pad, batch_size))
+    check_options(batch_size, on_bad_image, threads=threads or 0, workers=workers)
+    chunk = _chunk_size(batch_size)
+    batches = -(-shard.rows(len(source)) // batch_size)
+    rows = grain.MapDataset.range(batches * batch_size // chunk).map(
+        partial(_evaluation_rows, source, transform, chunk, shard, on_bad_image)
     )
-    return EvalLoader(dataset, -(-len(source) // batch_size))
+    return GrainEvalLoader(source, rows, batch_size // chunk, _Reading(threads, workers))
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -202,16 +229,9 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
       ConfigError: `batch_size` is not positive.
       DatasetError: fewer examples than `batch_size`.
     """
-    _check_options(batch_size, threads=0)
+    check_options(batch_size)
     _check_fits(source, batch_size)
     return (2 * len(source) + batch_size) // (2 * batch_size)
-
-
-def _check_options(batch_size: int, threads: int) -> None:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size} is not a size: give 1 or more")
-    if threads < 0:
-        raise ConfigError(f"threads {threads} is not a number of threads: give 0 or more")
 
 
 def _check_fits(source: Source, batch_size: int) -> None:
@@ -222,30 +242,61 @@ def _check_fits(source: Source, batch_size: int) -> None:
         )
 
 
-def _read_options(batch_size: int, threads: int) -> grain.ReadOptions:
-    # While a step runs, the threads prepare the next batch, and have something to begin with after it.
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batch_size + threads if threads else 0)
+def _chunk_size(batch_size: int) -> int:
+    return max(size for size in range(1, _CHUNK + 1) if batch_size % size == 0)
 
 
-def _training_element(transform: TrainTransform, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-    return {"image": transform(example.image, rng), "label": np.int32(example.label)}
+def _assemble(rows: grain.MapDataset, chunks: int, options: _Reading) -> grain.IterDataset:
+    """Batches of so many chunks, read ahead."""
+    threads = options.threads
+    # While a step runs, the next batch is prepared, and there is something to begin with after it.
+    ahead = chunks + threads if threads else 0
+    if not options.workers:
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        return rows.to_iter_dataset(reading).batch(chunks, drop_remainder=True, batch_fn=_concatenate)
+    _settle_flags()
+    ahead = -(-(chunks + options.workers) // options.workers)
+    return (
+        rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        .mp_prefetch(grain.MultiprocessingOptions(options.workers, per_worker_buffer_size=ahead))
+        .batch(chunks, drop_remainder=True, batch_fn=_concatenate)
+    )
 
 
-def _evaluation_element(transform: EvalTransform, index: int, example: Example) -> dict[str, Any]:
-    return {
-        "image": transform(example.image),
-        "label": np.int32(example.label),
-        "mask": np.bool_(True),
-        "index": np.int32(index),
-    }
+def _settle_flags() -> None:
+    """Grain hands absl's flags to its processes, which fails where a program does not use them and never parsed any."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
-def _pad(batch_size: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    missing = batch_size - len(batch["label"])
-    if not missing:
-        return batch
-    fill = {"image": 0, "label": 0, "mask": False, "index": -1}
-    return {
-        key: np.concatenate([rows, np.full((missing, *rows.shape[1:]), fill[key], rows.dtype)])
-        for key, rows in batch.items()
-    }
+def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if len(chunks) == 1:
+        return chunks[0]
+    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+
+
+def _position_and_example(position: int, example: int) -> np.ndarray:
+    return np.array((position, example))
+
+
+def _training_rows(source: Source, transform: TrainTransform, seed: int, rows: np.ndarray) -> dict[str, Any]:
+    images, labels = [], []
+    for position, index in rows.tolist():
+        example = source[index]
+        images.append(transform(example.image, np.random.default_rng((seed, position))))
+        labels.append(example.label)
+    return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+
+def _evaluation_rows(
+    source: Source, transform: EvalTransform, chunk: int, shard: Shard, on_bad_image: OnBadImage, number: int
+) -> EvalBatch:
+    def load(index: int) -> tuple[np.ndarray, int]:
+        example = source[index]
+        return transform(example.image), example.label
+
+    rows = range(number * chunk, (number + 1) * chunk)
+    indices = np.array([shard.example(row, len(source)) for row in rows])
+    return load_rows(load, indices, (*transform.shape, source.channels), on_bad_image)

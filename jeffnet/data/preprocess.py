@@ -1,13 +1,16 @@
-"""From a picture of any size to the square of pixels that a model takes: for evaluation, and at random for training."""
+"""From a picture of any size to the pixels that a model takes: for evaluation, and at random for training."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jeffnet.arch.preprocessing import INTERPOLATIONS, Preprocessing
 from jeffnet.errors import ConfigError, ImageError
+
+CROP_MODES = ("center", "squash", "border")
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Draws of a crop before giving up on fitting one into the picture.
@@ -16,21 +19,94 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """`evaluation_image` with fixed settings.
+    """A picture as a model is evaluated on it: equal, bit for bit, to timm's and torchvision's before normalisation.
 
     Attributes:
-      preprocessing: the settings; `mean` and `std` are not used here (`jeffnet.ops.image.normalize`).
+      preprocessing: its `image_size`, `crop_pct` and `interpolation`; `mean` only gives a border its colour
+        (normalisation is `jeffnet.ops.image.normalize`'s).
+      size: height and width of the result; None takes the square of `preprocessing.image_size`.
+      crop_mode: 'center' resizes until the short side is `1 / crop_pct` of the result's and keeps the centre; 'squash'
+        resizes both sides to that, whatever becomes of the proportions, and keeps the centre; 'border' resizes until
+        the long side is, and fills what is missing with the mean.
+
+    Raises:
+      ConfigError: a setting outside its range.
     """
 
     preprocessing: Preprocessing
+    size: tuple[int, int] | None = None
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not all(side > 0 for side in self.size):
+            raise ConfigError(f"size {self.size} is not a size: give a positive height and width")
+        if self.crop_mode not in CROP_MODES:
+            raise ConfigError(f"crop_mode {self.crop_mode!r} is not one of {', '.join(CROP_MODES)}")
 
     @property
-    def image_size(self) -> int:
+    def shape(self) -> tuple[int, int]:
         """Height and width of the result."""
-        return self.preprocessing.image_size
+        return self.size or (self.preprocessing.image_size, self.preprocessing.image_size)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        return evaluation_image(image, self.preprocessing)
+        """The pixels of a picture.
+
+        Args:
+          image: mode 'RGB' or 'L'.
+
+        Returns:
+          uint8 `(H, W, C)`, 3 channels for 'RGB' and 1 for 'L'.
+
+        Raises:
+          ImageError: another mode.
+        """
+        _check_mode(image)
+        height, width = self.shape
+        window = self.window(image.width, image.height)
+        pixels = _pixels(_resized(image, window, width, height, _FILTERS[self.preprocessing.interpolation]))
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        # The resized picture is smaller than the result: what is missing is the border.
+        result = np.empty((height, width, pixels.shape[2]), np.uint8)
+        result[:] = self._border(pixels.shape[2])
+        top, left = max(-window.top, 0), max(-window.left, 0)
+        result[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+        return result
+
+    def window(self, width: int, height: int) -> "Window":
+        """How a picture of this size is resized, and where the result lies in that."""
+        out_height, out_width = self.shape
+        target_height, target_width = (math.floor(side / self.preprocessing.crop_pct) for side in self.shape)
+        if self.crop_mode == "squash":
+            new_width, new_height = target_width, target_height
+        elif self.crop_mode == "center" and target_width == target_height:
+            # torchvision's rounding, in timm for squares, is not that of the next branch.
+            short = target_width
+            if width <= height:
+                new_width, new_height = short, int(short * height / width)
+            else:
+                new_width, new_height = int(short * width / height), short
+        else:
+            ratios = height / target_height, width / target_width
+            ratio = min(ratios) if self.crop_mode == "center" else max(ratios)
+            new_width, new_height = max(round(width / ratio), 1), max(round(height / ratio), 1)
+        return Window(new_width, new_height, _middle(new_width, out_width), _middle(new_height, out_height))
+
+    def _border(self, channels: int) -> tuple[int, ...]:
+        if self.crop_mode != "border":
+            return (0,)
+        mean = self.preprocessing.mean
+        colour = tuple(round(255 * value) for value in mean)
+        return colour if len(colour) == channels else (round(255 * sum(mean) / len(mean)),)
+
+
+class Window(NamedTuple):
+    """A picture resized to `width` x `height`, and the corner in it of what is kept; negative in a border."""
+
+    width: int
+    height: int
+    left: int
+    top: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +156,11 @@ class TrainTransform:
 
         Returns:
           uint8 `(S, S, C)`, 3 channels for 'RGB' and 1 for 'L'.
+
+        Raises:
+          ImageError: another mode.
         """
+        _check_mode(image)
         crop = image.crop(self.crop_box(image.width, image.height, rng))
         size = (self.image_size, self.image_size)
         pixels = _pixels(crop.resize(size, _FILTERS[self.interpolation]))
@@ -108,44 +188,67 @@ class TrainTransform:
         return left, top, left + crop_width, top + crop_height
 
 
-def evaluation_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """Resizes the short side to `floor(image_size / crop_pct)` and keeps the central square.
-
-    Equal, bit for bit, to timm's and torchvision's evaluation transforms before normalisation.
-
-    Args:
-      image: mode 'RGB' or 'L'.
-      preprocessing: its `image_size` S, `crop_pct` and `interpolation`.
-
-    Returns:
-      uint8 `(S, S, C)`, 3 channels for 'RGB' and 1 for 'L'.
-
-    Raises:
-      ImageError: another mode.
-    """
-    size = preprocessing.image_size
-    # crop_pct is at most 1, so that the resized picture is never smaller than the crop and needs no padding.
-    short = math.floor(size / preprocessing.crop_pct)
-    if image.width <= image.height:
-        width, height = short, int(short * image.height / image.width)
-    else:
-        width, height = int(short * image.width / image.height), short
+def _middle(side: int, kept: int) -> int:
+    """Where the middle part of a side begins, or the side in the middle of a longer part (then it is negative)."""
     # round() to the even neighbour, as torchvision: an odd margin's middle is not always the lower one.
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    filter_ = _FILTERS[preprocessing.interpolation]
-    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        # A thread of a picture (1 x 10,000) would take gigabytes: resize only what the crop keeps. The filter's
-        # positions then differ by rounding, which is why this is not the usual way.
-        x, y = image.width / width, image.height / height
-        box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
-        return _pixels(image.resize((size, size), filter_, box=box))
-    return _pixels(image.resize((width, height), filter_).crop((left, top, left + size, top + size)))
+    return round((side - kept) / 2) if side >= kept else -((kept - side) // 2)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _resized(image: Image.Image, window: Window, width: int, height: int, filter_: Image.Resampling) -> Image.Image:
+    """The part of the resized picture that the window of `width` x `height` pixels shows.
+
+    Pillow resizes a part of a picture (a `box`) to the very pixels that it gives the part of the resized whole, if the
+    part's edges fall on fractions that its 32-bit floats hold exactly. Otherwise the whole is resized and cut.
+    """
+    left, right = max(window.left, 0), min(window.left + width, window.width)
+    top, bottom = max(window.top, 0), min(window.top + height, window.height)
+    x = _exact_edges(image.width, window.width, left, right)
+    y = _exact_edges(image.height, window.height, top, bottom)
+    if Image.MAX_IMAGE_PIXELS and window.width * window.height > Image.MAX_IMAGE_PIXELS:
+        # A thread of a picture (1 x 10,000) would take gigabytes. Only here rounding may show.
+        x = x or _edges(image.width, window.width, left, right)
+        y = y or _edges(image.height, window.height, top, bottom)
+    elif _vertical_first(image, window.width, window.height) != _vertical_first(
+        image, right - left if x else window.width, bottom - top if y else window.height
+    ):
+        x = y = None  # the order of the two passes would be another, and with it what is rounded in between
+    if x is None and y is None:
+        whole = image.resize((window.width, window.height), filter_)
+        return whole.crop((left, top, right, bottom))
+    (x0, x1), (y0, y1) = x or (0, image.width), y or (0, image.height)
+    part = image.resize(
+        (right - left if x else window.width, bottom - top if y else window.height), filter_, box=(x0, y0, x1, y1)
+    )
+    if x and y:
+        return part
+    # One of the sides was resized whole.
+    return part.crop((left, 0, right, part.height) if y else (0, top, part.width, bottom))
+
+
+def _exact_edges(side: int, new_side: int, start: int, stop: int) -> tuple[float, float] | None:
+    """Where a part of a resized side lies in the original, if 32-bit floats hold everything that follows from it."""
+    denominator = new_side // math.gcd(side, new_side)
+    if denominator & (denominator - 1) or side * denominator >= 2**24:
+        return None
+    return _edges(side, new_side, start, stop)
+
+
+def _edges(side: int, new_side: int, start: int, stop: int) -> tuple[float, float]:
+    return start * side / new_side, min(stop * side / new_side, side)
+
+
+def _vertical_first(image: Image.Image, width: int, height: int) -> bool:
+    """Whether Pillow resizes the height before the width."""
+    return 0 < image.height - height > 2 * (image.width - width)
+
+
+def _check_mode(image: Image.Image) -> None:
     if image.mode not in ("L", "RGB"):
         raise ImageError(
             f"a picture of mode {image.mode!r}: read it with jeffnet.data.images.read_image, or convert it"
         )
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
     pixels = np.array(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -37,13 +37,19 @@ class Source(Protocol):
 
     Attributes:
       classes: name of every label.
+      channels: of the pictures, 3 or 1.
     """
 
     classes: tuple[str, ...]
+    channels: int
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def name(self, index: int) -> str:
+        """That of the example, without reading its picture."""
+        ...
 
 
 class ImageFolder:
@@ -81,7 +87,7 @@ class ImageFolder:
         """
         image_mode(channels)
         self._root = Path(root).expanduser()
-        self._channels = channels
+        self.channels = channels
         folder = _split_folder(self._root, split)
         found = _class_folders(folder)
         if split == "train" and len(found) < 2:
@@ -108,8 +114,15 @@ class ImageFolder:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Example:
-        name = self.names[index]
-        return Example(read_image(self._root / name, self._channels), int(self.labels[index]), name)
+        return Example(read_image(self.path(index), self.channels), int(self.labels[index]), self.names[index])
+
+    def name(self, index: int) -> str:
+        """Path of a picture relative to `root`."""
+        return self.names[index]
+
+    def path(self, index: int) -> Path:
+        """Where a picture's file is."""
+        return self._root / self.names[index]
 
     def __repr__(self) -> str:
         return f"ImageFolder({str(self._root)!r}, {len(self):,} pictures of {len(self.classes)} classes)"
@@ -138,6 +151,7 @@ class Digits:
         """
         _check_split(split)
         self._mode = image_mode(channels)
+        self.channels = channels
         try:
             from sklearn.datasets import load_digits
         except ImportError:
@@ -153,7 +167,11 @@ class Digits:
 
     def __getitem__(self, index: int) -> Example:
         image = Image.fromarray(self._pixels[index]).convert(self._mode)
-        return Example(image, int(self.labels[index]), f"digits/{self._indices[index]}")
+        return Example(image, int(self.labels[index]), self.name(index))
+
+    def name(self, index: int) -> str:
+        """'digits/' and the picture's number in the whole data set."""
+        return f"digits/{self._indices[index]}"
 
     def __repr__(self) -> str:
         return f"Digits({len(self):,} pictures of 10 classes)"

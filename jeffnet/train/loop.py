@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing, resolve_name
-from jeffnet.data.loader import EvalLoader, TrainLoader, eval_loader, steps_per_epoch, train_loader
+from jeffnet.data.batches import EvalLoader
+from jeffnet.data.loader import TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import open_source
 from jeffnet.errors import TrainingError

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.data.loader import EvalLoader, TrainBatch, TrainLoader, eval_loader, steps_per_epoch, train_loader
+from jeffnet.data.loader import GrainEvalLoader, TrainBatch, TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Example, ImageFolder
 from jeffnet.errors import ConfigError, DatasetError, ImageError
@@ -26,6 +26,7 @@ class Noise:
 
     def __init__(self, length: int, mode: str = "RGB") -> None:
         self.classes = tuple(str(number) for number in range(length))
+        self.channels = 3 if mode == "RGB" else 1
         shape = (length, 12, 12, 3) if mode == "RGB" else (length, 12, 12)
         self.pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
@@ -33,7 +34,10 @@ class Noise:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(Image.fromarray(self.pixels[index]), index, f"noise {index}")
+        return Example(Image.fromarray(self.pixels[index]), index, self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"noise {index}"
 
 
 def batches(loader: TrainLoader, count: int) -> list[TrainBatch]:
@@ -189,7 +193,7 @@ def damaged(tmp_path: Path) -> ImageFolder:
 @pytest.mark.parametrize("threads", [0, 1, 4])
 @pytest.mark.parametrize("loader", [train_loader, eval_loader])
 def test_a_damaged_picture_reaches_the_caller_by_name(loader, threads: int, damaged: ImageFolder):
-    made: TrainLoader | EvalLoader
+    made: TrainLoader | GrainEvalLoader
     if loader is train_loader:
         made = train_loader(damaged, TRAIN, 4, seed=0, threads=threads)
     else:

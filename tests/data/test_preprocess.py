@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.data.preprocess import EvalTransform, TrainTransform, evaluation_image
+from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.errors import ConfigError, ImageError
 
 # Width and height: square, both orientations, odd, smaller than any crop, extreme.
@@ -23,34 +23,68 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("image_size", [31, 48])
-def test_evaluation_equals_timm_bit_for_bit(image_size: int, interpolation: str, mode: str, timm: ModuleType):
-    """Noise of many shapes; the odd margins of these sizes tell floor from round and the two ways of rounding."""
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(31, 31), (28, 28), (48, 48), (40, 31), (28, 56)])
+def test_evaluation_equals_timm_bit_for_bit(
+    size: tuple[int, int], crop_mode: str, interpolation: str, mode: str, timm: ModuleType
+):
+    """Noise of many shapes; the odd margins of these sizes tell floor from round and the two ways of rounding.
+
+    28 / 0.875 = 32 is resized in part only, since 32 is a power of two.
+    """
     from timm.data.transforms_factory import create_transform
 
     channels = len(mode)
+    mean = (0.485, 0.456, 0.406) if mode == "RGB" else (0.449,)
     for crop_pct in (0.8, 0.875, 0.9, 0.904, 0.95, 1.0):
         reference = create_transform(
-            input_size=(channels, image_size, image_size),
+            input_size=(channels, *size),
             is_training=False,
             interpolation=interpolation,
             crop_pct=crop_pct,
-            crop_mode="center",
+            crop_mode=crop_mode,
+            mean=mean,
             normalize=False,
         )
-        transform = EvalTransform(Preprocessing(image_size, crop_pct, interpolation))
+        transform = EvalTransform(
+            Preprocessing(size[0], crop_pct, interpolation, mean, mean), None if size[0] == size[1] else size, crop_mode
+        )
         for width, height in SIZES:
             image = picture(width, height, mode)
             ours = transform(image)
             theirs = reference(image).numpy().transpose(1, 2, 0)
-            assert ours.dtype == np.uint8 and ours.shape == (image_size, image_size, channels)
+            assert ours.dtype == np.uint8 and ours.shape == (*size, channels)
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{width}x{height}, crop_pct {crop_pct}")
+
+
+def test_only_what_is_kept_is_resized_where_that_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    """2,000 shapes of noise, against the whole picture resized and cut; and the short cut is really taken."""
+    boxes = []
+    resize = Image.Image.resize
+
+    def spy(self: Image.Image, size: tuple[int, int], *args, **kwargs) -> Image.Image:
+        boxes.append(kwargs.get("box"))
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    rng = np.random.default_rng(0)
+    transform = EvalTransform(Preprocessing(28))
+    for number in range(2000):
+        # Every fourth a square; long and thin ones too, which Pillow resizes in the other order.
+        width, height = rng.integers(8, 200, 2)
+        image = picture(width, width if number % 4 == 0 else height, "L", number)
+        ours = transform(image)
+        window = transform.window(*image.size)
+        whole = resize(image, (window.width, window.height), Image.Resampling.BICUBIC)
+        kept = whole.crop((window.left, window.top, window.left + 28, window.top + 28))
+        np.testing.assert_array_equal(ours[..., 0], np.asarray(kept), err_msg=str(image.size))
+    assert sum(box is not None for box in boxes) > 1500
 
 
 def test_crop_pct_decides_how_much_is_seen():
     """Half of a picture of twice the size is its centre, untouched by the resize."""
     image = picture(80, 80)
-    seen = evaluation_image(image, Preprocessing(40, crop_pct=0.5))
+    seen = EvalTransform(Preprocessing(40, crop_pct=0.5))(image)
     np.testing.assert_array_equal(seen, np.asarray(image)[20:60, 20:60])
 
 
@@ -59,7 +93,7 @@ def test_a_picture_too_long_to_resize_whole_gives_the_same_square(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
     """But for rounding of the filter's positions: of 255, noise shifted by one pixel would differ by 50 on average."""
-    whole = evaluation_image(picture(*size), Preprocessing(48))
+    whole = EvalTransform(Preprocessing(48))(picture(*size))
     resized = []
     resize = Image.Image.resize
 
@@ -69,20 +103,20 @@ def test_a_picture_too_long_to_resize_whole_gives_the_same_square(
 
     monkeypatch.setattr(Image.Image, "resize", spy)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 48)
-    in_part = evaluation_image(picture(*size), Preprocessing(48))
+    in_part = EvalTransform(Preprocessing(48))(picture(*size))
     assert resized == [(48, 48)]
     assert np.abs(in_part.astype(int) - whole).mean() < 1
 
 
 def test_a_thread_of_pixels_needs_no_gigabytes():
     """Resized whole it would be 0.8 gigabytes of 36 columns by 7,200,000 rows."""
-    assert evaluation_image(picture(1, 200_000), Preprocessing(32)).shape == (32, 32, 3)
+    assert EvalTransform(Preprocessing(32))(picture(1, 200_000)).shape == (32, 32, 3)
 
 
 def test_other_modes_are_refused():
     image = picture(9, 9).convert("RGBA")
     with pytest.raises(ImageError, match="'RGBA'"):
-        evaluation_image(image, Preprocessing(8))
+        EvalTransform(Preprocessing(8))(image)
     with pytest.raises(ImageError, match="'RGBA'"):
         TrainTransform(8)(image, np.random.default_rng(0))
 

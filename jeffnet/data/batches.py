@@ -1,0 +1,129 @@
+"""What every evaluation pipeline hands over, whichever library reads the pictures."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypedDict
+
+import numpy as np
+
+from jeffnet.errors import ConfigError, ImageError
+
+OnBadImage = Literal["error", "skip"]
+
+
+class EvalBatch(TypedDict):
+    """Batch of an evaluation set, always of full size: what `mask` leaves out does not count.
+
+    `image` is `(B, H, W, C)`, uint8 or (from TensorFlow) float32 of the range 0 to 255, 0 where `mask` is False; `label` is
+    int32 `(B,)`; `mask` bool `(B,)`, False in the padding and for pictures that could not be decoded; `index` int32
+    `(B,)`, the example's number in the data set, -1 in the padding.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    mask: np.ndarray
+    index: np.ndarray
+
+
+class EvalLoader(Protocol):
+    """One pass over a data set, in its order, as often as it is iterated over; `len()` is the number of batches.
+
+    Attributes:
+      classes: name of every label.
+      num_examples: of the whole data set, all shards together.
+    """
+
+    classes: tuple[str, ...]
+    num_examples: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[EvalBatch]: ...
+
+    def name(self, index: int) -> str:
+        """Which picture an example is, for a person."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a data set that one of several hosts reads: examples `index`, `index + count`, ...
+
+    Every host has as many batches as the others, so that they can compute together: some may be padding.
+
+    Attributes:
+      index: of this host, from 0.
+      count: of hosts.
+
+    Raises:
+      ConfigError: an index outside the count.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(f"shard {self.index} of {self.count}: give an index from 0 to {self.count - 1}")
+
+    def rows(self, examples: int) -> int:
+        """How many rows each host has for a data set of so many examples, the padding included in some."""
+        return -(-examples // self.count)
+
+    def example(self, row: int, examples: int) -> int:
+        """The example in this host's row of that number; -1 past the end."""
+        index = self.index + row * self.count
+        return index if index < examples else -1
+
+
+WHOLE = Shard()
+
+
+def load_rows(
+    load: Callable[[int], tuple[np.ndarray, int]],
+    indices: np.ndarray,
+    shape: tuple[int, int, int],
+    on_bad_image: OnBadImage = "error",
+) -> EvalBatch:
+    """Rows of a batch, filled in place.
+
+    Args:
+      load: the pixels, uint8 of `shape`, and the label of an example; raises ImageError.
+      indices: int `(N,)`, examples; -1 for padding.
+      shape: height, width and channels.
+      on_bad_image: whether an ImageError passes, or masks its row.
+    """
+    batch: EvalBatch = {
+        "image": np.zeros((len(indices), *shape), np.uint8),
+        "label": np.zeros(len(indices), np.int32),
+        "mask": np.zeros(len(indices), np.bool_),
+        "index": np.asarray(indices, np.int32),
+    }
+    for row, index in enumerate(indices):
+        if index < 0:
+            continue
+        try:
+            batch["image"][row], batch["label"][row] = load(int(index))
+        except ImageError:
+            if on_bad_image == "error":
+                raise
+            continue
+        batch["mask"][row] = True
+    return batch
+
+
+def check_options(batch_size: int, on_bad_image: str = "error", **counts: int) -> None:
+    """Raises ConfigError where a loader's setting is outside its range."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size} is not a size: give 1 or more")
+    if on_bad_image not in ("error", "skip"):
+        raise ConfigError(f"on_bad_image {on_bad_image!r} is not one of error, skip")
+    for name, count in counts.items():
+        if count < 0:
+            raise ConfigError(f"{name} {count} is not a number of {name}: give 0 or more")
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
