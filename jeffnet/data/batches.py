@@ -15,9 +15,9 @@ OnBadImage = Literal["error", "skip"]
 class EvalBatch(TypedDict):
     """Batch of an evaluation set, always of full size: what `mask` leaves out does not count.
 
-    `image` is `(B, H, W, C)`, uint8 or (from TensorFlow) float32 of the range 0 to 255, 0 where `mask` is False; `label` is
-    int32 `(B,)`; `mask` bool `(B,)`, False in the padding and for pictures that could not be decoded; `index` int32
-    `(B,)`, the example's number in the data set, -1 in the padding.
+    `image` is `(B, H, W, C)`, uint8 or (from TensorFlow) float32 of the range 0 to 255, 0 where `mask` is False;
+    `label` int32 `(B,)`; `mask` bool `(B,)`, False in the padding and for pictures that could not be decoded; `index`
+    int32 `(B,)`, the example's number in the data set, -1 in the padding.
     """
 
     image: np.ndarray
