@@ -1,11 +1,14 @@
 """The models as pure functions: plain pytrees of canonical names, through every transformation of JAX."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from jeffnet.arch.plan import with_test_pooling
 from jeffnet.arch.summary import array_specs
 from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.functional import ImageClassifier, create_model, to_canonical, to_variables
@@ -71,6 +74,24 @@ def test_training_needs_a_key_where_something_is_dropped():
             model.apply(variables, _images(), train=True)
     model, variables = _create(drop_rate=0.0, drop_path_rate=0.0)
     model.apply(variables, _images(), train=True)
+
+
+def test_test_time_pooling_where_the_head_follows_it(x64):
+    """By hand: each window of the last map is averaged, then goes through the head and the classifier."""
+    model, variables = _create(dtype=jnp.float64, param_dtype=jnp.float64)
+    images = np.random.default_rng(0).normal(size=(2, 48, 80, 3))
+    last = np.asarray(model.features(variables, images)[-1])
+    arrays, window = variables["params"], 4
+    pooled = replace(model, plan=with_test_pooling(model.plan, 8 * window))
+    assert last.shape[1:3] == (6, 10) and pooled.plan.test_window == window
+    logits = []
+    for i in range(6 - window + 1):
+        for j in range(10 - window + 1):
+            head = last[:, i : i + window, j : j + window].mean((1, 2)) @ arrays["conv_head.kernel"][0, 0]
+            head = jax.nn.hard_swish(head + arrays["conv_head.bias"])
+            logits.append(head @ arrays["classifier.kernel"] + arrays["classifier.bias"])
+    expected = (np.mean(logits, 0) + np.max(logits, 0)) / 2
+    np.testing.assert_allclose(pooled.apply(variables, images), expected, rtol=1e-10)
 
 
 def test_optax_learns():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jeffnet.arch.plan import lower
+from jeffnet.arch.plan import lower, with_test_pooling
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan, model_spec
 from jeffnet.linen import ImageClassifier, to_canonical, to_variables
@@ -188,6 +188,25 @@ def _evaluation_error(reference, model, images):
     with torch.no_grad():
         logits = reference(_to_torch(images))
     return _error(_run(model.apply, _variables(reference, model), images), logits)
+
+
+def test_test_time_pooling_equals_timm(timm, x64):
+    """Windows of 2x2, the last map of pictures of 64 px, in maps of 3x4."""
+    import torch
+    from timm.layers import TestTimePoolHead
+
+    reference, model = _reference(timm, "pt_efficientnet_lite0"), _model("pt_efficientnet_lite0")
+    variables = _variables(reference, model)
+    images = _images(76, 108)
+    torch.set_default_dtype(torch.float64)  # of the head's layer, before the classifier's weights are copied into it
+    try:
+        head = TestTimePoolHead(reference, original_pool=2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        logits = head(_to_torch(images))
+    pooled = model.clone(plan=with_test_pooling(model.plan, 64))
+    assert _error(_run(pooled.apply, variables, images), logits) < TOLERANCE
 
 
 def test_there_are_62_architectures():

@@ -130,6 +130,7 @@ class Plan:
       classifier: None when features are wanted.
       global_pool: 'avg', 'max', 'avgmax' (mean of the two) or 'none'.
       features: what maps `features()` can return.
+      test_window: side of the windows of test-time pooling, see `with_test_pooling`; 0 for none.
     """
 
     in_chans: int
@@ -143,6 +144,7 @@ class Plan:
     bn_momentum: float
     bn_epsilon: float
     features: tuple[FeatureInfo, ...]
+    test_window: int = 0
 
     @property
     def num_features(self) -> int:
@@ -220,6 +222,20 @@ def lower(
 def with_classes(plan: Plan, num_classes: int) -> Plan:
     """The same network with logits of another width; 0 for none."""
     return replace(plan, classifier=Dense("classifier", plan.num_features, num_classes) if num_classes else None)
+
+
+def with_test_pooling(plan: Plan, image_size: int) -> Plan:
+    """The same network for pictures larger than those it was trained on, in whatever backend it is built.
+
+    Windows of the last map as large as the whole map was in training are averaged and classified, each by itself; the
+    logits are the mean of the windows' average and maximum (Hansen's test-time pooling, as in timm).
+
+    Args:
+      plan: the network.
+      image_size: of the pictures in training.
+    """
+    strides = [plan.stem.stride, *(op.stride for block in plan.blocks for op in block.ops if isinstance(op, Conv))]
+    return replace(plan, global_pool="none", test_window=-(-image_size // math.prod(strides)))
 
 
 def _check_options(

@@ -9,7 +9,7 @@ from jax import Array
 from jeffnet.arch.plan import Block, Conv, ConvPart, Plan, SqueezeExcite
 from jeffnet.errors import ArchitectureError
 from jeffnet.ops.activations import ACTIVATIONS
-from jeffnet.ops.pool import global_pool
+from jeffnet.ops.pool import global_pool, pool_windows
 
 Layer = Callable[[Array], Array]
 
@@ -114,12 +114,15 @@ def apply_network(
 def _head(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier: Layer, output: str) -> Array:
     if not plan.pool_first:
         x = conv(plan.head, x)
-    x = global_pool(x, plan.global_pool)
+    x = pool_windows(x, plan.test_window) if plan.test_window else global_pool(x, plan.global_pool)
     if plan.pool_first:
         x = conv(plan.head, x)
     if plan.global_pool != "none":
         x = x.reshape(x.shape[0], -1)
-    return x if output == "pre_logits" or plan.classifier is None else classifier(x)
+    if output == "pre_logits" or plan.classifier is None:
+        return x
+    logits = classifier(x)
+    return global_pool(logits, "avgmax").reshape(x.shape[0], -1) if plan.test_window else logits
 
 
 def submodule(module: Any, name: str) -> Any:

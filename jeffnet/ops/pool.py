@@ -1,7 +1,9 @@
-"""Pooling over the whole picture."""
+"""Pooling over the whole picture, or over windows of it."""
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+
+from jeffnet.errors import ArchitectureError
 
 
 def global_pool(x: Array, kind: str) -> Array:
@@ -21,3 +23,25 @@ def global_pool(x: Array, kind: str) -> Array:
     if average is None or largest is None:
         return largest if average is None else average  # pyright: ignore[reportReturnType]
     return jnp.asarray(0.5, x.dtype) * (average + largest)
+
+
+def pool_windows(x: Array, side: int) -> Array:
+    """The average of every window of `side` x `side` positions.
+
+    Args:
+      x: `(N, H, W, C)`.
+      side: 1 to H and W.
+
+    Returns:
+      `(N, H - side + 1, W - side + 1, C)`.
+
+    Raises:
+      ArchitectureError: the map is smaller than a window.
+    """
+    if min(x.shape[1:3]) < side:
+        raise ArchitectureError(
+            f"the last map is {x.shape[1]} x {x.shape[2]}, the windows of test-time pooling {side} x {side}: give "
+            "larger pictures than those of the training"
+        )
+    sums = lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, (1, side, side, 1), (1, 1, 1, 1), "VALID")
+    return sums / side**2

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jeffnet.arch.plan import GLOBAL_POOLS
-from jeffnet.ops.pool import global_pool
+from jeffnet.errors import ArchitectureError
+from jeffnet.ops.pool import global_pool, pool_windows
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
 
@@ -25,3 +26,15 @@ def test_values(kind, x64):
 @pytest.mark.parametrize("kind", GLOBAL_POOLS)
 def test_dtypes_stay(kind):
     assert global_pool(jnp.asarray(X, jnp.bfloat16), kind).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_every_window_is_averaged(side, x64):
+    found = pool_windows(jnp.asarray(X), side)
+    expected = [[X[:, i : i + side, j : j + side].mean((1, 2)) for j in range(5 - side)] for i in range(4 - side)]
+    np.testing.assert_allclose(found, np.transpose(expected, (2, 0, 1, 3)), rtol=1e-12)
+
+
+def test_a_window_larger_than_the_map_is_an_error():
+    with pytest.raises(ArchitectureError, match="last map is 3 x 4, the windows of test-time pooling 4 x 4"):
+        pool_windows(jnp.asarray(X), 4)
