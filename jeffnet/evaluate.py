@@ -1,7 +1,10 @@
-"""Scores of a model on labelled pictures: each counted exactly once."""
+"""What models answer on labelled pictures, and their scores: each picture counted exactly once."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -11,11 +14,15 @@ from jax import Array
 from tqdm import tqdm
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.data.batches import EvalLoader
+from jeffnet.data.batches import EvalBatch, EvalLoader
 from jeffnet.ops.image import normalize
 from jeffnet.ops.loss import cross_entropy, in_top
 
 Forward = Callable[[Any, Array], Array]
+
+# Batches that the device may have before it: enough that it never waits for us to read a result.
+_IN_FLIGHT = 2
+_TOP = 5
 
 
 @dataclass(frozen=True)
@@ -35,20 +42,78 @@ class Scores:
     top5: float
 
 
-def make_forward(apply: Forward, preprocessing: Preprocessing) -> Forward:
-    """A compiled function from variables and uint8 pictures `(N, H, W, C)` to float32 logits `(N, classes)`.
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answered, in the order of the data set.
+
+    Attributes:
+      index: int32 `(N,)`, the example in the data set.
+      label: int32 `(N,)`, its class.
+      classes: int32 `(N, K)`, the most probable classes, the most probable first; K is 5 or the number of classes.
+      probabilities: float32 `(N, K)`, theirs.
+      loss: float32 `(N,)`, cross entropy.
+      right1: bool `(N,)`, whether the first is the label; never where a logit is NaN.
+      right5: bool `(N,)`, whether the label is among the first five.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
+    loss: np.ndarray
+    right1: np.ndarray
+    right5: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture that was taken for something else: its pixels as the model saw them, before normalisation."""
+
+    confidence: float
+    index: int
+    label: int
+    guess: int
+    pixels: np.ndarray
+
+
+@dataclass
+class Answers:
+    """All that is known of one model after a pass over the data.
+
+    Attributes:
+      predictions: of every example that could be decoded.
+      mistakes: the most confident ones, the most confident first.
+      skipped: sorted numbers of the examples that could not be decoded.
+      seconds: from the second batch on, or of the only one: what is compiled is not counted.
+      images: how many pictures these seconds took.
+    """
+
+    predictions: Predictions
+    mistakes: list[Mistake] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    images: int = 0
+
+    @property
+    def images_per_second(self) -> float:
+        """How fast the pass was; 0 where nothing was read."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+def make_forward(apply: Forward, preprocessing: Preprocessing, jit: bool = True) -> Forward:
+    """A compiled function from variables and pictures `(N, H, W, C)`, 0 to 255, to float32 logits `(N, classes)`.
 
     Args:
       apply: a pure function from variables and normalised images to logits, as every backend's `inference` gives it.
       preprocessing: mean and standard deviation of the pictures.
+      jit: compile it; otherwise operations run one by one.
     """
 
-    @jax.jit
     def forward(variables: Any, images: Array) -> Array:
         logits = apply(variables, normalize(images, preprocessing.mean, preprocessing.std))
         return jnp.asarray(logits, jnp.float32)
 
-    return forward
+    return jax.jit(forward) if jit else forward
 
 
 def evaluate(forward: Forward, variables: Any, batches: EvalLoader, progress: bool = False) -> Scores:
@@ -60,21 +125,223 @@ def evaluate(forward: Forward, variables: Any, batches: EvalLoader, progress: bo
       batches: one pass over the data set; rows outside a batch's `mask` do not count.
       progress: show a bar where standard error is a terminal.
     """
-    totals = np.zeros(4)
-    for batch in tqdm(batches, desc="validating", unit="batch", leave=False, disable=None if progress else True):
-        sums = _sums(forward(variables, jnp.asarray(batch["image"])), batch["label"], batch["mask"])
-        totals += np.asarray(sums, np.float64)
-    count = max(totals[0], 1)
-    return Scores(int(totals[0]), totals[1] / count, 100 * totals[2] / count, 100 * totals[3] / count)
+    (answers,) = answer([(forward, variables)], batches, progress=None if progress else False)
+    return score(answers.predictions)
+
+
+def answer(
+    models: Sequence[tuple[Forward, Any]],
+    batches: EvalLoader,
+    *,
+    labels: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    mistakes: int = 0,
+    progress: bool | None = False,
+) -> list[Answers]:
+    """What several models answer, in one pass over the data.
+
+    The next batch is read and sent while the device computes. With several devices here each takes a part of a batch
+    that they can share evenly; with several hosts each reads its own shard, and all return the same.
+
+    Args:
+      models: functions as `make_forward` makes them, with their variables.
+      batches: one pass over the data set.
+      labels: int `(L,)`, the model's class for each label of the data set; None takes these as they are.
+      mask: bool `(classes,)`, the classes that may be chosen; None for all.
+      mistakes: how many of the most confident mistakes to keep, of those that this host saw.
+      progress: show a bar with the scores of the first model; None does where standard error is a terminal.
+
+    Returns:
+      One for each model.
+    """
+    tallies = [_Tally(mistakes) for _ in models]
+    skipped: list[int] = []
+    clock = _Clock()
+    place, shared = _placement(batches, [variables for _, variables in models])
+    allowed = None if mask is None else jnp.asarray(mask)
+    with _bar(batches, len(models), progress) as bar:
+        waiting: deque[tuple[EvalBatch, np.ndarray, list[Any]]] = deque()
+
+        def collect() -> None:
+            batch, own, outputs = waiting.popleft()
+            for tally, output in zip(tallies, outputs, strict=True):
+                tally.add(batch, own, output)
+            counted = int(batch["mask"].sum())
+            clock.tick(counted)
+            bar.update(counted)
+            bar.set_postfix(tallies[0].running(), refresh=False)
+
+        for batch in batches:
+            own = batch["label"] if labels is None else labels[batch["label"]]
+            skipped += batch["index"][~batch["mask"] & (batch["index"] >= 0)].tolist()
+            images, targets = place(batch["image"]), place(own)
+            outputs = [
+                _answers(forward(variables, images), targets, allowed)
+                for (forward, _), variables in zip(models, shared, strict=True)
+            ]
+            waiting.append((batch, own, outputs))
+            if len(waiting) > _IN_FLIGHT:
+                collect()
+        while waiting:
+            collect()
+    if jax.process_count() > 1:
+        skipped = _of_all_hosts({"index": np.array(skipped, np.int32)})["index"].tolist()
+    return [
+        Answers(tally.predictions(), tally.mistakes(), sorted(skipped), clock.seconds, clock.images)
+        for tally in tallies
+    ]
+
+
+def score(predictions: Predictions, real_labels: Sequence[frozenset[int]] | None = None) -> Scores:
+    """The means of what a model answered.
+
+    Args:
+      predictions: of the model.
+      real_labels: for each of them all classes that are right; those with none do not count. None takes the labels.
+    """
+    right1, right5, counted = predictions.right1, predictions.right5, np.ones(len(predictions.index), np.bool_)
+    if real_labels is not None:
+        counted = np.array([bool(right) for right in real_labels], np.bool_)
+        rows = list(zip(real_labels, predictions.classes.tolist(), strict=True))
+        right1 = np.array([row[0] in right for right, row in rows], np.bool_)
+        right5 = np.array([not right.isdisjoint(row) for right, row in rows], np.bool_)
+    if not counted.any():
+        return Scores(0, 0.0, 0.0, 0.0)
+    return Scores(
+        int(counted.sum()),
+        float(predictions.loss[counted].mean(dtype=np.float64)),
+        float(100 * right1[counted].mean()),
+        float(100 * right5[counted].mean()),
+    )
 
 
 @jax.jit
-def _sums(logits: Array, labels: Array, mask: Array) -> Array:
-    per_example = (
-        jnp.ones(labels.shape),
-        cross_entropy(logits, labels),
-        in_top(logits, labels, 1),
-        in_top(logits, labels, 5),
-    )
-    # `where`, not a product: a NaN in the padding would otherwise spread.
-    return jnp.stack([jnp.where(mask, values, 0).sum() for values in per_example])
+def _answers(logits: Array, labels: Array, mask: Array | None) -> dict[str, Array]:
+    if mask is not None:
+        # Minus infinity would do as well, but for its products with zero, which are NaN.
+        logits = jnp.where(mask, logits, -1e30)
+    probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), min(_TOP, logits.shape[-1]))
+    return {
+        "classes": classes,
+        "probabilities": probabilities,
+        "loss": cross_entropy(logits, labels),
+        "right1": in_top(logits, labels, 1),
+        "right5": in_top(logits, labels, _TOP),
+    }
+
+
+class _Tally:
+    """What one model answered so far."""
+
+    def __init__(self, mistakes: int) -> None:
+        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__dataclass_fields__}
+        self._kept: list[tuple[float, int, Mistake]] = []
+        self._most = mistakes
+        self._count = self._right1 = self._right5 = 0
+
+    def add(self, batch: EvalBatch, labels: np.ndarray, output: dict[str, Array]) -> None:
+        """Read a batch's results, for which the device is waited for."""
+        mask = batch["mask"]
+        rows = {name: np.asarray(values)[mask] for name, values in jax.device_get(output).items()}
+        rows |= {"index": batch["index"][mask], "label": np.asarray(labels, np.int32)[mask]}
+        for name, values in rows.items():
+            self._rows[name].append(values)
+        self._count += len(rows["index"])
+        self._right1 += int(rows["right1"].sum())
+        self._right5 += int(rows["right5"].sum())
+        if self._most:
+            self._keep(rows, batch["image"][mask])
+
+    def running(self) -> dict[str, str]:
+        """The scores so far, for the progress bar."""
+        count = max(self._count, 1)
+        return {"top1": f"{100 * self._right1 / count:.2f}", "top5": f"{100 * self._right5 / count:.2f}"}
+
+    def predictions(self) -> Predictions:
+        """Those of all hosts, in the order of the data set."""
+        rows = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in self._rows.items()}
+        if jax.process_count() > 1:
+            rows = _of_all_hosts(rows)
+        order = np.argsort(rows["index"], kind="stable")
+        return Predictions(**{name: values[order] for name, values in rows.items()})
+
+    def mistakes(self) -> list[Mistake]:
+        """The most confident ones, the most confident first."""
+        return [mistake for _, _, mistake in sorted(self._kept, key=lambda kept: (-kept[0], -kept[1]))]
+
+    def _keep(self, rows: dict[str, np.ndarray], images: np.ndarray) -> None:
+        for row in np.flatnonzero(~rows["right1"]):
+            confidence, index = float(rows["probabilities"][row, 0]), int(rows["index"][row])
+            if len(self._kept) == self._most and (confidence, -index) <= self._kept[0][:2]:
+                continue
+            # A copy: a view would keep its whole batch in memory.
+            pixels = np.clip(np.rint(images[row]), 0, 255).astype(np.uint8)
+            mistake = Mistake(confidence, index, int(rows["label"][row]), int(rows["classes"][row, 0]), pixels)
+            push = heapq.heappushpop if len(self._kept) == self._most else heapq.heappush
+            push(self._kept, (confidence, -index, mistake))
+
+
+class _Clock:
+    """Time from the first batch's results to the last's, since the first wait for compilation; of the only one, all."""
+
+    def __init__(self) -> None:
+        self.seconds, self.images = 0.0, 0
+        self._started, self._batches = time.monotonic(), 0
+
+    def tick(self, images: int) -> None:
+        """The results of a batch of so many pictures are there."""
+        now = time.monotonic()
+        self._batches += 1
+        if self._batches == 2:
+            self.images, self._started = 0, self._last
+        self._last = now
+        self.seconds = now - self._started
+        self.images += images
+
+
+def _of_all_hosts(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from jax.experimental import multihost_utils
+
+    # Hosts may have different numbers of rows; what is gathered must not.
+    counts = np.asarray(multihost_utils.process_allgather(np.array(len(rows["index"])))).reshape(-1)
+    most = int(counts.max())
+    gathered = {}
+    for name, values in rows.items():
+        padded = np.zeros((most, *values.shape[1:]), values.dtype)
+        padded[: len(values)] = values
+        every = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(counts), *padded.shape)
+        gathered[name] = np.concatenate([part[:count] for part, count in zip(every, counts, strict=True)])
+    return gathered
+
+
+def _placement(batches: EvalLoader, variables: list[Any]) -> tuple[Callable[[np.ndarray], Array], list[Any]]:
+    """How a batch gets to the devices of this host, and the variables where they are needed."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return jnp.asarray, variables
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis)) for axis in ("batch", None))
+
+    def place(rows: np.ndarray) -> Array:
+        return jax.device_put(rows, split if len(rows) % len(devices) == 0 else whole)
+
+    return place, [
+        jax.device_put(each, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())) for each in variables
+    ]
+
+
+def _bar(batches: EvalLoader, models: int, progress: bool | None) -> tqdm:
+    what = "validating" if models == 1 else f"validating {models} models"
+    disable = None if progress is None else not progress
+    total = batches.num_examples if jax.process_count() == 1 else None
+    return tqdm(total=total, desc=what, unit="image", leave=False, disable=disable, mininterval=0.2)
+
+
+def grouped(keys: Sequence[Any], most: int) -> Iterator[list[int]]:
+    """Places of equal keys, at most so many together, in the order of their first."""
+    groups: dict[Any, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    for places in groups.values():
+        for start in range(0, len(places), most):
+            yield places[start : start + most]

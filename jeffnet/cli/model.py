@@ -18,8 +18,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, default="linen", help="module system that computes (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=_positive, default=32, help="pictures at once (default: %(default)s)")
-    parser.add_argument("--image-size", type=_positive, help="pixels along each side (default: the model's)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="pictures at once (default: %(default)s)")
+    parser.add_argument("--image-size", type=positive, help="pixels along each side (default: the model's)")
     parser.add_argument("--crop-pct", type=float, help="share of the picture that is kept (default: the model's)")
     parser.add_argument("--interpolation", help="bicubic or bilinear (default: the model's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")
@@ -51,7 +51,16 @@ def open_model(options: argparse.Namespace):
     return *backend.inference(*model), replace(card, preprocessing=replace(card.preprocessing, **chosen))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Height and width from `224` or `224x320`, for argparse."""
+    sides = [positive(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a side nor HEIGHTxWIDTH")
+    return sides[0], sides[-1]

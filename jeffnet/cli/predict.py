@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
     from jeffnet.data.images import read_image
-    from jeffnet.data.sources import SUFFIXES, open_source
+    from jeffnet.data.open import open_source
+    from jeffnet.data.sources import SUFFIXES
     from jeffnet.predict import Picture
 
     pictures: list[Picture] = []

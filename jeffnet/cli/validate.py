@@ -1,12 +1,20 @@
-"""`jeffnet validate`: score a model on labelled pictures."""
+"""`jeffnet validate`: score models on labelled pictures."""
 
 import argparse
 import json
-import time
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
-from jeffnet.cli.model import add_model_options, open_model
+from jeffnet.backends import BACKENDS
+from jeffnet.cli.model import picture_size, positive
+from jeffnet.cli.text import table
+from jeffnet.errors import ConfigError, JeffnetError
+
+# Percentage points by which a score may differ from the published one.
+_TOLERANCE = 0.1
+_SHOWN_MISTAKES = 24
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -14,50 +22,229 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "validate",
         parents=[common],
-        help="score a model on labelled pictures",
-        description="Score a model on labelled pictures: loss, top-1, top-5. Every picture counts exactly once.",
+        help="score models on labelled pictures",
+        description="Score models on labelled pictures: loss, top-1, top-5. Every picture counts exactly once.",
     )
-    parser.add_argument("data", help="image folder with val/<class>/ or <class>/, or `digits`")
-    add_model_options(parser)
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="(default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the result as one object")
+    parser.add_argument(
+        "data",
+        help="image folder with val/<class>/ or <class>/; tar shards; parquet files or hf:owner/name; tfds:name or a "
+        "prepared TFDS folder; .npz of images and labels; or `digits`",
+    )
+    _add_model_options(parser.add_argument_group("model"))
+    _add_data_options(parser.add_argument_group("data"))
+    _add_pixel_options(parser.add_argument_group("pixels (default: the model's own)"))
+    _add_output_options(parser.add_argument_group("output"))
     parser.set_defaults(run=run)
+
+
+def _add_model_options(group: Any) -> None:
+    group.add_argument(
+        "--model",
+        metavar="NAMES",
+        help="a name, wildcards ('tf_*_b[0-3]'), several of these with commas between, or `all` published ones; needed "
+        "unless the weights say it",
+    )
+    group.add_argument(
+        "--weights",
+        metavar="SOURCE",
+        help="a file or checkpoint of any kind, hf:owner/name, or a URL; {model} in it stands for each model's name "
+        "(default: the published weights)",
+    )
+    group.add_argument("--backend", choices=BACKENDS, default="linen", help="(default: %(default)s)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")
+    group.add_argument("--batch-size", type=_batch_size, default="auto", help="pictures at once, or `auto` (default)")
+    group.add_argument(
+        "--test-pool", action="store_true", help="test-time pooling, for pictures larger than in training"
+    )
+    group.add_argument("--no-jit", action="store_true", help="run operation by operation, not compiled")
+
+
+def _add_data_options(group: Any) -> None:
+    group.add_argument(
+        "--loader",
+        choices=("grain", "tf", "pt"),
+        default="grain",
+        help="grain; tf: TensorFlow, pixels as the papers' authors made them; pt: PyTorch's DataLoader, same pixels as "
+        "grain and timm (default: %(default)s)",
+    )
+    group.add_argument("--split", default="val", help="of the data set; val is also called validation and test")
+    group.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets are prepared")
+    group.add_argument("--num-examples", type=positive, metavar="N", help="only the first N pictures")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that read pictures (grain: 0 for threads)")
+    group.add_argument("--label-map", metavar="FILE", help="JSON or CSV: which class of the model each class here is")
+    group.add_argument("--real-labels", metavar="FILE", help="ImageNet's reassessed labels (ReaL's real.json)")
+    group.add_argument(
+        "--subset",
+        choices=("imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "data"),
+        help="let the model choose from these classes only; data: from those that the data set has",
+    )
+    group.add_argument(
+        "--on-bad-image", choices=("error", "skip"), default="error", help="at a picture that cannot be decoded"
+    )
+
+
+def _add_pixel_options(group: Any) -> None:
+    group.add_argument(
+        "--img-size", "--image-size", dest="size", type=picture_size, metavar="PIXELS", help="side, or HEIGHTxWIDTH"
+    )
+    group.add_argument("--crop-pct", type=float, metavar="SHARE", help="of the resized picture, that is kept")
+    group.add_argument("--crop-mode", choices=("center", "squash", "border"), default="center", help="as in timm")
+    group.add_argument("--interpolation", choices=("bicubic", "bilinear"))
+    group.add_argument(
+        "--tf-resize",
+        choices=("legacy", "half_pixel", "antialias"),
+        help="with --loader tf: legacy, as the papers' evaluation did (default of tf_ models), or as TensorFlow 2, "
+        "with antialias (default of the others) or without",
+    )
+
+
+def _add_output_options(group: Any) -> None:
+    group.add_argument("--json", action="store_true", help="last line: one object, or one array for several models")
+    group.add_argument(
+        "--results", metavar="FILE", help=".csv or .json that gets a row for each model; models in it are not run again"
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help=f"fail if a top-1 is over {_TOLERANCE} points from the published one (ImageNet's validation set)",
+    )
+    group.add_argument(
+        "--save-predictions", metavar="FILE", help=".csv or .parquet; {model} in it stands for each model's name"
+    )
+    group.add_argument(
+        "--report",
+        metavar="DIR",
+        help="folder for pictures and tables: confusion, calibration, classes, most confident mistakes",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Validate, and print the scores."""
-    from jeffnet.data.loader import eval_loader
-    from jeffnet.data.preprocess import EvalTransform
-    from jeffnet.data.sources import open_source
-    from jeffnet.errors import DatasetError
-    from jeffnet.evaluate import evaluate, make_forward
+    from jeffnet.candidates import select_models
+    from jeffnet.results import ResultsFile
+    from jeffnet.validate import validate
 
-    apply, variables, card = open_model(options)
-    source = open_source(options.data, options.split, card.in_chans, card.classes or None)
-    if len(source.classes) != card.num_classes:
-        raise DatasetError(
-            f"data {options.data!r} has {len(source.classes)} classes, the model {card.num_classes}: labels and logits "
-            "would not match"
-        )
-    batches = eval_loader(source, EvalTransform(card.preprocessing), options.batch_size)
-    started = time.monotonic()
-    scores = evaluate(make_forward(apply, card.preprocessing), variables, batches, progress=not options.json)
-    seconds = time.monotonic() - started
-    result = {
-        "model": card.model,
-        "weights": options.weights,
-        "data": options.data,
-        "split": options.split,
-        **asdict(scores),
-        "preprocessing": asdict(card.preprocessing),
-        "backend": options.backend,
-        "dtype": options.dtype,
-        "images_per_second": round(scores.examples / seconds, 1),
-    }
+    candidates, settings = select_models(options.model, options.weights), _settings(options)
+    _check_outputs(options, len(candidates))
+    results = ResultsFile(options.results) if options.results else None
+    rows, failures, waiting = [], [], []
+    for candidate in candidates:
+        row = results.find(candidate.name, candidate.weights, asdict(settings)) if results else None
+        if row:
+            print(f"{candidate.name}: already in {options.results}", file=sys.stderr)
+            rows.append(row)
+        else:
+            waiting.append(candidate)
+    single = len(candidates) == 1
+    for outcome in validate(waiting, settings, progress=None):
+        if isinstance(outcome, tuple):
+            candidate, error = outcome
+            failures.append(candidate.name)
+            print(f"{candidate.name}: {error}", file=sys.stderr)
+            continue
+        rows.append(outcome.row)
+        if results:
+            results.add(outcome.row)
+        _write_files(options, outcome, single)
+        print(describe(outcome.row), file=sys.stderr if options.json or not single else sys.stdout)
+        _tell_skipped(outcome)
+    _print_rows(options, rows, single)
+    if failures:
+        raise JeffnetError(f"{len(failures)} of {len(candidates)} models could not be validated: {', '.join(failures)}")
+    if options.check:
+        _check_scores(rows)
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A result in words."""
+    pre = row["preprocessing"]
+    size = pre["image_size"] if isinstance(pre["image_size"], int) else "x".join(map(str, pre["image_size"]))
+    lines = [
+        f"{row['model']} on {row['num_examples']} {row['split']} pictures of {row['data']}",
+        f"top-1 {row['top1']:.3f} %  top-5 {row['top5']:.3f} %  loss {row['loss']:.4f}",
+        f"{size} px, crop {pre['crop_pct']} {pre['crop_mode']}, {pre['interpolation']}"
+        + (f" ({pre['resize']})" if "resize" in pre else "")
+        + f", mean {tuple(pre['mean'])}, std {tuple(pre['std'])}",
+    ]
+    if row["published_top1"] is not None:
+        lines.append(f"published: top-1 {row['published_top1']:.3f} %, difference {row['top1_difference']:+.3f}")
+    return "\n".join(lines)
+
+
+def _settings(options: argparse.Namespace):
+    from jeffnet.validate import Settings
+
+    own = ("jit", "mistakes")  # which are not options of the same name
+    chosen = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in own}
+    return Settings(**chosen, jit=not options.no_jit, mistakes=_SHOWN_MISTAKES if options.report else 0)
+
+
+def _check_outputs(options: argparse.Namespace, models: int) -> None:
+    from jeffnet.results import check_predictions_path
+
+    if options.save_predictions:
+        if models > 1 and "{model}" not in options.save_predictions:
+            raise ConfigError(
+                f"--save-predictions {options.save_predictions!r}: put {{model}} into it for several models"
+            )
+        check_predictions_path(options.save_predictions)
+
+
+def _write_files(options: argparse.Namespace, outcome: Any, single: bool) -> None:
+    from jeffnet.report import write_report
+    from jeffnet.results import save_predictions
+
+    model, predictions = outcome.row["model"], outcome.answers.predictions
+    if options.save_predictions:
+        path = options.save_predictions.replace("{model}", model)
+        save_predictions(path, predictions, outcome.classes, outcome.name)
+    if options.report and len(predictions.index):
+        folder = Path(options.report) if single else Path(options.report) / model
+        write_report(folder, predictions, outcome.answers.mistakes, outcome.classes, outcome.name, outcome.row)
+        print(f"report: {folder}", file=sys.stderr)
+
+
+def _tell_skipped(outcome: Any) -> None:
+    skipped = outcome.answers.skipped
+    if skipped:
+        print(f"left out {len(skipped)} pictures that cannot be decoded:", file=sys.stderr)
+        for index in skipped:
+            print(f"  {outcome.name(index)}", file=sys.stderr)
+
+
+def _print_rows(options: argparse.Namespace, rows: list[dict[str, Any]], single: bool) -> None:
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(rows[0] if single else rows))
         return
-    pre = card.preprocessing
-    print(f"{card.model} on {scores.examples} {options.split} pictures of {options.data}")
-    print(f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.4f}")
-    print(f"{pre.image_size} px, crop {pre.crop_pct}, {pre.interpolation}, mean {pre.mean}, std {pre.std}")
+    if single:
+        return
+    cells = [
+        (
+            row["model"],
+            f"{row['top1']:.3f}",
+            f"{row['top5']:.3f}",
+            f"{row['loss']:.4f}",
+            str(row["num_examples"]),
+            f"{row['images_per_second']:.1f}",
+            "" if row["published_top1"] is None else f"{row['top1_difference']:+.3f}",
+        )
+        for row in rows
+    ]
+    print(table(("model", "top-1, %", "top-5, %", "loss", "pictures", "pictures/s", "to published"), cells))
+
+
+def _check_scores(rows: list[dict[str, Any]]) -> None:
+    unknown = [row["model"] for row in rows if row["published_top1"] is None]
+    if unknown:
+        raise ConfigError(
+            "--check compares published weights on the whole validation set of ImageNet-1k: here is nothing to compare "
+            f"with for {', '.join(unknown)}"
+        )
+    off = [row for row in rows if abs(row["top1_difference"]) > _TOLERANCE]
+    if off:
+        listed = ", ".join(f"{row['model']} by {row['top1_difference']:+.3f}" for row in off)
+        raise JeffnetError(f"top-1 differs from the published score by more than {_TOLERANCE} points: {listed}")
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else positive(text)

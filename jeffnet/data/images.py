@@ -21,7 +21,9 @@ MODES = {1: "L", 3: "RGB"}
 _WARNINGS_LOCK = threading.Lock()
 
 
-def read_image(path_or_bytes: str | os.PathLike[str] | bytes, channels: int = 3) -> Image.Image:
+def read_image(
+    path_or_bytes: str | os.PathLike[str] | bytes, channels: int = 3, name: str | None = None
+) -> Image.Image:
     """Decodes a picture completely.
 
     Transparency is dropped without blending and an EXIF orientation in a JPEG is not applied, as in timm; 16-bit grey
@@ -30,6 +32,7 @@ def read_image(path_or_bytes: str | os.PathLike[str] | bytes, channels: int = 3)
     Args:
       path_or_bytes: a file's path, or the contents of a file.
       channels: 3 for mode 'RGB', 1 for mode 'L'.
+      name: what errors call the picture; by default its path, or for bytes how many there are.
 
     Returns:
       The picture in mode 'RGB' or 'L', at its full size, no longer connected with the file.
@@ -40,9 +43,9 @@ def read_image(path_or_bytes: str | os.PathLike[str] | bytes, channels: int = 3)
     """
     mode = image_mode(channels)
     if isinstance(path_or_bytes, bytes):
-        name, content = f"of {len(path_or_bytes)} bytes", path_or_bytes
+        name, content = repr(name) if name else f"of {len(path_or_bytes)} bytes", path_or_bytes
     else:
-        name = repr(os.fspath(path_or_bytes))
+        name = repr(name or os.fspath(path_or_bytes))
         content = _read_file(Path(path_or_bytes), name)
     if not content:
         raise ImageError(f"image {name} is empty: replace or remove it")

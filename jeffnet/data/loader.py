@@ -4,7 +4,7 @@ Threads decode and transform: Python's lock is no hindrance, since Pillow releas
 worker processes do, where that is not enough.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypedDict
 
@@ -30,10 +30,11 @@ class TrainBatch(TypedDict):
 class LoaderState(TypedDict):
     """Where a `TrainLoader` stands, for JSON or a checkpoint.
 
-    `position` is the state of Grain's iterator; `seed` and `length`, that of the source, say which order it is in.
+    `position` is how many examples were handed out, on all hosts together; `seed` and `length`, that of the source, say
+    which order it is in.
     """
 
-    position: dict[str, Any]
+    position: int
     seed: int
     length: int
 
@@ -44,11 +45,21 @@ class TrainLoader:
     Not to be called from several threads at once, and at an end once it raised an error.
     """
 
-    def __init__(self, iterator: grain.DatasetIterator, seed: int, length: int) -> None:
-        self._iterator = iterator
+    def __init__(self, batches_from: Callable[[int], grain.DatasetIterator], step: int, seed: int, length: int) -> None:
+        """Begins at the beginning.
+
+        Args:
+          batches_from: iterator over batches from a position on.
+          step: by how much a batch advances the position.
+          seed: of the order.
+          length: of the source.
+        """
+        self._batches_from = batches_from
+        self._step = step
         self._seed = seed
         self._length = length
-        self._position = iterator.get_state()
+        self._position = 0
+        self._iterator = batches_from(0)
 
     def __iter__(self) -> "TrainLoader":
         return self
@@ -60,8 +71,7 @@ class TrainLoader:
             # The examples of the broken batch are gone: better no further batch than a gap in the order.
             self.close()
             raise
-        # Taken between batches, so that it stays right even if an interrupt breaks the next one.
-        self._position = self._iterator.get_state()
+        self._position += self._step
         return batch
 
     def get_state(self) -> LoaderState:
@@ -69,25 +79,25 @@ class TrainLoader:
         return {"position": self._position, "seed": self._seed, "length": self._length}
 
     def set_state(self, state: LoaderState) -> None:
-        """Continues where another loader stood that had the same source, transform, batch size and seed.
+        """Continues where another loader stood that had the same source and seed; the rest may differ.
 
         Raises:
           ConfigError: the state is of another seed, of a source of another length, or no state at all.
         """
         try:
             position, seed, length = state["position"], state["seed"], state["length"]
-            if (seed, length) == (self._seed, self._length):
-                self._iterator.set_state(position)
-                self._position = position
-                return
         except (KeyError, TypeError, IndexError):
+            position = seed = length = None
+        if not isinstance(position, int) or position < 0:
+            raise ConfigError(f"{state!r} is not the state of a training loader: pass on what get_state() gave")
+        if (seed, length) != (self._seed, self._length):
             raise ConfigError(
-                f"{state!r} is not the state of a training loader: pass on what get_state() gave"
-            ) from None
-        raise ConfigError(
-            f"the saved data order is of seed {seed} and {length} pictures, this run's of seed {self._seed} and "
-            f"{self._length}: continue with the seed and the data of the start"
-        )
+                f"the saved data order is of seed {seed} and {length} pictures, this run's of seed {self._seed} and "
+                f"{self._length}: continue with the seed and the data of the start"
+            )
+        self._iterator.close()
+        self._iterator = self._batches_from(position)
+        self._position = position
 
     def close(self) -> None:
         """Lets go of the threads and of what they prepared; the loader cannot be used afterwards."""
@@ -169,8 +179,8 @@ def train_loader(
     _check_fits(source, batch_size * shard.count)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed} is out of range: give one from 0 to {2**32 - 1}")
-    chunk = _chunk_size(batch_size)
-    rows = (
+    chunk, reading = _chunk_size(batch_size), _Reading(threads, workers)
+    order = (
         grain.MapDataset.range(len(source))
         # Grain derives a seed for each random step from this one. Given to shuffle() itself it would be increased by
         # one each epoch, and a run with the next seed would repeat the order of this one, an epoch earlier.
@@ -178,12 +188,15 @@ def train_loader(
         .shuffle()
         .repeat()
         # After repeat(): the position in the endless row seeds the augmentation, so that no two epochs look the same.
-        .map_with_index(_position_and_example)[shard.index :: shard.count]
-        .batch(chunk, drop_remainder=True)
-        .map(partial(_training_rows, source, transform, seed))
+        .map_with_index(_position_and_example)
     )
-    dataset = _assemble(rows, batch_size // chunk, _Reading(threads, workers))
-    return TrainLoader(iter(dataset), seed, len(source))
+
+    def batches_from(position: int) -> grain.DatasetIterator:
+        own = order[position + shard.index :: shard.count].batch(chunk, drop_remainder=True)
+        rows = own.map(partial(_training_rows, source, transform, seed))
+        return iter(_assemble(rows, batch_size // chunk, reading))
+
+    return TrainLoader(batches_from, batch_size * shard.count, seed, len(source))
 
 
 def eval_loader(

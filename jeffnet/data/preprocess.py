@@ -250,5 +250,5 @@ def _check_mode(image: Image.Image) -> None:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    pixels = np.array(image)
+    pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -1,21 +1,19 @@
-"""Labelled pictures by number: folders of files, and the handwritten digits that come with scikit-learn."""
+"""Labelled pictures by number: folders of files, the handwritten digits of scikit-learn, and the first of any."""
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
+from jeffnet.data.checks import checked_index, listed
 from jeffnet.data.images import image_mode, read_image
-from jeffnet.errors import DatasetError
-
-Split = Literal["train", "val"]
+from jeffnet.data.splits import SPLITS, split_names
+from jeffnet.errors import ConfigError, DatasetError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-# Folder names that a split may have, the preferred one first.
-SPLIT_FOLDERS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "test")}
 
 
 class Example(NamedTuple):
@@ -73,7 +71,7 @@ class ImageFolder:
     def __init__(
         self,
         root: str | os.PathLike[str],
-        split: Split = "train",
+        split: str = "train",
         channels: int = 3,
         classes: Sequence[str] | None = None,
     ) -> None:
@@ -81,7 +79,7 @@ class ImageFolder:
 
         Args:
           root: the data set's folder.
-          split: 'train' or 'val'.
+          split: 'train', 'val' or the name of another folder in `root`.
           channels: 3 for RGB, 1 for grey.
           classes: the order of labels, such as that of the training set; by default the sorted names of the folders.
         """
@@ -95,14 +93,14 @@ class ImageFolder:
         self.classes = tuple(found if classes is None else classes)
         if unknown := sorted(set(found) - set(self.classes)):
             raise DatasetError(
-                f"{folder} has folders of unknown classes: {_listed(unknown)}; rename them to one of "
-                f"{_listed(self.classes)}, or remove them"
+                f"{folder} has folders of unknown classes: {listed(unknown)}; rename them to one of "
+                f"{listed(self.classes)}, or remove them"
             )
         pictures = {name: sorted(_pictures(folder / name)) for name in found}
         if empty := [name for name in found if not pictures[name]]:
             raise DatasetError(
-                f"{folder} has class folders without a picture: {_listed(empty)}; remove them, or add files of "
-                f"{_listed(sorted(SUFFIXES))}"
+                f"{folder} has class folders without a picture: {listed(empty)}; remove them, or add files of "
+                f"{listed(sorted(SUFFIXES))}"
             )
         self.names = tuple(path.relative_to(self._root).as_posix() for name in found for path in pictures[name])
         label = {name: index for index, name in enumerate(self.classes)}
@@ -142,7 +140,7 @@ class Digits:
       ImageError: `channels` is neither 1 nor 3.
     """
 
-    def __init__(self, split: Split = "train", channels: int = 1) -> None:
+    def __init__(self, split: str = "train", channels: int = 1) -> None:
         """Loads the split into memory.
 
         Args:
@@ -156,7 +154,7 @@ class Digits:
             from sklearn.datasets import load_digits
         except ImportError:
             raise DatasetError("data set 'digits' needs scikit-learn: pip install 'jeffnet[digits]'") from None
-        data, labels = load_digits(return_X_y=True)
+        data, labels = map(np.asarray, load_digits(return_X_y=True))
         self.classes = tuple("0123456789")
         self._indices = _stratified(labels, split)
         self._pixels = np.rint(data.reshape(-1, 8, 8)[self._indices] * (255 / 16)).astype(np.uint8)
@@ -177,38 +175,42 @@ class Digits:
         return f"Digits({len(self):,} pictures of 10 classes)"
 
 
-def open_source(
-    data: str, split: Split, channels: int, classes: Sequence[str] | None = None, min_images: int = 1
-) -> ImageFolder | Digits:
-    """The data set of that name.
-
-    Args:
-      data: 'digits' (a folder of this name is './digits'), or a folder as `ImageFolder` takes it.
-      split: 'train' or 'val'.
-      channels: 3 for RGB, 1 for grey.
-      classes: the order of labels, for a folder; digits have their own, and take no other.
-      min_images: fewest pictures that will do.
+class First:
+    """The first examples of a source.
 
     Raises:
-      DatasetError: what `ImageFolder` or `Digits` raise, or fewer pictures than `min_images`.
-      ImageError: `channels` is neither 1 nor 3.
+      ConfigError: `count` is not positive.
     """
-    if data == "digits":
-        source = Digits(split, channels)
-        if classes is not None and tuple(classes) != source.classes:
-            raise DatasetError(
-                f"data set 'digits' has the classes 0 to 9, not {_listed(classes)}: give another data set"
-            )
-    else:
-        source = ImageFolder(data, split, channels, classes)
-    if len(source) < min_images:
-        raise DatasetError(
-            f"{split} set of {data!r} has {len(source)} pictures: at least {min_images} are needed, add some"
-        )
-    return source
+
+    def __init__(self, source: Source, count: int) -> None:
+        """Reads nothing.
+
+        Args:
+          source: any.
+          count: how many; a source that has fewer gives all.
+        """
+        if count < 1:
+            raise ConfigError(f"the first {count} pictures are none: give 1 or more")
+        self.classes = source.classes
+        self.channels = source.channels
+        self._source = source
+        self._count = min(count, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[checked_index(index, len(self))]
+
+    def name(self, index: int) -> str:
+        """That of the source."""
+        return self._source.name(checked_index(index, len(self)))
+
+    def __repr__(self) -> str:
+        return f"First({self._source!r}, {len(self):,})"
 
 
-def _stratified(labels: np.ndarray, split: Split) -> np.ndarray:
+def _stratified(labels: np.ndarray, split: str) -> np.ndarray:
     """Sorted indices of the examples of a split: one fifth of each label's, rounded down, is 'val'."""
     # RandomState's numbers are the same in every version of NumPy, those of a Generator may change.
     random = np.random.RandomState(0)
@@ -221,20 +223,20 @@ def _stratified(labels: np.ndarray, split: Split) -> np.ndarray:
 
 
 def _check_split(split: str) -> None:
-    if split not in SPLIT_FOLDERS:
-        raise DatasetError(f"split {split!r} is not one of {', '.join(SPLIT_FOLDERS)}")
+    if split not in SPLITS:
+        raise DatasetError(f"split {split!r} is not one of {', '.join(SPLITS)}")
 
 
-def _split_folder(root: Path, split: Split) -> Path:
+def _split_folder(root: Path, split: str) -> Path:
     """Where the class folders of a split are."""
-    _check_split(split)
     present = _folders(root)
-    for name in SPLIT_FOLDERS[split]:
+    for name in split_names(split):
         if name in present:
             return root / name
-    expected = f"{root / SPLIT_FOLDERS[split][0]}/<class>/*.jpg"
-    if split == "train":
-        raise DatasetError(f"data set {str(root)!r} has no folder 'train': training expects {expected}")
+    expected = f"{root / split}/<class>/*.jpg"
+    if split != "val":
+        needs = "training expects" if split == "train" else "expected"
+        raise DatasetError(f"data set {str(root)!r} has no folder {split!r}: {needs} {expected}")
     # The folders of the other split would pass for classes.
     if "train" in present:
         raise DatasetError(f"data set {str(root)!r} has a folder 'train' but none to validate on: expected {expected}")
@@ -285,9 +287,3 @@ def _refuse(error: OSError) -> None:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".")
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    """The names in one line, the first few of them if there are many."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

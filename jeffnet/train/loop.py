@@ -17,8 +17,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing, resolve_name
 from jeffnet.data.batches import EvalLoader
 from jeffnet.data.loader import TrainLoader, eval_loader, steps_per_epoch, train_loader
+from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
-from jeffnet.data.sources import open_source
 from jeffnet.errors import TrainingError
 from jeffnet.evaluate import Forward, Scores, evaluate, make_forward
 from jeffnet.linen import ImageClassifier, create_model, inference, to_canonical

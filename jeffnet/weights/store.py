@@ -8,7 +8,8 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,12 +71,23 @@ def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: 
     """
     entry = {"format": _FORMAT, **dataclasses.asdict(card)}
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with written_atomically(path) as partial:
+        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(entry)})
+
+
+@contextmanager
+def written_atomically(path: str | os.PathLike) -> Iterator[str]:
+    """Another name under which to write a file; at the end it gets its own, or nothing is left after an error.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
     path = Path(path)
     try:
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(descriptor)
         try:
-            save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(entry)})
+            yield partial
             os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
             os.replace(partial, path)
         except BaseException:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.data.batches import Shard
 from jeffnet.data.loader import GrainEvalLoader, TrainBatch, TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Example, ImageFolder
@@ -134,7 +135,17 @@ def test_a_state_of_another_run_is_refused():
             other.set_state(loader.get_state())
 
 
-@pytest.mark.parametrize("state", [{}, {"seed": 1, "length": 10}, {"position": {}, "seed": 1, "length": 10}, None, []])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"seed": 1, "length": 10},
+        {"position": {}, "seed": 1, "length": 10},
+        {"position": -1, "seed": 1, "length": 10},
+        None,
+        [],
+    ],
+)
 def test_what_is_no_state_is_refused(state):
     with pytest.raises(ConfigError, match="not the state of a training loader"):
         train_loader(Noise(10), TRAIN, 4, seed=1).set_state(state)
@@ -220,6 +231,100 @@ def test_after_an_error_the_state_is_that_of_the_last_whole_batch(seed: int, dam
     resumed = train_loader(damaged, TRAIN, 3, seed)
     resumed.set_state(state)
     assert_same(batches(resumed, 3), expected[len(good) :])
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_damaged_picture_can_be_left_out(damaged: ImageFolder, threads: int, batch_size: int):
+    """Its row stays, masked, so that it can be named; all others are as they would be without it."""
+    loader = eval_loader(damaged, EVALUATE, batch_size, threads=threads, on_bad_image="skip")
+    rows = list(loader)
+    index, mask = (np.concatenate([batch[key] for batch in rows]) for key in ("index", "mask"))
+    assert [loader.name(i) for i in index[(index >= 0) & ~mask]] == ["train/b/3.png"]
+    np.testing.assert_array_equal(np.sort(index[mask]), np.setdiff1d(np.arange(12), [9]))
+
+
+@pytest.mark.parametrize(("length", "count", "batch_size"), [(11, 3, 2), (5, 4, 3), (12, 2, 4), (1, 3, 8)])
+def test_hosts_share_an_evaluation_set(length: int, count: int, batch_size: int):
+    """Each example once over all of them, and as many batches for each, or the others would wait for ever."""
+    loaders = [eval_loader(Noise(length), EVALUATE, batch_size, 1, shard=Shard(host, count)) for host in range(count)]
+    assert len({len(loader) for loader in loaders}) == 1
+    batches_ = [list(loader) for loader in loaders]
+    assert all(len(found) == len(loaders[0]) for found in batches_)
+    rows = [batch for found in batches_ for batch in found]
+    index, mask = (np.concatenate([batch[key] for batch in rows]) for key in ("index", "mask"))
+    np.testing.assert_array_equal(np.sort(index[mask]), np.arange(length))
+    assert all(loader.num_examples == length for loader in loaders)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_batches_of_all_hosts_are_those_of_one(count: int):
+    """The pictures too: augmentation depends on the place in the whole order, not on the host."""
+    whole = batches(train_loader(Noise(20), TRAIN, 4 * count, seed=2), 7)
+    hosts = [batches(train_loader(Noise(20), TRAIN, 4, seed=2, shard=Shard(host, count)), 7) for host in range(count)]
+    for number, batch in enumerate(whole):
+        for host, found in enumerate(hosts):
+            np.testing.assert_array_equal(found[number]["label"], batch["label"][host::count])
+            np.testing.assert_array_equal(found[number]["image"], batch["image"][host::count])
+
+
+def test_a_shard_outside_the_hosts_is_an_error():
+    with pytest.raises(ConfigError, match="shard 2 of 2"):
+        Shard(2, 2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ImageFolder:
+    """Ten pictures of noise, which worker processes can open too."""
+    for number in range(10):
+        (tmp_path / "train" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(Noise(10).pixels[number]).save(tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
+    return ImageFolder(tmp_path)
+
+
+def test_worker_processes_give_what_threads_give(folder: ImageFolder):
+    """In order, in training and evaluation, and from a saved state on."""
+    expected = list(eval_loader(folder, EVALUATE, 4))
+    for ours, theirs in zip(eval_loader(folder, EVALUATE, 4, workers=2), expected, strict=True):
+        for key in theirs:
+            np.testing.assert_array_equal(ours[key], theirs[key])
+    threads, workers = (train_loader(folder, TRAIN, 4, seed=1, workers=workers) for workers in (0, 2))
+    assert_same(batches(workers, 6), batches(threads, 6))
+    state = workers.get_state()
+    assert state["seed"] == 1
+    rest = batches(workers, 4)
+    assert_same(rest, batches(threads, 4))
+    workers.set_state(json.loads(json.dumps(state)))
+    assert_same(batches(workers, 4), rest)
+    workers.close()
+
+
+def test_a_state_is_good_for_another_number_of_hosts_and_another_batch_size():
+    loader = train_loader(Noise(20), TRAIN, 6, seed=1)
+    batches(loader, 5)
+    state = loader.get_state()
+    expected = batches(loader, 2)
+    hosts = [train_loader(Noise(20), TRAIN, 2, seed=1, shard=Shard(host, 3)) for host in range(3)]
+    for host, other in enumerate(hosts):
+        other.set_state(state)
+        for found, batch in zip(batches(other, 2), expected, strict=True):
+            np.testing.assert_array_equal(found["image"], batch["image"][host::3])
+    larger = train_loader(Noise(20), TRAIN, 12, seed=1)
+    larger.set_state(state)
+    np.testing.assert_array_equal(
+        batches(larger, 1)[0]["image"], np.concatenate([batch["image"] for batch in expected])
+    )
+
+
+def test_a_damaged_picture_in_a_worker_reaches_the_caller_by_name(damaged: ImageFolder):
+    with pytest.raises(ImageError, match=r"^image '.*3\.png' .*truncated"):
+        list(eval_loader(damaged, EVALUATE, 4, workers=2))
+
+
+def test_evaluation_can_begin_at_any_batch():
+    loader = eval_loader(Noise(10), EVALUATE, 4)
+    found = [batch["index"].tolist() for batch in loader.batches(start=1)]
+    assert found == [[4, 5, 6, 7], [8, 9, -1, -1]]
 
 
 def test_a_closed_loader_leaves_no_thread_behind():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jeffnet.data.sources import Digits, ImageFolder, open_source
-from jeffnet.errors import DatasetError, ImageError
+from jeffnet.data.sources import Digits, First, ImageFolder
+from jeffnet.errors import ConfigError, DatasetError, ImageError
 
 
 def picture(path: Path, value: int = 0) -> None:
@@ -131,7 +131,7 @@ def test_class_folders_without_a_picture_are_all_named(root: Path):
         ("train/dog/1.jpg", "val", "is a file"),
         ("train/dog", "val", "no class folders"),
         ("nul\0", "val", "cannot be read|does not exist"),
-        ("", "test", "split 'test' is not one of train, val"),
+        ("", "test", "no folder 'test'"),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_an_error_of_one_line(data: str, split, fault: str, root: Path):
@@ -156,25 +156,25 @@ def test_a_damaged_picture_is_found_when_it_is_read(root: Path):
         source[4]
 
 
-def test_open_source_knows_folders_and_digits(root: Path):
-    pytest.importorskip("sklearn")
-    assert len(open_source(str(root), "train", 3)) == 5
-    assert open_source(str(root), "val", 1, classes=["dog", "cat"])[0].label == 0
-    digits = open_source("digits", "val", 3)
-    assert isinstance(digits, Digits) and digits[0].image.mode == "RGB"
+def test_any_other_folder_is_a_split_of_its_own_name(root: Path):
+    picture(root / "minival/cat/y.png")
+    picture(root / "test/cat/z.png")
+    assert ImageFolder(root, "minival").names == ("minival/cat/y.png",)
+    assert ImageFolder(root, "test").names == ("test/cat/z.png",)
 
 
-def test_too_few_pictures_are_an_error_naming_both_numbers(root: Path):
-    assert len(open_source(str(root), "train", 3, min_images=5)) == 5
-    with pytest.raises(DatasetError, match=r"has 5 pictures: at least 6"):
-        open_source(str(root), "train", 3, min_images=6)
-
-
-def test_digits_take_no_classes_but_their_own():
-    pytest.importorskip("sklearn")
-    assert open_source("digits", "val", 1, classes=[str(digit) for digit in range(10)]).classes[3] == "3"
-    with pytest.raises(DatasetError, match="cat, dog"):
-        open_source("digits", "val", 1, classes=["cat", "dog"])
+def test_the_first_of_a_source_are_its_first(root: Path):
+    source = ImageFolder(root)
+    first = First(source, 2)
+    assert (len(first), first.classes, first.channels) == (2, source.classes, source.channels)
+    assert [first[index].name for index in range(2)] == [first.name(0), first.name(1)] == list(source.names[:2])
+    with pytest.raises(IndexError):
+        first[2]
+    with pytest.raises(IndexError):
+        first.name(2)
+    assert len(First(source, 9)) == 5
+    with pytest.raises(ConfigError, match="first 0 pictures"):
+        First(source, 0)
 
 
 def test_digits_are_split_into_four_fifths_and_one_alike_in_every_class():

@@ -1,0 +1,127 @@
+"""Does every pipeline and backend say of each picture what timm says?
+
+    python benchmarks/agreement.py PICTURES --weights model.safetensors [--model NAME] [--split val]
+
+Writes the weights as a timm state dict, which timm loads strictly, and has timm's own transforms, data set and loader
+validate the pictures in float32. Then `jeffnet validate` does, with each loader and backend. Printed are the scores and
+how many pictures get another first class; those among them where timm's two best probabilities differ by less than 1e-5
+are ties. Needs the extras torch, tf and objax.
+"""
+
+import argparse
+import importlib.util
+import re
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from jeffnet.backends import BACKENDS
+from jeffnet.candidates import Candidate
+from jeffnet.checkpoints import write_checkpoint
+from jeffnet.cli.text import table
+from jeffnet.validate import Settings, validate
+from jeffnet.weights.load import open_weights
+
+TIE = 1e-5
+
+
+def import_timm() -> ModuleType:
+    """timm, beside builds of torchvision whose compiled operators do not load."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
+    import timm
+
+    return timm
+
+
+def timm_probabilities(pictures: str, split: str, weights: Path, card, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax `(N, classes)` and labels by timm's own validation."""
+    timm = import_timm()
+    import torch
+    from safetensors.torch import load_file
+
+    model = timm.create_model(
+        re.sub(r"_(ap|ns|ns_475)$", "", card.model.removeprefix("pt_")), num_classes=card.num_classes
+    )
+    model.load_state_dict(load_file(weights))
+    model.eval()
+    pre = card.preprocessing
+    dataset = timm.data.create_dataset("", str(Path(pictures) / split))
+    loader = timm.data.create_loader(
+        dataset,
+        input_size=(3, pre.image_size, pre.image_size),
+        batch_size=50,
+        use_prefetcher=False,
+        interpolation=pre.interpolation,
+        mean=pre.mean,
+        std=pre.std,
+        crop_pct=pre.crop_pct,
+        num_workers=workers,
+    )
+    rows, labels = [], []
+    with torch.no_grad():
+        for images, targets in loader:
+            rows.append(torch.softmax(model(images), 1).numpy())
+            labels.append(targets.numpy())
+    # timm sorts files in another way: as ours, by name.
+    order = np.argsort(dataset.filenames(), kind="stable")
+    return np.concatenate(rows)[order], np.concatenate(labels)[order]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    card, arrays = open_weights(options.weights, options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder) / "timm.safetensors", arrays, card, "timm")
+        reference, labels = timm_probabilities(
+            options.pictures, options.split, Path(folder) / "timm.safetensors", card, options.workers
+        )
+    best = np.sort(reference, 1)[:, -2:]
+    ties = best[:, 1] - best[:, 0] < TIE
+    guesses = reference.argmax(1)
+    rows = [("timm", "", f"{100 * (guesses == labels).mean():.2f}", "", "", "")]
+    for loader in ("pt", "grain", "tf"):
+        for backend in BACKENDS:
+            if backend == "objax" and importlib.util.find_spec("objax") is None:
+                continue
+            settings = Settings(
+                data=options.pictures,
+                split=options.split,
+                loader=loader,
+                backend=backend,
+                batch_size=50,
+                workers=options.workers,
+            )
+            (outcome,) = validate([Candidate(options.model, options.weights)], settings)
+            found = outcome.answers.predictions
+            assert np.array_equal(found.label, labels)
+            differ = found.classes[:, 0] != guesses
+            gap = np.abs(found.probabilities - np.take_along_axis(reference, found.classes, 1)).max()
+            rows.append(
+                (
+                    loader,
+                    backend,
+                    f"{outcome.row['top1']:.2f}",
+                    str(differ.sum()),
+                    str((differ & ties).sum()),
+                    f"{gap:.1e}",
+                )
+            )
+    print(table(("loader", "backend", "top-1, %", "other class", "of them ties", "largest gap of probability"), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Tar archives: which ones a pattern means, and what is where in them."""
+
+import glob
+import os
+import posixpath
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jeffnet.errors import DatasetError
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BLOCK = 512  # what a tar archive is made of
+_MOST_TEXT = 2**20
+
+
+class Member(NamedTuple):
+    """A file in an archive: `size` bytes from `offset` on. Its name has '/' and no './' in front."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def find_archives(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[Path, list[Path]]:
+    """The archives of a data set, and the folder that holds them all.
+
+    Args:
+      data: an archive; a folder, with `*.tar` in it or one folder down; a pattern with `*`, `?`, `[...]` or braces, as
+        `shard-{000..146}.tar` or `{train,val}.tar`; or a list of archives.
+
+    Returns:
+      The folder, and at least one path, sorted.
+
+    Raises:
+      DatasetError: there is none, or one of those named does not exist.
+    """
+    if isinstance(data, str | os.PathLike):
+        folder = Path(data).expanduser()
+        paths = [folder]
+        if folder.is_dir():
+            found = [*folder.glob("*.tar"), *folder.glob("*/*.tar")]
+            paths = [path for path in found if not path.name.startswith(".")]
+            if not paths:
+                raise DatasetError(f"data set {str(folder)!r} has no archives: give a folder with files *.tar")
+            return folder, sorted(paths)
+        if not folder.exists():
+            paths = _expand(str(folder))
+    else:
+        paths = [Path(path).expanduser() for path in data]
+    shown = os.fspath(data) if isinstance(data, str | os.PathLike) else "[]"
+    if not paths:
+        raise DatasetError(f"data set {shown!r}: no archive is so named; check the pattern")
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DatasetError(
+            f"archive {str(missing[0])!r} does not exist ({len(missing)} of {len(paths)} do not): check the path"
+        )
+    # Once each: nested braces, like patterns that overlap, give some twice.
+    paths = sorted({path.absolute() for path in paths})
+    return Path(os.path.commonpath([path.parent for path in paths])), paths
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """All that a pattern with braces means, as in a shell: `{a,b}` and `{000..146}`, zeros in front kept."""
+    if not (braces := re.search(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}", pattern)):
+        return [pattern]
+    inside = braces[1]
+    if "," in inside:
+        words = inside.split(",")
+    else:
+        first, last = inside.split("..")
+        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        words = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [path for word in words for path in expand_braces(before + word + after)]
+
+
+def read_headers(path: Path, is_text: Callable[[str], bool]) -> tuple[list[Member], dict[str, bytes]]:
+    """Which files an archive has. Hidden ones are left out.
+
+    Args:
+      path: of the archive.
+      is_text: whether the contents of a member of this name are wanted; of more than 1 MiB they never are.
+
+    Returns:
+      The members in their order, and the contents of those wanted, by name.
+
+    Raises:
+      DatasetError: no tar archive, a compressed or truncated one, or one that has a member twice, or a link.
+    """
+    _refuse_compressed(path)
+    members, texts, names = [], {}, set()
+    try:
+        with tarfile.open(path, "r:", errors="replace") as archive:
+            for entry in _entries(archive):
+                name = posixpath.normpath(entry.name).lstrip("/")
+                if entry.isdir() or any(part.startswith(".") for part in name.split("/")):
+                    continue
+                if not entry.isreg() or entry.issparse():
+                    raise DatasetError(
+                        f"member {name!r} of archive {str(path)!r} is a link or sparse: pack the archive again with "
+                        "`tar --dereference --hard-dereference`"
+                    )
+                if name in names:
+                    raise DatasetError(f"archive {str(path)!r} has the member {name!r} twice: remove one of them")
+                names.add(name)
+                members.append(Member(name, entry.offset_data, entry.size))
+                if entry.size <= _MOST_TEXT and is_text(name) and (content := archive.extractfile(entry)):
+                    texts[name] = content.read()
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise DatasetError(
+            f"archive {str(path)!r} is no tar archive, truncated or damaged ({error}): get it again"
+        ) from error
+    return members, texts
+
+
+def _expand(pattern: str) -> list[Path]:
+    paths = []
+    for path in expand_braces(pattern):
+        paths += sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+    return [Path(path) for path in paths]
+
+
+def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All headers, and an error where they do not go on to the archive's end."""
+    while (entry := archive.next()) is not None:
+        yield entry
+        # tarfile keeps every header: with millions of pictures, gigabytes.
+        archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+    # It takes a header that it cannot read, or the end of the file, for the end; that is marked by empty blocks.
+    file = archive.fileobj
+    assert file is not None
+    file.seek(archive.offset)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise tarfile.ReadError(f"no end mark after {archive.offset:,} bytes")
+
+
+def _refuse_compressed(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+    except OSError as error:
+        raise DatasetError(f"archive {str(path)!r} cannot be read ({error.strerror}): check its permissions") from error
+    for magic, method in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise DatasetError(
+                f"archive {str(path)!r} is compressed with {method}: pictures are read in place, so decompress it first"
+            )

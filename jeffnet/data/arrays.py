@@ -1,0 +1,135 @@
+"""Labelled pictures in NumPy arrays, and in `.npz` files of them."""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jeffnet.data.checks import checked_index, checked_labels
+from jeffnet.data.images import MODES, image_mode
+from jeffnet.data.sources import Example
+from jeffnet.data.splits import split_names
+from jeffnet.errors import DatasetError
+
+# Names of the arrays of a split: ours, those of keras.datasets, those of MedMNIST.
+_NAMES = (("images_{}", "labels_{}"), ("x_{}", "y_{}"), ("{}_images", "{}_labels"))
+_WITHOUT_SPLIT = ("images", "labels")
+
+
+class ArraySource:
+    """Pictures in memory, in the order of the arrays.
+
+    Attributes:
+      classes: names of the labels; unnamed ones '0' to the greatest.
+      labels: int32 `(len(self),)`.
+
+    Raises:
+      DatasetError: arrays of another type or shape, or a label that is negative or outside the classes.
+      ImageError: `channels` is neither 1 nor 3.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | Sequence[int],
+        classes: Sequence[str] | None = None,
+        channels: int | None = None,
+        data: str = "arrays",
+    ) -> None:
+        """Keeps the arrays, without copying the pictures.
+
+        Args:
+          images: uint8 `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`.
+          labels: integers `(N,)` or `(N, 1)`.
+          classes: name of every label.
+          channels: 3 for RGB, 1 for grey; None takes that of `images`.
+          data: what names of pictures begin with.
+        """
+        images, numbers = np.asanyarray(images), np.asarray(labels)
+        if images.dtype != np.uint8 or images.shape[3:] not in ((), (1,), (3,)) or images.ndim < 3:
+            raise DatasetError(
+                f"images of {data!r} are {images.dtype} {images.shape}: give uint8 (N, H, W), (N, H, W, 1) or "
+                "(N, H, W, 3)"
+            )
+        if not all(images.shape[1:3]):
+            raise DatasetError(f"images of {data!r} are {images.shape}, without a pixel: give some")
+        if numbers.shape == (len(images), 1):
+            numbers = numbers[:, 0]
+        if numbers.dtype.kind not in "iu" or numbers.shape != (len(images),):
+            raise DatasetError(
+                f"labels of {data!r} are {numbers.dtype} {numbers.shape}: give integers ({len(images)},), one an image"
+            )
+        self._images = images[..., 0] if images.shape[3:] == (1,) else images
+        self.channels = (3 if self._images.ndim == 4 else 1) if channels is None else channels
+        image_mode(self.channels)
+        self._data = data
+        self.labels, self.classes = checked_labels(numbers, classes, data, self.name)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        index = checked_index(index, len(self))
+        image = Image.fromarray(self._images[index]).convert(MODES[self.channels])
+        return Example(image, int(self.labels[index]), self.name(index))
+
+    def name(self, index: int) -> str:
+        """The arrays' name and the picture's number."""
+        return f"{self._data}/{index}"
+
+    def __repr__(self) -> str:
+        return f"ArraySource({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+
+
+def open_npz(path: str | os.PathLike[str], split: str = "train", channels: int | None = None) -> ArraySource:
+    """The pictures of a split in an `.npz` file.
+
+    Args:
+      path: a file with arrays `x_train` and `y_train`, `x_val` and `y_val` ..., or `images_val` and `labels_val`, or
+        `val_images` and `val_labels`; or just `images` and `labels`, which serve as 'val' only. `classes`, strings, may
+        name the labels.
+      split: 'train', 'val' (val, validation or test, the first there is) or any other name.
+      channels: 3 for RGB, 1 for grey; None takes that of the arrays.
+
+    Raises:
+      DatasetError: the file cannot be read, holds pickled objects or no such split; or what `ArraySource` raises.
+      ImageError: `channels` is neither 1 nor 3.
+    """
+    path = Path(path).expanduser()
+    try:
+        # Opened here, since NumPy leaves a damaged file open.
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise DatasetError(f"data set {str(path)!r} is one array: save images and labels with numpy.savez")
+            images, labels = _array_names(arrays.files, split, str(path))
+            classes = [_text(name) for name in arrays["classes"]] if "classes" in arrays else None
+            return ArraySource(arrays[images], arrays[labels], classes, channels, path.name)
+    except FileNotFoundError:
+        raise DatasetError(f"data set {str(path)!r} does not exist: check the path") from None
+    except DatasetError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = "it holds pickled objects" if "allow_pickle" in str(error) else str(error).partition("\n")[0]
+        raise DatasetError(
+            f"data set {str(path)!r} cannot be read ({reason}): save plain arrays with numpy.savez"
+        ) from error
+
+
+def _array_names(present: Sequence[str], split: str, data: str) -> tuple[str, str]:
+    for name in split_names(split):
+        for images, labels in _NAMES:
+            if images.format(name) in present and labels.format(name) in present:
+                return images.format(name), labels.format(name)
+    if split == "val" and set(_WITHOUT_SPLIT) <= set(present):
+        return _WITHOUT_SPLIT
+    raise DatasetError(
+        f"data set {data!r} has no split {split!r}, only the arrays {', '.join(present)}: add x_{split} and y_{split}"
+    )
+
+
+def _text(name: object) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)

@@ -1,0 +1,229 @@
+"""Labelled pictures of Hugging Face `datasets`: parquet files here, and data sets of the hub."""
+
+import contextlib
+import glob
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jeffnet.data.checks import checked_index, checked_labels, listed
+from jeffnet.data.images import image_mode, read_image
+from jeffnet.data.sources import Example
+from jeffnet.data.splits import files_of_split, split_names
+from jeffnet.errors import DatasetError, ImageError
+
+if TYPE_CHECKING:
+    import datasets
+
+_HUB = re.compile(r"hf:(?P<repository>[^/@:]+/[^/@:]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?")
+_IMAGE_COLUMNS = ("image", "img", "picture")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+
+
+class HubDataset:
+    """Pictures of a table: rows of the data set, in its order.
+
+    The column of pictures is the first of type `datasets.Image`, preferably called image or img; where there is none,
+    the first of structs of `bytes` and `path`. That of labels is called label, labels, fine_label or cls, preferably a
+    `datasets.ClassLabel`, which has the names of the classes, else integers; or it is the only ClassLabel.
+
+    Attributes:
+      classes: names of the labels; unnamed ones '0' to the greatest.
+      labels: int32 `(len(self),)`.
+
+    Raises:
+      DatasetError: `datasets` is not installed; there is no such data set, configuration or split; it cannot be read or
+        downloaded; it lacks one of the columns; it has rows without a label, as test sets do.
+      ImageError: on construction `channels` is neither 1 nor 3; on access a picture that cannot be decoded.
+    """
+
+    def __init__(self, data: str | os.PathLike[str], split: str = "train", channels: int = 3) -> None:
+        """Reads the labels, no picture. The rows are kept in the cache of `datasets`, as Arrow files.
+
+        Args:
+          data: a parquet file; a folder of parquet files, whose names or folders tell the split (see `files_of_split`
+            in `jeffnet.data.splits`); or `hf:owner/name`, `hf:owner/name:config`, either with `@revision` at the end,
+            of which all splits are downloaded (to have one only, fetch its files with `hf download --include` and give
+            the folder). Where JEFFNET_OFFLINE or HF_HUB_OFFLINE is set, only what is in the cache is found.
+          split: 'train', 'val' (val, validation or test, the first there is) or any other name.
+          channels: 3 for RGB, 1 for grey.
+        """
+        image_mode(channels)
+        self.channels = channels
+        self._data = os.fspath(data)
+        try:
+            import datasets
+        except ImportError:
+            raise DatasetError(
+                f"data set {self._data!r} needs Hugging Face datasets: pip install 'jeffnet[datasets]'"
+            ) from None
+        if self._data.startswith("hf:"):
+            self._folder = Path()
+            rows, found = _of_hub(self._data, split)
+            self._base = f"{self._data.removeprefix('hf:')}/{found}"
+        else:
+            path = Path(data).expanduser()
+            self._folder = path if path.is_dir() else path.parent
+            rows, self._base = _of_files(path, split), path.name
+        self._image = _image_column(rows.features, self._data)
+        label = _label_column(rows.features, self._data)
+        # Undecoded, since ours is the reader that knows which errors to raise.
+        self._rows = rows.cast_column(self._image, datasets.Image(decode=False)).select_columns([self._image])
+        classes = getattr(rows.features[label], "names", None)
+        self.labels, self.classes = checked_labels(_labels(rows, label), classes, self._data, self.name)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        index = checked_index(index, len(self))
+        name = self.name(index)
+        picture = self._rows[index][self._image] or {}
+        content, path = picture.get("bytes"), picture.get("path")
+        if content is None:
+            if not path:
+                raise ImageError(f"image {name!r} has neither bytes nor a path: remove its row")
+            content = self._folder / path
+        return Example(read_image(content, self.channels, name), int(self.labels[index]), name)
+
+    def name(self, index: int) -> str:
+        """The data set and the picture's path in it, or its number where it has no path."""
+        index = checked_index(index, len(self._rows))
+        # Of the column itself, since a row would bring the picture with it.
+        path = self._rows.data.column(self._image)[index]["path"].as_py()
+        return f"{self._base}/{path or index}"
+
+    def __repr__(self) -> str:
+        return f"HubDataset({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+
+
+def _of_files(path: Path, split: str) -> "datasets.Dataset":
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
+        root = path
+    else:
+        files, root = [path] if path.is_file() else [], path.parent
+    if not files:
+        raise DatasetError(f"data set {str(path)!r} does not exist or has no parquet files: check the path")
+    chosen = [glob.escape(str(file)) for file in files_of_split(files, root, split)]
+    # The name of a split within `datasets`, where these files are all there is.
+    return _load(str(path), "parquet", data_files={"train": chosen}, split="train")
+
+
+def _of_hub(data: str, split: str) -> tuple["datasets.Dataset", str]:
+    if not (match := _HUB.fullmatch(data)):
+        raise DatasetError(f"data set {data!r} is not hf:owner/name, hf:owner/name:config or either with @revision")
+    options = {"name": match["config"], "revision": match["revision"]}
+    if "[" in split or "+" in split:
+        return _load(data, match["repository"], split=split, **options), split
+    found = _load(data, match["repository"], **options)
+    for name in split_names(split):
+        if name in found:
+            return found[name], name
+    raise DatasetError(f"data set {data!r} has no split {split!r}: only {listed(sorted(found))}")
+
+
+def _load(data: str, *arguments: Any, **options: Any) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    of_hub = data.startswith("hf:")
+    try:
+        # Of files here it would tell the hub that they are loaded, and log what it then raises.
+        with _quiet(logs=of_hub), _offline(not of_hub or _is_told_offline()):
+            return datasets.load_dataset(*arguments, **options)
+    # Almost anything, of its own, of Arrow, of the hub's client and of what that uses for the network.
+    except Exception as error:
+        cause = error
+        while isinstance(cause, DatasetGenerationError) and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        if isinstance(error, DatasetNotFoundError):
+            remedy = "check the spelling; for a private or gated one, log in with `hf auth login`"
+        elif isinstance(error, OSError) and of_hub:
+            remedy = "check the network, or unset JEFFNET_OFFLINE and HF_HUB_OFFLINE"
+        else:
+            remedy = "check its name, configuration and files"
+        raise DatasetError(f"data set {data!r} cannot be loaded ({reason}): {remedy}") from error
+
+
+@contextlib.contextmanager
+def _quiet(logs: bool) -> Iterator[None]:
+    """Within it progress is shown on a terminal only, and nothing is logged if so."""
+    import datasets
+    import huggingface_hub.utils as hub
+
+    bars = () if sys.stderr.isatty() else (datasets, hub)
+    shown = [module for module in bars if not module.are_progress_bars_disabled()]
+    level = datasets.logging.get_verbosity()
+    for module in shown:
+        module.disable_progress_bars()
+    if not logs:
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        for module in shown:
+            module.enable_progress_bars()
+
+
+def _is_told_offline() -> bool:
+    return os.environ.get("JEFFNET_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+@contextlib.contextmanager
+def _offline(is_offline: bool) -> Iterator[None]:
+    """Within it, if so, what HF_HUB_OFFLINE would do, which is read when the libraries are imported only."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    if is_offline:
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
+
+
+def _image_column(features: "datasets.Features", data: str) -> str:
+    import datasets
+
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)] or [
+        name for name, feature in features.items() if isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    ]
+    if not found:
+        raise DatasetError(
+            f"data set {data!r} has no column of pictures, only {listed(list(features))}: it needs one of type "
+            "datasets.Image, or of structs of bytes and path"
+        )
+    return next((name for name in _IMAGE_COLUMNS if name in found), found[0])
+
+
+def _label_column(features: "datasets.Features", data: str) -> str:
+    import datasets
+
+    named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    numbers = [name for name, feature in features.items() if re.match("u?int", getattr(feature, "dtype", None) or "")]
+    for candidates in (named, numbers):
+        for name in _LABEL_COLUMNS:
+            if name in candidates:
+                return name
+    if len(named) == 1:
+        return named[0]
+    raise DatasetError(
+        f"data set {data!r} has no column of labels, only {listed(list(features))}: it needs integers or a "
+        f"datasets.ClassLabel called {', '.join(_LABEL_COLUMNS)}"
+    )
+
+
+def _labels(rows: "datasets.Dataset", column: str) -> np.ndarray:
+    labels = rows.select_columns([column]).with_format("arrow")[:][column]
+    # A missing one counts as unlabelled, as -1 does.
+    return labels.fill_null(-1).to_numpy()

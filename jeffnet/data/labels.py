@@ -1,0 +1,183 @@
+"""From a data set's labels to a model's classes: by name, by number, or by a file that says it."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.data.checks import listed
+from jeffnet.errors import DatasetError
+
+# The 200 classes that ImageNet-A (arXiv:1907.07174) and ImageNet-R (arXiv:2006.16241) have of the 1,000; ImageNet-V2
+# (arXiv:1902.10811) and ImageNet-Sketch (arXiv:1905.13549) have all.
+SUBSETS = ("imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "data")
+
+
+def label_table(
+    classes: Sequence[str], num_classes: int, model_classes: Sequence[str] = (), mapping: dict[str, int] | None = None
+) -> np.ndarray:
+    """Which of a model's classes each label of a data set is.
+
+    A mapping decides first. Then names do, where the model has names (with 1,000 classes and none, ImageNet's WordNet
+    identifiers): a data set may have a part of its classes. Then numbers, where the data set's classes are numbers, as
+    ImageNet-V2's folders. Last the order, where there are as many of each and the model has no names.
+
+    Args:
+      classes: names of the data set's labels.
+      num_classes: of the model.
+      model_classes: their names; empty where unknown.
+      mapping: the model's class for each name, as `read_label_map` gives it.
+
+    Returns:
+      int32 `(len(classes),)`.
+
+    Raises:
+      DatasetError: there is no telling which class is which.
+    """
+    if mapping is not None:
+        if missing := [name for name in classes if name not in mapping]:
+            raise DatasetError(f"the label map lacks {listed(missing)} of the data set: add them")
+        if wrong := [name for name in classes if not 0 <= mapping[name] < num_classes]:
+            raise DatasetError(f"the label map sends {listed(wrong)} outside the model's {num_classes} classes")
+        return np.array([mapping[name] for name in classes], np.int32)
+    known = tuple(model_classes) or (tuple(imagenet_classes()) if num_classes == 1000 else ())
+    number = {name: index for index, name in enumerate(known)}
+    if all(name in number for name in classes):
+        return np.array([number[name] for name in classes], np.int32)
+    if known == tuple(imagenet_classes()) and tuple(classes) == tuple(imagenet_classes().values()):
+        return np.arange(num_classes, dtype=np.int32)
+    if all(name.isdecimal() and int(name) < num_classes for name in classes):
+        return np.array([int(name) for name in classes], np.int32)
+    if len(classes) == num_classes and not model_classes:
+        return np.arange(num_classes, dtype=np.int32)
+    if len(classes) != num_classes and not model_classes:
+        raise DatasetError(
+            f"the data set has {len(classes)} classes, the model {num_classes}: labels and logits would not match; "
+            "give a label map"
+        )
+    unknown = [name for name in classes if name not in number]
+    raise DatasetError(
+        f"the data set has classes that the model has not: {listed(unknown)}; it has {listed(known)}: "
+        "give a label map"
+    )
+
+
+def read_label_map(path: str | os.PathLike, model_classes: Sequence[str] = ()) -> dict[str, int]:
+    """A file that says which class of a model each class of a data set is.
+
+    Args:
+      path: JSON, one object from names to numbers or to names of the model's classes; or CSV, a name and a number or
+        name in each line.
+      model_classes: names of the model's classes, in its order; empty where unknown.
+
+    Raises:
+      DatasetError: it cannot be read, or has something else.
+    """
+    name, text = repr(os.fspath(path)), _read(path, "label map")
+    try:
+        pairs = list(json.loads(text).items()) if text.lstrip().startswith("{") else list(csv.reader(text.splitlines()))
+        pairs = [(str(source), target) for source, target in filter(None, pairs)]
+    except (ValueError, AttributeError) as error:
+        raise DatasetError(f"label map {name} is neither a JSON object nor CSV of two columns ({error})") from None
+    number = {known: index for index, known in enumerate(tuple(model_classes) or tuple(imagenet_classes()))}
+    mapping = {}
+    for source, target in pairs:
+        if isinstance(target, int) or re.fullmatch(r"\s*\d+\s*", str(target)):
+            mapping[source] = int(target)
+        elif target in number:
+            mapping[source] = number[target]
+        else:
+            raise DatasetError(f"label map {name} sends {source!r} to {target!r}, which is no class of the model")
+    return mapping
+
+
+def read_real_labels(path: str | os.PathLike) -> list[frozenset[int]]:
+    """ImageNet's validation labels reassessed (ReaL, arXiv:2006.07159): all classes that are in a picture.
+
+    Args:
+      path: `real.json` of its authors: for each picture, in the order of their numbers, a list of classes; empty where
+        no class is, and the picture does not count.
+
+    Raises:
+      DatasetError: it cannot be read, or is something else.
+    """
+    try:
+        rows = json.loads(_read(path, "ReaL labels"))
+        return [frozenset(int(label) for label in row) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"ReaL labels {os.fspath(path)!r} are no list of lists of numbers ({error})") from None
+
+
+def real_index(name: str, index: int, examples: int, labels: int) -> int:
+    """The place in the ReaL labels of a picture: by the number in its name, `ILSVRC2012_val_00000001`, else its own.
+
+    Args:
+      name: of the picture.
+      index: of the picture in the data set.
+      examples: of the data set.
+      labels: how many ReaL labels there are.
+
+    Raises:
+      DatasetError: the name has no number, and the data set is not the whole one.
+    """
+    if match := re.search(r"val_0*(\d+)(?!\d)", name):
+        if 1 <= int(match[1]) <= labels:
+            return int(match[1]) - 1
+    elif examples == labels:
+        return index
+    raise DatasetError(
+        f"picture {name!r} has no ReaL labels: they are for {labels} pictures with names such as "
+        "ILSVRC2012_val_00000001.JPEG"
+    )
+
+
+def subset_mask(subset: str, num_classes: int, table: np.ndarray) -> np.ndarray:
+    """Which classes a model may choose from.
+
+    Args:
+      subset: one of `SUBSETS`; 'data' takes those that the data set has.
+      num_classes: of the model.
+      table: `label_table` of the data set.
+
+    Returns:
+      bool `(num_classes,)`.
+
+    Raises:
+      DatasetError: no such subset, or the model or the data set has not its classes.
+    """
+    if subset not in SUBSETS:
+        raise DatasetError(f"subset {subset!r} is not one of {', '.join(SUBSETS)}")
+    if subset == "data":
+        mask = np.zeros(num_classes, np.bool_)
+        mask[table] = True
+        return mask
+    if num_classes != 1000:
+        raise DatasetError(f"subset {subset!r} is of ImageNet's 1,000 classes, the model has {num_classes}")
+    mask = np.zeros(1000, np.bool_)
+    mask[list(_subsets().get(subset, range(1000)))] = True
+    if not mask[table].all():
+        outside = np.array(list(imagenet_classes()))[table[~mask[table]]].tolist()
+        raise DatasetError(f"the data set has classes that {subset!r} has not: {listed(outside)}")
+    return mask
+
+
+@cache
+def _subsets() -> dict[str, tuple[int, ...]]:
+    text = (files("jeffnet.data") / "imagenet_subsets.tsv").read_text(encoding="utf-8")
+    rows = (line.split("\t") for line in text.splitlines())
+    return {name: tuple(map(int, indices.split())) for name, indices in rows}
+
+
+def _read(path: str | os.PathLike, what: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DatasetError(f"{what} {os.fspath(path)!r} cannot be read ({reason})") from None

@@ -1,0 +1,78 @@
+"""The three evaluation pipelines under one call."""
+
+from jeffnet.data.batches import WHOLE, EvalLoader, OnBadImage, Shard
+from jeffnet.data.preprocess import EvalTransform
+from jeffnet.errors import ConfigError
+
+LOADERS = ("grain", "tf", "pt")
+
+
+def open_pipeline(
+    loader: str,
+    data: str,
+    split: str,
+    transform: EvalTransform,
+    batch_size: int,
+    *,
+    channels: int = 3,
+    data_dir: str | None = None,
+    workers: int | None = None,
+    shard: Shard = WHOLE,
+    on_bad_image: OnBadImage = "error",
+    num_examples: int | None = None,
+    tf_resize: str = "legacy",
+) -> EvalLoader:
+    """One pass over a data set, for evaluation.
+
+    Args:
+      loader: 'grain' reads with Grain, and neither TensorFlow nor PyTorch; 'tf' with TensorFlow, as the papers' authors
+        evaluated; 'pt' with PyTorch's DataLoader, as timm does. 'grain' and 'pt' give the same pixels.
+      data: see `jeffnet.data.open.open_source`; for 'tf' see `jeffnet.data.tensorflow.eval_loader`.
+      split: of the data set.
+      transform: what is done to a picture.
+      batch_size: rows in a batch, of this host.
+      channels: 3 for RGB, 1 for grey.
+      data_dir: where TensorFlow Datasets are prepared.
+      workers: processes for 'grain' (None or 0: threads) and 'pt' (None: one for each processor); threads for 'tf'.
+      shard: which host this is of how many.
+      on_bad_image: 'error' or 'skip'.
+      num_examples: only the first so many.
+      tf_resize: see `jeffnet.data.tensorflow.eval_loader`.
+
+    Raises:
+      ConfigError: no such loader, or a setting outside its range.
+      DatasetError: the data set cannot be read.
+    """
+    if loader not in LOADERS:
+        raise ConfigError(f"loader {loader!r} is not one of {', '.join(LOADERS)}")
+    if loader == "tf":
+        from jeffnet.data import tensorflow
+
+        return tensorflow.eval_loader(
+            data,
+            split,
+            transform,
+            batch_size,
+            channels=channels,
+            data_dir=data_dir,
+            threads=workers,
+            shard=shard,
+            on_bad_image=on_bad_image,
+            num_examples=num_examples,
+            resize=tf_resize,
+        )
+    from jeffnet.data.open import open_source
+    from jeffnet.data.sources import First
+
+    source = open_source(data, split, channels, data_dir=data_dir)
+    if num_examples is not None and num_examples < len(source):
+        source = First(source, num_examples)
+    if loader == "pt":
+        from jeffnet.data import pytorch
+
+        return pytorch.eval_loader(
+            source, transform, batch_size, workers=workers, shard=shard, on_bad_image=on_bad_image
+        )
+    from jeffnet.data.loader import eval_loader
+
+    return eval_loader(source, transform, batch_size, workers=workers or 0, shard=shard, on_bad_image=on_bad_image)

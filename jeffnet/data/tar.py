@@ -1,0 +1,234 @@
+"""Labelled pictures in tar archives, read where they lie: WebDataset shards, and archives of class folders."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from jeffnet.data.archives import Member, find_archives, read_headers
+from jeffnet.data.checks import checked_index, checked_labels, listed
+from jeffnet.data.images import image_mode, read_image
+from jeffnet.data.sources import SUFFIXES, Example
+from jeffnet.data.splits import KNOWN, files_of_split, split_names
+from jeffnet.errors import DatasetError, ImageError
+
+_CLASSES = "classes.txt"
+
+
+class _Picture(NamedTuple):
+    """A picture in the archive of that number; `path` is its name in the archive, from a split's folder on."""
+
+    shard: int
+    member: Member
+    path: tuple[str, ...]
+
+
+class TarShards:
+    """Pictures in tar archives that are not compressed, in the order of the archives.
+
+    Their contents decide between two layouts. WebDataset's: the members of an example have the same name up to the
+    first dot, such as `0001.jpg` and `0001.cls`, the label in digits, or `0001.json` with the label under "label" or
+    "cls"; the names of the labels are in a member `classes.txt` or a file of this name beside the archives, one a line.
+    Or class folders as in `ImageFolder`: `[split/]<class>/**/*.jpg`, perhaps all in one more folder.
+
+    The split is the one that a folder or the name of an archive tells, see `files_of_split` in `jeffnet.data.splits`,
+    or a folder inside. Where nothing tells, everything serves as 'val'. Hidden files are ignored.
+
+    Attributes:
+      classes: names of the labels; those of class folders sorted, unnamed labels '0' to the greatest.
+      labels: int32 `(len(self),)`.
+
+    Raises:
+      DatasetError: no such archive, one that is compressed, truncated or laid out otherwise, a picture without a label
+        or with one outside the classes, the same member twice, or no such split.
+      ImageError: on construction `channels` is neither 1 nor 3; on access a picture that cannot be decoded.
+
+    Source: https://github.com/webdataset/webdataset, "The WebDataset Format".
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        split: str = "train",
+        channels: int = 3,
+    ) -> None:
+        """Reads the archives' headers and the labels, no picture.
+
+        Args:
+          data: an archive, a folder, a pattern or a list, see `find_archives` in `jeffnet.data.archives`.
+          split: 'train', 'val' or any other name.
+          channels: 3 for RGB, 1 for grey.
+        """
+        image_mode(channels)
+        self.channels = channels
+        self._data = os.fspath(data) if isinstance(data, str | os.PathLike) else f"{len(data)} archives"
+        root, self._shards = find_archives(data)
+        if len(self._shards) > 1:  # a single one may have the splits inside, whatever it is called
+            self._shards = files_of_split(self._shards, root, split, or_all=True)
+        pictures, labels, classes = self._read_headers()
+        by_key = {(shard, key) for shard, key in labels}
+        is_web_dataset = any((picture.shard, _key(picture.member.name)) in by_key for picture in pictures)
+        chosen = _in_split(pictures, split, self._data, least=2 if is_web_dataset else 3)
+        if chosen is None:
+            files_of_split(self._shards, root, split)  # an error where their names tell of other splits
+            chosen = _without_top(pictures)
+        self._shard = np.array([picture.shard for picture in chosen], np.int32)
+        # Not the members themselves, which take several times the memory and go to every worker process.
+        self._offsets = np.array([picture.member.offset for picture in chosen], np.int64)
+        self._sizes = np.array([picture.member.size for picture in chosen], np.int64)
+        self._names = [picture.member.name for picture in chosen]
+        if is_web_dataset:
+            self._check_keys(chosen)
+            found = [self._label(picture, labels) for picture in chosen]
+            classes = classes or _read_classes([self._shards[0].parent, root])
+        else:
+            folders = [self._class_folder(picture) for picture in chosen]
+            classes = tuple(sorted(set(folders)))
+            number = {name: index for index, name in enumerate(classes)}
+            found = [number[name] for name in folders]
+        self.labels, self.classes = checked_labels(found, classes, self._data, self.name)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Example:
+        index = checked_index(index, len(self))
+        name = self.name(index)
+        return Example(read_image(self._content(index, name), self.channels, name), int(self.labels[index]), name)
+
+    def name(self, index: int) -> str:
+        """Name of the archive and path inside."""
+        return f"{self._shards[self._shard[index]].name}/{self._names[index]}"
+
+    def __repr__(self) -> str:
+        return f"TarShards({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+
+    def _content(self, index: int, name: str) -> bytes:
+        offset, size = int(self._offsets[index]), int(self._sizes[index])
+        try:
+            # Opened for each picture, which takes microseconds: a thousand archives would be too many to keep open.
+            with self._shards[self._shard[index]].open("rb", buffering=0) as file:
+                file.seek(offset)
+                content = file.read(size)
+        except OSError as error:
+            raise ImageError(f"image {name!r} cannot be read ({error.strerror}): check its archive") from error
+        if len(content or b"") != size:
+            raise ImageError(f"image {name!r} is truncated: its archive has changed; open the data set anew")
+        return content
+
+    def _read_headers(self) -> tuple[list[_Picture], dict[tuple[int, str], int], tuple[str, ...] | None]:
+        """All pictures, the labels that members tell by archive and key, and the names of the classes if one tells."""
+        pictures, labels, classes = [], {}, None
+        for shard, path in enumerate(self._shards):
+            members, texts = read_headers(path, _is_text)
+            for member in members:
+                if PurePosixPath(member.name).suffix.lower() in SUFFIXES:
+                    pictures.append(_Picture(shard, member, tuple(member.name.split("/"))))
+            # First JSON, since a label of its own in `.cls` decides.
+            for name in sorted(texts, key=lambda name: name.endswith(".cls")):
+                if PurePosixPath(name).name == _CLASSES:
+                    classes = classes or _lines(texts[name])
+                elif (label := _parse_label(f"{path.name}/{name}", texts[name])) is not None:
+                    labels[shard, _key(name)] = label
+        if not pictures:
+            raise DatasetError(f"data set {self._data!r} has no pictures: add files of {listed(sorted(SUFFIXES), 9)}")
+        return pictures, labels, classes
+
+    def _check_keys(self, pictures: list[_Picture]) -> None:
+        first: dict[tuple[int, str], str] = {}
+        for picture in pictures:
+            name, shard = picture.member.name, self._shards[picture.shard].name
+            key = picture.shard, _key(name)
+            if key in first:
+                raise DatasetError(
+                    f"pictures {first[key]!r} and {name!r} of {shard} are both of the key {key[1]!r}: rename one"
+                )
+            first[key] = name
+
+    def _label(self, picture: _Picture, labels: dict[tuple[int, str], int]) -> int:
+        try:
+            return labels[picture.shard, _key(picture.member.name)]
+        except KeyError:
+            key, shard = _key(picture.member.name), self._shards[picture.shard].name
+            raise DatasetError(
+                f"picture {picture.member.name!r} of {shard} has no label: add the member {key + '.cls'!r}"
+            ) from None
+
+    def _class_folder(self, picture: _Picture) -> str:
+        if len(picture.path) < 2:
+            raise DatasetError(
+                f"picture {picture.member.name!r} of {self._shards[picture.shard].name} has no label: put it into a "
+                f"folder of its class, or add the member {_key(picture.member.name) + '.cls'!r}"
+            )
+        return picture.path[0]
+
+
+def _in_split(pictures: list[_Picture], split: str, data: str, least: int) -> list[_Picture] | None:
+    """Pictures in a split's folder inside the archives, at the top or one folder down; None without such folders.
+
+    A path of fewer parts than `least`, from the split on, is not one of a split: a class may be called `train`.
+    """
+    depths = (0, 1) if len({picture.path[0] for picture in pictures}) == 1 else (0,)
+    for depth in depths:
+        found: dict[str, list[_Picture]] = {}
+        for picture in pictures:
+            path = picture.path[depth:]
+            if len(path) >= least and path[0] in (*KNOWN, split):
+                found.setdefault(path[0], []).append(picture._replace(path=path[1:]))
+        for name in split_names(split):
+            if name in found:
+                return found[name]
+        if found:
+            raise DatasetError(f"data set {data!r} has no split {split!r} inside: only {listed(sorted(found))}")
+    return None
+
+
+def _without_top(pictures: list[_Picture]) -> list[_Picture]:
+    """Paths below the folder that holds all class folders, if there is one."""
+    if len({picture.path[0] for picture in pictures}) == 1 and all(len(picture.path) > 2 for picture in pictures):
+        return [picture._replace(path=picture.path[1:]) for picture in pictures]
+    return pictures
+
+
+def _key(name: str) -> str:
+    """What WebDataset calls the key of an example: the name up to the first dot after the last '/'."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _is_text(name: str) -> bool:
+    return name.endswith((".cls", ".json")) or PurePosixPath(name).name == _CLASSES
+
+
+def _parse_label(name: str, content: bytes) -> int | None:
+    """The label in a `.cls` or `.json` member; None where a JSON has none, since it may be about something else."""
+    if name.endswith(".cls"):
+        try:
+            return int(content)
+        except ValueError:
+            raise DatasetError(f"label {name!r} is {content[:20]!r}: write an integer in digits") from None
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return None
+    for field in ("label", "cls"):
+        if isinstance(found, dict) and type(found.get(field)) is int:
+            return found[field]
+    return None
+
+
+def _read_classes(folders: Sequence[Path]) -> tuple[str, ...] | None:
+    for folder in folders:
+        if (folder / _CLASSES).is_file():
+            try:
+                return _lines((folder / _CLASSES).read_bytes())
+            except OSError as error:
+                raise DatasetError(f"{str(folder / _CLASSES)!r} cannot be read ({error.strerror})") from error
+    return None
+
+
+def _lines(content: bytes) -> tuple[str, ...]:
+    return tuple(line.strip() for line in content.decode("utf-8-sig", "replace").splitlines() if line.strip())
