@@ -89,7 +89,7 @@ def write_report(
         raise OutputError(f"cannot make folder {str(folder)!r}: {error.strerror or error}") from error
     table, calibrated = confusion(predictions, len(classes)), calibration(predictions)
     present = np.flatnonzero(table.sum(1) + table.sum(0))
-    title = f"{row['model']}, {row['data']}"
+    title = f"{row['model']}, {row['data']} ({row['split']})"
     _write_per_class(folder / "per_class.csv", predictions, table, classes, titles)
     _draw_confusion(
         folder / "confusion.png", table[np.ix_(present, present)], [titles[i] for i in present.tolist()], title
@@ -173,7 +173,7 @@ def _draw_reliability(path: Path, calibrated: Calibration, title: str) -> None:
         calibrated.confidence[filled], calibrated.accuracy[filled], "o", color="tab:red", ms=4, label="mean confidence"
     )
     upper.plot([0, 1], [0, 1], "--", color="gray", lw=1, label="perfect calibration")
-    upper.set(ylabel="accuracy", ylim=(0, 1), title=f"{title}\nexpected calibration error {calibrated.error:.4f}")
+    upper.set(ylabel="accuracy", ylim=(0, 1.03), title=f"{title}\nexpected calibration error {calibrated.error:.4f}")
     upper.legend(loc="upper left")
     lower.bar(middle, calibrated.counts, width * 0.94, color="tab:gray")
     lower.set(xlabel="confidence", ylabel="pictures", xlim=(0, 1))

@@ -77,7 +77,7 @@ class ResultsFile:
         if self.path.suffix == ".json":
             rows = json.loads(text)
         else:
-            rows = [{key: json.loads(cell) for key, cell in row.items()} for row in csv.DictReader(io.StringIO(text))]
+            rows = [{key: _value(cell) for key, cell in row.items()} for row in csv.DictReader(io.StringIO(text))]
         for row in rows:
             _ = row["model"], row["weights"], row["settings"].items()
         return rows
@@ -86,10 +86,9 @@ class ResultsFile:
         if self.path.suffix == ".json":
             return json.dumps(rows, indent=1) + "\n"
         text = io.StringIO()
-        # Every cell is JSON, so that it is read back as what it was.
         writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="null")
         writer.writeheader()
-        writer.writerows({key: json.dumps(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
         return text.getvalue()
 
 
@@ -160,6 +159,20 @@ def _parquet() -> tuple[Any, Any]:
     except ImportError:
         raise OutputError("parquet needs pyarrow: pip install 'jeffnet[datasets]', or write .csv") from None
     return pyarrow, pyarrow.parquet
+
+
+def _cell(value: Any) -> str:
+    """JSON, from which `_value` makes what it was; but text as it is, unless it would be taken for JSON."""
+    if isinstance(value, str) and _value(value) == value:
+        return value
+    return json.dumps(value)
+
+
+def _value(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:

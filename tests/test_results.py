@@ -18,7 +18,14 @@ SETTINGS = {"data": "pictures", "size": (32, 40), "batch_size": "auto", "dtype":
 
 
 def row(model, top1=50.0, weights=None, **settings):
-    return {"model": model, "weights": weights, "top1": top1, "data": 'a "b", c', "settings": SETTINGS | settings}
+    return {
+        "model": model,
+        "weights": weights,
+        "top1": top1,
+        "data": 'a "b", c',
+        "split": "5",
+        "settings": SETTINGS | settings,
+    }
 
 
 @pytest.fixture

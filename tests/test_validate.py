@@ -101,8 +101,9 @@ def test_an_interrupted_series_goes_on_where_it_stopped(capsys, weights, picture
     status, _, err = run(capsys, *options)
     assert status == 1 and "1 of 3 models could not be validated: tiny_flat" in err.splitlines()[-1]
     assert [row["model"] for row in csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text()))] == [
-        '"tiny"', '"tiny_tf"',
-    ]  # fmt: skip
+        "tiny",
+        "tiny_tf",
+    ]
     (tmp_path / "tiny_flat.safetensors").write_bytes((weights / "tiny_flat.safetensors").read_bytes())
     opened = []
     open_model = jeffnet.validate._open_model

@@ -64,8 +64,7 @@ def label_table(
         )
     unknown = [name for name in classes if name not in number]
     raise DatasetError(
-        f"the data set has classes that the model has not: {listed(unknown)}; it has {listed(known)}: "
-        "give a label map"
+        f"the data set has classes that the model has not: {listed(unknown)}; it has {listed(known)}: give a label map"
     )
 
 
