@@ -46,8 +46,8 @@ class Settings:
       crop_pct: share of the resized picture that is kept.
       crop_mode: 'center', 'squash' or 'border'.
       interpolation: 'bicubic' or 'bilinear'.
-      tf_resize: how the loader 'tf' resizes: 'legacy', 'half_pixel' or 'antialias'; None takes 'legacy' for `tf_`
-        models, whose authors evaluated so, and 'antialias' for the others, which Pillow's pixels were shown to.
+      tf_resize: how the loader 'tf' resizes, see `jeffnet.data.tensorflow.eval_loader`; None takes 'legacy' for `tf_`
+        models, whose authors evaluated so, and 'pillow' for the others, which were trained on Pillow's pixels.
       num_examples: only the first so many.
       label_map: file for `jeffnet.data.labels.read_label_map`.
       real_labels: file for `jeffnet.data.labels.read_real_labels`.
@@ -186,7 +186,7 @@ def _resize(name: str, settings: Settings) -> str | None:
     """How TensorFlow resizes for a model; None where it does not read the pictures."""
     if settings.loader != "tf":
         return None
-    return settings.tf_resize or ("legacy" if name.startswith("tf_") else "antialias")
+    return settings.tf_resize or ("legacy" if name.startswith("tf_") else "pillow")
 
 
 def _transform(preprocessing: Preprocessing, settings: Settings) -> EvalTransform:

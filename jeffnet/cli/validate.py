@@ -92,9 +92,9 @@ def _add_pixel_options(group: Any) -> None:
     group.add_argument("--interpolation", choices=("bicubic", "bilinear"))
     group.add_argument(
         "--tf-resize",
-        choices=("legacy", "half_pixel", "antialias"),
-        help="with --loader tf: legacy, as the papers' evaluation did (default of tf_ models), or as TensorFlow 2, "
-        "with antialias (default of the others) or without",
+        choices=("legacy", "half_pixel", "antialias", "pillow"),
+        help="with --loader tf: legacy, as the papers' evaluation did (default of tf_ models); as TensorFlow 2 does, "
+        "without and with antialias; or at the places of Pillow's pixels (default of the others)",
     )
 
 

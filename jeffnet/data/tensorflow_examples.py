@@ -1,0 +1,271 @@
+"""Data sets as tf.data reads them: files in folders, prepared data sets of TFDS, and any other source."""
+
+import bisect
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jeffnet.data.sources import ImageFolder, Source
+from jeffnet.data.tensorflow_picture import tensorflow
+from jeffnet.errors import DatasetError
+
+# What 'val' is called in TFDS, the preferred one first.
+_VAL_SPLITS = ("validation", "val", "test")
+_INFO = "dataset_info.json"
+_TFDS = re.compile(r"tfds:\w+(/[\w.-]+)?(:[\d.*]+)?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class Examples(Protocol):
+    """A data set as tf.data reads it.
+
+    Attributes:
+      classes: name of every label.
+      where: names the data set, at the beginning of a sentence.
+    """
+
+    classes: tuple[str, ...]
+    where: str
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def described(self, index: int) -> str:
+        """An example's name, in an error's message."""
+        ...
+
+    def rows(self, indices: range) -> Any:
+        """A `tf.data.Dataset` of pairs: the number of an example, and what `read` takes."""
+        ...
+
+    def read(self, stored: Any) -> tuple[Any, Any]:
+        """The picture, as `Picture.pixels` takes it, and the label; runs in parallel."""
+        ...
+
+
+class _Files:
+    """Files in folders; TensorFlow reads them."""
+
+    def __init__(self, folder: ImageFolder) -> None:
+        self.classes = folder.classes
+        self.where = repr(folder)
+        self.name = folder.name
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return len(self._folder)
+
+    def described(self, index: int) -> str:
+        return repr(str(self._folder.path(index)))
+
+    def rows(self, indices: range) -> Any:
+        paths = np.array([os.fsencode(self._folder.path(index)) for index in indices], object)
+        numbers = np.array(indices, np.int64)
+        return tensorflow().data.Dataset.from_tensor_slices((numbers, (paths, self._folder.labels[numbers])))
+
+    def read(self, stored: Any) -> tuple[Any, Any]:
+        path, label = stored
+        return tensorflow().io.read_file(path), label
+
+
+class Pictures:
+    """Any source: it decodes the pictures itself."""
+
+    def __init__(self, source: Source) -> None:
+        self.classes = source.classes
+        self.where = repr(source)
+        self.name = source.name
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def described(self, index: int) -> str:
+        return repr(self.name(index))
+
+    def rows(self, indices: range) -> Any:
+        return _twice(indices)
+
+    def read(self, stored: Any) -> tuple[Any, Any]:
+        tf = tensorflow()
+        pixels, label = tf.numpy_function(self._load, [stored], (tf.uint8, tf.int32))
+        pixels.set_shape((None, None, self._source.channels))
+        label.set_shape(())
+        return pixels, label
+
+    def _load(self, index: np.ndarray) -> tuple[np.ndarray, np.integer]:
+        example = self._source[int(index)]
+        pixels = np.asarray(example.image)
+        return np.atleast_3d(pixels), np.int32(example.label)
+
+
+class _Prepared:
+    """A data set that TensorFlow Datasets prepared."""
+
+    def __init__(self, builder: Any, split: str) -> None:
+        self.where = f"data set {builder.info.full_name!r}"
+        self._builder = builder
+        self._split, self._files = _split_files(builder, split, self.where)
+        self._image, self._label = _picture_and_label(builder, self.where)
+        self.classes = tuple(builder.info.features[self._label].names)
+        self._ends = list(itertools.accumulate(file.take for file in self._files))
+        self._records: Any = None
+        if builder.info.file_format.value == "array_record":
+            # tf.data cannot read this format.
+            self._records = builder.as_data_source(self._split, decoders=self._decoders())
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def name(self, index: int) -> str:
+        """TFDS' id of the example: its file, and its number there."""
+        number = bisect.bisect_right(self._ends, index)
+        file = self._files[number]
+        return f"{file.basename()}__{file.skip + index - (self._ends[number] - file.take)}"
+
+    def described(self, index: int) -> str:
+        return f"{self.name(index)!r} of {self.where}"
+
+    def rows(self, indices: range) -> Any:
+        if self._records is not None:
+            return _twice(indices)
+        tf, tfds = tensorflow(), _tfds()
+        config = tfds.ReadConfig(
+            try_autocache=False,
+            skip_prefetch=True,
+            interleave_cycle_length=1,  # the order of the data set, on every machine
+            experimental_interleave_sort_fn=lambda files: _behind(files, indices.start),
+        )
+        rows = self._builder.as_dataset(split=self._split, decoders=self._decoders(), read_config=config)
+        rows = rows.shard(indices.step, 0).take(len(indices))
+        return tf.data.Dataset.zip(_numbers(indices), rows)
+
+    def read(self, stored: Any) -> tuple[Any, Any]:
+        if self._records is None:
+            return stored[self._image], stored[self._label]
+        tf = tensorflow()
+        content, label = tf.numpy_function(self._load, [stored], (tf.string, tf.int64))
+        content.set_shape(())
+        label.set_shape(())
+        return content, label
+
+    def _load(self, index: np.ndarray) -> tuple[np.ndarray, np.integer]:
+        try:
+            record = self._records[int(index)]
+            return np.array(record[self._image], object), np.int64(record[self._label])
+        # The reader answers damaged files with RuntimeError, with a record of nothing ...
+        except Exception as error:
+            raise DatasetError(f"{self.where} cannot be read ({error}): mend it or prepare it anew") from error
+
+    def _decoders(self) -> dict[str, Any]:
+        """Pictures, that which is wanted and any other, stay the contents of files."""
+        tfds, features = _tfds(), self._builder.info.features
+        skip = tfds.decode.SkipDecoding
+        return {name: skip() for name, feature in features.items() if isinstance(feature, tfds.features.Image)}
+
+
+def _numbers(indices: range) -> Any:
+    return tensorflow().data.Dataset.range(indices.start, indices.stop, indices.step)
+
+
+def _twice(indices: range) -> Any:
+    return tensorflow().data.Dataset.zip(_numbers(indices), _numbers(indices))
+
+
+def _behind(files: Sequence[Any], count: int) -> list[Any]:
+    """TFDS' instructions to read the same files, but not the first so many examples."""
+    rest = []
+    for file in files:
+        skipped = min(count, file.take)
+        count -= skipped
+        if skipped < file.take:
+            rest.append(replace(file, skip=file.skip + skipped, take=file.take - skipped))
+    return rest
+
+
+def open_examples(data: str | Source, split: str, channels: int, data_dir: str | None) -> Examples:
+    """The data set; see `jeffnet.data.tensorflow.eval_loader` for the arguments.
+
+    Raises:
+      DatasetError: TensorFlow is missing, or the data set; no such split; no picture or no label in it.
+    """
+    tensorflow()
+    source = data
+    if isinstance(source, str):
+        if source.startswith("tfds:"):
+            return _Prepared(_named_builder(source, data_dir), split)
+        if folder := _prepared_folder(Path(source).expanduser()):
+            return _Prepared(_tfds().builder_from_directory(folder), split)
+        from jeffnet.data.open import open_source
+
+        source = open_source(source, split, channels, data_dir=data_dir)
+    return _Files(source) if isinstance(source, ImageFolder) else Pictures(source)
+
+
+def _named_builder(data: str, data_dir: str | None) -> Any:
+    tfds = _tfds()
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+    if not _TFDS.fullmatch(data):
+        raise DatasetError(f"data set {data!r} is no name: give tfds:NAME, tfds:NAME/CONFIG, or either with :VERSION")
+    name = data.removeprefix("tfds:")
+    place = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    try:
+        # Not tfds.builder(), which may ask the network for what it does not find prepared.
+        return builder_from_files(name, data_dir=place)
+    except tfds.core.DatasetNotFoundError:
+        raise DatasetError(
+            f"data set {data!r} is not prepared in {place}: prepare it there with tensorflow_datasets, add its config, "
+            "or give the data_dir where it is"
+        ) from None
+
+
+def _prepared_folder(folder: Path) -> Path | None:
+    """The folder of a prepared data set: this, or its last version in this; None where there is none."""
+    if (folder / _INFO).is_file():
+        return folder
+    versions = [path.parent for path in folder.glob(f"*/{_INFO}") if _VERSION.fullmatch(path.parent.name)]
+    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
+
+
+def _split_files(builder: Any, split: str, where: str) -> tuple[str, list[Any]]:
+    """The split's name in TFDS, and its instructions which files to read; at least one example."""
+    splits = builder.info.splits
+    if split == "val":
+        split = next((name for name in _VAL_SPLITS if name in splits), split)
+    try:
+        files = [file for file in splits[split].file_instructions if file.take]
+    except (KeyError, ValueError, AssertionError):
+        files = []
+    if not files:
+        raise DatasetError(
+            f"{where} has no split {split!r} with examples: use one of {', '.join(sorted(splits))}, or a part of it"
+        )
+    return split, files
+
+
+def _picture_and_label(builder: Any, where: str) -> tuple[str, str]:
+    """Names of the features that are the picture and its label."""
+    features, types = builder.info.features, _tfds().features
+    images = [name for name, feature in features.items() if type(feature) is types.Image]
+    labels = [name for name, feature in features.items() if isinstance(feature, types.ClassLabel)]
+    preferred = [*(builder.info.supervised_keys or ()), "image", "label"]
+    image, label = (next((name for name in (*preferred, *found) if name in found), None) for found in (images, labels))
+    if image is None or label is None or features[image].np_dtype not in (np.uint8, np.uint16):
+        raise DatasetError(f"{where} has not a picture and a label, but {', '.join(features)}: use another data set")
+    return image, label
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise DatasetError("a prepared data set needs TensorFlow Datasets: pip install 'jeffnet[tf]'") from None
+    return tfds

@@ -1,0 +1,303 @@
+"""A stored picture to pixels in TensorFlow's operations, as the papers' authors evaluated.
+
+Source: tensorflow/tpu, models/official/efficientnet/preprocessing.py, `_decode_and_center_crop`.
+"""
+
+import math
+import os
+import re
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jeffnet.data.images import image_mode
+from jeffnet.data.preprocess import EvalTransform
+from jeffnet.errors import ConfigError, DatasetError
+
+RESIZES = ("legacy", "half_pixel", "antialias", "pillow")
+
+# The authors keep image_size / (image_size + 32) of the shorter side.
+_PADDING = 32
+# First bytes of a file.
+_PNG, _GIF, _BMP, _RIFF = b"\x89PNG", b"GIF8", b"BM", b"RIFF"
+# What `_assert` said; and what TensorFlow adds to a message, which is about its graph.
+_ASSERTION = re.compile(r"assertion failed: \[(.*?)\]", re.DOTALL)
+_NOISE = re.compile(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", re.DOTALL)
+
+
+class Picture:
+    """From a stored picture to the pixels of an `EvalTransform`, in TensorFlow's operations.
+
+    Attributes:
+      shape: height, width and channels of the result.
+    """
+
+    def __init__(self, transform: EvalTransform, channels: int, resize: str) -> None:
+        image_mode(channels)
+        if transform.crop_mode == "border":
+            raise ConfigError(
+                "crop_mode 'border' is not what the papers' authors do: use another loader, or another mode"
+            )
+        if resize not in RESIZES:
+            raise ConfigError(f"resize {resize!r} is not one of {', '.join(RESIZES)}")
+        self.shape = (*transform.shape, channels)
+        self._filter = PillowFilter(transform, channels) if resize == "pillow" else None
+        self._squash = transform.crop_mode == "squash"
+        self._share = _share(transform.preprocessing.image_size, transform.preprocessing.crop_pct)
+        self._interpolation = transform.preprocessing.interpolation
+        self._resize = resize
+        self._traced: Any = None
+
+    def pixels(self, picture: Any) -> Any:
+        """Float32 `(H, W, C)` of the contents of a file, or of a picture's uint8 pixels `(h, w, C)`."""
+        tf = tensorflow()
+        if picture.dtype != tf.string:
+            return self._from_whole(picture)
+        return tf.cond(
+            tf.io.is_jpeg(picture),
+            lambda: self._from_jpeg(picture),
+            lambda: self._from_whole(self._decoded(picture)),
+        )
+
+    def traced_pixels(self, picture: Any) -> Any:
+        """`pixels`, by the very operations that tf.data runs."""
+        if self._traced is None:
+            tf = tensorflow()
+            shape = [] if picture.dtype == tf.string else [None, None, self.shape[2]]
+            function = tf.function(self.pixels, autograph=False)
+            self._traced = function.get_concrete_function(tf.TensorSpec(shape, picture.dtype))
+        return self._traced(picture)
+
+    def _from_jpeg(self, content: Any) -> Any:
+        tf = tensorflow()
+        height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
+        with tf.control_dependencies([_refuse_large(tf.cast(height, tf.int64) * tf.cast(width, tf.int64))]):
+            window = tf.stack(self._filter.window(height, width) if self._filter else self._window(height, width))
+            # The default, as the authors: INTEGER_FAST. Pillow is accurate.
+            method = "INTEGER_ACCURATE" if self._filter else ""
+            image = tf.io.decode_and_crop_jpeg(content, window, channels=self.shape[2], dct_method=method)
+        return self._filter(image, height, width, window) if self._filter else self._resized(image)
+
+    def _from_whole(self, image: Any) -> Any:
+        tf = tensorflow()
+        height, width = tf.unstack(tf.shape(image)[:2])
+        window = tf.stack(self._filter.window(height, width) if self._filter else self._window(height, width))
+        image = image[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+        return self._filter(image, height, width, window) if self._filter else self._resized(image)
+
+    def _decoded(self, content: Any) -> Any:
+        """The whole picture of any format but JPEG."""
+        tf = tensorflow()
+
+        def in_colour() -> Any:
+            image = tf.io.decode_image(content, channels=3, expand_animations=False)
+            return tf.image.rgb_to_grayscale(image) if self.shape[2] == 1 else image
+
+        with tf.control_dependencies([_refuse_large(_header_pixels(content))]):
+            if self.shape[2] == 3:
+                return in_colour()
+            # Of grey pictures only this decoder keeps every value; the others know no grey.
+            return tf.cond(_starts(content, _PNG), lambda: tf.io.decode_png(content, channels=1), in_colour)
+
+    def _window(self, height: Any, width: Any) -> tuple[Any, Any, Any, Any]:
+        """Top, left, height and width of what is kept of a picture; int32 like its size."""
+        tf = tensorflow()
+        rows, columns = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+        if not self._squash:
+            proportion = self.shape[0] / self.shape[1]
+            rows, columns = tf.minimum(rows, columns * proportion), tf.minimum(columns, rows / proportion)
+        # Like the authors in float32, then cut to whole pixels.
+        sides = self._share * rows, self._share * columns
+        # Of a picture of a single pixel nothing would be left.
+        kept_height, kept_width = (tf.maximum(tf.cast(side, tf.int32), 1) for side in sides)
+        return (height - kept_height + 1) // 2, (width - kept_width + 1) // 2, kept_height, kept_width
+
+    def _resized(self, image: Any) -> Any:
+        tf = tensorflow()
+        size = list(self.shape[:2])
+        if self._resize == "legacy":
+            # What tf.compat.v1.image.resize_bicubic and resize_bilinear call, which warn that they are old.
+            resize = {"bicubic": tf.raw_ops.ResizeBicubic, "bilinear": tf.raw_ops.ResizeBilinear}[self._interpolation]
+            image = resize(images=image[None], size=size, align_corners=False, half_pixel_centers=False)[0]
+        else:
+            antialias = self._resize == "antialias"
+            image = tf.image.resize(image, size, method=self._interpolation, antialias=antialias)
+        # A picture that has this size already may come back as it was, uint8.
+        return tf.ensure_shape(tf.cast(image, tf.float32), self.shape)
+
+
+class PillowFilter:
+    """What `EvalTransform` does, in TensorFlow's operations: Pillow's filters, at the places where Pillow has them.
+
+    Pixels differ by rounding: Pillow rounds after each of its two passes, this once.
+
+    Attributes:
+      shape: height, width and channels of the result.
+    """
+
+    def __init__(self, transform: EvalTransform, channels: int) -> None:
+        self.shape = (*transform.shape, channels)
+        self._targets = [math.floor(side / transform.preprocessing.crop_pct) for side in transform.shape]
+        self._squash = transform.crop_mode == "squash"
+        is_cubic = transform.preprocessing.interpolation == "bicubic"
+        self._kernel, self._radius = ("keyscubic", 2) if is_cubic else ("triangle", 1)
+
+    def window(self, height: Any, width: Any) -> tuple[Any, Any, Any, Any]:
+        """Top, left, height and width of all that the result depends on in a picture of this size; int32."""
+        rows, columns = (
+            self._span(*each) for each in zip((height, width), self._places(height, width), self.shape, strict=False)
+        )
+        return rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0]
+
+    def __call__(self, image: Any, height: Any, width: Any, window: Any) -> Any:
+        """Float32 `(H, W, C)`, whole numbers of 0 to 255.
+
+        Args:
+          image: uint8 `(h, w, C)`, what `window` shows of the picture.
+          height: of the whole picture, int32.
+          width: likewise.
+          window: int32 `(4,)`.
+        """
+        tf = tensorflow()
+        (new_height, top), (new_width, left) = self._places(height, width)
+        sides, new_sides = tf.stack([height, width]), tf.stack([new_height, new_width])
+        scale = tf.cast(new_sides, tf.float64) / tf.cast(sides, tf.float64)
+        translation = scale * tf.cast(window[:2], tf.float64) - tf.cast(tf.stack([top, left]), tf.float64)
+        resized = tf.raw_ops.ScaleAndTranslate(
+            images=tf.cast(image, tf.float32)[None],
+            size=list(self.shape[:2]),
+            scale=tf.cast(scale, tf.float32),
+            translation=tf.cast(translation, tf.float32),
+            kernel_type=self._kernel,
+            antialias=True,
+        )[0]
+        return tf.ensure_shape(tf.round(tf.clip_by_value(resized, 0, 255)), self.shape)
+
+    def _places(self, height: Any, width: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Height of the resized picture and top of the result in it, and width and left."""
+        tf = tensorflow()
+        if self._squash:
+            new_height, new_width = (tf.constant(side, tf.int32) for side in self._targets)
+        elif self._targets[0] == self._targets[1]:
+            short, long = tf.cast(tf.minimum(height, width), tf.int64), tf.cast(tf.maximum(height, width), tf.int64)
+            # 64 bits, or the product of a very long picture would not fit.
+            stretched = tf.cast(self._targets[0] * long // short, tf.int32)
+            is_tall = height >= width
+            new_height = tf.where(is_tall, stretched, self._targets[0])
+            new_width = tf.where(is_tall, self._targets[0], stretched)
+        else:
+            sides = tf.cast(tf.stack([height, width]), tf.float64)
+            ratio = tf.reduce_min(sides / tf.constant(self._targets, tf.float64))
+            new_height, new_width = tf.unstack(tf.maximum(tf.cast(tf.round(sides / ratio), tf.int32), 1))
+        return tuple(
+            (side, tf.cast(tf.round(tf.cast(side - kept, tf.float64) / 2), tf.int32))
+            for side, kept in zip((new_height, new_width), self.shape, strict=False)
+        )  # pyright: ignore[reportReturnType]
+
+    def _span(self, side: Any, place: tuple[Any, Any], kept: int) -> tuple[Any, Any]:
+        """First and past the last of a side's pixels that the kept ones depend on."""
+        tf = tensorflow()
+        new_side, start = place
+        step = tf.cast(side, tf.float64) / tf.cast(new_side, tf.float64)
+        reach = self._radius * tf.maximum(step, 1) + 1
+        first = tf.floor(tf.cast(start, tf.float64) * step - reach)
+        last = tf.math.ceil(tf.cast(start + kept, tf.float64) * step + reach)
+        return tf.maximum(tf.cast(first, tf.int32), 0), tf.minimum(tf.cast(last, tf.int32), side)
+
+
+def _share(image_size: int, crop_pct: float) -> float:
+    """What is kept of the shorter side: the authors' ratio where `crop_pct` is this, rounded or cut to three places."""
+    share = image_size / (image_size + _PADDING)
+    return share if abs(share - crop_pct) < 0.001 else crop_pct
+
+
+def _header_pixels(content: Any) -> Any:
+    """How many pixels a picture has that is no JPEG, as its header says; 0 where decoding is bounded anyway.
+
+    A BMP has no more pixels than its file bits; a WebP without an extended header (VP8X) has 16,383 x 16,383 at most.
+    Raises TensorFlow's error for any other format, such as JPEG XL, whose size is not told so easily.
+    """
+    tf = tensorflow()
+
+    def integer(at: int, count: int, order: int) -> Any:
+        values = tf.cast(tf.io.decode_raw(tf.strings.substr(header, at, count), tf.uint8), tf.int64)
+        return tf.reduce_sum(values[::order] * tf.constant([256**power for power in range(count)], tf.int64))
+
+    def webp() -> Any:
+        extended = tf.equal(tf.strings.substr(header, 12, 4), b"VP8X")
+        return tf.cond(extended, lambda: (integer(24, 3, 1) + 1) * (integer(27, 3, 1) + 1), lambda: nothing)
+
+    def other() -> Any:
+        with tf.control_dependencies(
+            [_assert(_starts(content, _BMP), "is not a JPEG, PNG, GIF, BMP or WebP file: convert or remove it")]
+        ):
+            return tf.identity(nothing)
+
+    nothing = tf.constant(0, tf.int64)
+    # Zeros for what a file cut short lacks: its decoder says so more clearly.
+    header = tf.strings.join([tf.strings.substr(content, 0, 30), bytes(30)])
+    return tf.case(
+        [
+            (_starts(content, _PNG), lambda: integer(16, 4, -1) * integer(20, 4, -1)),
+            (_starts(content, _GIF), lambda: integer(6, 2, 1) * integer(8, 2, 1)),
+            (_starts(content, _RIFF), webp),
+        ],
+        default=other,
+    )
+
+
+def _starts(content: Any, magic: bytes) -> Any:
+    tf = tensorflow()
+    return tf.equal(tf.strings.substr(content, 0, len(magic)), magic)
+
+
+def _refuse_large(pixels: Any) -> Any:
+    most = Image.MAX_IMAGE_PIXELS or np.iinfo(np.int64).max
+    return _assert(
+        pixels <= most,
+        f"has more than {most:,} pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
+    )
+
+
+def _assert(holds: Any, fault: str) -> Any:
+    return tensorflow().debugging.Assert(holds, [fault])
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What TensorFlow's operations raise; the second where a message quotes bytes, such as a path, that are no text."""
+    return tensorflow().errors.OpError, UnicodeDecodeError
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with a picture at which one of `failures` arose, as the rest of a sentence."""
+    found = _ASSERTION.search(_message(error))
+    return found[1] if found else f"cannot be decoded ({reason(error)}): replace or remove it"
+
+
+def reason(error: Exception) -> str:
+    """The last line of the message of one of `failures`: the one about the matter."""
+    lines = [line.strip() for line in _NOISE.sub("", _message(error)).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _message(error: Any) -> str:
+    return error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else error.message
+
+
+@cache
+def tensorflow() -> Any:
+    """TensorFlow: quiet, and without a GPU, whose memory it would take whole."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Nothing here is computed by oneDNN, and this alone keeps TensorFlow from announcing it.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise DatasetError("reading with TensorFlow needs TensorFlow: pip install 'jeffnet[tf]'") from None
+    # What is in use already stays visible.
+    with suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+    return tf
