@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jeffnet.evaluate as evaluate_module
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.labels import subset_mask
 from jeffnet.evaluate import answer, evaluate, grouped, make_forward, score
@@ -166,6 +167,22 @@ def test_a_forward_without_jit_is_the_same_function():
         answers[jit] = [np.asarray(forward(2.0, images)) for _ in range(3)]
     np.testing.assert_allclose(answers[True], answers[False], rtol=1e-6)
     assert len(calls) == 1 + 3
+
+
+def test_the_next_batches_are_read_before_the_results_of_the_last(table, monkeypatch):
+    """So that the device has work while we wait for it; but no more than two ahead, or memory would fill."""
+    events = []
+    add = evaluate_module._Tally.add
+    monkeypatch.setattr(evaluate_module._Tally, "add", lambda *a: events.append("result") or add(*a))
+
+    class Told(Rows):
+        def __iter__(self):
+            for batch in super().__iter__():
+                events.append("batch")
+                yield batch
+
+    answer([(logits_as_they_are, 1.0)], Told(*table, 4))
+    assert events == ["batch"] * 3 + ["result", "batch"] * 3 + ["result"] * 3
 
 
 # A data set in several processes, or on several devices of one: what each prints must be what a single one finds.

@@ -31,14 +31,12 @@ ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
 ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors"})
 MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 
-# Heavy or optional: imported where they are used, by those who use them.
-ONLY_INSIDE_FUNCTIONS = frozenset(
-    {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "timm", "objax", "sklearn", "keras", "h5py"}
+# Imported inside the functions that need them only.
+OPTIONAL = frozenset(
+    {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "array_record", "datasets", "pyarrow"}
+    | {"objax", "sklearn", "keras", "h5py"}
 )
-
-HEAVY = frozenset(
-    {"jax", "flax", "torch", "tensorflow", "keras", "h5py", "timm", "objax", "sklearn", "matplotlib", "grain"}
-)
+HEAVY = OPTIONAL | {"jax", "flax", "matplotlib", "grain"}
 
 
 def violations(module: str, source: str) -> list[str]:
@@ -60,7 +58,7 @@ def violations(module: str, source: str) -> list[str]:
                 found.append(f"{module}:{line}: {part!r} may not import {target!r}")
         elif part in ONLY_STANDARD_LIBRARY and top not in sys.stdlib_module_names:
             found.append(f"{module}:{line}: {part!r} needs nothing but the standard library, not {target!r}")
-        elif top in ONLY_INSIDE_FUNCTIONS and not inside_function and (part, top) != (OBJAX_COMPATIBILITY, "objax"):
+        elif top in OPTIONAL and not inside_function and (part, top) != (OBJAX_COMPATIBILITY, "objax"):
             found.append(f"{module}:{line}: {target!r} is imported inside the functions that need it only")
     return found
 

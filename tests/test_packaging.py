@@ -51,10 +51,10 @@ def test_metadata(distributions):
         metadata = archive.read(f"jeffnet-{jeffnet.__version__}.dist-info/METADATA").decode()
     assert f"Version: {jeffnet.__version__}\n" in metadata
     assert "License-Expression: Apache-2.0\n" in metadata
-    for extra in ("digits", "objax", "torch", "tf", "keras", "dev"):
+    for extra in ("digits", "objax", "torch", "tf", "tfds", "datasets", "keras", "dev"):
         assert f"Provides-Extra: {extra}\n" in metadata
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
-    for heavy in ("torch", "timm", "tensorflow", "keras", "h5py", "objax", "scikit-learn"):
+    for heavy in ("torch", "timm", "tensorflow", "datasets", "pyarrow", "keras", "h5py", "objax", "scikit-learn"):
         assert not [line for line in required if heavy in line]
 
 
@@ -71,9 +71,9 @@ def test_wheel_works_in_an_environment_of_its_own(distributions, tmp_path):
 
 
 def _package_files() -> set[str]:
-    """Sources, the marker of typing and ImageNet's class names: nothing else belongs into a distribution."""
+    """Sources, the marker of typing and two tables of ImageNet's classes: nothing else belongs into a distribution."""
     package = ROOT / "jeffnet"
-    others = {"jeffnet/py.typed", "jeffnet/arch/imagenet_classes.tsv"}
+    others = {"jeffnet/py.typed", "jeffnet/arch/imagenet_classes.tsv", "jeffnet/data/imagenet_subsets.tsv"}
     return {str(path.relative_to(ROOT)) for path in package.rglob("*.py")} | others
 
 
