@@ -134,7 +134,7 @@ def test_validate_counts_every_picture_whatever_the_batch(capsys, weights, pictu
         status, out, _ = run(capsys, "validate", pictures, "--weights", weights, "--batch-size", size, "--json")
         assert status == 0
         scores[size] = json.loads(out)
-        assert scores[size]["examples"] == 6
+        assert scores[size]["num_examples"] == 6
     assert scores[1]["loss"] == pytest.approx(scores[64]["loss"], rel=1e-5)
     assert scores[4]["top1"] == scores[64]["top1"]
     assert scores[4]["preprocessing"]["image_size"] == 32
@@ -155,7 +155,8 @@ def test_every_backend_scores_and_predicts_the_same_to_the_last_digit(capsys, we
         _, scores, _ = run(capsys, "validate", pictures, *options)
         _, exact, _ = run(capsys, "validate", pictures, *options, "--json")
         exact = json.loads(exact)
-        assert exact.pop("backend") == backend and exact.pop("images_per_second") > 0
+        assert exact.pop("backend") == exact["settings"].pop("backend") == backend
+        assert exact.pop("images_per_second") > 0
         _, predictions, _ = run(capsys, "predict", pictures / "val", *options)
         _, probabilities, _ = run(capsys, "predict", pictures / "val", *options, "--json")
         answers[backend] = (scores, exact, predictions, json.loads(probabilities))
