@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("jeffnet").setLevel(logging.INFO)  # what was taken of a file
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
     try:
         options.run(options)
     except BrokenPipeError:

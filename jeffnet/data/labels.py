@@ -27,7 +27,8 @@ def label_table(
 
     A mapping decides first. Then names do, where the model has names (with 1,000 classes and none, ImageNet's WordNet
     identifiers): a data set may have a part of its classes. Then numbers, where the data set's classes are numbers, as
-    ImageNet-V2's folders. Last the order, where there are as many of each and the model has no names.
+    ImageNet-V2's folders, and the model's are ImageNet's or have no names. Last the order, where there are as many of
+    each and the model has no names.
 
     Args:
       classes: names of the data set's labels.
@@ -47,13 +48,14 @@ def label_table(
         if wrong := [name for name in classes if not 0 <= mapping[name] < num_classes]:
             raise DatasetError(f"the label map sends {listed(wrong)} outside the model's {num_classes} classes")
         return np.array([mapping[name] for name in classes], np.int32)
-    known = tuple(model_classes) or (tuple(imagenet_classes()) if num_classes == 1000 else ())
+    imagenet = tuple(imagenet_classes())
+    known = tuple(model_classes) or (imagenet if num_classes == 1000 else ())
     number = {name: index for index, name in enumerate(known)}
     if all(name in number for name in classes):
         return np.array([number[name] for name in classes], np.int32)
-    if known == tuple(imagenet_classes()) and tuple(classes) == tuple(imagenet_classes().values()):
+    if known == imagenet and tuple(classes) == tuple(imagenet_classes().values()):
         return np.arange(num_classes, dtype=np.int32)
-    if all(name.isdecimal() and int(name) < num_classes for name in classes):
+    if known in ((), imagenet) and all(name.isdecimal() and int(name) < num_classes for name in classes):
         return np.array([int(name) for name in classes], np.int32)
     if len(classes) == num_classes and not model_classes:
         return np.arange(num_classes, dtype=np.int32)

@@ -37,6 +37,8 @@ def test_order_decides_only_where_nothing_has_names():
         label_table(["x", "y"], 3)
     with pytest.raises(DatasetError, match=r"classes that the model has not: x, y, z; it has a, b, c"):
         label_table(["x", "y", "z"], 3, ("a", "b", "c"))
+    with pytest.raises(DatasetError, match="has not: 0, 1; it has cat, dog"):
+        label_table(["0", "1"], 2, ("cat", "dog"))
     with pytest.raises(DatasetError, match="7 classes"):
         label_table(["7", "8", "9", "10", "11", "12", "13"], 10)
 
