@@ -17,10 +17,11 @@ OBJAX_COMPATIBILITY = "_objax_compat"
 
 # What a part of the package may import of the package. A part that is not named here counts as one of `train`'s
 # neighbours (`evaluate`, `export` ...): it may import all but the command line.
-BASE = frozenset({"arch", "errors"})
+BASE = frozenset({"arch", "errors", "_tensorflow"})
 ALLOWED = {
     "errors": frozenset({"errors"}),
-    "arch": BASE,
+    "arch": frozenset({"arch", "errors"}),
+    "_tensorflow": frozenset(),
     "ops": BASE | {"ops"},
     "weights": BASE | {"ops", "weights"},
     "data": BASE | {"ops", "data"},

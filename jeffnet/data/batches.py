@@ -85,6 +85,7 @@ def load_rows(
     indices: np.ndarray,
     shape: tuple[int, int, int],
     on_bad_image: OnBadImage = "error",
+    out: np.ndarray | None = None,
 ) -> EvalBatch:
     """Rows of a batch, filled in place.
 
@@ -93,9 +94,10 @@ def load_rows(
       indices: int `(N,)`, examples; -1 for padding.
       shape: height, width and channels.
       on_bad_image: whether an ImageError passes, or masks its row.
+      out: zeros, uint8 `(N, *shape)`, that become the batch's pixels; None allocates them.
     """
     batch: EvalBatch = {
-        "image": np.zeros((len(indices), *shape), np.uint8),
+        "image": np.zeros((len(indices), *shape), np.uint8) if out is None else out,
         "label": np.zeros(len(indices), np.int32),
         "mask": np.zeros(len(indices), np.bool_),
         "index": np.asarray(indices, np.int32),

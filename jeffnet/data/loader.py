@@ -17,7 +17,7 @@ from jeffnet.data.sources import Source
 from jeffnet.errors import ConfigError, DatasetError
 
 # So many pictures are one task of a thread: what Grain does for each task would take longer than a small picture.
-_CHUNK = 8
+_CHUNK = 16
 
 
 class TrainBatch(TypedDict):

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 # At most so many pictures are one task of a worker: large enough that handing them over costs nothing to speak of,
 # small enough that all workers share the first and the last batch, and that shared memory, often scarce, suffices.
-_CHUNK = 32
+_CHUNK = 64
+# Bytes of pixels from which on a chunk is handed on where it lies. Who keeps so many of such batches that their file
+# descriptors run out has run out of memory before.
+_LARGE = 2**22
 # What data sets answer a damaged file with, passing on Pillow's exceptions; others are defects of the data set.
 _DAMAGE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -173,11 +176,17 @@ class _Chunks:
         size = -(-self.batch_size // self.per_batch)
         rows = range(self.batch_size)[part * size : (part + 1) * size]
         numbers = [self.shard.example(batch * self.batch_size + row, len(self.examples)) for row in rows]
+        shape = self.examples.shape
+        # In a worker the pixels are written into the memory that the caller reads, which comes as zeros.
+        zeros = _shared_zeros if torch.utils.data.get_worker_info() else torch.zeros
+        pixels = zeros((len(numbers), *shape), dtype=torch.uint8)
         try:
-            chunk = load_rows(self.examples.__getitem__, np.array(numbers), self.examples.shape, self.on_bad_image)
+            chunk = load_rows(
+                self.examples.__getitem__, np.array(numbers), shape, self.on_bad_image, out=pixels.numpy()
+            )
         except JeffnetError as error:
             return error  # raised here, it would arrive with the worker's traceback in its message
-        return {**chunk, "image": torch.from_numpy(chunk["image"])}
+        return {**chunk, "image": pixels}
 
 
 class _Examples:
@@ -350,12 +359,23 @@ def _received(chunks: Iterator[Any], count: int) -> list[Any]:
         ) from error
 
 
+def _shared_zeros(shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
+    """As `torch.zeros`, in shared memory from the start, like torch's own collation: `share_memory_` would copy."""
+    import torch
+
+    empty = torch.empty(0, dtype=dtype)
+    return empty.new(empty._typed_storage()._new_shared(math.prod(shape), device="cpu")).resize_(shape)
+
+
 def _assembled(chunks: Sequence[Any]) -> EvalBatch:
-    # Copied even where it is a single chunk: each holds one of the process's file descriptors, which are few.
-    image, label, mask, index = (
-        np.concatenate([chunk[key] for chunk in chunks]) for key in ("image", "label", "mask", "index")
-    )
-    return {"image": image, "label": label, "mask": mask, "index": index}
+    if len(chunks) == 1 and chunks[0]["image"].numel() >= _LARGE:
+        chunk = chunks[0]
+        pixels = chunk["image"].numpy()
+    else:
+        # Copied even where it is a single chunk: each holds one of the process's file descriptors, which are few.
+        chunk = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+        pixels = chunk["image"]
+    return {"image": pixels, "label": chunk["label"], "mask": chunk["mask"], "index": chunk["index"]}
 
 
 def _first_line(error: Exception) -> str:

@@ -4,15 +4,13 @@ Source: tensorflow/tpu, models/official/efficientnet/preprocessing.py, `_decode_
 """
 
 import math
-import os
 import re
-from contextlib import suppress
-from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from jeffnet import _tensorflow
 from jeffnet.data.images import image_mode
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, DatasetError
@@ -287,17 +285,9 @@ def _message(error: Any) -> str:
     return error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else error.message
 
 
-@cache
 def tensorflow() -> Any:
-    """TensorFlow: quiet, and without a GPU, whose memory it would take whole."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Nothing here is computed by oneDNN, and this alone keeps TensorFlow from announcing it.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    """TensorFlow; a DatasetError where it is not installed."""
     try:
-        import tensorflow as tf
+        return _tensorflow.tensorflow()
     except ImportError:
         raise DatasetError("reading with TensorFlow needs TensorFlow: pip install 'jeffnet[tf]'") from None
-    # What is in use already stays visible.
-    with suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
-    return tf

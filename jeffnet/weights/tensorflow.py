@@ -5,7 +5,6 @@
 """
 
 import logging
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jeffnet._tensorflow import tensorflow
 from jeffnet.arch.plan import Block, Conv, Plan, SqueezeExcite
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
@@ -97,8 +97,8 @@ def read_tensorflow(prefix: Path) -> tuple[dict[str, Stored], str | None, Prepro
       WeightsError: TensorFlow is not installed, or the checkpoint is broken, or holds averages of some variables only.
     """
     try:
-        tf = _tensorflow()
-    except ModuleNotFoundError as error:
+        tf = tensorflow()
+    except ImportError as error:
         raise WeightsError(
             f"weights {str(prefix)!r} are a checkpoint of TensorFlow, which is not installed: pip install 'jeffnet[tf]'"
         ) from error
@@ -133,21 +133,13 @@ def write_tensorflow(prefix: Path, arrays: Mapping[str, np.ndarray]) -> None:
       OutputError: TensorFlow is not installed.
     """
     try:
-        tf = _tensorflow()
-    except ModuleNotFoundError as error:
+        tf = tensorflow()
+    except ImportError as error:
         raise OutputError("a checkpoint of TensorFlow needs it to be written: pip install 'jeffnet[tf]'") from error
     tensors = [tf.convert_to_tensor(np.ascontiguousarray(array)) for array in arrays.values()]
     tf.raw_ops.SaveV2(
         prefix=str(prefix), tensor_names=list(arrays), shape_and_slices=[""] * len(tensors), tensors=tensors
     )
-
-
-def _tensorflow() -> Any:
-    # Nothing is computed here: it need not announce with what it would.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-
-    return tf
 
 
 def hints_of(model: str) -> tuple[str, ...]:
