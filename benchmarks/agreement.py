@@ -1,11 +1,15 @@
 """Does every pipeline and backend say of each picture what timm says?
 
     python benchmarks/agreement.py PICTURES --weights model.safetensors [--model NAME] [--split val]
+    python benchmarks/agreement.py PICTURES --pixels
 
 Writes the weights as a timm state dict, which timm loads strictly, and has timm's own transforms, data set and loader
 validate the pictures in float32. Then `jeffnet validate` does, with each loader and backend. Printed are the scores and
 how many pictures get another first class; those among them where timm's two best probabilities differ by less than 1e-5
 are ties. Needs the extras torch, tf and objax.
+
+With `--pixels` the evaluation transform's uint8 pixels of every picture are compared with those of timm's
+`create_transform`, for both interpolations, all three crop modes, crop shares from 0.8 to 1 and two sizes.
 """
 
 import argparse
@@ -18,10 +22,13 @@ from types import ModuleType
 
 import numpy as np
 
+from jeffnet.arch.preprocessing import INTERPOLATIONS, Preprocessing
 from jeffnet.backends import BACKENDS
 from jeffnet.candidates import Candidate
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.text import table
+from jeffnet.data.preprocess import CROP_MODES, EvalTransform
+from jeffnet.data.sources import ImageFolder
 from jeffnet.validate import Settings, validate
 from jeffnet.weights.load import open_weights
 
@@ -75,14 +82,46 @@ def timm_probabilities(pictures: str, split: str, weights: Path, card, workers: 
     return np.concatenate(rows)[order], np.concatenate(labels)[order]
 
 
+def compare_pixels(pictures: str, split: str) -> None:
+    """Counts pictures with any pixel that differs from timm's."""
+    import_timm()
+    from timm.data.transforms_factory import create_transform
+
+    source = ImageFolder(pictures, split)
+    images = [source[index].image for index in range(len(source))]
+    rows = []
+    for crop_mode in CROP_MODES:
+        for interpolation in INTERPOLATIONS:
+            for size in ((224, 224), (192, 256)):
+                counts = []
+                for crop_pct in (0.8, 0.875, 0.9, 0.95, 1.0):
+                    preprocessing = Preprocessing(size[0], crop_pct, interpolation)
+                    ours = EvalTransform(preprocessing, None if size[0] == size[1] else size, crop_mode)
+                    theirs = create_transform(
+                        (3, *size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
+                    )
+                    counts.append(
+                        sum((ours(image) != theirs(image).permute(1, 2, 0).numpy()).any() for image in images)
+                    )
+                rows.append((crop_mode, interpolation, f"{size[0]}x{size[1]}", *map(str, counts)))
+    print(f"of {len(images)} pictures so many differ from timm's, by crop share:")
+    print(table(("crop mode", "interpolation", "size", "0.8", "0.875", "0.9", "0.95", "1.0"), rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures")
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--weights")
+    parser.add_argument("--pixels", action="store_true", help="compare transforms, not answers")
     parser.add_argument("--model")
     parser.add_argument("--split", default="val")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    if options.pixels:
+        compare_pixels(options.pictures, options.split)
+        return
+    if not options.weights:
+        parser.error("give --weights, or --pixels")
     card, arrays = open_weights(options.weights, options.model)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder) / "timm.safetensors", arrays, card, "timm")
