@@ -1,11 +1,15 @@
 """A batch size that fits the device's memory."""
 
 import logging
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from jeffnet.arch.plan import Plan
+from jeffnet.arch.summary import layers
 from jeffnet.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
@@ -13,6 +17,8 @@ LOG = logging.getLogger(__name__)
 # Where to begin. More gains nothing on any device; a CPU's caches hold less.
 _START = {"cpu": 64}
 _START_ELSEWHERE = 512
+# Of the free memory, what the pictures may take; and how much is free where nobody says.
+_SHARE, _UNKNOWN = 0.7, 2**33
 
 
 class BatchSize:
@@ -23,6 +29,17 @@ class BatchSize:
         devices = jax.local_devices()
         start = _START.get(devices[0].platform, _START_ELSEWHERE) * len(devices)
         self.value = start if self._is_free else int(chosen)
+
+    def fit(self, picture_bytes: int) -> None:
+        """Begin with no more than is likely to fit, if nobody chose: a guess, which spares most of the failures.
+
+        Args:
+          picture_bytes: what one picture takes, see `picture_bytes`.
+        """
+        if self._is_free:
+            room = sum(map(_free_bytes, jax.local_devices())) * _SHARE
+            most = max(int(room / picture_bytes), 1)
+            self.value = min(self.value, 2 ** (most.bit_length() - 1))
 
     def run(self, work: Callable[[int], Any]) -> Any:
         """Do it with this batch size, or with half of it as often as memory runs out."""
@@ -44,3 +61,24 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )
+
+
+def picture_bytes(plan: Plan, height: int, width: int) -> int:
+    """About what a model keeps in memory for each picture: the largest map, what it comes from and what becomes of it.
+
+    Args:
+      plan: the model.
+      height: of the pictures.
+      width: likewise.
+    """
+    side = math.ceil(math.sqrt(height * width))
+    return 3 * 4 * max(layer.out_channels * layer.out_size**2 for layer in layers(plan, side))
+
+
+def _free_bytes(device: Any) -> int:
+    """Memory of a device that nobody uses yet."""
+    if stats := device.memory_stats():
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if device.platform == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _UNKNOWN

@@ -14,7 +14,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.backends import load_backend
-from jeffnet.batch_size import BatchSize
+from jeffnet.batch_size import BatchSize, picture_bytes
 from jeffnet.candidates import Candidate
 from jeffnet.data.batches import EvalLoader, OnBadImage, Shard
 from jeffnet.data.labels import label_table, read_label_map, read_real_labels, real_index, subset_mask
@@ -232,6 +232,7 @@ def _pass(
 ) -> Iterator[Outcome]:
     """One pass over the data for models that need the same of it."""
     card = models[0].card
+    batch_size.fit(max(picture_bytes(model.card.plan(), *model.transform.shape) for model in models))
 
     def work(size: int) -> tuple[EvalLoader, np.ndarray, list[Answers]]:
         loader = open_pipeline(

@@ -3,8 +3,10 @@
 import jax
 import pytest
 
+import jeffnet.batch_size as batch_size_module
 from jeffnet.arch.pretrained import PRETRAINED
-from jeffnet.batch_size import BatchSize
+from jeffnet.arch.zoo import model_plan
+from jeffnet.batch_size import BatchSize, picture_bytes
 from jeffnet.candidates import Candidate, select_models
 from jeffnet.errors import ConfigError, UnknownModelError
 
@@ -73,6 +75,23 @@ def test_a_chosen_batch_size_is_not_changed():
     work, _ = out_of_memory_above(0, MemoryError())
     with pytest.raises(ConfigError, match="batch of 1 does not fit"):
         BatchSize("auto").run(work)
+
+
+def test_a_free_batch_size_begins_with_what_is_likely_to_fit(monkeypatch):
+    """EfficientNet-B0's largest map at 224 px is 112 x 112 x 96 of float32, 4.8 MB."""
+    need = picture_bytes(model_plan("tf_efficientnet_b0"), 224, 224)
+    assert need == 3 * 4 * 112 * 112 * 96
+    for free, expected in ((10 * need / 0.7, 8), (0, 1), (10**15, None)):
+        monkeypatch.setattr(batch_size_module, "_free_bytes", lambda device, free=free: free)
+        batch_size = BatchSize("auto")
+        start = batch_size.value
+        batch_size.fit(need)
+        assert batch_size.value == (expected or start)
+        chosen = BatchSize(77)
+        chosen.fit(need)
+        assert chosen.value == 77
+    monkeypatch.undo()
+    assert all(batch_size_module._free_bytes(device) > 0 for device in jax.local_devices())
 
 
 def test_other_errors_pass():

@@ -119,7 +119,7 @@ def test_an_interrupted_series_goes_on_where_it_stopped(capsys, weights, picture
     assert opened == ["tiny_flat", *MODELS]
 
 
-def test_a_single_model_that_cannot_be_had_is_its_error(capsys, pictures, tmp_path):
+def test_a_single_model_that_cannot_be_had_is_its_error(capsys, pictures, tmp_path, tiny_model):
     status, out, err = run(capsys, pictures, "--model", "tiny_flat", "--weights", tmp_path / "none")
     assert (status, out) == (1, "") and err.startswith("error: weights") and len(err.splitlines()) == 1
 
