@@ -100,7 +100,7 @@ class Outcome:
 
 
 def validate(
-    candidates: Sequence[Candidate], settings: Settings, progress: bool | None = False
+    candidates: Sequence[Candidate], settings: Settings, progress: bool | None = False, keep_going: bool = False
 ) -> Iterator[Outcome | tuple[Candidate, JeffnetError]]:
     """Validate models; those that take the same pixels share a pass over the data.
 
@@ -108,13 +108,13 @@ def validate(
       candidates: models.
       settings: everything else.
       progress: show a bar; None does where standard error is a terminal.
+      keep_going: yield a model that cannot be had with its error, instead of raising it.
 
     Yields:
-      An outcome for each model as soon as it is there; of several models one that cannot be had comes with its error,
-      of a single one the error is raised.
+      An outcome for each model as soon as it is there.
 
     Raises:
-      JeffnetError: the settings or the data will not do.
+      JeffnetError: the settings or the data will not do, or a model cannot be had.
     """
     _check(settings)
     batch_size = BatchSize(settings.batch_size)
@@ -125,7 +125,7 @@ def validate(
             try:
                 models.append(_open_model(candidates[place], settings))
             except JeffnetError as error:
-                if len(candidates) == 1:
+                if not keep_going:
                     raise
                 yield candidates[place], error
         # Weights may say of themselves what the zoo does not know: they then need a pass of their own.

@@ -124,6 +124,13 @@ def test_a_single_model_that_cannot_be_had_is_its_error(capsys, pictures, tmp_pa
     assert (status, out) == (1, "") and err.startswith("error: weights") and len(err.splitlines()) == 1
 
 
+def test_one_model_that_is_done_is_printed_again(capsys, weights, pictures, tmp_path):
+    options = (pictures, "--weights", weights / "tiny.safetensors", "--results", tmp_path / "results.json")
+    first = result(capsys, *options)
+    status, out, err = run(capsys, *options, "--json", "--batch-size", 3)
+    assert status == 0 and json.loads(out) == first and "tiny: already in" in err
+
+
 def test_predictions_and_a_report_are_written(capsys, weights, pictures, tmp_path):
     found = result(
         capsys, pictures, "--weights", weights / "tiny.safetensors", "--save-predictions", tmp_path / "p.csv",

@@ -131,12 +131,12 @@ def run(options: argparse.Namespace) -> None:
     for candidate in candidates:
         row = results.find(candidate.name, candidate.weights, asdict(settings)) if results else None
         if row:
-            print(f"{candidate.name}: already in {options.results}", file=sys.stderr)
+            print(f"{row['model']}: already in {options.results}", file=sys.stderr)
             rows.append(row)
         else:
             waiting.append(candidate)
     single = len(candidates) == 1
-    for outcome in validate(waiting, settings, progress=None):
+    for outcome in validate(waiting, settings, progress=None, keep_going=not single):
         if isinstance(outcome, tuple):
             candidate, error = outcome
             failures.append(candidate.name)
@@ -146,7 +146,8 @@ def run(options: argparse.Namespace) -> None:
         if results:
             results.add(outcome.row)
         _write_files(options, outcome, single)
-        print(describe(outcome.row), file=sys.stderr if options.json or not single else sys.stdout)
+        if options.json or not single:
+            print(describe(outcome.row), file=sys.stderr)
         _tell_skipped(outcome)
     _print_rows(options, rows, single)
     if failures:
@@ -217,6 +218,9 @@ def _print_rows(options: argparse.Namespace, rows: list[dict[str, Any]], single:
         print(json.dumps(rows[0] if single else rows))
         return
     if single:
+        print(describe(rows[0]))
+        return
+    if not rows:
         return
     cells = [
         (
