@@ -40,3 +40,8 @@ class OutputError(JeffnetError):
 
 class TrainingError(JeffnetError):
     """A training run that cannot go on, such as one whose loss is no longer a number."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of some library says, in one line for a message; the name of its class if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

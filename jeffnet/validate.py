@@ -117,7 +117,7 @@ def validate(
       JeffnetError: the settings or the data will not do, or a model cannot be had.
     """
     _check(settings)
-    batch_size = BatchSize(settings.batch_size)
+    real = read_real_labels(settings.real_labels) if settings.real_labels else None
     keys = [_pixels(candidate, settings) for candidate in candidates]
     for places in grouped(keys, MOST_TOGETHER):
         models = []
@@ -130,7 +130,7 @@ def validate(
                 yield candidates[place], error
         # Weights may say of themselves what the zoo does not know: they then need a pass of their own.
         for each in grouped([model.needs for model in models], MOST_TOGETHER):
-            yield from _pass([models[place] for place in each], settings, batch_size, progress)
+            yield from _pass([models[place] for place in each], settings, real, progress)
 
 
 def effective_preprocessing(transform: EvalTransform, resize: str | None = None) -> dict[str, Any]:
@@ -228,10 +228,12 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
 
 
 def _pass(
-    models: Sequence[_Model], settings: Settings, batch_size: BatchSize, progress: bool | None
+    models: Sequence[_Model], settings: Settings, real: list[frozenset[int]] | None, progress: bool | None
 ) -> Iterator[Outcome]:
     """One pass over the data for models that need the same of it."""
     card = models[0].card
+    mapping = read_label_map(settings.label_map, card.classes) if settings.label_map else None
+    batch_size = BatchSize(settings.batch_size)
     batch_size.fit(max(picture_bytes(model.card.plan(), *model.transform.shape) for model in models))
 
     def work(size: int) -> tuple[EvalLoader, np.ndarray, list[Answers]]:
@@ -249,7 +251,8 @@ def _pass(
             num_examples=settings.num_examples,
             tf_resize=models[0].resize or "legacy",
         )
-        mapping = read_label_map(settings.label_map, card.classes) if settings.label_map else None
+        if real is not None:
+            _real_of(loader, 0, real)  # that pictures have no such labels is better known before the pass
         table = label_table(loader.classes, card.num_classes, card.classes, mapping)
         mask = subset_mask(settings.subset, card.num_classes, table) if settings.subset else None
         pairs = [(model.forward, model.variables) for model in models]
@@ -257,7 +260,6 @@ def _pass(
         return loader, table, answers
 
     loader, table, every = batch_size.run(work)
-    real = read_real_labels(settings.real_labels) if settings.real_labels else None
     for model, answers in zip(models, every, strict=True):
         yield _outcome(model, settings, batch_size.value, loader, table, answers, real)
 
@@ -272,12 +274,8 @@ def _outcome(
     real: list[frozenset[int]] | None,
 ) -> Outcome:
     predictions = answers.predictions
-    if real is not None:
-        examples = loader.num_examples
-        indices = [real_index(loader.name(index), index, examples, len(real)) for index in predictions.index.tolist()]
-        scores = score(predictions, [real[index] for index in indices])
-    else:
-        scores = score(predictions)
+    right = None if real is None else [_real_of(loader, index, real) for index in predictions.index.tolist()]
+    scores = score(predictions, right)
     published = None
     if model.candidate.weights is None and _is_imagenet_validation(settings, loader, table):
         published = PRETRAINED[model.card.model]
@@ -308,11 +306,15 @@ def _outcome(
     return Outcome(row, answers, names, loader.name)
 
 
+def _real_of(loader: EvalLoader, index: int, real: list[frozenset[int]]) -> frozenset[int]:
+    return real[real_index(loader.name(index), index, loader.num_examples, len(real))]
+
+
 def _is_imagenet_validation(settings: Settings, loader: EvalLoader, table: np.ndarray) -> bool:
     return (
         loader.num_examples == IMAGENET_VALIDATION_EXAMPLES
         and len(set(table.tolist())) == 1000
-        and settings.split != "train"
+        and not settings.split.startswith("train")
         and settings.subset is None
         and settings.real_labels is None
     )

@@ -12,9 +12,10 @@ from PIL import Image
 import jeffnet.validate
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import Pretrained
+from jeffnet.arch.zoo import model_plan
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
-from jeffnet.errors import JeffnetError
+from jeffnet.errors import JeffnetError, OutputError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.store import ModelCard, save_model
 
@@ -276,6 +277,30 @@ def test_reassessed_labels_are_used(capsys, weights, pictures, tmp_path):
     assert (found["num_examples"], found["top1"]) == (14, 100)
 
 
+def test_pictures_without_reassessed_labels_stop_the_command_before_the_pass(
+    capsys, weights, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jeffnet.validate, "answer", lambda *a, **k: pytest.fail("the pass began"))
+    for text, fault in (("[[0], [1]]", "no ReaL labels"), ("{", "no list of lists")):
+        (tmp_path / "real.json").write_text(text)
+        options = ("--weights", weights / "tiny.safetensors", "--real-labels", tmp_path / "real.json")
+        status, out, err = run(capsys, pictures, *options)
+        assert (status, out) == (1, "") and fault in err
+
+
+def test_a_model_whose_files_cannot_be_written_is_run_again(capsys, weights, pictures, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OutputError("no space")
+
+    options = (pictures, "--weights", weights / "tiny.safetensors", "--results", tmp_path / "r.csv")
+    options += ("--save-predictions", tmp_path / "p.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr("jeffnet.results.save_predictions", full)
+        assert "no space" in run(capsys, *options)[2]
+    assert result(capsys, *options)["num_examples"] == 15
+    assert (tmp_path / "p.csv").exists()
+
+
 def test_pixels_as_asked_for(capsys, weights, pictures):
     options = ("--weights", weights / "tiny.safetensors", "--batch-size", 5)
     plain = result(capsys, pictures, *options)
@@ -353,6 +378,17 @@ def test_memory_that_runs_out_halves_the_batch(capsys, weights, pictures, monkey
     assert found["batch_size"] == 4 and found["num_examples"] == 15
     status, _, err = run(capsys, pictures, "--weights", weights / "tiny.safetensors", "--batch-size", 8)
     assert status == 1 and "batch of 8 does not fit" in err
+
+
+def test_a_large_model_leaves_the_others_their_batches(capsys, weights, pictures, monkeypatch):
+    """Each pass begins with what fits its own models; `tiny` and `tiny_tf` share theirs."""
+    large = len(model_plan("tiny").stages)
+    monkeypatch.setattr(
+        jeffnet.validate, "picture_bytes", lambda plan, *size: 10**18 if len(plan.stages) == large else 1
+    )
+    rows = result(capsys, pictures, "--model", ",".join(MODELS), "--weights", weights / "{model}.safetensors")
+    sizes = {row["model"]: row["batch_size"] for row in rows}
+    assert sizes["tiny"] == sizes["tiny_tf"] == 1 < sizes["tiny_flat"]
 
 
 def test_from_python(weights, pictures):

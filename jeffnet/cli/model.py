@@ -19,7 +19,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=BACKENDS, default="linen", help="module system that computes (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=positive, default=32, help="pictures at once (default: %(default)s)")
-    parser.add_argument("--image-size", type=positive, help="pixels along each side (default: the model's)")
+    parser.add_argument(
+        "--img-size",
+        "--image-size",
+        dest="image_size",
+        type=positive,
+        help="pixels along each side (default: the model's)",
+    )
     parser.add_argument("--crop-pct", type=float, help="share of the picture that is kept (default: the model's)")
     parser.add_argument("--interpolation", help="bicubic or bilinear (default: the model's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")

@@ -143,9 +143,9 @@ def run(options: argparse.Namespace) -> None:
             print(f"{candidate.name}: {error}", file=sys.stderr)
             continue
         rows.append(outcome.row)
-        if results:
-            results.add(outcome.row)
         _write_files(options, outcome, single)
+        if results:  # last: what is in there is not run again
+            results.add(outcome.row)
         if options.json or not single:
             print(describe(outcome.row), file=sys.stderr)
         _tell_skipped(outcome)

@@ -15,7 +15,7 @@ from jeffnet.data.checks import checked_index, checked_labels, listed
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import files_of_split, split_names
-from jeffnet.errors import DatasetError, ImageError
+from jeffnet.errors import DatasetError, ImageError, first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -142,7 +142,7 @@ def _load(data: str, *arguments: Any, **options: Any) -> Any:
         cause = error
         while isinstance(cause, DatasetGenerationError) and isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        reason = first_line(cause)
         if isinstance(error, DatasetNotFoundError):
             remedy = "check the spelling; for a private or gated one, log in with `hf auth login`"
         elif isinstance(error, OSError) and of_hub:

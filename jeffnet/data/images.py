@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jeffnet.errors import ImageError
+from jeffnet.errors import ImageError, first_line
 
 # A closed list, since Pillow would hand an EPS file, whatever its suffix, to Ghostscript, which runs programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
@@ -62,7 +62,7 @@ def read_image(
         ) from None
     # Pillow's decoders answer damaged data with almost any exception: OSError, SyntaxError, struct.error, KeyError ...
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ImageError(f"image {name} cannot be decoded ({reason}): replace or remove it") from error
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, available_cpus, check_options, load_rows
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import DatasetError, ImageError, JeffnetError
+from jeffnet.errors import DatasetError, ImageError, JeffnetError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -290,7 +290,7 @@ class _Examples:
         return Image.fromarray(pixels)
 
     def _damaged(self, index: int, error: Exception) -> ImageError:
-        return ImageError(f"image {self.name(index)!r} cannot be decoded ({_first_line(error)}): replace or remove it")
+        return ImageError(f"image {self.name(index)!r} cannot be decoded ({first_line(error)}): replace or remove it")
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:
@@ -354,7 +354,7 @@ def _received(chunks: Iterator[Any], count: int) -> list[Any]:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise DatasetError(
-            f"a worker process of the loader died ({_first_line(error)}): use fewer workers or none, give them "
+            f"a worker process of the loader died ({first_line(error)}): use fewer workers or none, give them "
             'more (shared) memory, and guard the main module by `if __name__ == "__main__"`'
         ) from error
 
@@ -376,7 +376,3 @@ def _assembled(chunks: Sequence[Any]) -> EvalBatch:
         chunk = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
         pixels = chunk["image"]
     return {"image": pixels, "label": chunk["label"], "mask": chunk["mask"], "index": chunk["index"]}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

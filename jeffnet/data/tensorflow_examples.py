@@ -12,14 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from jeffnet.data.sources import ImageFolder, Source
+from jeffnet.data.splits import split_names
 from jeffnet.data.tensorflow_picture import tensorflow
+from jeffnet.data.tfds_source import is_prepared, open_builder, picture_and_label, undecoded
 from jeffnet.errors import DatasetError
 
-# What 'val' is called in TFDS, the preferred one first.
-_VAL_SPLITS = ("validation", "val", "test")
-_INFO = "dataset_info.json"
 _TFDS = re.compile(r"tfds:\w+(/[\w.-]+)?(:[\d.*]+)?")
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Examples(Protocol):
@@ -113,13 +111,13 @@ class _Prepared:
         self.where = f"data set {builder.info.full_name!r}"
         self._builder = builder
         self._split, self._files = _split_files(builder, split, self.where)
-        self._image, self._label = _picture_and_label(builder, self.where)
+        self._image, self._label = picture_and_label(builder, builder.info.full_name)
         self.classes = tuple(builder.info.features[self._label].names)
         self._ends = list(itertools.accumulate(file.take for file in self._files))
         self._records: Any = None
         if builder.info.file_format.value == "array_record":
             # tf.data cannot read this format.
-            self._records = builder.as_data_source(self._split, decoders=self._decoders())
+            self._records = builder.as_data_source(self._split, decoders=undecoded(builder))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -136,14 +134,16 @@ class _Prepared:
     def rows(self, indices: range) -> Any:
         if self._records is not None:
             return _twice(indices)
-        tf, tfds = tensorflow(), _tfds()
+        import tensorflow_datasets as tfds
+
+        tf = tensorflow()
         config = tfds.ReadConfig(
             try_autocache=False,
             skip_prefetch=True,
             interleave_cycle_length=1,  # the order of the data set, on every machine
             experimental_interleave_sort_fn=lambda files: _behind(files, indices.start),
         )
-        rows = self._builder.as_dataset(split=self._split, decoders=self._decoders(), read_config=config)
+        rows = self._builder.as_dataset(split=self._split, decoders=undecoded(self._builder), read_config=config)
         rows = rows.shard(indices.step, 0).take(len(indices))
         return tf.data.Dataset.zip(_numbers(indices), rows)
 
@@ -163,12 +163,6 @@ class _Prepared:
         # The reader answers damaged files with RuntimeError, with a record of nothing ...
         except Exception as error:
             raise DatasetError(f"{self.where} cannot be read ({error}): mend it or prepare it anew") from error
-
-    def _decoders(self) -> dict[str, Any]:
-        """Pictures, that which is wanted and any other, stay the contents of files."""
-        tfds, features = _tfds(), self._builder.info.features
-        skip = tfds.decode.SkipDecoding
-        return {name: skip() for name, feature in features.items() if isinstance(feature, tfds.features.Image)}
 
 
 def _numbers(indices: range) -> Any:
@@ -200,46 +194,23 @@ def open_examples(data: str | Source, split: str, channels: int, data_dir: str |
     source = data
     if isinstance(source, str):
         if source.startswith("tfds:"):
-            return _Prepared(_named_builder(source, data_dir), split)
-        if folder := _prepared_folder(Path(source).expanduser()):
-            return _Prepared(_tfds().builder_from_directory(folder), split)
+            if not _TFDS.fullmatch(source):
+                raise DatasetError(
+                    f"data set {source!r} is no name: give tfds:NAME, tfds:NAME/CONFIG, or either with :VERSION"
+                )
+            return _Prepared(open_builder(source, data_dir), split)
+        if is_prepared(Path(source).expanduser()):
+            return _Prepared(open_builder(source, None), split)
         from jeffnet.data.open import open_source
 
         source = open_source(source, split, channels, data_dir=data_dir)
     return _Files(source) if isinstance(source, ImageFolder) else Pictures(source)
 
 
-def _named_builder(data: str, data_dir: str | None) -> Any:
-    tfds = _tfds()
-    from tensorflow_datasets.core.read_only_builder import builder_from_files
-
-    if not _TFDS.fullmatch(data):
-        raise DatasetError(f"data set {data!r} is no name: give tfds:NAME, tfds:NAME/CONFIG, or either with :VERSION")
-    name = data.removeprefix("tfds:")
-    place = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
-    try:
-        # Not tfds.builder(), which may ask the network for what it does not find prepared.
-        return builder_from_files(name, data_dir=place)
-    except tfds.core.DatasetNotFoundError:
-        raise DatasetError(
-            f"data set {data!r} is not prepared in {place}: prepare it there with tensorflow_datasets, add its config, "
-            "or give the data_dir where it is"
-        ) from None
-
-
-def _prepared_folder(folder: Path) -> Path | None:
-    """The folder of a prepared data set: this, or its last version in this; None where there is none."""
-    if (folder / _INFO).is_file():
-        return folder
-    versions = [path.parent for path in folder.glob(f"*/{_INFO}") if _VERSION.fullmatch(path.parent.name)]
-    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
-
-
 def _split_files(builder: Any, split: str, where: str) -> tuple[str, list[Any]]:
     """The split's name in TFDS, and its instructions which files to read; at least one example."""
     splits = builder.info.splits
-    if split == "val":
-        split = next((name for name in _VAL_SPLITS if name in splits), split)
+    split = next((name for name in split_names(split) if name in splits), split)
     try:
         files = [file for file in splits[split].file_instructions if file.take]
     except (KeyError, ValueError, AssertionError):
@@ -249,23 +220,3 @@ def _split_files(builder: Any, split: str, where: str) -> tuple[str, list[Any]]:
             f"{where} has no split {split!r} with examples: use one of {', '.join(sorted(splits))}, or a part of it"
         )
     return split, files
-
-
-def _picture_and_label(builder: Any, where: str) -> tuple[str, str]:
-    """Names of the features that are the picture and its label."""
-    features, types = builder.info.features, _tfds().features
-    images = [name for name, feature in features.items() if type(feature) is types.Image]
-    labels = [name for name, feature in features.items() if isinstance(feature, types.ClassLabel)]
-    preferred = [*(builder.info.supervised_keys or ()), "image", "label"]
-    image, label = (next((name for name in (*preferred, *found) if name in found), None) for found in (images, labels))
-    if image is None or label is None or features[image].np_dtype not in (np.uint8, np.uint16):
-        raise DatasetError(f"{where} has not a picture and a label, but {', '.join(features)}: use another data set")
-    return image, label
-
-
-def _tfds() -> Any:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise DatasetError("a prepared data set needs TensorFlow Datasets: pip install 'jeffnet[tf]'") from None
-    return tfds

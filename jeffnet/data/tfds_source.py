@@ -12,7 +12,7 @@ from jeffnet.data.checks import checked_index, listed
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
-from jeffnet.errors import DatasetError
+from jeffnet.errors import DatasetError, first_line
 
 _INFO = "dataset_info.json"
 _FILE_NAMES = ("file_name", "filename", "image/filename")
@@ -21,8 +21,7 @@ _FILE_NAMES = ("file_name", "filename", "image/filename")
 class TfdsSource:
     """Pictures of a prepared data set, in the order of its files. Nothing is downloaded or prepared.
 
-    The pictures are the feature `image`, else the first of type Image; the labels `label`, else the first of type
-    ClassLabel.
+    Which features are the pictures and the labels, `picture_and_label` says.
 
     Attributes:
       classes: names of the labels.
@@ -50,12 +49,12 @@ class TfdsSource:
         self.channels = channels
         self._data = name
         with _quiet():
-            builder = _open(name, data_dir)
+            builder = open_builder(name, data_dir)
             split = _split(builder, split, name)
-            self._image, label = _features(builder, name)
+            self._image, label = picture_and_label(builder, name)
             self.classes = tuple(map(str, builder.info.features[label].names))
             self._label = label
-            self._rows = _rows(builder, split, self._image, name)
+            self._rows = _rows(builder, split, name)
         self._file_name = next((key for key in _FILE_NAMES if key in builder.info.features), None)
         self._base = f"{builder.info.full_name}/{split}"
         if not len(self):
@@ -84,7 +83,7 @@ class TfdsSource:
             return self._rows[index]
         except (OSError, RuntimeError, ValueError) as error:  # what the reader of array_record raises
             raise DatasetError(
-                f"example {index} of data set {self._base!r} cannot be read ({_first_line(error)}): prepare it again"
+                f"example {index} of data set {self._base!r} cannot be read ({first_line(error)}): prepare it again"
             ) from error
 
     def _name(self, index: int, row: dict[str, Any]) -> str:
@@ -104,32 +103,42 @@ class TfdsSource:
 def is_prepared(folder: Path) -> bool:
     """Whether a folder is a prepared data set, or has versions of one."""
     # What `datasets` saves has a file of the same name, and others.
-    return not (folder / "state.json").exists() and _prepared_folder(folder) is not None
+    return not (folder / "state.json").exists() and prepared_folder(folder) is not None
 
 
-def _prepared_folder(folder: Path) -> Path | None:
+def prepared_folder(folder: Path) -> Path | None:
+    """The folder of a prepared data set: this, or its last version in this; None where there is none."""
     if (folder / _INFO).is_file():
         return folder
     versions = [path.parent for path in folder.glob(f"*/{_INFO}") if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)]
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 
-def _open(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """The data set's builder, from files only: neither the code that prepares it nor the network is touched."""
+def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """The data set's builder, from files only: neither the code that prepares it nor the network is touched.
+
+    Args:
+      name: see `TfdsSource`; perhaps with `tfds:` before it.
+      data_dir: where data sets are prepared; by default $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+
+    Raises:
+      DatasetError: tensorflow-datasets is not installed, or the data set is not prepared or damaged.
+    """
     try:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.read_only_builder import builder_from_files
         from tensorflow_datasets.core.utils import file_utils
     except ImportError as error:
         raise DatasetError(
-            f"data set {name!r} needs tensorflow-datasets ({_first_line(error)}): pip install 'jeffnet[tfds]'"
+            f"data set {name!r} needs tensorflow-datasets ({first_line(error)}): pip install 'jeffnet[tfds]'"
         ) from None
     folder = Path(name).expanduser()
-    place = None if data_dir is None else os.path.expanduser(data_dir)
+    place = data_dir or os.environ.get("TFDS_DATA_DIR")
+    place = place and os.path.expanduser(place)
     try:
-        if folder.is_dir() and (prepared := _prepared_folder(folder)):
+        if folder.is_dir() and (prepared := prepared_folder(folder)):
             return tfds.builder_from_directory(str(prepared))
-        return builder_from_files(name, data_dir=place)
+        return builder_from_files(name.removeprefix("tfds:"), data_dir=place)
     except tfds.core.DatasetNotFoundError:
         places = [os.fspath(path) for path in file_utils.list_data_dirs(given_data_dir=place)]
         raise DatasetError(
@@ -138,7 +147,7 @@ def _open(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         ) from None
     except Exception as error:  # of protocol buffers, of JSON, of the library's own
         raise DatasetError(
-            f"data set {name!r} cannot be opened ({_first_line(error)}): check its name and {_INFO}"
+            f"data set {name!r} cannot be opened ({first_line(error)}): check its name and {_INFO}"
         ) from error
 
 
@@ -151,32 +160,45 @@ def _split(builder: Any, split: str, name: str) -> str:
     raise DatasetError(f"data set {name!r} has no split {split!r}: only {listed(present)}")
 
 
-def _features(builder: Any, name: str) -> tuple[str, str]:
-    """The features of pictures and labels."""
+def picture_and_label(builder: Any, name: str) -> tuple[str, str]:
+    """The features that are picture and label: those for supervised learning, `image` and `label`, or the first.
+
+    Args:
+      builder: of the data set.
+      name: what errors call it.
+
+    Raises:
+      DatasetError: it has not both, or pictures of other numbers than whole ones.
+    """
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    kinds = {
-        kind: [key for key, feature in features.items() if isinstance(feature, kind)]
-        for kind in (tfds.features.Image, tfds.features.ClassLabel)
-    }
-    images, labels = kinds.values()
+    # Not subclasses of Image, such as masks.
+    images = [key for key, feature in features.items() if type(feature) is tfds.features.Image]
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if not images or not labels:
         raise DatasetError(
             f"data set {name!r} has the features {listed(list(features))}: it needs one of type Image and one of type "
             "ClassLabel"
         )
-    image = "image" if "image" in images else images[0]
+    preferred = (*(builder.info.supervised_keys or ()), "image", "label")
+    image, label = (next(key for key in (*preferred, *found) if key in found) for found in (images, labels))
     if features[image].np_dtype.kind == "f":
         raise DatasetError(f"pictures of data set {name!r} are floating point numbers: prepare it with uint8")
-    return image, "label" if "label" in labels else labels[0]
+    return image, label
 
 
-def _rows(builder: Any, split: str, image: str, name: str) -> Any:
+def undecoded(builder: Any) -> dict[str, Any]:
+    """Decoders that leave all pictures, also those that nobody wants, the contents of files."""
     import tensorflow_datasets as tfds
 
+    features = builder.info.features.items()
+    return {key: tfds.decode.SkipDecoding() for key, feature in features if isinstance(feature, tfds.features.Image)}
+
+
+def _rows(builder: Any, split: str, name: str) -> Any:
     try:
-        return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+        return builder.as_data_source(split, decoders=undecoded(builder))
     except NotImplementedError:
         formats = listed(sorted(kind.value for kind in builder.info.available_file_formats()))
         raise DatasetError(
@@ -184,7 +206,7 @@ def _rows(builder: Any, split: str, image: str, name: str) -> Any:
             "use `--loader tf`, or prepare it with file_format='array_record'"
         ) from None
     except (ValueError, OSError, RuntimeError) as error:
-        raise DatasetError(f"split {split!r} of data set {name!r} cannot be read: {_first_line(error)}") from error
+        raise DatasetError(f"split {split!r} of data set {name!r} cannot be read: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -197,7 +219,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

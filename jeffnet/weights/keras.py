@@ -27,7 +27,7 @@ from jeffnet.arch.plan import Conv, Plan, SqueezeExcite, round_channels
 from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
-from jeffnet.errors import WeightsError
+from jeffnet.errors import WeightsError, first_line
 from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.stored import Stored
 
@@ -231,7 +231,7 @@ def _opening(h5py: Any, source: Path | bytes) -> Callable[[], AbstractContextMan
 
 
 def _broken(path: Path, error: Exception) -> WeightsError:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return WeightsError(f"weights {str(path)!r} are not a whole file of Keras: {text}")
 
 

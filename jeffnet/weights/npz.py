@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jeffnet.errors import WeightsError
+from jeffnet.errors import WeightsError, first_line
 from jeffnet.weights.stored import Stored
 
 _NAMES = "names"
@@ -83,5 +83,5 @@ def _load(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def _broken(path: Path, error: Exception) -> WeightsError:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return WeightsError(f"weights {str(path)!r} are not a whole npz file: {text}")

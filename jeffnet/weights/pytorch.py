@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jeffnet.errors import OutputError, WeightsError
+from jeffnet.errors import OutputError, WeightsError, first_line
 from jeffnet.weights.stored import Stored
 
 _log = logging.getLogger("jeffnet")
@@ -50,7 +50,7 @@ def read_torch(path: Path) -> dict[str, Stored]:
                 f"weights {str(path)!r} have more than tensors in them, and unpickling it might run a program: refused "
                 f"({text.strip()})"
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise WeightsError(f"weights {str(path)!r} are no whole file of torch.save: {reason}") from error
     return {name: _stored(tensor) for name, tensor in _state_dict(content, str(path)).items()}
 

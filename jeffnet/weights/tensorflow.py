@@ -17,7 +17,7 @@ from jeffnet._tensorflow import tensorflow
 from jeffnet.arch.plan import Block, Conv, Plan, SqueezeExcite
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
-from jeffnet.errors import OutputError, WeightsError
+from jeffnet.errors import OutputError, WeightsError, first_line
 from jeffnet.weights.naming import Naming
 from jeffnet.weights.stored import Stored
 
@@ -173,7 +173,7 @@ def _reading(reader: Any, name: str, prefix: Path):
 
 
 def _broken(prefix: Path, error: Exception) -> WeightsError:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return WeightsError(f"weights {str(prefix)!r} are no whole checkpoint of TensorFlow: {text}")
 
 
