@@ -54,6 +54,14 @@ class Backend(Protocol):
         """A pure function of variables and images, for evaluation, and the variables, a pytree."""
         ...
 
+    def training(self, start: "Start", images: Any) -> tuple[Any, dict[str, Any]]:
+        """A pass in training mode: logits, and the updated running statistics by canonical name.
+
+        Builds the model of `start`, whose arrays may be tracers, and whose `rng` is the key of what is dropped: inside
+        `jax.jit` that is done once, while the function is traced.
+        """
+        ...
+
 
 def load_backend(name: str) -> Backend:
     """A backend by name.

@@ -74,6 +74,13 @@ def inference(model: "ImageClassifier", variables: Mapping[str, Any]) -> tuple[C
     return model.apply, variables
 
 
+def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
+    """A pass in training mode, for use inside `jax.jit`; see `jeffnet.backends.Backend`."""
+    model, variables = build(start)
+    logits, updated = model.apply(variables, images, train=True, rngs={"dropout": jnp.asarray(start.rng)})
+    return logits, updated["batch_stats"]
+
+
 def to_variables(arrays: Mapping[str, Any]) -> Variables:
     """`{'params', 'batch_stats'}` from arrays by canonical name; `to_canonical` is its inverse."""
     variables: Variables = {"params": {}, "batch_stats": {}}
@@ -251,7 +258,7 @@ class _Run:
 
     def _norm(self, name: str, x: Array) -> Array:
         plan, mean, var = self.model.plan, self.stats[f"{name}.mean"], self.stats[f"{name}.var"]
-        if self.train:
+        if self.train and name not in plan.frozen_norms:
             running_mean, running_var = mean, var
             mean, var, unbiased = batch_statistics(x)
             self.updated[f"{name}.mean"] = moved_statistics(running_mean, mean, plan.bn_momentum)

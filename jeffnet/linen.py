@@ -28,7 +28,7 @@ from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_sq
 from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics, statistics_dtype
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained
+from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
 from jeffnet.weights.store import ModelCard
 
 Variables = dict[str, Any]
@@ -87,6 +87,15 @@ def to_start(model: "ImageClassifier", variables: Mapping[str, Any]) -> Start:
 def inference(model: "ImageClassifier", variables: Mapping[str, Any]) -> tuple[Callable[[Any, Array], Array], Any]:
     """A pure function of variables and images, without training, and its variables."""
     return model.apply, variables  # pyright: ignore[reportReturnType]
+
+
+def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
+    """A pass in training mode, for use inside `jax.jit`; see `jeffnet.backends.Backend`."""
+    model, variables = build(start)
+    logits, updated = model.apply(
+        variables, images, train=True, rngs={"dropout": jnp.asarray(start.rng)}, mutable=["batch_stats"]
+    )
+    return logits, statistics(to_canonical({**variables, **updated}, start.plan))
 
 
 def to_variables(arrays: Mapping[str, Any]) -> Variables:
@@ -257,7 +266,7 @@ class _Layers:
 
     def _norm(self, name: str, train: bool) -> BatchNorm:
         return BatchNorm(
-            use_running_average=not train,
+            use_running_average=not train or name in self.plan.frozen_norms,
             momentum=self.plan.bn_momentum,
             epsilon=self.plan.bn_epsilon,
             dtype=self.dtype,

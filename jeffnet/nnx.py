@@ -32,7 +32,7 @@ from jeffnet.ops.network import (
 from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained
+from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained, statistics
 from jeffnet.weights.store import ModelCard
 
 
@@ -73,6 +73,13 @@ def inference(model: "ImageClassifier") -> tuple[Callable[[Any, Array], Array], 
     """A pure function of the model's state and images, without training, and that state."""
     graph, state = nnx.split(nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False))
     return lambda state, images: nnx.merge(graph, state)(images), state
+
+
+def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
+    """A pass in training mode, for use inside `jax.jit`; see `jeffnet.backends.Backend`."""
+    model = build(start)
+    model.train()
+    return model(images), statistics(to_start(model).arrays)
 
 
 class ImageClassifier(nnx.Module):
@@ -218,7 +225,16 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     def __init__(
-        self, mean: Array, var: Array, scale: Array, bias: Array, *, momentum: float, epsilon: float, dtype: DTypeLike
+        self,
+        mean: Array,
+        var: Array,
+        scale: Array,
+        bias: Array,
+        *,
+        momentum: float,
+        epsilon: float,
+        dtype: DTypeLike,
+        frozen: bool = False,
     ) -> None:
         # NNX's own would first compile zeros and ones of every width.
         self.mean, self.var, self.scale, self.bias = (
@@ -226,14 +242,15 @@ class BatchNorm(nnx.BatchNorm):
         )  # fmt: skip
         self.num_features, self.param_dtype = scale.shape[0], scale.dtype
         self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
-        self.use_running_average, self.axis_name = True, None
+        self.use_running_average, self.axis_name, self.frozen = True, None, frozen
 
     def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
         """Normalised `x` `(..., C)`; masks are not supported."""
         if mask is not None:
             raise ArchitectureError("BatchNorm takes no mask")
         mean, var = self.mean.get_value(), self.var.get_value()
-        if not (self.use_running_average if use_running_average is None else use_running_average):
+        use_running = self.use_running_average if use_running_average is None else use_running_average
+        if not use_running and not self.frozen:
             running_mean, running_var = mean, var
             mean, var, unbiased = batch_statistics(x, self.axis_name)
             self.mean.set_value(jax.lax.stop_gradient(moved_statistics(running_mean, mean, self.momentum)))
@@ -282,6 +299,7 @@ class _Layers:
             momentum=plan.bn_momentum,
             epsilon=plan.bn_epsilon,
             dtype=self.start.dtype,
+            frozen=name in plan.frozen_norms,
         )
 
     def _arrays(self, name: str, *leaves: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from jeffnet.ops.network import (
 from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained
+from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained, statistics
 from jeffnet.weights.store import ModelCard
 
 # What Objax's layers call the arrays; the bias of a norm is `beta`.
@@ -86,6 +86,12 @@ def inference(model: "ImageClassifier") -> tuple[Callable[[list[Array], Array], 
         return _with_tensors(variables, tensors, lambda: model(images))[0]
 
     return apply, variables.tensors()
+
+
+def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
+    """A pass in training mode, for use inside `jax.jit`; see `jeffnet.backends.Backend`."""
+    model = build(start)
+    return model(images, training=True), statistics(to_start(model).arrays)
 
 
 class ImageClassifier(objax.Module):
@@ -234,16 +240,18 @@ class BatchNorm(objax.nn.BatchNorm):
     Normalises over all axes but the last; its arrays are `(C,)`. Statistics are at least float32.
     """
 
-    def __init__(self, mean: Array, var: Array, beta: Array, gamma: Array, momentum: float, eps: float) -> None:
+    def __init__(
+        self, mean: Array, var: Array, beta: Array, gamma: Array, momentum: float, eps: float, frozen: bool = False
+    ) -> None:
         # Objax's own would first compile zeros and ones of every width.
-        self.momentum, self.eps, self.redux = momentum, eps, (0, 1, 2)
+        self.momentum, self.eps, self.redux, self.frozen = momentum, eps, (0, 1, 2), frozen
         self.running_mean, self.running_var = objax.StateVar(mean), objax.StateVar(var)
         self.beta, self.gamma = objax.TrainVar(beta), objax.TrainVar(gamma)
 
     def __call__(self, x: Array, training: bool) -> Array:
         """Normalised `x` `(..., C)`."""
         mean, var = self.running_mean.value, self.running_var.value
-        if training:
+        if training and not self.frozen:
             running_mean, running_var = mean, var
             mean, var, unbiased = batch_statistics(x)
             self.running_mean.value = moved_statistics(running_mean, mean, self.momentum)
@@ -279,7 +287,8 @@ class _Layers:
 
     def _norm(self, name: str) -> BatchNorm:
         mean, var, beta, gamma = (self.arrays[f"{name}.{leaf}"] for leaf in ("mean", "var", "bias", "scale"))
-        return BatchNorm(mean, var, beta, gamma, self.plan.bn_momentum, self.plan.bn_epsilon)
+        frozen = name in self.plan.frozen_norms
+        return BatchNorm(mean, var, beta, gamma, self.plan.bn_momentum, self.plan.bn_epsilon, frozen)
 
 
 def _remat(block: Block, x: Array, training: bool, key: Array | None) -> Array:

@@ -5,6 +5,7 @@ random, BatchNorm's too. To add a backend, add a `Driver`: how its users run a m
 """
 
 from dataclasses import replace
+from functools import partial
 
 import flax.serialization
 import jax
@@ -14,6 +15,7 @@ import orbax.checkpoint
 import pytest
 from flax import nnx
 
+from jeffnet.arch.plan import with_frozen_norms
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS, backend_of, convert, load_backend, to_start
@@ -453,6 +455,29 @@ def test_recomputation_changes_nothing(backend, x64):
 
 
 @every_backend
+def test_a_pass_in_training_mode_leaves_frozen_norms_alone(backend, x64):
+    """`training` of every backend gives the same logits and statistics, from arrays that a function gets."""
+    start = random_start("tiny_flat", drop_rate=0.0, drop_path_rate=0.0)
+    images = images_of()
+    norms = [name.removesuffix(".scale") for name in start.arrays if name.endswith(".scale")]
+    frozen = replace(start, plan=with_frozen_norms(start.plan, norms[1:3]))
+
+    for each in (start, frozen):
+        (logits, stats), (expected, expected_stats) = (
+            run(partial(_training, name, each, images), each.arrays, jax.random.key(0))
+            for name in (backend, "functional")
+        )
+        assert error(logits, expected) < TOLERANCE
+        moved = {name for name, array in stats.items() if (array != start.arrays[name]).any()}
+        still = {f"{norm}.{leaf}" for norm in norms[1:3] for leaf in ("mean", "var")} if each is frozen else set()
+        assert moved == stats.keys() - still
+        assert all(error(stats[name], expected_stats[name]) < TOLERANCE for name in moved)
+
+
+def _training(backend, start, images, arrays, key):
+    return load_backend(backend).training(replace(start, arrays=arrays, rng=key), images)
+
+
 def test_seeds_and_options_give_linens_arrays(backend):
     """Seeds of Python and of NumPy, keys new and old."""
     keys = jax.random.key(3), jax.random.PRNGKey(3)

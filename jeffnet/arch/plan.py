@@ -145,6 +145,7 @@ class Plan:
     bn_epsilon: float
     features: tuple[FeatureInfo, ...]
     test_window: int = 0
+    frozen_norms: frozenset[str] = frozenset()
 
     @property
     def num_features(self) -> int:
@@ -222,6 +223,11 @@ def lower(
 def with_classes(plan: Plan, num_classes: int) -> Plan:
     """The same network with logits of another width; 0 for none."""
     return replace(plan, classifier=Dense("classifier", plan.num_features, num_classes) if num_classes else None)
+
+
+def with_frozen_norms(plan: Plan, names: Iterable[str]) -> Plan:
+    """The same network, in which norms of these names keep their running statistics, and use them in training too."""
+    return replace(plan, frozen_norms=frozenset(names))
 
 
 def with_test_pooling(plan: Plan, image_size: int) -> Plan:

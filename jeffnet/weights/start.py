@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jeffnet.arch.plan import Plan, with_classes
-from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.arch.summary import STATISTICS, ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
@@ -171,6 +171,11 @@ def start_of(model: Any, array: Callable[[str], Any]) -> Start:
 def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
     """Parameters have `param_dtype`, running statistics at least float32."""
     return param_dtype if spec.is_parameter else statistics_dtype(param_dtype)
+
+
+def statistics(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The running statistics among arrays by canonical name."""
+    return {name: array for name, array in arrays.items() if name.rpartition(".")[2] in STATISTICS}
 
 
 def abstract_arrays(plan: Plan, param_dtype: DTypeLike) -> dict[str, jax.ShapeDtypeStruct]:
