@@ -4,6 +4,8 @@ Threads decode and transform: Python's lock is no hindrance, since Pillow releas
 worker processes do, where that is not enough.
 """
 
+import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypedDict
@@ -13,15 +15,19 @@ import numpy as np
 
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, available_cpus, check_options, load_rows
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
-from jeffnet.data.sources import Source
-from jeffnet.errors import ConfigError, DatasetError
+from jeffnet.data.sources import Example, Source
+from jeffnet.errors import ConfigError, DatasetError, ImageError
+
+_LOGGER = logging.getLogger("jeffnet.data")
 
 # So many pictures are one task of a thread: what Grain does for each task would take longer than a small picture.
 _CHUNK = 16
+# Pictures in a row that cannot be decoded before a loader that skips them gives up: something else is wrong then.
+_MOST_BAD = 100
 
 
 class TrainBatch(TypedDict):
-    """Batch of a training set: uint8 `(B, S, S, C)`, int32 `(B,)`."""
+    """Batch of a training set: uint8 `(B, S, S, C)`, or `(B, splits, S, S, C)` for several views; int32 `(B,)`."""
 
     image: np.ndarray
     label: np.ndarray
@@ -79,7 +85,10 @@ class TrainLoader:
         return {"position": self._position, "seed": self._seed, "length": self._length}
 
     def set_state(self, state: LoaderState) -> None:
-        """Continues where another loader stood that had the same source and seed; the rest may differ.
+        """Continues where another loader stood that had the same source and seed.
+
+        The rest may differ: the number of hosts, the batch size, the transform. With another number of `repeats` the
+        row of pictures is another one, of which this is the same position.
 
         Raises:
           ConfigError: the state is of another seed, of a source of another length, or no state at all.
@@ -150,12 +159,18 @@ def train_loader(
     threads: int | None = None,
     workers: int = 0,
     shard: Shard = WHOLE,
+    repeats: int = 1,
+    on_bad_image: OnBadImage = "error",
 ) -> TrainLoader:
     """Batches for training, for ever.
 
     Every epoch goes through all examples once, in an order of its own and with augmentations of its own. Batches are
     cut from this endless row, so that one may hold the end of an epoch and the beginning of the next: no example is
     left out. What comes depends on the source, the transform and the seed, not on `threads` and `workers`.
+
+    With `repeats`, every example of the row stands there so many times in succession, each time augmented anew: mostly
+    in one batch, and on several hosts where there are several. An epoch is as long as without, so that it takes that
+    many epochs to go through all examples.
 
     Args:
       source: at least one batch of examples.
@@ -167,6 +182,9 @@ def train_loader(
         be guarded by `if __name__ == "__main__"`.
       shard: which host this is of how many: the batches of all together are those of a single one with a batch size of
         their sum.
+      repeats: of each example, 1 or more.
+      on_bad_image: 'error' raises at a picture that cannot be read; 'skip' takes the next one of the source in its
+        place, and logs a warning once for each (once in each process that meets it). 100 in a row are an error.
 
     Returns:
       Iterator over `TrainBatch`. It raises what the source raises, such as an ImageError naming the file.
@@ -174,8 +192,12 @@ def train_loader(
     Raises:
       ConfigError: a setting outside its range.
       DatasetError: fewer examples than `batch_size`.
+
+    Source: Hoffer et al., "Augment your batch", arXiv:1901.09335, for `repeats`.
     """
-    check_options(batch_size, threads=threads or 0, workers=workers)
+    check_options(batch_size, on_bad_image, threads=threads or 0, workers=workers)
+    if repeats < 1:
+        raise ConfigError(f"repeats {repeats} of a picture are none: give 1 or more")
     _check_fits(source, batch_size * shard.count)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed} is out of range: give one from 0 to {2**32 - 1}")
@@ -187,13 +209,15 @@ def train_loader(
         .seed(seed)
         .shuffle()
         .repeat()
-        # After repeat(): the position in the endless row seeds the augmentation, so that no two epochs look the same.
-        .map_with_index(_position_and_example)
     )
+    examples = _Examples(source, on_bad_image)
 
     def batches_from(position: int) -> grain.DatasetIterator:
-        own = order[position + shard.index :: shard.count].batch(chunk, drop_remainder=True)
-        rows = own.map(partial(_training_rows, source, transform, seed))
+        # The position in the endless row seeds the augmentation, so that no two epochs and no two copies look the same.
+        positions = grain.MapDataset.range(position + shard.index, sys.maxsize, shard.count)
+        rows = positions.batch(chunk, drop_remainder=True).map(
+            partial(_training_rows, examples, order, repeats, transform, seed)
+        )
         return iter(_assemble(rows, batch_size // chunk, reading))
 
     return TrainLoader(batches_from, batch_size * shard.count, seed, len(source))
@@ -290,14 +314,40 @@ def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarra
     return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 
-def _position_and_example(position: int, example: int) -> np.ndarray:
-    return np.array((position, example))
+class _Examples:
+    """A source's examples; where bad ones are skipped, the next readable one stands in for one that is not."""
+
+    def __init__(self, source: Source, on_bad_image: OnBadImage) -> None:
+        self._source = source
+        self._skips = on_bad_image == "skip"
+        self._reported: dict[int, Exception] = {}
+
+    def __getitem__(self, index: int) -> Example:
+        if not self._skips:
+            return self._source[index]
+        # Which one stands in must not depend on what was read before, or by whom.
+        for further in range(_MOST_BAD):
+            number = (index + further) % len(self._source)
+            try:
+                return self._source[number]
+            except (ImageError, DatasetError) as error:
+                # setdefault() is one step for all threads: of two that meet the picture at once one reports it.
+                if self._reported.setdefault(number, error) is error:
+                    _LOGGER.warning("%s; the next picture is taken in its place", error)
+        raise self._reported[index]
 
 
-def _training_rows(source: Source, transform: TrainTransform, seed: int, rows: np.ndarray) -> dict[str, Any]:
+def _training_rows(
+    examples: _Examples,
+    order: grain.MapDataset,
+    repeats: int,
+    transform: TrainTransform,
+    seed: int,
+    positions: np.ndarray,
+) -> dict[str, Any]:
     images, labels = [], []
-    for position, index in rows.tolist():
-        example = source[index]
+    for position in positions.tolist():
+        example = examples[int(order[position // repeats])]
         images.append(transform(example.image, np.random.default_rng((seed, position))))
         labels.append(example.label)
     return {"image": np.stack(images), "label": np.array(labels, np.int32)}

@@ -8,8 +8,13 @@ import numpy as np
 from PIL import Image
 
 from jeffnet.arch.preprocessing import INTERPOLATIONS, Preprocessing
+from jeffnet.data.augment.jitter import ColorJitter
+from jeffnet.data.augment.magnitudes import GREY, Canvas
+from jeffnet.data.augment.operations import Fill
+from jeffnet.data.augment.policies import Policy, parse_policy
 from jeffnet.errors import ConfigError, ImageError
 
+TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
 CROP_MODES = ("center", "squash", "border")
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -111,7 +116,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop, then a horizontal flip at random.
+    """Random resized crop, flips, then what a policy does to the picture, then colour jitter, all at random.
 
     A crop of random area and random aspect ratio, at a random place, is resized to a square. When none of 10 draws
     fits into the picture, the largest central crop whose aspect ratio is within `ratio` is taken.
@@ -120,20 +125,31 @@ class TrainTransform:
       image_size: height and width of the result.
       scale: least and greatest area of the crop as a share in (0, 1] of the picture's; uniform between them.
       ratio: least and greatest width / height of the crop; its logarithm is uniform between them.
-      interpolation: 'bicubic' or 'bilinear'.
-      flip: probability in [0, 1] of the flip.
+      interpolation: 'bicubic', 'bilinear', or 'random': one of them for each picture and for each operation of the
+        policy.
+      hflip: probability in [0, 1] of a flip of left and right.
+      vflip: probability in [0, 1] of a flip of top and bottom.
+      color_jitter: brightness, contrast and saturation vary by up to this share; with any policy.
+      policy: see `jeffnet.data.augment.policies`; None for none.
+      splits: views of each picture, all of the same crop; the first has neither policy nor colour jitter.
+      fill: what the policy fills in from outside the picture, 0 to 255 by channel, such as the mean; None takes grey.
 
     Raises:
       ConfigError: a setting outside its range.
 
-    Source: Szegedy et al., "Going Deeper with Convolutions", arXiv:1409.4842, section 6.
+    Source: Szegedy et al., "Going Deeper with Convolutions", arXiv:1409.4842, section 6, for the crop.
     """
 
     image_size: int
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: str = "bicubic"
-    flip: float = 0.5
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.0
+    policy: str | None = None
+    splits: int = 1
+    fill: Fill | None = None
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -142,29 +158,63 @@ class TrainTransform:
             raise ConfigError(f"scale {self.scale} is not a range of area: give (least, greatest) within (0, 1]")
         if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise ConfigError(f"ratio {self.ratio} is not a range of width / height: give (least, greatest) above 0")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip {self.flip} is not a probability: give a number in [0, 1]")
+        if self.interpolation not in TRAIN_INTERPOLATIONS:
+            raise ConfigError(f"interpolation {self.interpolation!r} is not one of {', '.join(TRAIN_INTERPOLATIONS)}")
+        for name in ("hflip", "vflip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is not a probability: give a number in [0, 1]")
+        if not 0 <= self.color_jitter < math.inf:
+            raise ConfigError(f"color_jitter {self.color_jitter} is not a strength: give 0 or more, such as 0.4")
+        if self.splits < 1:
+            raise ConfigError(f"splits {self.splits} are no views of a picture: give 1 or more")
+        if self.fill is not None and (
+            len(self.fill) not in (1, 3) or not all(0 <= value <= 255 for value in self.fill)
+        ):
+            raise ConfigError(f"fill {self.fill} is not a colour: give 1 or 3 numbers from 0 to 255")
+        if self.policy is not None:
+            self._policy(self.policy)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """One random view of the picture.
+        """One random view of the picture, or several.
 
         Args:
           image: mode 'RGB' or 'L'.
           rng: what the view depends on, besides the picture.
 
         Returns:
-          uint8 `(S, S, C)`, 3 channels for 'RGB' and 1 for 'L'.
+          uint8 `(S, S, C)`, 3 channels for 'RGB' and 1 for 'L'; `(splits, S, S, C)` for more than one.
 
         Raises:
           ImageError: another mode.
         """
         _check_mode(image)
+        crop = self._cropped(image, rng)
+        if self.splits == 1:
+            return _pixels(self._augmented(crop, rng))
+        views = [crop, *(self._augmented(crop, rng) for _ in range(self.splits - 1))]
+        return np.stack([_pixels(view) for view in views])
+
+    def _cropped(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """The crop at its final size, flipped or not."""
         crop = image.crop(self.crop_box(image.width, image.height, rng))
-        size = (self.image_size, self.image_size)
-        pixels = _pixels(crop.resize(size, _FILTERS[self.interpolation]))
-        return np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < self.flip else pixels
+        # No draw where nothing is left to chance, but for the one flip that has always been drawn: a change here would
+        # change all that is drawn after it, and with it every run that is continued.
+        name = INTERPOLATIONS[rng.integers(2)] if self.interpolation == "random" else self.interpolation
+        crop = crop.resize((self.image_size, self.image_size), _FILTERS[name])
+        if rng.random() < self.hflip:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.vflip and rng.random() < self.vflip:
+            crop = crop.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        return crop
+
+    def _augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """What the policy and the colour jitter make of a crop."""
+        if self.policy is not None:
+            image = self._policy(self.policy)(image, rng)
+        return ColorJitter(self.color_jitter)(image, rng) if self.color_jitter else image
+
+    def _policy(self, text: str) -> Policy:
+        return parse_policy(text, Canvas(self.fill or GREY, self.interpolation))
 
     def crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """A random crop of a picture of this size: left, top, right and bottom edge."""

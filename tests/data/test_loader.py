@@ -19,7 +19,7 @@ from jeffnet.errors import ConfigError, DatasetError, ImageError
 TRAIN = TrainTransform(8)
 EVALUATE = EvalTransform(Preprocessing(8, crop_pct=1.0))
 # Without augmentation: what differs now is the order alone.
-PLAIN = TrainTransform(8, scale=(1, 1), ratio=(1, 1), flip=0)
+PLAIN = TrainTransform(8, scale=(1, 1), ratio=(1, 1), hflip=0)
 
 
 class Noise:
@@ -66,7 +66,7 @@ def test_training_batches_have_the_promised_shapes(mode: str, channels: int):
 
 def test_label_and_picture_belong_together():
     source = Noise(20)
-    transform = TrainTransform(12, scale=(1, 1), ratio=(1, 1), flip=0)
+    transform = TrainTransform(12, scale=(1, 1), ratio=(1, 1), hflip=0)
     for batch in batches(train_loader(source, transform, 5, seed=0), 8):
         np.testing.assert_array_equal(batch["image"], source.pixels[batch["label"]])
 
@@ -268,6 +268,101 @@ def test_the_batches_of_all_hosts_are_those_of_one(count: int):
             np.testing.assert_array_equal(found[number]["image"], batch["image"][host::count])
 
 
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeats_follow_one_another_each_augmented_anew(repeats: int):
+    """In the order without repeats; 5 pictures of a batch and 3 copies do not match, and nothing is lost."""
+    once = labels(train_loader(Noise(10), PLAIN, 5, seed=0), 8)
+    found = batches(train_loader(Noise(10), TRAIN, 5, seed=0, repeats=repeats), 8 * repeats)
+    np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in found]), np.repeat(once, repeats))
+    views = np.concatenate([batch["image"] for batch in found])
+    assert len({view.tobytes() for view in views}) == len(views)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_hosts_share_the_copies_of_a_picture(count: int):
+    whole = batches(train_loader(Noise(20), TRAIN, 4 * count, seed=2, repeats=3), 4)
+    for host in range(count):
+        own = train_loader(Noise(20), TRAIN, 4, seed=2, shard=Shard(host, count), repeats=3)
+        for found, batch in zip(batches(own, 4), whole, strict=True):
+            np.testing.assert_array_equal(found["label"], batch["label"][host::count])
+            np.testing.assert_array_equal(found["image"], batch["image"][host::count])
+
+
+def test_repeats_are_continued_bit_for_bit():
+    """Within the copies of a picture: 3 batches of 4 are 12 pictures, or two and two fifths."""
+    loader = train_loader(Noise(10), TRAIN, 4, seed=1, repeats=5)
+    batches(loader, 3)
+    state = json.loads(json.dumps(loader.get_state()))
+    restored = train_loader(Noise(10), TRAIN, 4, seed=1, repeats=5)
+    restored.set_state(state)
+    assert_same(batches(restored, 6), batches(loader, 6))
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_pictures_can_grow_in_mid_run(repeats: int):
+    """A loader with another transform goes on where the first one stood, with the batches it would have had itself."""
+    small, large = TRAIN, TrainTransform(12, policy="rand-m5")
+    loader = train_loader(Noise(10), small, 4, seed=1, repeats=repeats)
+    assert batches(loader, 7)[0]["image"].shape == (4, 8, 8, 3)
+    grown = train_loader(Noise(10), large, 4, seed=1, repeats=repeats)
+    grown.set_state(loader.get_state())
+    loader.close()
+    assert_same(batches(grown, 5), batches(train_loader(Noise(10), large, 4, seed=1, repeats=repeats), 12)[7:])
+
+
+def test_several_views_of_a_picture_are_an_axis_of_the_batch():
+    (batch,) = batches(train_loader(Noise(10), TrainTransform(8, policy="augmix", splits=3), 4, seed=0), 1)
+    assert batch["image"].shape == (4, 3, 8, 8, 3) and batch["label"].shape == (4,)
+
+
+class Damaged(Noise):
+    """Some of the pictures cannot be decoded. All are of their label's colour."""
+
+    def __init__(self, length: int, bad: set[int]) -> None:
+        super().__init__(length)
+        self.pixels[:] = np.arange(length)[:, None, None, None]
+        self.bad = bad
+
+    def __getitem__(self, index: int) -> Example:
+        if index in self.bad:
+            raise (ImageError, DatasetError)[index % 2](f"{self.name(index)} is broken")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_the_next_picture_stands_in_for_a_damaged_one(threads: int, caplog: pytest.LogCaptureFixture):
+    """For 3 and 4 that is 5; for 9, the last, it is 0. All others are as they would be; each is named once."""
+    bad, stand_in = {3, 4, 9}, {3: 5, 4: 5, 9: 0}
+    with caplog.at_level("WARNING", "jeffnet.data"):
+        loader = train_loader(Damaged(10, bad), TRAIN, 4, 1, threads, repeats=2, on_bad_image="skip")
+        found = batches(loader, 20)
+    whole = batches(train_loader(Damaged(10, set()), TRAIN, 4, 1, repeats=2), 20)
+    for ours, theirs in zip(found, whole, strict=True):
+        expected = [stand_in.get(label, label) for label in map(int, theirs["label"])]
+        assert ours["label"].tolist() == expected
+        np.testing.assert_array_equal(ours["image"], np.broadcast_to(expected, (3, 8, 8, 4)).T)
+    loader.close()
+    messages = sorted(record.getMessage() for record in caplog.records)
+    assert [message.split(" is broken; the next")[0] for message in messages] == [
+        f"noise {label}" for label in (3, 4, 9)
+    ]
+
+
+def test_where_everything_is_damaged_skipping_ends():
+    loader = train_loader(Damaged(150, set(range(150))), TRAIN, 4, 1, threads=0, on_bad_image="skip")
+    with pytest.raises((ImageError, DatasetError), match=r"^noise \d+ is broken"):
+        next(loader)
+
+
+def test_worker_processes_skip_the_same_pictures(damaged: ImageFolder):
+    threads, workers = (
+        train_loader(damaged, TRAIN, 4, seed=1, workers=workers, repeats=2, on_bad_image="skip") for workers in (0, 2)
+    )
+    assert_same(batches(workers, 7), batches(threads, 7))
+    workers.close()
+    threads.close()
+
+
 def test_a_shard_outside_the_hosts_is_an_error():
     with pytest.raises(ConfigError, match="shard 2 of 2"):
         Shard(2, 2)
@@ -359,6 +454,13 @@ def test_a_batch_of_more_than_all_pictures_is_an_error_naming_both_numbers():
 def test_a_setting_out_of_range_is_an_error_naming_it(batch_size: int, seed: int, threads: int, fault: str):
     with pytest.raises(ConfigError, match=f"^{fault} "):
         train_loader(Noise(10), TRAIN, batch_size, seed, threads)
+
+
+def test_repeats_and_the_way_with_bad_pictures_are_checked():
+    with pytest.raises(ConfigError, match=r"^repeats 0 "):
+        train_loader(Noise(10), TRAIN, 4, 0, repeats=0)
+    with pytest.raises(ConfigError, match=r"^on_bad_image 'ignore' "):
+        train_loader(Noise(10), TRAIN, 4, 0, on_bad_image="ignore")  # pyright: ignore[reportArgumentType]
 
 
 def test_evaluation_checks_its_settings_too():

@@ -1,13 +1,18 @@
 """Resizing and cropping: timm's evaluation bit for bit, and the distribution of training crops."""
 
 import math
+from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.data.augment.jitter import ColorJitter
+from jeffnet.data.augment.magnitudes import GREY, Canvas
+from jeffnet.data.augment.policies import parse_policy
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.errors import ConfigError, ImageError
 
@@ -140,18 +145,77 @@ def test_training_depends_on_the_generator_alone():
 def test_the_whole_picture_at_its_own_size_is_untouched_but_for_the_flip():
     image = picture(24, 24)
     straight, flipped = (
-        TrainTransform(24, scale=(1, 1), ratio=(1, 1), flip=flip)(image, np.random.default_rng(0)) for flip in (0, 1)
+        TrainTransform(24, scale=(1, 1), ratio=(1, 1), hflip=flip)(image, np.random.default_rng(0)) for flip in (0, 1)
     )
     np.testing.assert_array_equal(straight, np.asarray(image))
     np.testing.assert_array_equal(flipped, np.asarray(image)[:, ::-1])
 
 
-def test_a_flip_is_as_frequent_as_asked():
+def test_flips_are_as_frequent_as_asked_and_independent():
     image = picture(8, 8)
-    transform = TrainTransform(8, scale=(1, 1), ratio=(1, 1), flip=0.25)
-    rng = np.random.default_rng(0)
-    flips = sum((transform(image, rng) != np.asarray(image)).any() for _ in range(2000))
-    assert 0.2 < flips / 2000 < 0.3
+    transform = TrainTransform(8, scale=(1, 1), ratio=(1, 1), hflip=0.25, vflip=0.5)
+    pixels, rng = np.asarray(image), np.random.default_rng(0)
+    views = [pixels, pixels[:, ::-1], pixels[::-1], pixels[::-1, ::-1]]
+    counts = np.zeros(4)
+    for _ in range(2000):
+        found = transform(image, rng)
+        counts += [np.array_equal(found, view) for view in views]
+    np.testing.assert_allclose(counts / 2000, [0.375, 0.125, 0.375, 0.125], atol=0.04)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_by_default_a_view_is_a_crop_and_a_flip_drawn_in_this_order(mode: str):
+    """What runs of earlier versions drew: they are continued bit for bit."""
+    transform, rng, same = TrainTransform(24), np.random.default_rng(7), np.random.default_rng(7)
+    for width, height in SIZES * 3:
+        image = picture(width, height, mode)
+        expected = np.asarray(image.crop(transform.crop_box(width, height, same)).resize((24, 24)))
+        flipped = same.random() < 0.5
+        ours = transform(image, rng)
+        np.testing.assert_array_equal(ours.reshape(expected.shape), expected[:, ::-1] if flipped else expected)
+
+
+def test_a_random_filter_is_one_of_two_for_each_picture():
+    image = picture(40, 40)
+    options: dict[str, Any] = {"scale": (1, 1), "ratio": (1, 1), "hflip": 0}
+    fixed = [TrainTransform(24, interpolation=name, **options) for name in ("bicubic", "bilinear")]
+    expected = {transform(image, np.random.default_rng(0)).tobytes() for transform in fixed}
+    transform, rng = TrainTransform(24, interpolation="random", **options), np.random.default_rng(0)
+    assert {transform(image, rng).tobytes() for _ in range(20)} == expected and len(expected) == 2
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_all_views_are_of_one_crop_and_the_first_is_that_crop(mode: str, channels: int):
+    image = picture(60, 40, mode)
+    plain = TrainTransform(24, vflip=0.5)
+    views = replace(plain, policy="rand-m9-p1", color_jitter=0.4, splits=4)(image, np.random.default_rng(3))
+    crop = plain(image, np.random.default_rng(3))
+    assert views.shape == (4, 24, 24, channels) and views.dtype == np.uint8
+    np.testing.assert_array_equal(views[0], crop)
+    assert len({view.tobytes() for view in views}) == 4
+    unchanged = replace(plain, splits=4)(image, np.random.default_rng(3))
+    np.testing.assert_array_equal(unchanged, np.broadcast_to(crop, unchanged.shape))
+
+
+def test_the_policy_comes_after_the_crop_and_before_the_jitter():
+    """And moves pixels by the crop's filter."""
+    image = picture(24, 24)
+    whole = TrainTransform(24, scale=(1, 1), ratio=(1, 1), hflip=0)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        whole.crop_box(24, 24, rng)
+        rng.random()
+        expected = ColorJitter(0.3)(parse_policy("rand-p1-n3", Canvas(GREY, "bicubic"))(image, rng), rng)
+        ours = replace(whole, policy="rand-p1-n3", color_jitter=0.3)(image, np.random.default_rng(seed))
+        np.testing.assert_array_equal(ours, np.asarray(expected))
+
+
+@pytest.mark.parametrize(("mode", "fill", "colour"), [("RGB", (9, 8, 7), [9, 8, 7]), ("L", (9, 8, 7), [8])])
+def test_what_comes_in_from_outside_has_the_given_colour(mode: str, fill: tuple[int, ...], colour: list[int]):
+    transform = TrainTransform(16, policy="trivial", fill=fill)
+    rng, white = np.random.default_rng(0), Image.new(mode, (16, 16), "white")
+    views = np.stack([transform(white, rng) for _ in range(40)])
+    assert (views == colour).all(axis=-1).any()
 
 
 def boxes(transform: TrainTransform, width: int, height: int, count: int = 4000) -> np.ndarray:
@@ -227,11 +291,17 @@ def test_where_no_draw_fits_the_centre_is_taken(size: tuple[int, int], box: tupl
         {"ratio": (2, 1)},
         {"ratio": (1, math.inf)},
         {"interpolation": "nearest"},
-        {"flip": -0.1},
-        {"flip": 1.1},
+        {"hflip": -0.1},
+        {"hflip": 1.1},
+        {"vflip": math.nan},
+        {"color_jitter": -0.1},
+        {"policy": "v9"},
+        {"splits": 0},
+        {"fill": (1, 2)},
+        {"fill": (0, 0, 256)},
     ],
     ids=str,
 )
 def test_a_setting_out_of_range_is_an_error_naming_it(options: dict):
     with pytest.raises(ConfigError, match=f"^{next(iter(options))} "):
-        TrainTransform(**{"image_size": 8} | options)
+        replace(TrainTransform(8), **options)

@@ -1,0 +1,127 @@
+"""AutoAugment: one of 25 pairs of operations, found by a search; and 3-Augment, one of three operations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from jeffnet.data.augment.magnitudes import CANVAS, EXACT, Canvas, Noise, Step
+
+SubPolicy = tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class AutoAugment:
+    """Applies the steps of a sub-policy that is drawn for each picture.
+
+    Attributes:
+      sub_policies: drawn with equal probability.
+      noise: on the magnitudes.
+      canvas: for pixels from outside the picture.
+
+    Source: Cubuk et al., "AutoAugment", arXiv:1805.09501.
+    """
+
+    sub_policies: tuple[SubPolicy, ...]
+    noise: Noise = EXACT
+    canvas: Canvas = CANVAS
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """The picture, changed at random; mode 'RGB' or 'L'."""
+        for step in self.sub_policies[rng.integers(len(self.sub_policies))]:
+            image = step(image, rng, self.noise, self.canvas)
+        return image
+
+
+def _pair(first: str, second: str) -> SubPolicy:
+    """Two steps, each written as operation, probability in tenths and magnitude."""
+    steps = []
+    for text in (first, second):
+        operation, tenths, magnitude = text.split()
+        steps.append(Step(operation, int(tenths) / 10, int(magnitude)))
+    return tuple(steps)
+
+
+def _with_posterize(sub_policies: tuple[SubPolicy, ...], posterize: str) -> tuple[SubPolicy, ...]:
+    """The same with another meaning of posterize's magnitude."""
+    return tuple(
+        tuple(
+            Step(posterize, step.probability, step.magnitude) if step.operation.startswith("posterize") else step
+            for step in steps
+        )
+        for steps in sub_policies
+    )
+
+
+# The paper's for ImageNet; some pairs are in it twice.
+_ORIGINAL = (
+    _pair("posterize_original 4 8", "rotate 6 9"),
+    _pair("solarize 6 5", "auto_contrast 6 5"),
+    _pair("equalize 8 8", "equalize 6 3"),
+    _pair("posterize_original 6 7", "posterize_original 6 6"),
+    _pair("equalize 4 7", "solarize 2 4"),
+    _pair("equalize 4 4", "rotate 8 8"),
+    _pair("solarize 6 3", "equalize 6 7"),
+    _pair("posterize_original 8 5", "equalize 10 2"),
+    _pair("rotate 2 3", "solarize 6 8"),
+    _pair("equalize 6 8", "posterize_original 4 6"),
+    _pair("rotate 8 8", "color 4 0"),
+    _pair("rotate 4 9", "equalize 6 2"),
+    _pair("equalize 0 7", "equalize 8 8"),
+    _pair("invert 6 4", "equalize 10 8"),
+    _pair("color 6 4", "contrast 10 8"),
+    _pair("rotate 8 8", "color 10 2"),
+    _pair("color 8 8", "solarize 8 7"),
+    _pair("sharpness 4 7", "invert 6 8"),
+    _pair("shear_x 6 5", "equalize 10 9"),
+    _pair("color 4 0", "equalize 6 3"),
+    _pair("equalize 4 7", "solarize 2 4"),
+    _pair("solarize 6 5", "auto_contrast 6 5"),
+    _pair("invert 6 4", "equalize 10 8"),
+    _pair("color 6 4", "contrast 10 8"),
+    _pair("equalize 8 8", "equalize 6 3"),
+)
+
+# Of the authors' code that trained EfficientNets; no paper has it.
+_V0 = (
+    _pair("equalize 8 1", "shear_y 8 4"),
+    _pair("color 4 9", "equalize 6 3"),
+    _pair("color 4 1", "rotate 6 8"),
+    _pair("solarize 8 3", "equalize 4 7"),
+    _pair("solarize 4 2", "solarize 6 2"),
+    _pair("color 2 0", "equalize 8 8"),
+    _pair("equalize 4 8", "solarize_add 8 3"),
+    _pair("shear_x 2 9", "rotate 6 8"),
+    _pair("color 6 1", "equalize 10 2"),
+    _pair("invert 4 9", "rotate 6 0"),
+    _pair("equalize 10 9", "shear_y 6 3"),
+    _pair("color 4 7", "equalize 6 0"),
+    _pair("posterize 4 6", "auto_contrast 4 7"),
+    _pair("solarize 6 8", "color 6 9"),
+    _pair("solarize 2 4", "rotate 8 9"),
+    _pair("rotate 10 7", "translate_y_rel 8 9"),
+    _pair("shear_x 0 0", "solarize 8 4"),
+    _pair("shear_y 8 0", "color 6 4"),
+    _pair("color 10 0", "rotate 6 2"),
+    _pair("equalize 8 4", "equalize 0 8"),
+    _pair("equalize 10 4", "auto_contrast 6 2"),
+    _pair("shear_y 4 7", "solarize_add 6 7"),
+    _pair("posterize 8 2", "solarize 6 10"),
+    _pair("solarize 6 8", "equalize 6 1"),
+    _pair("color 8 6", "rotate 4 5"),
+)
+
+# Touvron et al., "DeiT III", arXiv:2204.07118: solarize at 128, all grey, or blur.
+_THREE = (
+    (Step("solarize", 1, 5),),
+    (Step("desaturate", 1, 10),),
+    (Step("gaussian_blur_rand", 1, 10),),
+)
+
+SUB_POLICIES: dict[str, tuple[SubPolicy, ...]] = {
+    "v0": _V0,
+    "v0r": _with_posterize(_V0, "posterize_increasing"),
+    "original": _ORIGINAL,
+    "originalr": _with_posterize(_ORIGINAL, "posterize_increasing"),
+    "3a": _THREE,
+}

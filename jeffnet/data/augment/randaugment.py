@@ -1,0 +1,96 @@
+"""RandAugment: operations drawn anew for each picture, all at one magnitude."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from jeffnet.data.augment.magnitudes import CANVAS, EXACT, Canvas, Noise, Step
+
+# Some operations change a picture the less, the higher their magnitude. `INCREASING` has their opposites in the place.
+PLAIN = (
+    *("auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add"),
+    *("color", "contrast", "brightness", "sharpness"),
+    *("shear_x", "shear_y", "translate_x_rel", "translate_y_rel"),
+)
+_OPPOSITE = ("posterize", "solarize", "color", "contrast", "brightness", "sharpness")
+INCREASING = tuple(f"{name}_increasing" if name in _OPPOSITE else name for name in PLAIN)
+
+# Of `PLAIN` or of `INCREASING`, in their order: those of timm's first releases, `w0`.
+WEIGHTS_0 = (0.025, 0.005, 0, 0.3, 0, 0.005, 0.005, 0.025, 0.005, 0.005, 0.025, 0.2, 0.2, 0.1, 0.1)
+
+# Other sets of operations by name, with their weights or, drawn alike, without.
+SETS: dict[str, tuple[str, ...] | dict[str, float]] = {
+    "weights": {
+        "rotate": 3,
+        "shear_x": 2,
+        "shear_y": 2,
+        "translate_x_rel": 1,
+        "translate_y_rel": 1,
+        "color_increasing": 0.25,
+        "sharpness_increasing": 0.25,
+        "auto_contrast": 0.25,
+        "solarize_increasing": 0.05,
+        "solarize_add": 0.05,
+        "contrast_increasing": 0.05,
+        "brightness_increasing": 0.05,
+        "equalize": 0.05,
+        "posterize_increasing": 0.05,
+        "invert": 0.05,
+    },
+    "3aw": {
+        "solarize_increasing": 6,
+        "desaturate": 6,
+        "gaussian_blur": 6,
+        "rotate": 3,
+        "shear_x": 2,
+        "shear_y": 2,
+        "posterize_increasing": 1,
+        "auto_contrast": 1,
+        "color_increasing": 1,
+        "sharpness_increasing": 1,
+        "contrast_increasing": 1,
+        "brightness_increasing": 1,
+        "equalize": 1,
+        "invert": 1,
+    },
+    "3a": ("solarize_increasing", "desaturate", "gaussian_blur"),
+}
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Draws `layers` operations for each picture and applies them one after the other.
+
+    Attributes:
+      operations: keys of `jeffnet.data.augment.magnitudes.OPERATIONS`.
+      magnitude: of all.
+      layers: how many are drawn.
+      probability: that an operation drawn takes place.
+      weights: of the operations in the draw, which then takes none twice; None draws all alike, and perhaps twice.
+      noise: on the magnitude.
+      canvas: for pixels from outside the picture.
+
+    Source: Cubuk et al., "RandAugment", arXiv:1909.13719. The probability, the noise and the weights are timm's.
+    """
+
+    operations: tuple[str, ...]
+    magnitude: float = 10.0
+    layers: int = 2
+    probability: float = 0.5
+    weights: tuple[float, ...] | None = None
+    noise: Noise = EXACT
+    canvas: Canvas = CANVAS
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """The picture, changed at random; mode 'RGB' or 'L'."""
+        for number in self._drawn(rng):
+            step = Step(self.operations[number], self.probability, self.magnitude)
+            image = step(image, rng, self.noise, self.canvas)
+        return image
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        if self.weights is None:
+            return rng.integers(len(self.operations), size=self.layers)
+        shares = np.array(self.weights) / sum(self.weights)
+        return rng.choice(len(self.operations), self.layers, replace=False, p=shares)

@@ -1,0 +1,56 @@
+"""Many small pictures as one large one, to see what augmentation does."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jeffnet.errors import OutputError
+
+Row = tuple[str, Sequence[tuple[str, np.ndarray]]]
+
+_GAP, _FONT_SIZE, _CAPTION = 6, 11, 15
+_PAPER, _INK = (255, 255, 255), (20, 20, 20)
+_COLOURS = 256
+
+
+def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Writes labelled rows of captioned pictures as a PNG of 256 colours, each picture pixel by pixel.
+
+    Args:
+      rows: label, of one line or several, and the row's captions and pictures, uint8 `(H, W, 3)` or `(H, W, 1)`. Rows
+        and pictures may differ in size.
+      path: of the PNG; appears there complete or not at all.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
+    font, labels = ImageFont.load_default(_FONT_SIZE), [label.split("\n") for label, _ in rows]
+    margin = 3 * _GAP + max(round(font.getlength(line)) for lines in labels for line in lines)
+    # Labels may be higher than the pictures, and captions wider.
+    heights = [
+        max(_CAPTION + max(picture.shape[0] for _, picture in pictures), _CAPTION * len(lines)) + _GAP
+        for (_, pictures), lines in zip(rows, labels, strict=True)
+    ]
+    widths = [[max(p.shape[1], round(font.getlength(c))) + _GAP for c, p in pictures] for _, pictures in rows]
+    sheet = Image.new("RGB", (margin + max(map(sum, widths)), _GAP + sum(heights)), _PAPER)
+    draw, top = ImageDraw.Draw(sheet), _GAP
+    for (label, pictures), height, row_widths in zip(rows, heights, widths, strict=True):
+        draw.text((_GAP, top + (height - _CAPTION) // 2), label, _INK, font, anchor="lm")
+        left = margin
+        for (caption, picture), width in zip(pictures, row_widths, strict=True):
+            shown = np.broadcast_to(picture, (*picture.shape[:2], 3))
+            sheet.paste(Image.fromarray(np.ascontiguousarray(shown)), (left, top))
+            draw.text((left, top + picture.shape[0] + 1), caption, _INK, font)
+            left += width
+        top += height
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        # A palette makes the file a third as large.
+        sheet.quantize(_COLOURS).save(partial, format="PNG", optimize=True)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
