@@ -4,6 +4,33 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import DTypeLike
+
+# Below it, a class's mean probability counts as this in the Jensen-Shannon divergence, as in timm.
+_LEAST_MIXTURE = 1e-7
+
+
+def soft_targets(
+    labels: Array, num_classes: int, label_smoothing: float = 0.0, dtype: DTypeLike = jnp.float32
+) -> Array:
+    """One-hot targets, smoothed.
+
+    Args:
+      labels: `(N,)`, whole numbers in [0, num_classes).
+      num_classes: how many there are.
+      label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+      dtype: a float dtype; the arithmetic is at least float32.
+
+    Returns:
+      `(N, num_classes)`, `dtype`.
+
+    Raises:
+      ValueError: labels of other dimensions.
+    """
+    if labels.ndim != 1:
+        raise ValueError(f"labels of shape {labels.shape}: expected (N,)")
+    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.promote_types(dtype, jnp.float32))
+    return optax.smooth_labels(targets, label_smoothing).astype(dtype)
 
 
 def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
@@ -24,9 +51,100 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
         raise ValueError(
             f"logits of shape {logits.shape} and labels of shape {labels.shape}: expected (N, classes), (N,)"
         )
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+    logits = _precise(logits)
+    return soft_cross_entropy(logits, soft_targets(labels, logits.shape[-1], label_smoothing, logits.dtype))
+
+
+def soft_cross_entropy(logits: Array, targets: Array) -> Array:
+    """Softmax cross entropy of each example against probabilities.
+
+    Args:
+      logits: `(N, classes)`, any float dtype.
+      targets: `(N, classes)`, any float dtype; rows should sum to 1.
+
+    Returns:
+      `(N,)`, at least float32.
+
+    Raises:
+      ValueError: other shapes.
+    """
+    _check_alike(logits, "targets", targets)
+    return optax.softmax_cross_entropy(_precise(logits), _precise(targets))
+
+
+def binary_cross_entropy(
+    logits: Array, targets: Array, threshold: float | None = None, sum_classes: bool = False
+) -> Array:
+    """Cross entropy of each example, where every class is a yes or no of its own.
+
+    Args:
+      logits: `(N, classes)`, any float dtype.
+      targets: `(N, classes)`, any float dtype, in [0, 1].
+      threshold: targets above it count as 1 and others as 0; None takes them as they are.
+      sum_classes: add up the classes instead of taking their mean.
+
+    Returns:
+      `(N,)`, at least float32.
+
+    Raises:
+      ValueError: other shapes.
+
+    Source: Wightman et al., "ResNet strikes back", arXiv:2110.00476.
+    """
+    _check_alike(logits, "targets", targets)
+    logits, targets = _precise(logits), _precise(targets)
+    if threshold is not None:
+        targets = (targets > threshold).astype(targets.dtype)
+    losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+    return losses.sum(-1) if sum_classes else losses.mean(-1)
+
+
+def jensen_shannon_divergence(logits: Array) -> Array:
+    """How far the predictions for several views of each example lie apart: their mean divergence from their mean.
+
+    Args:
+      logits: `(views, N, classes)`, any float dtype.
+
+    Returns:
+      `(N,)`, at least float32; 0 where all views agree.
+
+    Raises:
+      ValueError: other dimensions.
+
+    Source: Hendrycks et al., "AugMix", arXiv:1912.02781.
+    """
+    if logits.ndim != 3:
+        raise ValueError(f"logits of shape {logits.shape}: expected (views, N, classes)")
+    log_probabilities = jax.nn.log_softmax(_precise(logits))
+    probabilities = jnp.exp(log_probabilities)
+    mixture = jnp.maximum(probabilities.mean(0), _LEAST_MIXTURE)
+    return (probabilities * (log_probabilities - jnp.log(mixture))).sum(-1).mean(0)
+
+
+def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0, hard: bool = False) -> Array:
+    """How far each example's prediction is from a teacher's. No gradient reaches the teacher.
+
+    Args:
+      logits: `(N, classes)`, any float dtype.
+      teacher_logits: likewise.
+      temperature: by which both are divided, above 0; the divergence is multiplied by its square, so that gradients
+        keep their size (arXiv:1503.02531). It does not count where `hard`.
+      hard: the cross entropy against the teacher's first guess (arXiv:2012.12877) instead of the divergence of its
+        probabilities.
+
+    Returns:
+      `(N,)`, at least float32.
+
+    Raises:
+      ValueError: other shapes.
+    """
+    _check_alike(logits, "teacher_logits", teacher_logits)
+    teacher_logits = jax.lax.stop_gradient(teacher_logits)
+    if hard:
+        return cross_entropy(logits, teacher_logits.argmax(-1))
+    student = jax.nn.log_softmax(_precise(logits) / temperature)
+    teacher = jax.nn.log_softmax(_precise(teacher_logits) / temperature)
+    return temperature**2 * (jnp.exp(teacher) * (teacher - student)).sum(-1)
 
 
 def in_top(logits: Array, labels: Array, k: int) -> Array:
@@ -44,3 +162,14 @@ def in_top(logits: Array, labels: Array, k: int) -> Array:
     classes = jnp.arange(logits.shape[-1])
     before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
     return (before.sum(-1) < k) & jnp.isfinite(logits).all(-1)
+
+
+def _precise(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_alike(logits: Array, name: str, other: Array) -> None:
+    if logits.ndim != 2 or other.shape != logits.shape:
+        raise ValueError(
+            f"logits of shape {logits.shape} and {name} of shape {other.shape}: expected (N, classes) twice"
+        )

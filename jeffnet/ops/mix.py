@@ -1,0 +1,158 @@
+"""Mixup and CutMix: pictures of a batch mixed with one another, and their targets with them.
+
+Sources: Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412; Yun et al., "CutMix:
+Regularization Strategy to Train Strong Classifiers with Localizable Features", arXiv:1905.04899.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jeffnet.ops.box import inside
+
+MODES = ("batch", "elem")
+
+
+def mix_batch(
+    images: Array,
+    targets: Array,
+    key: Array,
+    *,
+    mixup: float,
+    cutmix: float,
+    prob: float,
+    switch_prob: float,
+    mode: str,
+) -> tuple[Array, Array]:
+    """Each picture mixed with the one at the same distance from the other end of the batch, as timm does.
+
+    Args:
+      images: `(N, H, W, C)`, any float dtype and range; N may be odd.
+      targets: `(N, classes)`, any float dtype: soft or one-hot.
+      key: of all that is drawn.
+      mixup: alpha of the Beta distribution of mixup's shares; 0 for no mixup.
+      cutmix: alpha of CutMix's; 0 for no CutMix.
+      prob: probability of being mixed at all.
+      switch_prob: probability of CutMix where both are possible.
+      mode: 'batch' draws once for all pictures, 'elem' for each of them.
+
+    Returns:
+      Pictures and targets, shaped and typed like the given ones; those themselves where nothing can be mixed.
+
+    Raises:
+      ValueError: another mode, or images and targets that do not fit.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    _check(images, targets)
+    if prob == 0 or (mixup == 0 and cutmix == 0):
+        return images, targets
+    count, height, width, _ = images.shape
+    share, box = draw_mixing(
+        key,
+        count if mode == "elem" else 1,
+        height,
+        width,
+        mixup=mixup,
+        cutmix=cutmix,
+        prob=prob,
+        switch_prob=switch_prob,
+    )
+    return mix(images, targets, share, box)
+
+
+def mix(images: Array, targets: Array, share: Array, box: Array) -> tuple[Array, Array]:
+    """Pictures and targets mixed with those of the reversed batch, by shares and rectangles given.
+
+    Mixup is a share and an empty rectangle, CutMix the share 1 and a rectangle.
+
+    Args:
+      images: `(N, H, W, C)`, any float dtype.
+      targets: `(N, classes)`, any float dtype.
+      share: `(N,)` or `(1,)`, in [0, 1]: what each pixel keeps of its own picture. The other picture has the rest.
+      box: `(N, 4)` or `(1, 4)`, as `jeffnet.ops.box.inside` takes it: here pixels are the other picture's.
+
+    Returns:
+      Pictures and targets, shaped and typed like the given ones, computed in at least float32. A target keeps the share
+      of its own that the picture keeps on average.
+
+    Raises:
+      ValueError: images and targets that do not fit.
+    """
+    _check(images, targets)
+    _, height, width, _ = images.shape
+    top, bottom, left, right = (box[:, side] for side in range(4))
+    # One expression for both kinds makes one pass over the pixels, and no branch for the device to wait for.
+    mixed = _weighted(images, share[:, None, None, None])
+    images = jnp.where(inside(box, height, width), images[::-1], mixed)
+    cut = ((bottom - top) * (right - left)).astype(jnp.promote_types(targets.dtype, jnp.float32)) / (height * width)
+    return images, _weighted(targets, (share * (1 - cut))[:, None])
+
+
+def draw_mixing(
+    key: Array, count: int, height: int, width: int, *, mixup: float, cutmix: float, prob: float, switch_prob: float
+) -> tuple[Array, Array]:
+    """Shares and rectangles for `mix`.
+
+    Args:
+      key: of all that is drawn.
+      count: of independent draws.
+      height: of the pictures.
+      width: of the pictures.
+      mixup: as `mix_batch` takes it; it or `cutmix` is above 0.
+      cutmix: likewise.
+      prob: likewise.
+      switch_prob: likewise.
+
+    Returns:
+      `(count,)` float32 shares, and `(count, 4)` int32 rectangles. What stays unmixed has share 1
+      and an empty rectangle.
+    """
+    mixed_key, switch_key, share_key, row_key, column_key = jax.random.split(key, 5)
+    is_mixed = jax.random.uniform(mixed_key, (count,), jnp.float32) < prob
+    cutmix_prob = switch_prob if mixup > 0 and cutmix > 0 else cutmix > 0
+    is_cut = jax.random.uniform(switch_key, (count,), jnp.float32) < cutmix_prob
+    alpha = jnp.where(is_cut, cutmix or mixup, mixup or cutmix).astype(jnp.float32)
+    share = jax.random.beta(share_key, alpha, alpha, (count,), jnp.float32)
+    row = jax.random.randint(row_key, (count,), 0, height)
+    column = jax.random.randint(column_key, (count,), 0, width)
+    box = cut_box(jnp.where(is_mixed & is_cut, share, 1), row, column, height, width)
+    return jnp.where(is_mixed & ~is_cut, share, 1), box
+
+
+def cut_box(share: Array, row: Array, column: Array, height: int, width: int) -> Array:
+    """The rectangle that CutMix takes from the other picture.
+
+    Args:
+      share: `(N,)`, in [0, 1]: of the picture's area that lies outside, before the rectangle is cut off at the borders.
+      row: `(N,)`, of its centre, in [0, height).
+      column: `(N,)`, of its centre, in [0, width).
+      height: of the picture; the rectangle has its proportions.
+      width: of the picture.
+
+    Returns:
+      `(N, 4)` int32, as `jeffnet.ops.box.inside` takes it.
+    """
+    side = jnp.sqrt(1 - share)
+    ends = []
+    for size, centre in ((height, row), (width, column)):
+        length = (size * side).astype(jnp.int32)
+        ends += [jnp.maximum(centre - length // 2, 0), jnp.minimum(centre + (length + 1) // 2, size)]
+    return jnp.stack(ends, axis=-1).astype(jnp.int32)
+
+
+def _weighted(x: Array, share: Array) -> Array:
+    """`share` of each row and the rest of the row that stands there in the reversed batch."""
+    compute = jnp.promote_types(x.dtype, jnp.float32)
+    own, other, share = x.astype(compute), x[::-1].astype(compute), share.astype(compute)
+    return (own * share + other * (1 - share)).astype(x.dtype)
+
+
+def _check(images: Array, targets: Array) -> None:
+    if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
+        raise ValueError(
+            f"images of shape {images.shape} and targets of shape {targets.shape}: expected (N, H, W, C), (N, classes)"
+        )
+    for name, x in (("images", images), ("targets", targets)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} of {x.dtype}, which would round what is mixed: give floats")
