@@ -1,35 +1,100 @@
 """Learning rates over time: functions of the step, each at its base rate at the peak."""
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from jeffnet.errors import ConfigError
 from jeffnet.train.config import ScheduleConfig
+from jeffnet.weights.store import written_atomically
 
 Schedule = optax.Schedule
 
-
-def _constant(config: ScheduleConfig, base: float, steps: int, steps_per_epoch: int) -> Schedule:
-    return optax.constant_schedule(base)
-
-
-def _cosine(config: ScheduleConfig, base: float, steps: int, steps_per_epoch: int) -> Schedule:
-    return optax.cosine_decay_schedule(base, steps, alpha=config.final)
+# Share of the base rate at a step, counted from the end of the warm-up.
+_Shares = Callable[[Array], Array]
 
 
-def _exponential(config: ScheduleConfig, base: float, steps: int, steps_per_epoch: int) -> Schedule:
-    return optax.exponential_decay(base, round(config.decay_epochs * steps_per_epoch), config.decay_rate)
+def _constant(steps: int) -> _Shares:
+    return jnp.ones_like
 
 
-SCHEDULES: dict[str, Callable[[ScheduleConfig, float, int, int], Schedule]] = {
+def _step(
+    steps: int,
+    *,
+    decay_rate: float,
+    decay_every: float,
+    decay_from_start: int,
+    staircase: bool | None,
+    milestones: Sequence[float],
+) -> _Shares:
+    if not milestones:
+        return _geometric(steps, decay_rate, decay_every, decay_from_start, staircase is not False)
+    if staircase is False:
+        raise ConfigError("schedule.staircase False does not go with milestones, at which the rate drops at once")
+    return _drops(decay_rate, milestones)
+
+
+def _exponential(
+    steps: int, *, decay_rate: float, decay_every: float, decay_from_start: int, staircase: bool | None
+) -> _Shares:
+    return _geometric(steps, decay_rate, decay_every, decay_from_start, staircase is True)
+
+
+def _cosine(steps: int, *, final: float, cycle: float | None, cycle_growth: float, cycle_decay: float) -> _Shares:
+    """Half a cosine, or several with restarts (arXiv:1608.03983)."""
+    edges, peaks = [0], []
+    end, length, peak = 0.0, cycle or steps, 1.0
+    while edges[-1] < steps:
+        end += length
+        edges.append(max(round(end), edges[-1] + 1))
+        peaks.append(max(peak, final))
+        length, peak = length * cycle_growth, peak * cycle_decay
+
+    def shares(step: Array) -> Array:
+        bounds, tops = jnp.asarray(edges, step.dtype), jnp.asarray(peaks, step.dtype)
+        number = jnp.searchsorted(bounds[1:-1], step, side="right")
+        done = (step - bounds[number]) / (bounds[number + 1] - bounds[number])
+        return _between(tops[number], final, _half_cosine(done))
+
+    return shares
+
+
+def _polynomial(steps: int, *, power: float, final: float) -> _Shares:
+    return lambda step: _between(1.0, final, (1 - jnp.minimum(step / steps, 1)) ** power)
+
+
+def _one_cycle(steps: int, *, rise: float, start: float, final: float) -> _Shares:
+    """Up, then down (arXiv:1708.07120), both by half a cosine."""
+    top = min(round(rise * steps), steps - 1)
+
+    def shares(step: Array) -> Array:
+        rising = _between(start, 1.0, _half_cosine(step / max(top, 1)))
+        falling = _between(1.0, final, _half_cosine((step - top) / (steps - top)))
+        return jnp.where(step < top, rising, falling)
+
+    return shares
+
+
+# Each takes the steps from the warm-up to the end, and its own entries of ScheduleConfig, times in steps.
+SCHEDULES: dict[str, Callable[..., _Shares]] = {
     "constant": _constant,
-    "cosine": _cosine,
+    "step": _step,
     "exponential": _exponential,
+    "cosine": _cosine,
+    "polynomial": _polynomial,
+    "one_cycle": _one_cycle,
 }
+
+_COMMON = ("name", "unit", "warmup", "warmup_start")
 
 
 def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epoch: int) -> Schedule:
@@ -37,29 +102,129 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
 
     Args:
       config: which.
-      base: the rate at the peak, which the first step after the warm-up has exactly.
-      steps: of the whole run; the decay ends there.
+      base: the rate at the peak, which the first step after the warm-up has exactly, or that at `rise` of `one_cycle`;
+        with `decay_from_start` the last step of the warm-up has it, and what follows has decayed already.
+      steps: of the whole run; schedules that end do so there.
       steps_per_epoch: what an epoch is.
 
     Returns:
-      A function from the step, counted from 0, to the rate.
+      A function from the step, counted from 0, to the rate: float32, or float64 for a step of that type. It works by
+      element, inside and outside of `jit`.
 
     Raises:
-      ConfigError: an unknown name, or a warm-up that takes the whole run.
+      ConfigError: an unknown name; an entry of another schedule that is set; a warm-up that takes the whole run; times
+        that do not fit the run.
     """
     if config.name not in SCHEDULES:
         raise ConfigError(f"schedule.name {config.name!r} is not one of {', '.join(SCHEDULES)}")
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if not 0 <= warmup < steps:
-        raise ConfigError(f"schedule.warmup_epochs {config.warmup_epochs} is not shorter than the run, or negative")
-    decay = SCHEDULES[config.name](config, base, steps - warmup, steps_per_epoch)
-    if not warmup:
-        return decay
+    unit = steps_per_epoch if config.unit == "epochs" else 1
+    warmup = round(config.warmup * unit)
+    if warmup >= steps:
+        raise ConfigError(
+            f"schedule.warmup {config.warmup:g} {config.unit} is not shorter than the run of {steps / unit:g}"
+        )
+    if warmup and config.name == "one_cycle":
+        raise ConfigError("schedule 'one_cycle' rises by itself, see schedule.rise: set schedule.warmup to 0")
+    shares = SCHEDULES[config.name](steps - warmup, **_own_entries(config, unit, warmup))
+    # Where decay counts from the start, the step after the warm-up is below the base rate: the one before it has it.
+    top = max(warmup - 1, 1) if config.decay_from_start else warmup
+    # The first step learns something too: where nothing else is said, its rate is one part of the way up, not 0.
+    start = config.warmup_start or 1 / (top + 1)
 
     def schedule(count: ArrayLike) -> Array:
         step = jnp.asarray(count)
-        # The first step learns something too: its rate is one part of the way up, not 0.
-        rising = base * (step + 1) / (warmup + 1)
-        return jnp.where(step < warmup, rising, decay(jnp.maximum(step - warmup, 0)))
+        step = step.astype(jnp.promote_types(step.dtype, jnp.float32))
+        share = shares(jnp.maximum(step - warmup, 0))
+        return base * (jnp.where(step < warmup, _between(1.0, start, step / top), share) if warmup else share)
 
     return schedule
+
+
+def draw_schedule(
+    schedule: Schedule, steps: int, steps_per_epoch: int, path: str | os.PathLike, title: str = "Learning rate"
+) -> None:
+    """The learning rate over a run, in epochs and steps, as a PNG.
+
+    Args:
+      schedule: of `make_schedule`.
+      steps: of the run.
+      steps_per_epoch: what an epoch is.
+      path: of the picture; its folder must exist.
+      title: above it.
+
+    Raises:
+      OutputError: the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    # More points than the picture has columns show nothing more.
+    shown = np.unique(np.linspace(0, steps - 1, min(steps, 4000)).round().astype(np.int32))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(shown / steps_per_epoch, np.asarray(schedule(shown)))
+    axes.set(title=title, xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    axes.set_xlim(0, steps / steps_per_epoch)
+    to_steps: Any = (lambda epochs: epochs * steps_per_epoch, lambda steps: steps / steps_per_epoch)
+    above = axes.secondary_xaxis("top", functions=to_steps)
+    above.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    with written_atomically(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+
+
+def _own_entries(config: ScheduleConfig, unit: int, warmup: int) -> dict[str, Any]:
+    """A schedule's own entries, times as steps since the warm-up; an error where another's is set."""
+    own = _entries_of(config.name)
+    for field in dataclasses.fields(config):
+        if field.name not in (*_COMMON, *own) and getattr(config, field.name) != field.default:
+            owners = ", ".join(name for name in SCHEDULES if field.name in _entries_of(name))
+            raise ConfigError(
+                f"schedule {config.name!r} has no {field.name!r}, which is of {owners}: leave it at {field.default!r}"
+            )
+    entries = {name: getattr(config, name) for name in own}
+    for name in {"decay_every", "cycle"} & set(own):
+        if entries[name] is not None:
+            entries[name] *= unit
+            if entries[name] < 1:
+                raise ConfigError(f"schedule.{name} {getattr(config, name):g} {config.unit} is less than one step")
+    if "decay_from_start" in own:
+        entries["decay_from_start"] = warmup if config.decay_from_start else 0
+    if "milestones" in own:
+        entries["milestones"] = tuple(time * unit - warmup for time in config.milestones)
+        if config.milestones and min(entries["milestones"]) <= 0:
+            raise ConfigError(
+                f"schedule.milestones {config.milestones} must be after the warm-up of {config.warmup:g} {config.unit}"
+            )
+    return entries
+
+
+def _entries_of(schedule: str) -> list[str]:
+    return list(inspect.signature(SCHEDULES[schedule]).parameters)[1:]
+
+
+def _geometric(steps: int, rate: float, every: float, before: int, staircase: bool) -> _Shares:
+    """Decay that began so many steps before the first."""
+    if staircase:
+        return _drops(rate, [every * number - before for number in range(1, int((steps + before) / every) + 1)])
+    return lambda step: rate ** ((step + before) / every)
+
+
+def _drops(rate: float, times: Sequence[float]) -> _Shares:
+    # Counted by whole steps: a quotient of two floats may fall just short of the whole number that it stands for.
+    starts = [math.ceil(round(time, 6)) for time in sorted(times)]
+
+    def shares(step: Array) -> Array:
+        dropped = jnp.searchsorted(jnp.asarray(starts, step.dtype), step, side="right")
+        return rate ** dropped.astype(step.dtype)
+
+    return shares
+
+
+def _half_cosine(done: Array) -> Array:
+    """From exactly 1 at 0 to 0 at 1 and after."""
+    return (1 + jnp.cos(jnp.pi * jnp.minimum(done, 1))) / 2
+
+
+def _between(first: float | Array, last: float | Array, weight: Array) -> Array:
+    """`first` at weight 1 and `last` at weight 0, both exactly."""
+    return first * weight + last * (1 - weight)
