@@ -35,9 +35,9 @@ MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 # Imported inside the functions that need them only.
 OPTIONAL = frozenset(
     {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "array_record", "datasets", "pyarrow"}
-    | {"objax", "sklearn", "keras", "h5py"}
+    | {"objax", "sklearn", "keras", "h5py", "wandb"}
 )
-HEAVY = OPTIONAL | {"jax", "flax", "matplotlib", "grain"}
+HEAVY = OPTIONAL | {"jax", "flax", "matplotlib", "grain", "tensorboardX"}
 
 
 def violations(module: str, source: str) -> list[str]:

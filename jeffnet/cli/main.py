@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("jeffnet").setLevel(logging.INFO)  # what was taken of a file
     logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
+    if not options.debug:
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's threads log what the main one raises
     try:
         options.run(options)
     except BrokenPipeError:

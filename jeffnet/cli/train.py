@@ -2,11 +2,24 @@
 
 import argparse
 import json
-from dataclasses import asdict
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jeffnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jeffnet.train.config import Config
+    from jeffnet.train.scoring import Result
+
+_FILES = (
+    ("model", "model.safetensors"),
+    ("EMA", "model_ema.safetensors"),
+    ("averaged", "averaged.safetensors"),
+    ("curves", "curves.png"),
+    ("metrics", "metrics.jsonl"),
+    ("card", "README.md"),
+)
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -16,47 +29,135 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         allow_abbrev=False,  # `--out` must not be taken for `--output` where an entry of the recipe may be meant
         help="train a model",
-        description="Train a model as a recipe says, or continue a run.",
-        epilog="Any entry of the recipe can be set: --epochs 20 --optimizer.learning_rate 0.05 --data.path pictures.",
-        usage="jeffnet train (--config FILE --output RUN | --resume RUN) [--ENTRY VALUE ...] [--print-config] [--json]",
+        description="Train a model as a recipe says, or continue a run. SIGTERM and Ctrl-C save where the run stands "
+        "and stop it, with status 75 and 130.",
+        epilog="Any entry of the recipe can be set: --epochs 20 --optimizer.learning_rate 0.05 --data.path pictures. "
+        "--print-config shows them all; docs/training.md explains them.",
+        usage="jeffnet train (--config FILE --output RUN | --resume RUN) [--ENTRY VALUE ...] [options]",
     )
     parser.add_argument("--config", metavar="FILE", help="recipe: a Python file that defines `config`, see configs/")
     parser.add_argument("--output", metavar="RUN", help="folder for the run, which is made")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder from its last checkpoint")
+    parser.add_argument("--seeds", metavar="N,N,...", help="a run with each of these seeds, in RUN/seed_N")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
-    parser.add_argument("--json", action="store_true", help="print the result as one object")
+    parser.add_argument("--plot-schedule", metavar="PNG", help="draw the learning rate over time and stop")
+    parser.add_argument("--plot-augment", metavar="PNG", help="draw some training pictures, augmented, and stop")
+    parser.add_argument("--json", action="store_true", help="print the result as one object, or a list with --seeds")
     parser.set_defaults(run=run, overrides=[])
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, and print how it went."""
-    from jeffnet.train.config import load_recipe, override, to_json
-    from jeffnet.train.loop import resume, train
+    from jeffnet.train.interrupt import InterruptedRunError
+
+    if not options.debug:
+        sys.unraisablehook = _without_closed_loops
+    try:
+        _run(options)
+    except InterruptedRunError as interrupted:
+        print(f"{interrupted}; continue with `jeffnet train --resume {_folder(options)}`", file=sys.stderr)
+        raise SystemExit(interrupted.exit_code) from None
+
+
+def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
+    """A checkpoint that cannot be written leaves callbacks to an event loop that is gone; the error itself is ours."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from jeffnet.train.recipe import load_recipe, override
 
     overrides = _pairs(options.overrides)
     if options.resume:
-        if options.config or options.output or overrides:
-            raise ConfigError("--resume continues a run as it was configured: it takes no other option")
-        folder, result = options.resume, resume(options.resume)
-    else:
-        if not options.config:
-            raise ConfigError("give --config FILE and --output RUN, or --resume RUN")
-        config = override(load_recipe(options.config), overrides)
-        if options.print_config:
-            print(to_json(config), end="")
-            return
-        if not options.output:
-            raise ConfigError("give --output RUN, a folder for the run")
-        folder, result = options.output, train(config, options.output)
-    if options.json:
-        print(json.dumps({"run": str(folder), **asdict(result)}))
+        _refuse(options, "config", "output", "seeds", "print_config", "plot_schedule", "plot_augment")
+        from jeffnet.train.loop import resume
+
+        _report(options, [resume(options.resume, overrides)])
         return
+    if not options.config:
+        raise ConfigError("give --config FILE and --output RUN, or --resume RUN")
+    config = override(load_recipe(options.config), overrides)
+    if _shown(options, config):
+        return
+    if not options.output:
+        raise ConfigError("give --output RUN, a folder for the run")
+    from jeffnet.train.loop import train, train_seeds
+
+    if options.seeds:
+        _report(options, train_seeds(config, options.output, _seeds(options.seeds)))
+    else:
+        _report(options, [train(config, options.output)])
+
+
+def _shown(options: argparse.Namespace, config: "Config") -> bool:
+    """Whether the user wanted to look at the configuration, and saw it."""
+    if options.print_config:
+        from jeffnet.train.recipe import to_json
+
+        print(to_json(config), end="")
+    if options.plot_schedule:
+        from jeffnet.train.preview import plot_schedule
+
+        print(plot_schedule(config, options.plot_schedule))
+    if options.plot_augment:
+        from jeffnet.train.preview import plot_augment
+
+        print(plot_augment(config, options.plot_augment))
+    return bool(options.print_config or options.plot_schedule or options.plot_augment)
+
+
+def _refuse(options: argparse.Namespace, *names: str) -> None:
+    given = [name for name in names if getattr(options, name)]
+    if given:
+        raise ConfigError(
+            f"--resume continues a run as it was configured: leave --{given[0].replace('_', '-')} out, or set single "
+            "entries, such as --epochs 20"
+        )
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds {text!r} is not whole numbers joined by commas") from None
+
+
+def _folder(options: argparse.Namespace) -> str:
+    return options.resume or options.output
+
+
+def _report(options: argparse.Namespace, results: "list[Result]") -> None:
+    folder = Path(_folder(options))
+    if options.json:
+        rows = [{"run": str(folder), **result.as_dict()} for result in results]
+        print(json.dumps(rows if options.seeds else rows[0]))
+        return
+    for result in results:
+        _print_result(result)
+    if options.seeds:
+        import statistics
+
+        scores = [result.best.top1 for result in results]
+        spread = f", standard deviation {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        print(f"mean of {len(scores)} seeds: best top-1 {statistics.mean(scores):.2f} %{spread}")
+    for what, name in _FILES:
+        if (folder / name).exists():
+            print(f"{what:<10}{folder / name}")
+
+
+def _print_result(result: "Result") -> None:
     print(
         f"best top-1 {result.best.top1:.2f} % after epoch {result.best_epoch:g}, on {result.best.examples} validation "
         f"pictures; last {result.last.top1:.2f} %"
     )
-    for what, name in (("model", "model.safetensors"), ("curves", "curves.png"), ("metrics", "metrics.jsonl")):
-        print(f"{what:<8}{Path(folder) / name}")
+    if result.best_ema and result.last_ema:
+        print(
+            f"moving average: best top-1 {result.best_ema.top1:.2f} % after epoch {result.best_ema_epoch:g}; last "
+            f"{result.last_ema.top1:.2f} %"
+        )
+    if result.averaged:
+        print(f"average of the best: top-1 {result.averaged.top1:.2f} %")
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:

@@ -1,68 +1,37 @@
 """A training run from its configuration to its best model."""
 
-import math
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import model_preprocessing, resolve_name
-from jeffnet.data.batches import EvalLoader
-from jeffnet.data.loader import TrainLoader, eval_loader, steps_per_epoch, train_loader
-from jeffnet.data.open import open_source
-from jeffnet.data.preprocess import EvalTransform, TrainTransform
-from jeffnet.errors import TrainingError
-from jeffnet.evaluate import Forward, Scores, evaluate, make_forward
-from jeffnet.linen import ImageClassifier, create_model, inference, to_canonical
+from jeffnet.data.loader import LoaderState, TrainLoader
+from jeffnet.errors import ConfigError, TrainingError
+from jeffnet.train.card import write_card
 from jeffnet.train.config import Config
-from jeffnet.train.curves import draw_curves
-from jeffnet.train.optim import make_optimizer
-from jeffnet.train.run import Run
-from jeffnet.train.schedule import Schedule, make_schedule
-from jeffnet.train.step import Metrics, TrainState, TrainStep, initial_state, make_train_step
-from jeffnet.weights.store import ModelCard, save_model
+from jeffnet.train.curves import draw_curves, draw_seeds
+from jeffnet.train.environment import format_bytes, memory_in_use, record_environment
+from jeffnet.train.interrupt import InterruptedRunError, StopRequest, stop_requests
+from jeffnet.train.journal import Journal, read_rows
+from jeffnet.train.phases import Phase
+from jeffnet.train.recipe import override, to_json
+from jeffnet.train.run import Run, is_run, read_config
+from jeffnet.train.scoring import Result, Scorer
+from jeffnet.train.setup import Setup, make_setup
+from jeffnet.train.state import TrainState
+from jeffnet.train.step import Metrics, TrainStep
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-      steps: that were taken in all.
-      best_epoch: the one with the highest top-1 in validation, the first of equals.
-      best: its scores.
-      last: scores after the last epoch.
-    """
-
-    steps: int
-    best_epoch: int
-    best: Scores
-    last: Scores
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What a run consists of; nothing of it changes during the run but the training batches' position."""
-
-    config: Config
-    model: ImageClassifier
-    card: ModelCard
-    start: TrainState
-    train_batches: TrainLoader
-    val_batches: EvalLoader
-    steps_per_epoch: int
-    schedule: Schedule
-    step: TrainStep
-    forward: Forward
-    description: str
+# Steps that the device may have before it: enough that it never waits for the next, few enough that their batches fit
+# into memory.
+_IN_FLIGHT = 2
 
 
 def train(config: Config, folder: str | Path, progress: bool = True) -> Result:
@@ -75,202 +44,278 @@ def train(config: Config, folder: str | Path, progress: bool = True) -> Result:
 
     Raises:
       JeffnetError: the configuration, the data or the folder will not do, or the loss is no longer a number.
+      InterruptedRunError: SIGTERM or SIGINT asked the run to stop; where it stood is saved.
     """
     # Parts first: what will not do is found before anything is written.
-    parts = _make_parts(config)
-    return _run(Run.create(folder, config), parts, progress)
+    setup = make_setup(config)
+    state = setup.start()
+    return _run(Run.create(folder, config), setup, state, progress)
 
 
-def resume(folder: str | Path, progress: bool = True) -> Result:
+def resume(folder: str | Path, overrides: Sequence[tuple[str, str]] = (), progress: bool = True) -> Result:
     """Continue a run from its last checkpoint, as if it had not been interrupted.
 
     Args:
       folder: of the run.
+      overrides: entries of its configuration to change from here on, as `jeffnet.train.recipe.override` takes them.
       progress: tell of it on standard error.
 
     Raises:
-      JeffnetError: the folder holds no run, or what `train` raises.
+      ConfigError: the folder holds no run, or its checkpoint does not fit the configuration.
+      JeffnetError, InterruptedRunError: as `train`.
     """
-    run = Run.open(folder)
-    return _run(run, _make_parts(run.config), progress)
+    config = override(read_config(folder), overrides)
+    return _run(Run.open(folder, config), make_setup(config), None, progress)
 
 
-def run_preprocessing(config: Config) -> Preprocessing:
-    """The model's preprocessing with what the configuration says instead."""
-    own = model_preprocessing(config.model.name)
-    data = config.data
-    return replace(
-        own,
-        image_size=own.image_size if data.image_size is None else data.image_size,
-        crop_pct=own.crop_pct if data.crop_pct is None else data.crop_pct,
-        interpolation=data.interpolation or own.interpolation,
-    )
+def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Result:
+    with contextlib.ExitStack() as stack:
+        stack.callback(run.checkpoints.close)
+        values: Mapping[str, Any] = {}
+        restored = run.checkpoints.restore(setup.template())
+        if restored is not None:
+            state, values = restored
+        elif state is None:
+            state = setup.start()
+        run.write_config()
+        record_environment(run.folder)
+        step = int(state.step)
+        journal = Journal(run.folder, setup.config.log, to_json(setup.config), after_step=step)
+        stack.callback(journal.close)
+        stop = stack.enter_context(stop_requests())
+        stack.enter_context(jax.debug_nans(setup.config.debug_nans))
+        loop = _Loop(run, setup, journal, stop, progress)
+        loop.say(f"{setup.description}, {f'continuing after step {step}' if step else 'from the beginning'}")
+        try:
+            return loop.run(state, values)
+        except FloatingPointError as error:
+            raise TrainingError(f"debug_nans found one: {error}") from error
 
 
-def _run(run: Run, parts: _Parts, progress: bool) -> Result:
-    try:
-        state = run.restore(parts.start, parts.train_batches)
-        done = int(state.step)
-        _say(progress, f"{parts.description}, {f'continuing after step {done}' if done else 'from the beginning'}")
-        for epoch in range(done // parts.steps_per_epoch, parts.config.epochs):
-            state, means = _train_epoch(run, parts, state, epoch, progress)
-            scores = evaluate(parts.forward, state.variables, parts.val_batches, progress)
-            _finish_epoch(run, parts, state, epoch, means, scores, progress)
-        return _result(run)
-    finally:
-        parts.train_batches.close()
-        run.close()
+@dataclass
+class _Feed:
+    """Training batches, one of which is on its way to the device while another is worked on."""
+
+    loader: TrainLoader
+    position: LoaderState
+    ahead: Any = None
+
+    @classmethod
+    def of(cls, loader: TrainLoader) -> "_Feed":
+        return cls(loader, loader.get_state())
+
+    def next(self) -> Any:
+        """The next batch; `position` is then where the loader stands after it."""
+        batch = self._fetched() if self.ahead is None else self.ahead
+        self.ahead, self.position = None, self.loader.get_state()
+        return batch
+
+    def prefetch(self) -> None:
+        """Begin to bring the one after it."""
+        self.ahead = self._fetched()
+
+    def _fetched(self) -> Any:
+        return jax.device_put(next(self.loader))
 
 
-def _make_parts(config: Config) -> _Parts:
-    data, preprocessing = config.data, run_preprocessing(config)
-    train_set = open_source(data.path, "train", config.model.in_chans, min_images=2)
-    val_set = open_source(data.path, "val", config.model.in_chans, classes=train_set.classes)
-    epoch_steps = steps_per_epoch(train_set, config.batch_size)
-    steps = config.epochs * epoch_steps
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps, epoch_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    model, variables = _make_model(config, len(train_set.classes))
-    card = ModelCard(
-        model=resolve_name(config.model.name),
-        num_classes=len(train_set.classes),
-        in_chans=config.model.in_chans,
-        preprocessing=preprocessing,
-        classes=train_set.classes,
-        output_stride=config.model.output_stride,
-    )
-    return _Parts(
-        config=config,
-        model=model,
-        card=card,
-        start=initial_state(variables, optimizer),
-        train_batches=train_loader(
-            train_set, _augmentation(config, preprocessing), config.batch_size, config.seed, data.threads
-        ),
-        val_batches=eval_loader(val_set, EvalTransform(preprocessing), config.batch_size, data.threads),
-        steps_per_epoch=epoch_steps,
-        schedule=schedule,
-        step=make_train_step(model, optimizer, preprocessing, config.label_smoothing, config.seed),
-        forward=make_forward(inference(model, variables)[0], preprocessing),
-        description=f"{card.model} on {data.path}: {len(train_set)} training and {len(val_set)} validation pictures "
-        f"of {card.num_classes} classes, {preprocessing.image_size} px, {config.epochs} epochs of {epoch_steps} steps",
-    )
+class _Loop:
+    """The epochs of a run."""
 
+    def __init__(self, run: Run, setup: Setup, journal: Journal, stop: StopRequest, progress: bool) -> None:
+        self.files, self.setup, self.journal, self.stop = run, setup, journal, stop
+        self.progress = progress
+        self.config = setup.config
+        self.scorer = Scorer(run, setup, journal, self._interruptible)
+        self.pending: list[dict[str, float]] = []
+        self.unread: list[Metrics] = []
+        self.position: LoaderState | None = None
+        self.bar: tqdm | None = None
 
-def _augmentation(config: Config, preprocessing: Preprocessing) -> TrainTransform:
-    data = config.data
-    return TrainTransform(
-        preprocessing.image_size,
-        scale=data.scale,
-        ratio=data.ratio,
-        interpolation=preprocessing.interpolation,
-        flip=data.flip,
-    )
+    def run(self, state: TrainState, values: Mapping[str, Any]) -> Result:
+        """All epochs from where the state stands."""
+        setup, per_epoch = self.setup, self.setup.steps_per_epoch
+        self.pending, self.position = list(values.get("pending", [])), values.get("loader")
+        step = int(state.step)
+        if step and step % per_epoch == 0:
+            self._score(state)  # unless that was done before the run was interrupted
+        with tqdm(
+            total=setup.steps, initial=step, unit="step", leave=False, disable=None if self.progress else True
+        ) as self.bar:
+            for number, phase in enumerate(setup.phases):
+                end = self._end_of(number) * per_epoch
+                if step < end:
+                    state = self._run_phase(phase, state, end)
+                    step = int(state.step)
+        return self._finish(state)
 
+    def say(self, text: str) -> None:
+        """Tell of something, above the bar."""
+        if self.progress:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
 
-def _make_model(config: Config, num_classes: int) -> tuple[ImageClassifier, Mapping[str, Any]]:
-    return create_model(
-        config.model.name,
-        num_classes=num_classes,
-        in_chans=config.model.in_chans,
-        drop_rate=config.model.drop_rate,
-        drop_path_rate=config.model.drop_path_rate,
-        output_stride=config.model.output_stride,
-        bn_momentum=config.model.bn_momentum,
-        dtype=jnp.dtype(config.model.dtype),
-        remat=config.model.remat,
-        rng=config.seed,
-        pretrained=config.model.pretrained,
-        adapt=True,
-    )
+    def _end_of(self, number: int) -> int:
+        phases = self.setup.phases
+        return phases[number + 1].first_epoch if number + 1 < len(phases) else self.config.epochs
 
+    def _run_phase(self, phase: Phase, state: TrainState, end: int) -> TrainState:
+        if len(self.setup.phases) > 1:
+            self.say(f"from epoch {phase.first_epoch + 1}: {phase.description}")
+        step, loader = self.setup.step(phase), self.setup.batches(phase, self.position)
+        try:
+            feed = _Feed.of(loader)
+            while (done := int(state.step)) < end:
+                epoch_end = (done // self.setup.steps_per_epoch + 1) * self.setup.steps_per_epoch
+                state = self._train_epoch(step, feed, state, done, epoch_end)
+                self._save(state)
+                self._score(state)
+        finally:
+            loader.close()
+        return state
 
-def _train_epoch(
-    run: Run, parts: _Parts, state: TrainState, epoch: int, progress: bool
-) -> tuple[TrainState, dict[str, float]]:
-    """The steps of one epoch, and its mean metrics."""
-    config = parts.config
-    since_log: list[Metrics] = []
-    means: list[tuple[int, dict[str, float]]] = []
-    started, end = time.monotonic(), (epoch + 1) * parts.steps_per_epoch
-    first = int(state.step)
-    bar = tqdm(
-        range(first, end),
-        desc=f"epoch {epoch + 1}/{config.epochs}",
-        unit="step",
-        leave=False,
-        disable=None if progress else True,
-    )
-    for done in bar:
-        state, metrics = parts.step(state, next(parts.train_batches))
-        since_log.append(metrics)
-        if (done + 1) % config.log_steps == 0 or done + 1 == end:
-            # Reading a metric waits for the device: only here, so that steps queue up in between.
-            means.append((len(since_log), _mean(since_log)))
-            since_log = []
-            row = {"step": done + 1, "epoch": (done + 1) / parts.steps_per_epoch}
-            row |= {f"train_{name}": value for name, value in means[-1][1].items()}
-            _check_finite(row, run)
-            run.log(row | {"learning_rate": float(np.asarray(parts.schedule(done)))})
-            bar.set_postfix(loss=f"{row['train_loss']:.3f}", refresh=False)
-    seconds = time.monotonic() - started
-    total = sum(count for count, _ in means)
-    summary = {name: sum(count * mean[name] for count, mean in means) / total for name in means[0][1]}
-    return state, summary | {"images_per_second": (end - first) * config.batch_size / seconds}
+    def _train_epoch(self, step: TrainStep, feed: _Feed, state: TrainState, done: int, end: int) -> TrainState:
+        config, every = self.config, self.config.checkpoint.every_steps
+        in_flight: deque[Metrics] = deque()
+        since = time.monotonic(), done
+        for count in range(done + 1, end + 1):
+            state, metrics = step(state, feed.next())
+            self.position = feed.position
+            self.unread.append(metrics)
+            in_flight.append(metrics)
+            if count < end:
+                feed.prefetch()
+            if len(in_flight) > _IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+            if count % config.log.steps == 0 or count == end:
+                # Reading metrics waits for the device: only here, so that steps queue up in between.
+                self._read(count)
+                self._log(count, since)
+                since = time.monotonic(), count
+            if self.stop:
+                self._save(state)
+                self._leave(count)
+            if every is not None and count % every == 0 and count < end:
+                self._save(state)
+            assert self.bar is not None
+            self.bar.update()
+        return state
 
+    def _read(self, step: int) -> None:
+        """Bring the metrics of the last steps from the device.
 
-def _mean(metrics: list[Metrics]) -> dict[str, float]:
-    values = jax.device_get(metrics)
-    return {name: float(np.mean([row[name] for row in values])) for name in values[0]}
+        Raises:
+          TrainingError: one is no number.
+        """
+        rows = [{name: float(value) for name, value in row.items()} for row in jax.device_get(self.unread)]
+        self.unread.clear()
+        for row in rows:
+            self._check(row, step)
+        self.pending += rows
 
+    def _check(self, row: Mapping[str, float], step: int) -> None:
+        scaled = self.config.model.dtype == "float16"
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if row["skipped"] else 0
+        most = self.config.max_skipped if self.config.on_nan == "skip" or scaled else 0
+        if self.skipped_in_a_row > most:
+            kept = self.files.checkpoints.steps
+            raise TrainingError(
+                f"loss {row['loss']:g} with gradients of norm {row['grad_norm']:g} at or before step {step}"
+                f"{f', {most} steps in a row' if most else ''}: lower optimizer.learning_rate, lengthen "
+                f"schedule.warmup, clip by optimizer.clip_norm, or set on_nan to skip; {self.files.folder} keeps "
+                + (f"the checkpoint of step {kept[0]}" if kept else "no checkpoint: none was due yet")
+            )
 
-def _check_finite(row: Mapping[str, float], run: Run) -> None:
-    if not math.isfinite(row["train_loss"]):
-        raise TrainingError(
-            f"loss is {row['train_loss']} at step {row['step']}: lower optimizer.learning_rate or lengthen "
-            f"schedule.warmup_epochs; {run.folder} keeps the checkpoints from before"
+    skipped_in_a_row = 0
+
+    def _log(self, step: int, since: tuple[float, int]) -> None:
+        rows, self.pending = self.pending, []
+        seconds = time.monotonic() - since[0]
+        good = [row for row in rows if not row["skipped"]] or rows
+        means = {name: float(np.mean([row[name] for row in good])) for name in good[0]}
+        skipped = sum(row["skipped"] for row in rows)
+        row: dict[str, Any] = {"step": step, "epoch": step / self.setup.steps_per_epoch}
+        row |= {f"train_{name}": means[name] for name in ("loss", "top1", "grad_norm")}
+        row |= {name: means[name] for name in ("loss_scale",) if name in means}
+        row |= {"skipped": int(skipped)} if skipped else {}
+        row |= {"learning_rate": float(np.asarray(self.setup.schedule(step - 1)))}
+        row |= {"images_per_second": round((step - since[1]) * self.config.batch_size / seconds, 1)}
+        self.journal.write(row)
+        assert self.bar is not None
+        self.bar.set_description(f"epoch {-(-step // self.setup.steps_per_epoch)}/{self.config.epochs}", refresh=False)
+        memory = memory_in_use()
+        self.bar.set_postfix_str(
+            f"loss {row['train_loss']:.3f}, {row['images_per_second']:.0f} images/s"
+            + (f", {format_bytes(memory)}" if memory else ""),
+            refresh=False,
         )
 
+    def _save(self, state: TrainState) -> None:
+        """Begin to write a checkpoint. Never of a state that is no longer numbers: those metrics are read first."""
+        self._read(int(state.step))
+        self.files.checkpoints.save(state, {"loader": dict(self.position or {}), "pending": self.pending})
 
-def _finish_epoch(
-    run: Run,
-    parts: _Parts,
-    state: TrainState,
-    epoch: int,
-    means: Mapping[str, float],
-    scores: Scores,
-    progress: bool,
-) -> None:
-    """Log the scores, keep the model if it is the best so far, and save where the run stands."""
-    best = max((row["val_top1"] for row in run.rows() if "val_top1" in row), default=-1.0)
-    speed = means["images_per_second"]
-    run.log(
-        {"step": int(state.step), "epoch": epoch + 1}
-        | {f"val_{name}": value for name, value in asdict(scores).items()}
-        | {"images_per_second": round(speed, 1)}
-    )
-    if scores.top1 > best:
-        arrays = to_canonical(jax.device_get(state.variables), parts.model.plan)
-        save_model(run.model_path, arrays, parts.card)
-    run.save(state, parts.train_batches)
-    draw_curves(run.rows(), run.folder / "curves.png", f"{parts.card.model}, {parts.config.data.path}")
-    _say(
-        progress,
-        f"epoch {epoch + 1:>3}/{parts.config.epochs}  loss {means['loss']:.4f}  top-1 {means['top1']:5.1f} %  |  "
-        f"validation loss {scores.loss:.4f}  top-1 {scores.top1:5.1f} %  |  {speed:.0f} images/s",
-    )
+    def _leave(self, step: int) -> None:
+        self.files.checkpoints.wait()
+        assert self.stop.signal is not None
+        raise InterruptedRunError(self.stop.signal, step)
+
+    def _interruptible(self, batches: Iterable[Any], state: TrainState) -> Iterator[Any]:
+        for batch in batches:
+            if self.stop:  # the state was saved before validation began
+                self._leave(int(state.step))
+            yield batch
+
+    def _score(self, state: TrainState) -> None:
+        """Validate after an epoch, unless that was done already, and tell."""
+        row = self.scorer.score(state, self.position)
+        if row is None:
+            return
+        title = f"{self.setup.card.model}, {self.config.data.path}"
+        draw_curves(self.journal.rows(), self.files.path("curves.png"), title)
+        self.say(self._told(row))
+
+    def _told(self, row: Mapping[str, Any]) -> str:
+        trained = [other for other in self.journal.rows() if "train_loss" in other and other["step"] <= row["step"]][-1]
+        text = (
+            f"epoch {row['epoch']:>3}/{self.config.epochs}  loss {trained['train_loss']:.4f}  top-1 "
+            f"{trained['train_top1']:5.1f} %  |  validation loss {row['val_loss']:.4f}  top-1 {row['val_top1']:5.1f} %"
+        )
+        if "ema_val_top1" in row:
+            text += f"  EMA {row['ema_val_top1']:5.1f} %"
+        return f"{text}  |  {trained['images_per_second']:.0f} images/s"
+
+    def _finish(self, state: TrainState) -> Result:
+        """What is done once, at the end."""
+        self.scorer.average(state, self.position)
+        result = self.scorer.result()
+        write_card(self.files.folder, self.setup.card, to_json(self.config), self.journal.rows(), result.as_dict())
+        return result
 
 
-def _result(run: Run) -> Result:
-    rows = [row for row in run.rows() if "val_top1" in row]
-    best = max(rows, key=lambda row: row["val_top1"])
-    return Result(rows[-1]["step"], best["epoch"], _scores(best), _scores(rows[-1]))
+def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progress: bool = True) -> list[Result]:
+    """The same run with several seeds, one after the other, each in `seed_N`; those that were begun are continued.
 
+    Args:
+      config: what to do; its own seed is not used.
+      folder: of the runs' folders.
+      seeds: different ones.
+      progress: tell of it on standard error.
 
-def _scores(row: Mapping[str, Any]) -> Scores:
-    return Scores(row["val_examples"], row["val_loss"], row["val_top1"], row["val_top5"])
-
-
-def _say(progress: bool, text: str) -> None:
-    if progress:
-        print(text, file=sys.stderr, flush=True)
+    Raises:
+      ConfigError: a seed occurs twice, or none is given.
+      JeffnetError, InterruptedRunError: as `train`.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds {', '.join(map(str, seeds))}: give different ones, joined by commas")
+    results = []
+    for seed in seeds:
+        one, own = Path(folder, f"seed_{seed}"), replace(config, seed=seed)
+        if is_run(one):
+            if read_config(one) != own:
+                raise ConfigError(f"{str(one)!r} holds a run of another configuration: give another output folder")
+            results.append(resume(one, progress=progress))
+        else:
+            results.append(train(own, one, progress))
+    runs = {f"seed {seed}": read_rows(Path(folder, f"seed_{seed}")) for seed in seeds}
+    draw_seeds(runs, Path(folder, "curves.png"), f"{config.model.name}, {config.data.path}")
+    return results

@@ -1,97 +1,212 @@
 """One training step."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.ops.image import normalize
-from jeffnet.ops.loss import cross_entropy, in_top
-
-
-@flax.struct.dataclass
-class TrainState:
-    """All that a step changes.
-
-    Attributes:
-      step: how many steps were taken, int32.
-      params: trained arrays.
-      batch_stats: running statistics.
-      opt_state: the optimizer's.
-    """
-
-    step: Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
-
+from jeffnet.ops.average import update_average
+from jeffnet.ops.loss import binary_cross_entropy, distillation, in_top, jensen_shannon_divergence, soft_cross_entropy
+from jeffnet.train.augment import augment_batch
+from jeffnet.train.config import Config, LossConfig
+from jeffnet.train.network import Network
+from jeffnet.train.state import Arrays, TrainState
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]
 
 
-def initial_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
+@dataclass(frozen=True)
+class Teacher:
+    """A model to learn from, and its arrays by canonical name."""
+
+    network: Network
+    arrays: Arrays
 
 
 def make_train_step(
-    model: nn.Module,
+    network: Network,
     optimizer: optax.GradientTransformation,
-    preprocessing: Preprocessing,
-    label_smoothing: float,
-    seed: int,
+    config: Config,
+    *,
+    teacher: Teacher | None = None,
+    average_from: int = 0,
 ) -> TrainStep:
     """A compiled step.
 
+    Each step's random numbers depend on `config.seed` and on the step alone, so that a resumed run draws what an
+    uninterrupted one would have.
+
     Args:
-      model: a Linen module of `jeffnet.linen`.
+      network: what is trained.
       optimizer: of its parameters.
-      preprocessing: mean and standard deviation of the pictures.
-      label_smoothing: see `cross_entropy`.
-      seed: of dropout and drop path. Each step's key depends on it and on the step alone, so that a resumed run draws
-        what an uninterrupted one would have.
+      config: what to do: augmentation on the device, loss, accumulation, averaging.
+      teacher: for distillation.
+      average_from: the step from which on the moving average is one.
 
     Returns:
-      A function from the state and a batch (`image` uint8 `(N, H, W, C)`, `label` `(N,)`) to the next state and the
-      batch's metrics: `loss`, `top1` in per cent. The old state's buffers are given up.
+      A function from the state and a batch (`image` uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`; `label` `(N,)`) to
+      the next state and the batch's metrics: `loss`, `top1` in per cent, `grad_norm`, and `skipped`, 1 where the step
+      changed nothing because its gradients were no numbers. The old state's buffers are given up.
     """
+    work = _Work(network, optimizer, config, teacher.network if teacher else None, average_from)
+    # Keys and the teacher's arrays are arguments, not constants of the program.
+    # A step that is run again to find a NaN needs the state it had.
+    step = jax.jit(work.step, donate_argnums=() if config.debug_nans else 2)
+    return partial(step, jax.random.key(config.seed), teacher.arrays if teacher else {})
 
-    def loss_of(params: Any, batch_stats: Any, images: Array, labels: Array, key: Array) -> tuple[Array, tuple]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        return cross_entropy(logits, labels, label_smoothing).mean(), (logits, updated["batch_stats"])
 
-    # The key is an argument, not a constant of the program: runs of several seeds share one compiled step.
-    @partial(jax.jit, donate_argnums=1)
-    def step(root: Array, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
-        images = normalize(batch["image"], preprocessing.mean, preprocessing.std)
+@dataclass(frozen=True)
+class _Part:
+    """What one backward pass is about."""
+
+    pixels: Array
+    labels: Array
+    targets: Array
+    key: Array
+
+
+jax.tree_util.register_dataclass(_Part, ["pixels", "labels", "targets", "key"], [])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The parts of a step; none of its methods changes anything."""
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    config: Config
+    teacher: Network | None
+    average_from: int
+
+    def step(
+        self, root: Array, teacher_arrays: Arrays, state: TrainState, batch: Mapping[str, Any]
+    ) -> tuple[TrainState, Metrics]:
+        """The next state, and metrics."""
         key = jax.random.fold_in(root, state.step)
-        gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (logits, batch_stats)), gradients = gradient(
-            state.params, state.batch_stats, images, batch["label"], key
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        parts = self._parts(batch, key)
+        gradients, batch_stats, metrics = self._gradients(state, state.params, parts, teacher_arrays)
+        norm = optax.tree.norm(gradients)
+        if self.config.sam_rho is not None:
+            ascended = _ascended(state.params, gradients, norm, self.config.sam_rho)
+            gradients, _, _ = self._gradients(state, ascended, parts, teacher_arrays)
+            norm = optax.tree.norm(gradients)
+        metrics |= {"grad_norm": norm}
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "top1": 100 * in_top(logits, batch["label"], 1).mean()}
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        after = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)  # pyright: ignore[reportAttributeAccessIssue]
+        after = self._averaged(after)
+        return self._guarded(state, after, metrics)
 
-    return partial(step, jax.random.key(seed))
+    def _parts(self, batch: Mapping[str, Any], key: Array) -> _Part:
+        """The batch, augmented and cut into parts along a new first axis."""
+        count = self.config.accumulate
+        drop_key, augment_key = jax.random.split(key)
+        labels = jnp.asarray(batch["label"])
+        pixels, targets = augment_batch(jnp.asarray(batch["image"]), labels, augment_key, self.config, self.network)
+
+        def cut(array: Array) -> Array:
+            # Every count-th example: views or repeats of a picture that stand side by side are spread over the parts.
+            return jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0)
+
+        return _Part(cut(pixels), cut(labels), cut(targets), jax.random.split(drop_key, count))
+
+    def _gradients(
+        self, state: TrainState, params: Arrays, parts: _Part, teacher_arrays: Arrays
+    ) -> tuple[Arrays, Arrays, Metrics]:
+        """Mean gradients over the parts, the running statistics after them, and mean metrics."""
+        scale = state.loss_scale.scale if state.loss_scale else None
+
+        def loss_of(params: Arrays, stats: Arrays, part: _Part) -> tuple[Array, tuple[Arrays, Metrics]]:
+            loss, top1, stats = self._loss({**state.frozen, **params, **stats}, part, teacher_arrays)
+            return loss if scale is None else loss * scale, (stats, {"loss": loss, "top1": top1})
+
+        gradient = jax.grad(loss_of, has_aux=True)
+        if self.config.accumulate == 1:
+            part = jax.tree.map(lambda array: array[0], parts)
+            gradients, (stats, metrics) = gradient(params, state.batch_stats, part)
+        else:
+
+            def add(carry: tuple[Arrays, Arrays], part: _Part) -> tuple[tuple[Arrays, Arrays], Metrics]:
+                total, stats = carry
+                gradients, (stats, metrics) = gradient(params, stats, part)
+                return (jax.tree.map(jnp.add, total, gradients), stats), metrics
+
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            (total, stats), metrics = jax.lax.scan(add, (zeros, state.batch_stats), parts)
+            gradients = jax.tree.map(lambda array: array / self.config.accumulate, total)
+            metrics = jax.tree.map(jnp.mean, metrics)
+        if scale is not None:
+            gradients = jax.tree.map(lambda array: array / scale, gradients)
+        return gradients, stats, metrics
+
+    def _loss(self, arrays: Arrays, part: _Part, teacher_arrays: Arrays) -> tuple[Array, Array, Arrays]:
+        """Mean loss, per cent of first guesses that are right, and updated statistics."""
+        splits = self.config.augment.splits
+        pixels = part.pixels
+        if splits > 1:  # all first views, then all second ones
+            pixels = jnp.moveaxis(pixels, 1, 0).reshape(-1, *pixels.shape[2:])
+        logits, stats = self.network.train(arrays, pixels, part.key)
+        first = logits[: part.labels.shape[0]]
+        loss = _losses(self.config.loss, first, part.targets)
+        if splits > 1:
+            views = logits.reshape(splits, *first.shape)
+            loss = loss + self.config.loss.jsd_weight * jensen_shannon_divergence(views)
+        if self.teacher is not None:
+            teacher = jax.lax.stop_gradient(self.teacher.evaluate(teacher_arrays, pixels[: part.labels.shape[0]]))
+            share, loss_config = self.config.loss.distillation, self.config.loss
+            apart = distillation(first, teacher, loss_config.temperature, loss_config.hard)
+            loss = (1 - share) * loss + share * apart
+        return loss.mean(), 100 * in_top(first, part.labels, 1).mean(), stats
+
+    def _averaged(self, state: TrainState) -> TrainState:
+        ema = self.config.ema
+        if state.average is None:
+            return state
+        value = {**state.params, **state.batch_stats}
+        step = state.step + 1
+        begun = step > self.average_from
+
+        def update(average: Arrays) -> Arrays:
+            moved = update_average(
+                average, value, state.average_updates, form=ema.form, decay=ema.decay or 0.0, warmup=ema.warmup
+            )
+            # Before it begins, the average is the model itself.
+            return jax.tree.map(lambda new, own: jnp.where(begun, new, own), moved, value)
+
+        if ema.every == 1:
+            average, updates = update(state.average), state.average_updates + begun
+        else:
+            due = step % ema.every == 0
+            average = jax.lax.cond(due, update, lambda average: average, state.average)
+            updates = state.average_updates + (due & begun)
+        return state.replace(average=average, average_updates=updates)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _guarded(self, before: TrainState, after: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
+        """The state after the step; where its gradients are no numbers, and that may be, the one before it."""
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        if before.loss_scale is not None or self.config.on_nan == "skip":
+            after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+        changes: dict[str, Any] = {"step": before.step + 1, "skipped": jnp.where(finite, 0, before.skipped + 1)}
+        if before.loss_scale is not None:
+            changes["loss_scale"] = before.loss_scale.after(finite)
+            metrics |= {"loss_scale": before.loss_scale.scale}
+        metrics |= {"skipped": jnp.where(finite, 0, 1)}
+        return after.replace(**changes), metrics  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _losses(config: LossConfig, logits: Array, targets: Array) -> Array:
+    if config.name == "bce":
+        return binary_cross_entropy(logits, targets, config.bce_threshold, config.bce_sum)
+    return soft_cross_entropy(logits, targets)
+
+
+def _ascended(params: Arrays, gradients: Arrays, norm: Array, rho: float) -> Arrays:
+    """Where within the radius the loss is highest, to first order (arXiv:2010.01412, equation 2)."""
+    factor = rho / (norm + 1e-12)
+    return jax.tree.map(lambda array, gradient: array + factor * gradient, params, gradients)

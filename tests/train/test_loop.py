@@ -1,143 +1,99 @@
-"""Whole runs on a few small pictures: what they write, that they learn, and that resuming changes nothing."""
+"""Whole runs on a few small pictures: what they write, that they learn, what each part of a recipe does to them."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-import jeffnet.train.loop as loop
+from jeffnet.arch.summary import STATISTICS
 from jeffnet.arch.zoo import model_preprocessing
-from jeffnet.errors import ConfigError, DatasetError, OutputError, TrainingError
+from jeffnet.errors import ConfigError, DatasetError, OutputError
 from jeffnet.linen import create_model, from_pretrained, to_canonical
-from jeffnet.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, load_recipe
-from jeffnet.train.loop import resume, run_preprocessing, train
+from jeffnet.train.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    EmaConfig,
+    LossConfig,
+    OptimizerConfig,
+    ProgressiveConfig,
+    ScheduleConfig,
+)
+from jeffnet.train.loop import resume, train, train_seeds
+from jeffnet.train.recipe import load_recipe
+from jeffnet.train.setup import make_setup, run_preprocessing
 from jeffnet.weights.store import ModelCard, save_model
 
-COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (210, 30, 20)}
 
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Three classes that a colour tells apart: 8 training and 3 validation pictures each."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 3)):
-        for name, colour in COLOURS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(rng.normal(colour, 25, (40, 40, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(pictures, small_model):
-    return Config(
-        model=ModelConfig(name=small_model, bn_momentum=0.5),
-        data=DataConfig(path=str(pictures), image_size=32, crop_pct=1.0, scale=(0.5, 1.0)),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3),
-        schedule=ScheduleConfig(warmup_epochs=1.0),
-        epochs=4,
-        batch_size=6,
-        log_steps=3,
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    return folder, train(config, folder, progress=False)
-
-
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in lines]
-
-
-def last_checkpoint(folder):
-    """All arrays of the newest checkpoint."""
-    from jeffnet.train.run import Run
-
-    run = Run.open(folder)
-    try:
-        parts = loop._make_parts(run.config)
-        state = run.restore(parts.start, parts.train_batches)
-        parts.train_batches.close()
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-    finally:
-        run.close()
-
-
-def test_a_run_writes_what_it_says(finished):
+def test_a_run_writes_what_it_says(finished, rows):
     folder, result = finished
     assert result.best.examples == 9
     assert result.steps == 16
     logged = rows(folder)
-    assert [row["step"] for row in logged] == [3, 4, 4, 6, 8, 8, 9, 12, 12, 15, 16, 16]
-    assert logged[0].keys() >= {"step", "epoch", "train_loss", "train_top1", "learning_rate"}
-    assert logged[2].keys() >= {"step", "epoch", "val_loss", "val_top1", "val_top5", "val_examples"}
+    assert [row["step"] for row in logged if "train_loss" in row] == list(range(2, 17, 2))
+    scored = [row for row in logged if "val_top1" in row]
+    assert [(row["step"], row["epoch"]) for row in scored] == [(4, 1), (8, 2), (12, 3), (16, 4)]
+    assert logged[0].keys() >= {"step", "epoch", "train_loss", "train_top1", "train_grad_norm", "learning_rate"}
+    assert scored[0].keys() >= {"val_loss", "val_top1", "val_top5", "val_examples", "ema_val_top1", "ema_val_loss"}
     with Image.open(folder / "curves.png") as drawn:
         assert drawn.size[0] > 600
+    for name in ("config.json", "environment.json", "README.md", "model.safetensors", "model_ema.safetensors"):
+        assert (folder / name).stat().st_size > 0
+    assert list(folder.glob("events.out.tfevents.*"))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert sorted(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")) == [15, 16]
 
 
-def test_the_saved_model_is_the_best_one_and_knows_itself(finished, small_model):
+def test_the_saved_model_is_the_best_one_and_knows_itself(finished, small_model, rows):
     folder, result = finished
     _, _, card = from_pretrained(folder / "model.safetensors")
     assert card.model == small_model
     assert card.classes == ("blue", "green", "red")
     assert card.preprocessing == replace(model_preprocessing(small_model), image_size=32, crop_pct=1.0)
-    assert result.best.top1 == max(row["val_top1"] for row in rows(folder) if "val_top1" in row)
+    scored = [row for row in rows(folder) if "val_top1" in row]
+    assert result.best.top1 == max(row["val_top1"] for row in scored)
+    assert result.best_ema.top1 == max(row["ema_val_top1"] for row in scored)
+    assert (result.last.loss, result.last_ema.loss) == (scored[-1]["val_loss"], scored[-1]["ema_val_loss"])
+    assert result.last.loss != result.last_ema.loss
 
 
-def test_the_same_seed_gives_the_same_run_whatever_the_threads(finished, config, tmp_path):
+def test_the_same_seed_gives_the_same_run_whatever_the_threads(finished, config, tmp_path, assert_same_run):
     folder, _ = finished
-    again = replace(config, data=replace(config.data, threads=1))
-    train(again, tmp_path / "again", progress=False)
-    assert rows(tmp_path / "again") == rows(folder)
+    train(replace(config, data=replace(config.data, threads=1)), tmp_path / "again", progress=False)
+    assert_same_run(tmp_path / "again", folder)
 
 
-def test_another_seed_gives_another_run(finished, config, tmp_path):
-    train(replace(config, seed=1, epochs=2), tmp_path / "other", progress=False)
+def test_another_seed_gives_another_run(finished, config, tmp_path, rows):
+    train(replace(config, seed=1, epochs=1), tmp_path / "other", progress=False)
     assert rows(tmp_path / "other")[0]["train_loss"] != rows(finished[0])[0]["train_loss"]
 
 
-@pytest.mark.parametrize("stop_at", [6, 8])
-def test_a_run_that_was_interrupted_and_resumed_equals_one_that_was_not(
-    finished, config, tmp_path, monkeypatch, stop_at
-):
-    """Interrupted within an epoch (6) and at an epoch's last step before it was saved (8): same metrics, same state."""
-    folder, _ = finished
-    check = loop._check_finite
-
-    def interrupt(row, run):
-        check(row, run)
-        if row["step"] == stop_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "_check_finite", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run", progress=False)
-    monkeypatch.undo()
-    result = resume(tmp_path / "run", progress=False)
-    assert result.steps == 16
-    assert rows(tmp_path / "run") == rows(folder)
-    for ours, theirs in zip(last_checkpoint(tmp_path / "run"), last_checkpoint(folder), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    ours, theirs = load_file(tmp_path / "run/model.safetensors"), load_file(folder / "model.safetensors")
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+def test_averaging_and_logging_change_nothing_of_the_model_itself(finished, config, tmp_path, rows):
+    bare = replace(config, ema=EmaConfig(), log=replace(config.log, tensorboard=False))
+    train(bare, tmp_path / "bare", progress=False)
+    folder = finished[0]
+    assert (tmp_path / "bare" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    without = [{name: value for name, value in row.items() if "ema" not in name} for row in rows(folder)]
+    assert rows(tmp_path / "bare") == without
+    assert not list((tmp_path / "bare").glob("*ema*")) + list((tmp_path / "bare").glob("events*"))
 
 
-def test_resuming_a_finished_run_changes_nothing(finished):
+def test_resuming_a_finished_run_changes_nothing(finished, rows):
     folder, result = finished
     before = rows(folder)
     assert resume(folder, progress=False) == result
     assert rows(folder) == before
+
+
+def test_a_finished_run_goes_on_with_more_epochs(config, tmp_path, rows):
+    train(replace(config, epochs=1, schedule=ScheduleConfig(name="constant")), tmp_path / "run", progress=False)
+    assert resume(tmp_path / "run", [("epochs", "2")], progress=False).steps == 8
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 2
+    assert [row["epoch"] for row in rows(tmp_path / "run") if "val_top1" in row] == [1, 2]
 
 
 def test_a_run_does_not_write_over_another(finished, config):
@@ -150,17 +106,13 @@ def test_resuming_needs_a_run(tmp_path):
         resume(tmp_path)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
-    wild = replace(config, optimizer=OptimizerConfig(name="sgd", learning_rate=float("inf")), schedule=ScheduleConfig())
-    with pytest.raises(TrainingError, match="learning_rate"):
-        train(wild, tmp_path / "run", progress=False)
-
-
 def test_nothing_is_written_where_the_configuration_will_not_do(config, tmp_path, pictures):
     wrong = {
         "batch": (replace(config, batch_size=25), DatasetError),
         "option": (replace(config, optimizer=replace(config.optimizer, momentum=0.9)), ConfigError),
         "schedule": (replace(config, schedule=ScheduleConfig(name="steps")), ConfigError),
+        "policy": (replace(config, augment=AugmentConfig(policy="rand-m9-z3")), ConfigError),
+        "freeze": (replace(config, model=replace(config.model, freeze=("stem.*",))), ConfigError),
         "data": (replace(config, data=replace(config.data, path=str(pictures / "nowhere"))), DatasetError),
     }
     for name, (changed, error) in wrong.items():
@@ -175,22 +127,150 @@ def test_an_output_that_cannot_be_written_is_an_error(config, tmp_path):
         train(config, tmp_path / "file" / "run", progress=False)
 
 
-def test_fine_tuning_starts_from_the_file_with_a_new_classifier(config, small_model, tmp_path):
+@pytest.fixture
+def start_file(small_model, tmp_path):
+    """Weights of the small model for seven classes, and its arrays."""
     model, variables = create_model(small_model, num_classes=7, rng=5)
     arrays = {name: np.asarray(array) for name, array in to_canonical(variables, model.plan).items()}
-    card = ModelCard(small_model, 7, 3, model_preprocessing(small_model))
-    save_model(tmp_path / "start.safetensors", arrays, card)
-    tuned = replace(config, model=replace(config.model, pretrained=str(tmp_path / "start.safetensors")))
-    start = to_canonical(loop._make_parts(tuned).start.variables, loop._make_parts(tuned).model.plan)
-    assert start["classifier.kernel"].shape == (32, 3)
-    np.testing.assert_array_equal(start["conv_stem.kernel"], arrays["conv_stem.kernel"])
+    save_model(tmp_path / "start.safetensors", arrays, ModelCard(small_model, 7, 3, model_preprocessing(small_model)))
+    return tmp_path / "start.safetensors", arrays
+
+
+def test_fine_tuning_trains_what_is_not_frozen_and_nothing_else(config, start_file, tmp_path):
+    path, arrays = start_file
+    model = replace(config.model, pretrained=str(path), freeze=("conv_stem.*", "bn1.*", "blocks.0.*"))
+    train(replace(config, model=model, epochs=1), tmp_path / "run", progress=False)
+    path.unlink()  # what was read is in the checkpoint: the file is not needed again
+    resume(tmp_path / "run", [("epochs", "2")], progress=False)
+    tuned = load_file(tmp_path / "run" / "model.safetensors")
+    assert tuned["classifier.kernel"].shape == (32, 3)
+    for name, array in arrays.items():
+        if name.startswith(("conv_stem.", "bn1.", "blocks.0.")):
+            np.testing.assert_array_equal(tuned[name], array, err_msg=name)
+        elif not name.startswith("classifier."):
+            assert (tuned[name] != array).any(), name
+    assert any(name.startswith("blocks.0.") and name.endswith(STATISTICS) for name in arrays)
+
+
+RECIPES = {
+    "mixed": {
+        "augment": AugmentConfig(policy="rand-m9-mstd0.5-inc1", mixup=0.2, cutmix=1.0, repeats=2, mix_off_epoch=1),
+        "loss": LossConfig(name="bce", label_smoothing=0.1),
+        "optimizer": OptimizerConfig(name="lamb", learning_rate=5e-3, weight_decay=0.02),
+    },
+    "views": {
+        "augment": AugmentConfig(policy="augmix-m3", splits=3, erase_prob=0.2),
+        "loss": LossConfig(name="jsd"),
+        "accumulate": 2,
+    },
+    "growing": {
+        "progressive": ProgressiveConfig(stages=2, image_size=24, drop_rate=0.0, magnitude=3, mixup=0.0),
+        "augment": AugmentConfig(policy="rand-m9", mixup=0.2),
+    },
+    "sharp": {"sam_rho": 0.05, "bn_batches": 2, "ema": EmaConfig(form="cumulative", start_epoch=1)},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_part_of_a_recipe_runs_and_resumes_exactly(recipe, config, tmp_path, rows, assert_same_run, crash_after):
+    whole = replace(config, **{"epochs": 2, "ema": EmaConfig(decay=0.9, every=2), **RECIPES[recipe]})
+    train(whole, tmp_path / "whole", progress=False)
+    assert all(np.isfinite(row["train_loss"]) for row in rows(tmp_path / "whole") if "train_loss" in row)
+    with crash_after(6):
+        train(whole, tmp_path / "half", progress=False)
+    resume(tmp_path / "half", progress=False)
+    assert_same_run(tmp_path / "half", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("backend", ["nnx", "functional", pytest.param("objax", marks=pytest.mark.slow)])
+def test_every_backend_trains_to_the_same_files(backend, config, tmp_path, rows):
+    """Nothing is dropped here: what is dropped differs between backends."""
+    if backend == "objax":
+        pytest.importorskip("objax")
+    still = replace(config, epochs=1, model=replace(config.model, drop_rate=0.0, drop_path_rate=0.0), ema=EmaConfig())
+    for name in ("linen", backend):
+        changed = replace(still, model=replace(still.model, backend=name))
+        train(changed, tmp_path / name, progress=False)
+    expected = rows(tmp_path / "linen")
+    for row, wanted in zip(rows(tmp_path / backend), expected, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+    assert load_file(tmp_path / backend / "model.safetensors").keys() == (
+        load_file(tmp_path / "linen" / "model.safetensors").keys()
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_learns_like_float32(dtype, config, finished, tmp_path, rows):
+    low = replace(config, model=replace(config.model, dtype=dtype), ema=EmaConfig())
+    train(low, tmp_path / "run", progress=False)
+    losses, expected = (
+        [row["train_loss"] for row in rows(f) if "train_loss" in row] for f in (tmp_path / "run", finished[0])
+    )
+    np.testing.assert_allclose(losses, expected, rtol=0.2)
+    assert losses != expected
+    if dtype == "float16":
+        assert rows(tmp_path / "run")[-2]["loss_scale"] >= 1
+
+
+def test_learning_from_a_teacher_needs_the_same_classes(config, start_file):
+    with pytest.raises(ConfigError, match="7 classes, the data 3"):
+        make_setup(replace(config, loss=LossConfig(teacher=str(start_file[0]))))
+
+
+def test_a_student_learns_from_its_teacher(config, finished, tmp_path, rows):
+    """From its own best model it learns nothing new where only the teacher counts: the loss is small from the start."""
+    best = str(finished[0] / "model.safetensors")
+    alone = replace(config, epochs=1, ema=EmaConfig(), augment=AugmentConfig(scale=(0.9, 1.0)))
+    pupil = replace(
+        alone,
+        model=replace(alone.model, pretrained=best),
+        loss=LossConfig(teacher=best, distillation=1.0),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=1e-6, momentum=0.0),
+    )
+    train(pupil, tmp_path / "pupil", progress=False)
+    train(replace(pupil, loss=LossConfig()), tmp_path / "alone", progress=False)
+    assert rows(tmp_path / "pupil")[0]["train_loss"] < 0.5 * rows(tmp_path / "alone")[0]["train_loss"]
+
+
+def test_the_best_few_models_are_kept_and_averaged(config, tmp_path, rows):
+    kept = replace(config, checkpoint=CheckpointConfig(keep_best=2, average_best=2), epochs=3)
+    result = train(kept, tmp_path / "run", progress=False)
+    scored = sorted((row for row in rows(tmp_path / "run") if "val_top1" in row), key=lambda row: -row["val_top1"])
+    names = {f"epoch_{row['epoch']:04d}.safetensors" for row in scored[:2]}
+    assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == names
+    files = [load_file(tmp_path / "run" / "best" / name) for name in sorted(names)]
+    averaged = load_file(tmp_path / "run" / "averaged.safetensors")
+    for name, array in averaged.items():
+        mean = np.mean([file[name] for file in files], axis=0)
+        if name.endswith(STATISTICS):
+            assert (array != mean).any(), name  # estimated anew
+        else:
+            np.testing.assert_allclose(array, mean, rtol=1e-5, atol=1e-7, err_msg=name)
+    assert result.averaged.examples == 9
+
+
+def test_several_seeds_are_several_runs_and_are_continued(config, tmp_path, rows):
+    short = replace(config, epochs=1, seed=9)
+    results = train_seeds(short, tmp_path / "runs", [0, 1], progress=False)
+    losses = [rows(tmp_path / "runs" / f"seed_{seed}")[0]["train_loss"] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+    train(replace(short, seed=1), tmp_path / "one", progress=False)
+    assert rows(tmp_path / "one") == rows(tmp_path / "runs" / "seed_1")
+    assert train_seeds(short, tmp_path / "runs", [0, 1], progress=False) == results
+    assert (tmp_path / "runs" / "curves.png").stat().st_size > 0
+    with pytest.raises(ConfigError, match="different ones"):
+        train_seeds(short, tmp_path / "runs", [1, 1])
+    with pytest.raises(ConfigError, match="another configuration"):
+        train_seeds(replace(short, batch_size=4), tmp_path / "runs", [0])
 
 
 def test_the_runs_preprocessing_is_the_models_but_for_what_is_configured(config, small_model):
     own = model_preprocessing(small_model)
     assert run_preprocessing(replace(config, data=DataConfig(path="x"))) == own
-    chosen = run_preprocessing(replace(config, data=DataConfig(path="x", interpolation="bilinear")))
-    assert chosen == replace(own, interpolation="bilinear")
+    chosen = run_preprocessing(
+        replace(config, data=DataConfig(path="x", interpolation="bilinear", mean=(0.1, 0.2, 0.3)))
+    )
+    assert chosen == replace(own, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
 
 
 @pytest.mark.slow

@@ -1,0 +1,36 @@
+"""EfficientNet-B0 on ImageNet-1k in float16: what rwightman/efficientnet-jax has for two GPUs of 24 GB.
+
+jeffnet train --config configs/efficientnet_b0_two_gpus.py --data.path IMAGENET --output RUN
+Hardware: two GPUs of 24 GB had 250 pictures each. One GPU: --accumulate 2, where BatchNorm also sees 250 at a time.
+Expect about 76.8 % top-1 of the moving average: rwightman/efficientnet-jax reports no score, but the authors had this
+with nearly the same settings, 4096 pictures a step and 350 epochs (tensorflow/tpu,
+models/official/efficientnet/README.md). Settings: train_configs/tf_efficientnet_b0-gpu_24gb_x2.py and default.py there.
+"""
+
+from jeffnet.train.config import (
+    Config,
+    DataConfig,
+    EmaConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+
+config = Config(
+    model=ModelConfig(name="tf_efficientnet_b0", drop_rate=0.2, drop_path_rate=0.2, dtype="float16"),
+    data=DataConfig(path="imagenet"),
+    loss=LossConfig(label_smoothing=0.1),
+    optimizer=OptimizerConfig(
+        name="rmsproptf",
+        learning_rate=0.03125,  # 0.016 for each 256 pictures of a batch
+        weight_decay=1e-5,
+        momentum=0.9,
+        decay=0.9,
+        epsilon=1e-3,
+    ),
+    schedule=ScheduleConfig(name="step", decay_rate=0.97, decay_every=2.4, decay_from_start=True, warmup=5.0),
+    ema=EmaConfig(decay=0.99997, warmup=False),
+    epochs=450,
+    batch_size=500,
+)

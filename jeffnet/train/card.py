@@ -1,0 +1,174 @@
+"""The model card of a run: what was trained, how, and how good it is, as the README.md of the run's folder."""
+
+import dataclasses
+import shlex
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jeffnet.publish import readme
+from jeffnet.train.config import Config, ParamGroup
+from jeffnet.train.environment import read_environments
+from jeffnet.train.recipe import from_json
+from jeffnet.weights.store import ModelCard, written_atomically
+
+CARD_FILE = "README.md"
+
+_CURVES = "curves.png"
+# Of so few classes the first five guesses are all.
+_FEW_CLASSES = 5
+# Entries of the configuration that have rows of their own in the table, and parts that say nothing about the model.
+_SHOWN = (
+    *("model", "data", "augment", "optimizer", "schedule", "loss", "progressive", "ema"),
+    *("epochs", "batch_size", "accumulate", "seed", "checkpoint", "log"),
+)
+
+
+def write_card(
+    folder: Path, card: ModelCard, config_json: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]
+) -> None:
+    """Write the card, with the metadata of the model hub; the same for the same run.
+
+    Args:
+      folder: of the run. Its `environment.json` and `curves.png` are made use of where they are there.
+      card: of the trained model.
+      config_json: the configuration, as in `config.json`.
+      rows: of `metrics.jsonl`.
+      result: what the run came to, `jeffnet.train.scoring.Result.as_dict()`.
+
+    Raises:
+      ConfigError: this version does not know the configuration.
+      OutputError: the file cannot be written.
+    """
+    config = from_json(config_json, str(folder / "config.json"))
+    source = str(folder if folder.name not in ("", "..") else folder.resolve())
+    best = result["best"]
+    scores = {"top-1": round(float(best["top1"]), 2)}
+    if card.num_classes > _FEW_CLASSES:
+        scores["top-5"] = round(float(best["top5"]), 2)
+    parts = [
+        readme(card, source, scores, _without_folders(config.data.path)).rstrip("\n"),
+        "## Scores",
+        _scores(card, config, rows, result),
+        *([f"![Learning curves]({_CURVES})"] if (folder / _CURVES).exists() else []),
+        "## Training",
+        _table(("", ""), list(_training(config, rows, result))),
+        *_environment(folder),
+        "To train it again:",
+        f"```sh\njeffnet train --config {shlex.quote(f'{source}/config.json')} --output RUN\n```",
+    ]
+    with written_atomically(folder / CARD_FILE) as partial:
+        Path(partial).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _scores(card: ModelCard, config: Config, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
+    last = max((row["epoch"] for row in rows if "val_top1" in row), default=config.epochs)
+    averaged = [row["averaged_epochs"] for row in rows if "averaged_epochs" in row]
+    named = (
+        ("best", f"best, after epoch {result['best_epoch']:g}", "model.safetensors"),
+        ("last", f"last, after epoch {last:g}", ""),
+        (
+            "best_ema",
+            f"best moving average, after epoch {result.get('best_ema_epoch') or 0:g}",
+            "model_ema.safetensors",
+        ),
+        ("last_ema", f"last moving average, after epoch {last:g}", ""),
+        ("averaged", f"average of the best {averaged[-1] if averaged else ''}".rstrip(), "averaged.safetensors"),
+    )
+    with_top5 = card.num_classes > _FEW_CLASSES
+    table = []
+    for name, label, file in named:
+        scores = result.get(name)
+        if scores is not None:
+            values = [scores["top1"], *([scores["top5"]] if with_top5 else [])]
+            table.append((label, *(f"{value:.2f} %" for value in values), f"{scores['loss']:.4f}", _code(file)))
+    header = ("model", "top-1", *(["top-5"] if with_top5 else []), "cross entropy", "file")
+    return (
+        f"On {result['best']['examples']:,} validation pictures, by which the best were chosen too:\n\n"
+        f"{_table(header, table)}"
+    )
+
+
+def _training(
+    config: Config, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Names and values of what was chosen."""
+    data, augment = config.data, config.augment
+    yield "data", f"{_without_folders(data.path)}, split {data.train_split}; validated on split {data.val_split}"
+    start = config.model.pretrained
+    yield "start", "random weights" if start is None else f"weights of {_without_folders(start)}"
+    yield "model", _joined(_changed(config.model, "name", "pretrained")) or "as published"
+    yield "epochs", f"{config.epochs}, in {result['steps']:,} steps"
+    yield "batch size", f"{config.batch_size}" + (f", in {config.accumulate} parts" if config.accumulate > 1 else "")
+    optimizer = config.optimizer
+    rate = f"learning rate {optimizer.learning_rate:g}"
+    yield "optimizer", _joined([optimizer.name, rate, *_changed(optimizer, "name", "learning_rate")])
+    yield "schedule", _joined([config.schedule.name, *_changed(config.schedule, "name")])
+    yield "loss", _joined([config.loss.name.replace("_", " "), *_changed(config.loss, "name")])
+    crop = f"random crops of {100 * augment.scale[0]:g} to {100 * augment.scale[1]:g} % of the area"
+    flip = f"horizontal flip {augment.hflip:g}"
+    yield "augmentation", _joined([crop, flip, *_changed(augment, "scale", "hflip")])
+    if config.progressive.stages > 1:
+        yield "progressive", _joined(_changed(config.progressive))
+    if config.ema.is_on:
+        yield "moving average", _joined([config.ema.form, *_changed(config.ema, "form")])
+    if others := _changed(config, *_SHOWN):
+        yield "besides", _joined(others)
+    yield "seed", f"{config.seed}"
+    speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
+    if speeds:
+        yield "speed", f"{statistics.median(speeds):,.0f} images per second"
+
+
+def _changed(part: Any, *without: str) -> list[str]:
+    """What differs from the defaults, as `name value`."""
+    changed = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name not in without and value != field.default:
+            name = field.name.replace("_", " ")
+            changed.append(name if value is True else f"{name} {_value(value)}")
+    return changed
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, ParamGroup):
+        return f"{value.pattern} ({_joined(_changed(value, 'pattern'))})"
+    if isinstance(value, tuple):
+        return " ".join(map(_value, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return _without_folders(value) if isinstance(value, str) else str(value).lower()
+
+
+def _without_folders(name: str) -> str:
+    """Where things lie on the machine of the training concerns nobody else."""
+    path = Path(name)
+    return path.name if path.is_absolute() or name.startswith("~") else name
+
+
+def _environment(folder: Path) -> list[str]:
+    entries = read_environments(folder)
+    if not entries:
+        return []
+    try:
+        last = entries[-1]
+        versions = _joined(f"{name} {version}" for name, version in last["versions"].items() if version)
+        devices = " and ".join(f"{device['count']} {device['kind']}" for device in last["devices"])
+    except (KeyError, TypeError, AttributeError):  # somebody edited it
+        return []
+    return [f"Trained on {devices}, with {versions}."]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _joined(parts: Any) -> str:
+    return ", ".join(parts)

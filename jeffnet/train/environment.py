@@ -1,0 +1,132 @@
+"""In what a run ran: versions, devices, the state of the code; and how much memory it takes."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jeffnet
+from jeffnet.weights.store import written_atomically
+
+ENVIRONMENT_FILE = "environment.json"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+_GIT_SECONDS = 10
+
+
+def environment() -> dict[str, Any]:
+    """What a run's result may depend on besides its configuration, for JSON; not the name of the machine.
+
+    Returns:
+      `started` (UTC, ISO 8601), `command`, `versions` by package, `platform`, `cpus`, `devices` (a list of `platform`,
+      `kind` and `count`), and `git`: `commit`, `branch` and `changed` of the repository of the current folder, None
+      where it is in none.
+    """
+    devices = Counter((device.platform, device.device_kind) for device in jax.devices())
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(sys.argv),
+        "versions": {
+            "jeffnet": jeffnet.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [{"platform": name, "kind": kind, "count": count} for (name, kind), count in devices.items()],
+        "git": _git_state(),
+    }
+
+
+def record_environment(folder: str | Path) -> None:
+    """Add the environment to the list in `environment.json`, which has one entry for every start of the run.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
+    path = Path(folder) / ENVIRONMENT_FILE
+    entries = [*read_environments(folder), environment()]
+    with written_atomically(path) as partial:
+        Path(partial).write_text(json.dumps(entries, indent=2) + "\n")
+
+
+def read_environments(folder: str | Path) -> list[dict[str, Any]]:
+    """The entries of `environment.json`, the first start's first; none where it is missing or cannot be read."""
+    try:
+        entries = json.loads((Path(folder) / ENVIRONMENT_FILE).read_text())
+    except (OSError, ValueError):
+        return []
+    return entries if isinstance(entries, list) else []
+
+
+def memory_in_use() -> int | None:
+    """Bytes: the most that any device had in use, or on a CPU what the process takes; None where nobody knows."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if known else _resident_memory()
+
+
+def format_bytes(count: float) -> str:
+    """Three digits and a unit: 512 B, 1.50 GiB, 23.4 MiB."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    place = 0
+    # 999.5 is where rounding to three digits would make it four.
+    while count >= 999.5 and place < len(units) - 1:
+        count, place = count / 1024, place + 1
+    if place == 0:
+        return f"{count:.0f} B"
+    return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {units[place]}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_GIT_SECONDS,
+            check=True,
+            # Looking must not lock the index for somebody who works in the repository.
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = done.stdout.splitlines()
+    heads = dict(line.removeprefix("# branch.").split(" ", 1) for line in lines if line.startswith("# branch."))
+    commit, branch = heads.get("oid"), heads.get("head")
+    return {
+        "commit": None if commit == "(initial)" else commit,
+        "branch": None if branch == "(detached)" else branch,
+        "changed": any(not line.startswith("#") for line in lines),
+    }
+
+
+def _resident_memory() -> int | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,61 @@
+"""Signals that ask a run to stop: it saves where it stands first."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# What the command exits with: EX_TEMPFAIL, "try again later", after SIGTERM, the usual status after Ctrl-C.
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop, and saved where it stood.
+
+    Attributes:
+      signal: which asked.
+      step: how many steps were taken.
+      exit_code: 75 for SIGTERM, 130 for SIGINT.
+    """
+
+    def __init__(self, number: signal.Signals, step: int) -> None:
+        super().__init__(f"stopped by {number.name} after step {step}, which is saved")
+        self.signal, self.step, self.exit_code = number, step, EXIT_CODES[number]
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Within it SIGTERM and SIGINT are noted instead of obeyed; the second of either is obeyed at once.
+
+    Outside the main thread no signal can be caught, and none is.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number)
+        restore()
+
+    before = {number: signal.signal(number, note) for number in EXIT_CODES}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield request
+    finally:
+        restore()

@@ -1,0 +1,94 @@
+"""What a configuration does, as pictures, before anything is trained."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jeffnet.data.augment.sheet import draw_sheet
+from jeffnet.data.loader import steps_per_epoch
+from jeffnet.data.open import open_source
+from jeffnet.errors import DatasetError
+from jeffnet.train.augment import augment_batch
+from jeffnet.train.config import Config
+from jeffnet.train.schedule import draw_schedule, make_schedule
+from jeffnet.train.setup import make_setup, train_transform
+
+# Of ImageNet-1k, where the configured data set is not at hand.
+_EXAMPLES = 1_281_167
+_PICTURES, _VIEWS = 6, 6
+
+
+def plot_schedule(config: Config, path: str) -> str:
+    """Draw the learning rate over the whole run.
+
+    Args:
+      config: of the run; where its data set is not at hand, ImageNet's length stands in.
+      path: of the PNG.
+
+    Returns:
+      What was drawn, in one line.
+
+    Raises:
+      ConfigError: the schedule will not do.
+      OutputError: the file cannot be written.
+    """
+    try:
+        source = open_source(config.data.path, config.data.train_split, config.model.in_chans, min_images=2)
+        epoch_steps, of_what = steps_per_epoch(source, config.batch_size), config.data.path
+    except DatasetError:
+        epoch_steps, of_what = round(_EXAMPLES / config.batch_size), f"{_EXAMPLES} pictures (no data at hand)"
+    steps = config.epochs * epoch_steps
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps, epoch_steps)
+    draw_schedule(schedule, steps, epoch_steps, Path(path), f"{config.schedule.name}, {config.epochs} epochs")
+    return f"{path}: {steps} steps in {config.epochs} epochs of {of_what}"
+
+
+def plot_augment(config: Config, path: str) -> str:
+    """Draw training pictures as a step of the first phase sees them, each several times.
+
+    Args:
+      config: of the run.
+      path: of the PNG.
+
+    Returns:
+      What was drawn, in one line.
+
+    Raises:
+      JeffnetError: the configuration or the data will not do.
+      OutputError: the file cannot be written.
+    """
+    setup = make_setup(config)
+    phase = setup.phases[0]
+    transform, examples = (
+        train_transform(phase, setup.network.preprocessing),
+        range(min(_PICTURES, len(setup.train_set))),
+    )
+    pictures = [setup.train_set[number] for number in examples]
+    labels = jnp.array([picture.label for picture in pictures])
+    views = []
+    for view in range(_VIEWS):
+        images = np.stack(
+            [
+                transform(picture.image, np.random.default_rng((config.seed, view, number)))
+                for number, picture in enumerate(pictures)
+            ]
+        )
+        key = jax.random.fold_in(jax.random.key(config.seed), view)
+        pixels, _ = augment_batch(jnp.asarray(images), labels, key, phase.config, setup.network)
+        views.append(np.clip(np.rint(np.asarray(pixels)), 0, 255).astype(np.uint8))
+    rows = [
+        (
+            setup.train_set.classes[int(labels[number])],
+            [(f"view {view + 1}", _flat(pixels[number])) for view, pixels in enumerate(views)],
+        )
+        for number in examples
+    ]
+    draw_sheet(rows, Path(path))
+    return f"{path}: {len(rows)} training pictures, {_VIEWS} times each: {phase.description}"
+
+
+def _flat(pixels: np.ndarray) -> np.ndarray:
+    """One picture; several views of it side by side."""
+    return np.concatenate(list(pixels), axis=1) if pixels.ndim == 4 else pixels

@@ -1,0 +1,212 @@
+"""Validation during a run, and the models that it keeps."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from safetensors.numpy import load_file
+
+from jeffnet.arch.summary import array_specs
+from jeffnet.data.batches import EvalLoader
+from jeffnet.data.loader import LoaderState
+from jeffnet.evaluate import Scores, answer, score
+from jeffnet.ops.average import average_arrays
+from jeffnet.train.estimate import reestimate
+from jeffnet.train.journal import Journal
+from jeffnet.train.run import Run
+from jeffnet.train.setup import Setup
+from jeffnet.train.state import Arrays, TrainState
+from jeffnet.weights.store import save_model
+
+# How many batches re-estimate the running statistics of an average, where the configuration does not say.
+_BATCHES_OF_AVERAGE = 50
+
+# The rows of `metrics.jsonl` that have scores begin their names with one of these.
+MODEL, EMA, AVERAGED = "val", "ema_val", "averaged_val"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+      steps: that were taken in all.
+      best_epoch: the one with the highest top-1 in validation, the first of equals.
+      best: its scores.
+      last: scores after the last epoch.
+      best_ema_epoch: the one with the moving average's highest top-1; None without one.
+      best_ema: its scores.
+      last_ema: the moving average's after the last epoch.
+      averaged: scores of the average of the best models; None without one.
+    """
+
+    steps: int
+    best_epoch: int
+    best: Scores
+    last: Scores
+    best_ema_epoch: int | None = None
+    best_ema: Scores | None = None
+    last_ema: Scores | None = None
+    averaged: Scores | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Scorer:
+    """Validates states of a run, and keeps the best models."""
+
+    def __init__(
+        self,
+        run: Run,
+        setup: Setup,
+        journal: Journal,
+        interruptible: Callable[[EvalLoader, TrainState], Iterator[Any]],
+    ) -> None:
+        """For one run.
+
+        Args:
+          run: its folder.
+          setup: its parts.
+          journal: its metrics.
+          interruptible: passes batches on as long as nobody asks the run to stop.
+        """
+        self._run, self._setup, self._journal, self._interruptible = run, setup, journal, interruptible
+
+        @jax.jit
+        def forward(arrays: Arrays, pixels: Array) -> Array:
+            return setup.network.evaluate(arrays, pixels).astype(jnp.float32)
+
+        self._forward = forward
+
+    def score(self, state: TrainState, position: LoaderState | None) -> dict[str, Any] | None:
+        """Validate after an epoch: log the scores, and keep the model if it is among the best.
+
+        Args:
+          state: after the epoch.
+          position: where the training batches stand.
+
+        Returns:
+          The row of scores; None where there is one already.
+        """
+        step = int(state.step)
+        if any(row["step"] == step and f"{MODEL}_top1" in row for row in self._journal.rows()):
+            return None
+        models = {MODEL: state.arrays} | ({} if state.average is None else {EMA: state.averaged_arrays})
+        if self._setup.config.bn_batches:
+            models = {
+                name: self._reestimated(arrays, position, self._setup.config.bn_batches)
+                for name, arrays in models.items()
+            }
+        scores = self._scores(list(models.values()), state)
+        row: dict[str, Any] = {"step": step, "epoch": step // self._setup.steps_per_epoch}
+        for name, each in zip(models, scores, strict=True):
+            row |= {f"{name}_{metric}": value for metric, value in asdict(each).items()}
+        self._keep(row, models)
+        self._journal.write(row)
+        return row
+
+    def average(self, state: TrainState, position: LoaderState | None) -> None:
+        """At the end of the run: average the best models, as configured, validate that and keep it."""
+        wanted = self._setup.config.checkpoint.average_best
+        rows = self._journal.rows()
+        if not wanted or any(f"{AVERAGED}_top1" in row for row in rows):
+            return
+        epochs = [row["epoch"] for row in _best(rows, wanted)]
+        files = [load_file(self._best_path(epoch)) for epoch in epochs]
+        batches = self._setup.config.bn_batches or _BATCHES_OF_AVERAGE
+        arrays = self._reestimated(average_arrays(files), position, batches)
+        (scores,) = self._scores([arrays], state)
+        self._save("averaged.safetensors", arrays)
+        row = {"step": int(state.step), "epoch": self._setup.config.epochs, "averaged_epochs": len(epochs)}
+        self._journal.write(row | {f"{AVERAGED}_{metric}": value for metric, value in asdict(scores).items()})
+
+    def result(self) -> Result:
+        """What the run came to so far."""
+        rows = self._journal.rows()
+        scored = [row for row in rows if f"{MODEL}_top1" in row]
+        best, last = _best(scored, 1)[0], scored[-1]
+        with_ema = f"{EMA}_top1" in last
+        best_ema = _best(scored, 1, EMA)[0] if with_ema else {}
+        averaged = [row for row in rows if f"{AVERAGED}_top1" in row]
+        return Result(
+            steps=last["step"],
+            best_epoch=best["epoch"],
+            best=_read(best, MODEL),
+            last=_read(last, MODEL),
+            best_ema_epoch=best_ema["epoch"] if with_ema else None,
+            best_ema=_read(best_ema, EMA) if with_ema else None,
+            last_ema=_read(last, EMA) if with_ema else None,
+            averaged=_read(averaged[-1], AVERAGED) if averaged else None,
+        )
+
+    def _scores(self, models: list[Arrays], state: TrainState) -> list[Scores]:
+        batches = _Interruptible(self._setup.val_batches, lambda loader: self._interruptible(loader, state))
+        answers = answer([(self._forward, arrays) for arrays in models], batches)  # pyright: ignore[reportArgumentType]
+        return [score(each.predictions) for each in answers]
+
+    def _reestimated(self, arrays: Arrays, position: LoaderState | None, batches: int) -> Arrays:
+        """With running statistics of the next so many training batches, which stay the next ones."""
+        config = self._setup.config
+        loader = self._setup.batches(self._setup.phases[-1], position)
+        try:
+            return reestimate(config.model, self._setup.network, arrays, islice(loader, batches))
+        finally:
+            loader.close()
+
+    def _keep(self, row: dict[str, Any], models: dict[str, Arrays]) -> None:
+        """Save the models if they are the best so far; before their row is written, which says that it was done."""
+        rows = [other for other in self._journal.rows() if f"{MODEL}_top1" in other]
+        for name, file in ((MODEL, "model.safetensors"), (EMA, "model_ema.safetensors")):
+            if name in models and _best([*rows, row], 1, name)[0] is row:
+                self._save(file, models[name])
+        most = self._setup.config.checkpoint.keep_best
+        if most == 1 and not self._setup.config.checkpoint.average_best:
+            return
+        kept = [other["epoch"] for other in _best([*rows, row], most)]
+        if row["epoch"] in kept:
+            self._best_path(0).parent.mkdir(exist_ok=True)
+            self._save(self._best_path(row["epoch"]).relative_to(self._run.folder), models[MODEL])
+        for path in self._best_path(0).parent.glob("epoch_*.safetensors"):
+            if path not in map(self._best_path, kept):
+                path.unlink()
+
+    def _best_path(self, epoch: int) -> Path:
+        return self._run.path("best") / f"epoch_{epoch:04d}.safetensors"
+
+    def _save(self, file: str | Path, arrays: Arrays) -> None:
+        ordered = {name: np.asarray(arrays[name]) for name in array_specs(self._setup.network.plan)}
+        save_model(self._run.path(str(file)), ordered, self._setup.card)
+
+
+@dataclass(frozen=True)
+class _Interruptible:
+    """Validation batches that come one by one through a function."""
+
+    loader: EvalLoader
+    passed_on: Callable[[EvalLoader], Iterator[Any]]
+
+    @property
+    def num_examples(self) -> int:
+        """Of the data set."""
+        return self.loader.num_examples
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.passed_on(self.loader)
+
+
+def _best(rows: list[dict[str, Any]], count: int, name: str = MODEL) -> list[dict[str, Any]]:
+    """The rows of the highest top-1, the highest first; of equals the earlier one first."""
+    scored = [row for row in rows if row.get(f"{name}_top1") is not None]
+    return sorted(scored, key=lambda row: -row[f"{name}_top1"])[:count]
+
+
+def _read(row: dict[str, Any], name: str) -> Scores:
+    return Scores(*(row[f"{name}_{metric}"] for metric in ("examples", "loss", "top1", "top5")))

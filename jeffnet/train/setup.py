@@ -1,0 +1,192 @@
+"""What a run consists of, made from its configuration before anything is written."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import optax
+
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.zoo import model_preprocessing, resolve_name
+from jeffnet.data.batches import EvalLoader
+from jeffnet.data.loader import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
+from jeffnet.data.open import open_source
+from jeffnet.data.preprocess import EvalTransform, TrainTransform
+from jeffnet.data.sources import Source
+from jeffnet.errors import ConfigError
+from jeffnet.train.config import Config, LossConfig
+from jeffnet.train.network import Network, array_shapes, frozen_parameters, initial_arrays, make_network
+from jeffnet.train.optim import make_optimizer
+from jeffnet.train.phases import Phase, make_phases
+from jeffnet.train.schedule import Schedule, make_schedule
+from jeffnet.train.state import TrainState, initial_state
+from jeffnet.train.step import Teacher, TrainStep, make_train_step
+from jeffnet.weights.start import start_pretrained
+from jeffnet.weights.store import ModelCard
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run; nothing of it changes while it runs.
+
+    Attributes:
+      config: what to do.
+      network: what is trained, as it is validated.
+      card: what is said of the model in its files.
+      train_set: the training pictures.
+      val_batches: the validation pictures.
+      steps_per_epoch: how many steps an epoch has.
+      schedule: of the learning rate.
+      optimizer: of the parameters that are not frozen.
+      phases: parts of the run in which every step is the same.
+      teacher: for distillation, or None.
+    """
+
+    config: Config
+    network: Network
+    card: ModelCard
+    train_set: Source
+    val_batches: EvalLoader
+    steps_per_epoch: int
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    phases: list[Phase]
+    teacher: Teacher | None
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def description(self) -> str:
+        """In one line."""
+        card, config = self.card, self.config
+        return (
+            f"{card.model} on {config.data.path}: {len(self.train_set)} training and {self.val_batches.num_examples} "
+            f"validation pictures of {card.num_classes} classes, {card.preprocessing.image_size} px, {config.epochs} "
+            f"epochs of {self.steps_per_epoch} steps"
+        )
+
+    def template(self) -> TrainState:
+        """Shapes and dtypes of the state."""
+        return jax.eval_shape(self._initial_state, array_shapes(self.network))
+
+    def start(self) -> TrainState:
+        """The state before the first step.
+
+        Raises:
+          WeightsError: the weights to start from cannot be had or do not fit.
+        """
+        return self._initial_state(initial_arrays(self.config.model, self.network, self.config.seed))
+
+    def step(self, phase: Phase) -> TrainStep:
+        """The step of a phase."""
+        network = make_network(phase.config.model, self.network.preprocessing, self.network.num_classes)
+        average_from = round(self.config.ema.start_epoch * self.steps_per_epoch)
+        return make_train_step(network, self.optimizer, phase.config, teacher=self.teacher, average_from=average_from)
+
+    def batches(self, phase: Phase, position: LoaderState | None = None) -> TrainLoader:
+        """The training batches of a phase, from a position on."""
+        data = self.config.data
+        loader = train_loader(
+            self.train_set,
+            train_transform(phase, self.network.preprocessing),
+            self.config.batch_size,
+            self.config.seed,
+            data.threads,
+            data.workers,
+            repeats=self.config.augment.repeats,
+            on_bad_image=data.on_bad_image,
+        )
+        if position is not None:
+            loader.set_state(position)
+        return loader
+
+    def _initial_state(self, arrays: dict) -> TrainState:
+        return initial_state(
+            arrays,
+            self.optimizer,
+            frozen=frozen_parameters(self.network.plan, self.config.model.freeze),
+            averaged=self.config.ema.is_on,
+            scaled=self.config.model.dtype == "float16",
+        )
+
+
+def make_setup(config: Config) -> Setup:
+    """The parts of a run.
+
+    Raises:
+      JeffnetError: the configuration or the data will not do.
+    """
+    data, preprocessing = config.data, run_preprocessing(config)
+    train_set = open_source(data.path, data.train_split, config.model.in_chans, min_images=2)
+    val_set = open_source(data.path, data.val_split, config.model.in_chans, classes=train_set.classes)
+    num_classes, epoch_steps = len(train_set.classes), steps_per_epoch(train_set, config.batch_size)
+    network = make_network(config.model, preprocessing, num_classes)
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.epochs * epoch_steps, epoch_steps)
+    frozen = frozen_parameters(network.plan, config.model.freeze)
+    trained = {
+        name: shape
+        for name, shape in array_shapes(network).items()
+        if name not in frozen and name.rpartition(".")[2] not in ("mean", "var")
+    }
+    phases = make_phases(config, preprocessing)
+    for phase in phases:  # whatever is wrong with a later one is found now
+        train_transform(phase, preprocessing)
+    return Setup(
+        config=config,
+        network=network,
+        card=ModelCard(
+            model=resolve_name(config.model.name),
+            num_classes=num_classes,
+            in_chans=config.model.in_chans,
+            preprocessing=preprocessing,
+            classes=train_set.classes,
+            output_stride=config.model.output_stride,
+        ),
+        train_set=train_set,
+        val_batches=eval_loader(val_set, EvalTransform(preprocessing), config.batch_size, data.threads, data.workers),
+        steps_per_epoch=epoch_steps,
+        schedule=schedule,
+        optimizer=make_optimizer(config.optimizer, schedule, trained, frozen),
+        phases=phases,
+        teacher=_make_teacher(config.loss, network),
+    )
+
+
+def run_preprocessing(config: Config) -> Preprocessing:
+    """The model's preprocessing with what the configuration says instead."""
+    own, data = model_preprocessing(config.model.name), config.data
+    chosen = {name: getattr(data, name) for name in ("image_size", "crop_pct", "interpolation", "mean", "std")}
+    return replace(own, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def train_transform(phase: Phase, preprocessing: Preprocessing) -> TrainTransform:
+    """What is done to the training pictures of a phase on the host."""
+    augment = phase.config.augment
+    return TrainTransform(
+        phase.image_size,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        interpolation=augment.interpolation or preprocessing.interpolation,
+        hflip=augment.hflip,
+        vflip=augment.vflip,
+        color_jitter=augment.color_jitter,
+        policy=augment.policy,
+        splits=augment.splits,
+        fill=tuple(round(255 * value) for value in preprocessing.mean),
+    )
+
+
+def _make_teacher(config: LossConfig, student: Network) -> Teacher | None:
+    if config.teacher is None:
+        return None
+    start, card = start_pretrained(config.teacher, config.teacher_model)
+    if card.num_classes != student.num_classes:
+        raise ConfigError(
+            f"loss.teacher {config.teacher!r} has {card.num_classes} classes, the data {student.num_classes}: give a "
+            "teacher that was trained on these classes"
+        )
+    if card.in_chans != student.plan.stem.in_channels:
+        raise ConfigError(f"loss.teacher {config.teacher!r} takes pictures of {card.in_chans} channels")
+    return Teacher(Network(start.plan, card.preprocessing, student.backend), dict(start.arrays))

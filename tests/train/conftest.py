@@ -1,0 +1,123 @@
+"""A run on a few small pictures, which tests of the loop and of what it survives share."""
+
+import json
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (210, 30, 20)}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three classes that a colour tells apart: 8 training and 3 validation pictures each."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(rng.normal(colour, 25, (40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(pictures, small_model):
+    """Four epochs of four steps, with an average and a checkpoint every three steps."""
+    from jeffnet.train.config import (
+        AugmentConfig,
+        CheckpointConfig,
+        Config,
+        DataConfig,
+        EmaConfig,
+        LogConfig,
+        ModelConfig,
+        OptimizerConfig,
+        ScheduleConfig,
+    )
+
+    return Config(
+        model=ModelConfig(name=small_model, bn_momentum=0.5),
+        data=DataConfig(path=str(pictures), image_size=32, crop_pct=1.0),
+        augment=AugmentConfig(scale=(0.5, 1.0), erase_prob=0.3),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3),
+        schedule=ScheduleConfig(warmup=0.5),
+        ema=EmaConfig(decay=0.9),
+        checkpoint=CheckpointConfig(every_steps=3),
+        log=LogConfig(steps=2),
+        epochs=4,
+        batch_size=6,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run that nothing disturbed, and its result."""
+    from jeffnet.train.loop import train
+
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, train(config, folder, progress=False)
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """The metrics of a run, but for how fast it was."""
+
+    def read(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in row.items() if key != "images_per_second"} for row in lines]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def assert_same_run(rows):
+    """Metrics, models and the last checkpoint equal, to the bit."""
+    from jeffnet.train.run import Run
+    from jeffnet.train.setup import make_setup
+
+    def last_checkpoint(folder):
+        import jax
+
+        run = Run.open(folder)
+        try:
+            state, values = run.checkpoints.restore(make_setup(run.config).template())
+            return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], values
+        finally:
+            run.checkpoints.close()
+
+    def check(folder, expected):
+        assert rows(folder) == rows(expected)
+        (ours, our_values), (theirs, their_values) = last_checkpoint(folder), last_checkpoint(expected)
+        assert our_values == their_values
+        for array, wanted in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+        for name in ("model.safetensors", "model_ema.safetensors"):
+            assert (folder / name).read_bytes() == (expected / name).read_bytes()
+
+    return check
+
+
+@pytest.fixture
+def crash_after(monkeypatch):
+    """A context in which a run ends, without saving, as soon as it logged this step."""
+    from jeffnet.train.journal import Journal
+
+    write = Journal.write
+
+    @contextmanager
+    def crashing(step):
+        def crash(journal, row):
+            write(journal, row)
+            if row["step"] == step:
+                raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "write", crash)
+            with pytest.raises(MemoryError):
+                yield
+
+    return crashing

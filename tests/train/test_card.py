@@ -1,0 +1,174 @@
+"""The card of a run: what the hub reads of it, and what a person does, is what the run was."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard as HubCard
+
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.cli.main import main
+from jeffnet.errors import OutputError
+from jeffnet.train.card import write_card
+from jeffnet.train.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EmaConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParamGroup,
+    ScheduleConfig,
+)
+from jeffnet.train.environment import read_environments, record_environment
+from jeffnet.train.recipe import to_json
+from jeffnet.weights.store import ModelCard
+
+NAME = "pt_efficientnet_b0"
+CARD = ModelCard(NAME, 10, 3, Preprocessing(32, 1.0), classes=tuple("abcdefghij"))
+CONFIG = Config(
+    model=ModelConfig(name=NAME, dtype="bfloat16"),
+    data=DataConfig(path="/secret/place/flowers", val_split="test"),
+    augment=AugmentConfig(scale=(0.35, 1.0), policy="rand-m9", mixup=0.2),
+    loss=LossConfig(label_smoothing=0.1),
+    optimizer=OptimizerConfig(
+        name="adamw", learning_rate=2e-3, weight_decay=0.05, groups=(ParamGroup(pattern="a|b.*", learning_rate=10.0),)
+    ),
+    schedule=ScheduleConfig(warmup=3.0),
+    ema=EmaConfig(decay=0.99),
+    epochs=12,
+    batch_size=64,
+    accumulate=2,
+    seed=7,
+)
+ROWS = [
+    {"step": 50, "epoch": 5.0, "train_loss": 1.0, "images_per_second": 90.0},
+    {"step": 100, "epoch": 10, "val_loss": 0.4, "val_top1": 91.236, "val_top5": 99.5, "val_examples": 1234},
+    {"step": 120, "epoch": 12.0, "train_loss": 0.9, "images_per_second": 100.0},
+    {"step": 120, "epoch": 12, "val_loss": 0.5, "val_top1": 90.5, "val_top5": 99.0, "val_examples": 1234},
+]
+
+
+def scores(top1, loss, top5=99.5):
+    return {"examples": 1234, "loss": loss, "top1": top1, "top5": top5}
+
+
+RESULT = {"steps": 120, "best_epoch": 10, "best": scores(91.236, 0.4), "last": scores(90.5, 0.5, 99.0)}
+RESULT |= {"best_ema_epoch": None, "best_ema": None, "last_ema": None, "averaged": None}
+
+
+def write(folder, card=CARD, config=CONFIG, rows=ROWS, result=RESULT):
+    folder.mkdir(exist_ok=True)
+    write_card(folder, card, to_json(config), rows, result)
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def lines(text):
+    """Cells of all lines of tables, by the first."""
+    cells = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {first.strip(): [cell.strip() for cell in rest] for first, *rest in cells}
+
+
+def test_the_hub_reads_the_scores_of_the_best_model(tmp_path):
+    write(tmp_path / "run")
+    data = HubCard.load(tmp_path / "run" / "README.md").data
+    assert {result.metric_name: result.metric_value for result in data.eval_results} == {"top-1": 91.24, "top-5": 99.5}
+    assert {result.dataset_name for result in data.eval_results} == {"flowers"}
+    assert (data.library_name, data.pipeline_tag, data.model_name) == ("jeffnet", "image-classification", "run")
+
+
+def test_numbers_of_numpy_are_as_good(tmp_path):
+    best = {name: np.float64(value) for name, value in RESULT["best"].items()}
+    write(tmp_path / "run", result={**RESULT, "best": best})
+    values = [result.metric_value for result in HubCard.load(tmp_path / "run" / "README.md").data.eval_results]
+    assert values == [91.24, 99.5] and {type(value) for value in values} == {float}
+
+
+def test_the_table_of_scores_has_what_there_is(tmp_path):
+    table = lines(write(tmp_path / "run"))
+    assert table["best, after epoch 10"] == ["91.24 %", "99.50 %", "0.4000", "`model.safetensors`"]
+    assert table["last, after epoch 12"] == ["90.50 %", "99.00 %", "0.5000", ""]
+    assert not [name for name in table if "average" in name and name != "moving average"]
+    result = {**RESULT, "best_ema_epoch": 11, "best_ema": scores(92.0, 0.3), "last_ema": scores(91.75, 0.35)}
+    rows = [*ROWS, {"step": 120, "epoch": 12, "averaged_epochs": 3, "averaged_val_top1": 93.0}]
+    table = lines(write(tmp_path / "run", rows=rows, result={**result, "averaged": scores(93.0, 0.25)}))
+    assert table["best moving average, after epoch 11"] == ["92.00 %", "99.50 %", "0.3000", "`model_ema.safetensors`"]
+    assert table["last moving average, after epoch 12"] == ["91.75 %", "99.50 %", "0.3500", ""]
+    assert table["average of the best 3"] == ["93.00 %", "99.50 %", "0.2500", "`averaged.safetensors`"]
+
+
+def test_of_few_classes_there_is_no_top5(tmp_path):
+    text = write(tmp_path / "run", card=replace(CARD, num_classes=5, classes=tuple("abcde")))
+    assert "top-5" not in text
+    assert lines(text)["best, after epoch 10"] == ["91.24 %", "0.4000", "`model.safetensors`"]
+
+
+def test_the_training_is_described(tmp_path):
+    table = lines(write(tmp_path / "run"))
+    assert table["data"] == ["flowers, split train; validated on split test"]
+    assert table["start"] == ["random weights"]
+    assert table["model"] == ["dtype bfloat16"]
+    assert table["epochs"] == ["12, in 120 steps"]
+    assert table["batch size"] == ["64, in 2 parts"]
+    assert table["optimizer"] == [r"adamw, learning rate 0.002, weight decay 0.05, groups a\|b.* (learning rate 10)"]
+    assert table["schedule"] == ["cosine, warmup 3"]
+    assert table["loss"] == ["cross entropy, label smoothing 0.1"]
+    assert table["augmentation"] == [
+        "random crops of 35 to 100 % of the area, horizontal flip 0.5, policy rand-m9, mixup 0.2"
+    ]
+    assert table["moving average"] == ["exponential, decay 0.99"]
+    assert table["seed"] == ["7"]
+    assert table["speed"] == ["95 images per second"]
+
+
+def test_folders_of_the_machine_are_not_told(tmp_path):
+    model = replace(CONFIG.model, pretrained="/secret/place/weights.safetensors")
+    loss = LossConfig(teacher="/secret/place/teacher.safetensors")
+    text = write(tmp_path / "run", config=replace(CONFIG, model=model, loss=loss))
+    assert "secret" not in text
+    assert lines(text)["start"] == ["weights of weights.safetensors"]
+    assert "teacher teacher.safetensors" in text
+
+
+def test_the_same_run_has_the_same_card(tmp_path):
+    record = write(tmp_path / "run")
+    assert write(tmp_path / "run") == record
+
+
+def test_curves_and_versions_are_shown_where_there_are_some(tmp_path):
+    bare = write(tmp_path / "run")
+    assert "curves.png" not in bare and "Trained on" not in bare
+    (tmp_path / "run" / "curves.png").touch()
+    record_environment(tmp_path / "run")
+    text = write(tmp_path / "run")
+    assert "![Learning curves](curves.png)" in text
+    versions = read_environments(tmp_path / "run")[0]["versions"]
+    assert f"jax {versions['jax']}" in text and f"jeffnet {versions['jeffnet']}" in text
+    (tmp_path / "run" / "environment.json").write_text('["edited"]')
+    assert "Trained on" not in write(tmp_path / "run")
+
+
+def test_its_command_trains_the_same_again(tmp_path, capsys):
+    """Also from a folder whose name has a space."""
+    text = write(tmp_path / "my run")
+    (tmp_path / "my run" / "config.json").write_text(to_json(CONFIG))
+    (command,) = [line for line in text.splitlines() if line.startswith("jeffnet train")]
+    program, *arguments = shlex.split(command)
+    assert program == "jeffnet"
+    assert main([*arguments, "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(to_json(CONFIG))
+
+
+def test_in_the_current_folder_the_card_has_the_folders_name(tmp_path, monkeypatch):
+    (tmp_path / "flowers").mkdir()
+    monkeypatch.chdir(tmp_path / "flowers")
+    assert "\n# flowers\n" in write(Path("."))
+
+
+def test_a_card_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(OutputError, match=r"cannot write .*README\.md"):
+        write_card(tmp_path / "missing", CARD, to_json(CONFIG), ROWS, RESULT)

@@ -1,0 +1,168 @@
+"""Learning curves: each has its points, whatever the rows have or lack."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jeffnet.errors import OutputError
+from jeffnet.train import curves
+from jeffnet.train.curves import draw_curves, draw_seeds
+
+
+def make_rows(epochs=3, per_epoch=4, seed=0, ema=True):
+    rng, rows = np.random.default_rng(seed), []
+    for step in range(1, epochs * per_epoch + 1):
+        loss, top1, speed = rng.uniform(1, 2), rng.uniform(10, 20), rng.uniform(90, 100)
+        rows.append({"step": step, "epoch": step / per_epoch, "train_loss": loss, "train_top1": top1})
+        rows[-1] |= {"learning_rate": 0.1 / step, "images_per_second": speed}
+        if step % per_epoch == 0:
+            names = ("val", "ema_val") if ema else ("val",)
+            scores = {f"{name}_{metric}": rng.uniform(1, 2) for name in names for metric in ("loss", "top1")}
+            rows.append({"step": step, "epoch": step // per_epoch, **scores})
+    return rows
+
+
+@pytest.fixture
+def panels(monkeypatch, tmp_path):
+    """Draws, and returns the panels without making a picture of them, which takes most of the time."""
+
+    def draw(function, rows):
+        drawn = []
+        with monkeypatch.context() as patch:
+            patch.setattr(curves, "_save", lambda figure, path: drawn.append(figure))
+            function(rows, tmp_path / "unused.png", "title")
+        return drawn[0].axes
+
+    return draw
+
+
+def points(line):
+    return list(zip(*(values.tolist() for values in line.get_data()), strict=True))
+
+
+AWKWARD = {
+    "none": [],
+    "one": make_rows()[:1],
+    "empty": [{"step": 1, "epoch": 0.5, "train_loss": None, "learning_rate": float("nan")}],
+    "rate of zero": [{"step": step, "epoch": step / 2, "learning_rate": 0.0, "train_loss": 2.0} for step in (1, 2)],
+    "spike": [*make_rows(), {"step": 13, "epoch": 3.25, "train_loss": 1e30}],
+    "long": make_rows(100, 20),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_any_rows_become_a_picture(name, tmp_path):
+    """Warnings would be errors: of empty limits, means of nothing, letters that the font lacks."""
+    draw_curves(AWKWARD[name], tmp_path / "curves.png", "model, /data/$1 花_{")
+    with Image.open(tmp_path / "curves.png") as drawn:
+        assert drawn.format == "PNG" and drawn.size[0] > 1000
+        assert len(drawn.convert("RGB").getcolors(2**24)) > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_each_metric_is_in_its_panel_by_epochs(panels):
+    rows = make_rows()
+    loss, top1, rate, speed = panels(draw_curves, rows)
+    expected = {
+        loss: {"train_loss": "training", "val_loss": "validation", "ema_val_loss": "validation, moving average"},
+        top1: {"train_top1": "training", "val_top1": "validation", "ema_val_top1": "validation, moving average"},
+        rate: {"learning_rate": None},
+        speed: {"images_per_second": None},
+    }
+    for axes, labels in expected.items():
+        assert len(axes.get_lines()) == len(labels)
+        for line, (metric, label) in zip(axes.get_lines(), labels.items(), strict=True):
+            assert points(line) == [(row["epoch"], row[metric]) for row in rows if metric in row]
+            assert label is None or line.get_label() == label
+        assert axes.get_xlabel() == "epoch"
+    best, average = (max(row[name] for row in rows if name in row) for name in ("val_top1", "ema_val_top1"))
+    assert top1.get_title() == f"top-1: best {best:.2f} %, moving average {average:.2f} %"
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == list(expected[loss].values())
+
+
+def test_without_epochs_the_axis_has_steps(panels):
+    rows = [{name: value for name, value in row.items() if name != "epoch"} for row in make_rows()]
+    axes = panels(draw_curves, rows)[0]
+    assert axes.get_xlabel() == "step"
+    assert [x for x, _ in points(axes.get_lines()[0])] == list(range(1, 13))
+
+
+def test_what_is_no_number_is_a_gap(panels):
+    rows = make_rows()
+    rows[1] |= {"train_loss": None}
+    rows[2] |= {"train_loss": float("inf")}
+    y = panels(draw_curves, rows)[0].get_lines()[0].get_ydata()
+    assert np.flatnonzero(~np.isfinite(y)).tolist() == [1, 2]
+
+
+def test_single_validations_are_marked(panels):
+    rows = make_rows(epochs=1)
+    trained, validated, _ = panels(draw_curves, rows)[0].get_lines()
+    assert (trained.get_marker(), validated.get_marker()) == ("None", "o")
+
+
+def test_the_average_of_the_best_is_a_point_of_its_own(panels):
+    rows = [*make_rows(), {"step": 12, "epoch": 3, "averaged_epochs": 2, "averaged_val_loss": 1.0}]
+    line = panels(draw_curves, rows)[0].get_lines()[-1]
+    assert (line.get_label(), points(line)) == ("validation, average of the best", [(3, 1.0)])
+
+
+def test_one_spike_does_not_flatten_the_rest(panels):
+    rows = make_rows(30, 20)
+    before = panels(draw_curves, rows)[0].get_ylim()
+    rows[100] |= {"train_loss": 500.0}
+    assert panels(draw_curves, rows)[0].get_ylim()[1] < 2 * before[1]
+
+
+@pytest.mark.parametrize("count", [400, 401, 799, 1000, 20003])
+def test_long_curves_become_shorter_and_keep_their_mean(count):
+    rng = np.random.default_rng(count)
+    x, y = np.arange(count, dtype=np.float64), rng.normal(size=count)
+    thin_x, thin_y = curves._thinned(x, y)
+    assert len(thin_x) == len(thin_y) <= 400
+    length = -(-count // 400)
+    assert (thin_x[0], thin_y[0]) == pytest.approx((x[:length].mean(), y[:length].mean()))
+    last = count - length * (len(thin_x) - 1)
+    assert (thin_x[-1], thin_y[-1]) == pytest.approx((x[-last:].mean(), y[-last:].mean()))
+    assert length / 2 <= last <= 1.5 * length
+
+
+def test_a_stretch_is_the_mean_of_its_numbers():
+    y = np.ones(1000)
+    y[0:3], y[3:5] = np.nan, np.nan
+    thinned = curves._thinned(np.arange(1000.0), y)[1]
+    assert np.isnan(thinned[0]) and (thinned[1:] == 1).all()
+
+
+def test_of_several_seeds_each_is_there_and_their_mean(panels):
+    runs = {f"seed {seed}": make_rows(seed=seed) for seed in range(3)}
+    for axes, metric in zip(
+        panels(draw_seeds, runs), ("train_loss", "val_loss", "val_top1", "ema_val_top1"), strict=True
+    ):
+        *lines, mean = axes.get_lines()
+        assert [line.get_label() for line in lines] == list(runs)
+        for line, rows in zip(lines, runs.values(), strict=True):
+            assert points(line) == [(row["epoch"], row[metric]) for row in rows if metric in row]
+        assert mean.get_label() == "mean"
+        np.testing.assert_allclose(mean.get_ydata(), np.mean([line.get_ydata() for line in lines], axis=0))
+        if metric.endswith("top1"):
+            best = [max(line.get_ydata()) for line in lines]
+            assert axes.get_title().endswith(f": best {np.mean(best):.2f} ± {np.std(best, ddof=1):.2f} %")
+
+
+def test_the_mean_ends_where_the_first_run_does(panels):
+    runs = {"a": make_rows(3, seed=1), "b": make_rows(2, seed=2)}
+    mean = panels(draw_seeds, runs)[1].get_lines()[-1]
+    assert mean.get_xdata().tolist() == [1, 2]
+
+
+def test_many_seeds_one_seed_and_none_become_a_picture(tmp_path):
+    for count in (12, 1, 0):
+        runs = {f"seed {seed}": make_rows(seed=seed, ema=False) for seed in range(count)}
+        draw_seeds(runs, tmp_path / f"{count}.png", "title")
+        assert (tmp_path / f"{count}.png").stat().st_size > 10_000
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(OutputError, match=r"cannot write .*curves\.png"):
+        draw_curves(make_rows(), tmp_path / "missing" / "curves.png", "title")

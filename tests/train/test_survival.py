@@ -1,0 +1,193 @@
+"""Runs that are killed, asked to stop, or cannot write or read: they say so, and go on as if nothing had been."""
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jeffnet.errors import ConfigError, ImageError, OutputError, TrainingError
+from jeffnet.train.config import OptimizerConfig
+from jeffnet.train.loop import resume, train
+from jeffnet.train.recipe import to_json
+
+SCRIPT = Path(__file__).with_name("small_run.py")
+
+
+def start(*arguments):
+    command = [sys.executable, str(SCRIPT), "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(process, folder, count):
+    """Until a run has logged so many rows, or ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        path = folder / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.005)
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    return process.communicate(timeout=60)
+
+
+def write_config(config, folder):
+    path = folder / "config.json"
+    path.write_text(to_json(config))
+    return path
+
+
+def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(config, finished, assert_same_run, tmp_path):
+    process = start("--config", write_config(config, tmp_path), "--output", tmp_path / "run")
+    wait_for_rows(process, tmp_path / "run", 5)
+    kill(process)
+    assert process.returncode == -signal.SIGKILL
+    resume(tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_at_many_moments_equals_one_that_was_not(config, finished, assert_same_run, tmp_path):
+    """Also while checkpoints, models and curves are written: after a random number of rows, and of milliseconds."""
+    rng = np.random.default_rng(0)
+    process, kills = start("--config", write_config(config, tmp_path), "--output", tmp_path / "run"), 0
+    for _ in range(40):
+        written = tmp_path / "run" / "metrics.jsonl"
+        before = len(written.read_text().splitlines()) if written.exists() else 0
+        wait_for_rows(process, tmp_path / "run", before + int(rng.integers(0, 3)))
+        time.sleep(rng.uniform(0, 0.3))
+        if process.poll() is not None:
+            break
+        kill(process)
+        kills += 1
+        if not (tmp_path / "run" / "config.json").exists():
+            process = start("--config", tmp_path / "config.json", "--output", tmp_path / "run")
+        else:
+            process = start("--resume", tmp_path / "run")
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert kills >= 5
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_asked_to_stop_saves_and_says_so(number, status, config, finished, assert_same_run, tmp_path):
+    process = start("--config", write_config(config, tmp_path), "--output", tmp_path / "run")
+    wait_for_rows(process, tmp_path / "run", 3)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert f"--resume {tmp_path / 'run'}" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    resume(tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+@contextmanager
+def no_room_for_files_above(size):
+    """As on a full disk, every write past it fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Orbax's own threads complain too.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("size", [200, 6000])
+def test_a_full_disk_loses_nothing(size, config, finished, assert_same_run, tmp_path, crash_after):
+    """No room for a line of metrics, or none for a checkpoint."""
+    with crash_after(6):
+        train(config, tmp_path / "run", progress=False)
+    with no_room_for_files_above(size), pytest.raises(OutputError, match=str(tmp_path)):
+        resume(tmp_path / "run", progress=False)
+    resume(tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_crash_within_an_epoch_or_before_its_scores_changes_nothing(
+    step, config, finished, assert_same_run, tmp_path, crash_after
+):
+    with crash_after(step):
+        train(config, tmp_path / "run", progress=False)
+    resume(tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_a_corrupt_last_checkpoint_is_reported_and_the_one_before_it_used(
+    config, finished, assert_same_run, tmp_path, crash_after, caplog
+):
+    with crash_after(10):
+        train(config, tmp_path / "run", progress=False)
+    steps = sorted((int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")), reverse=True)
+    assert len(steps) == 2
+    files = [path for path in (tmp_path / "run" / "checkpoints" / str(steps[0])).rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    resume(tmp_path / "run", progress=False)
+    assert f"step {steps[0]} cannot be read" in caplog.text
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_a_deleted_picture_is_named_and_put_back_the_run_goes_on(
+    config, finished, assert_same_run, tmp_path, crash_after, pictures
+):
+    with crash_after(6):
+        train(config, tmp_path / "run", progress=False)
+    path = pictures / "train" / "red" / "5.png"
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    try:
+        with pytest.raises(ImageError, match=r"5\.png"):
+            resume(tmp_path / "run", progress=False)
+    finally:
+        path.write_bytes(content)
+    resume(tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_good(config, tmp_path, crash_after, rows):
+    with crash_after(6):
+        train(config, tmp_path / "run", progress=False)
+    wild = [("optimizer.learning_rate", "1e38")]
+    with pytest.raises(TrainingError, match=r"learning_rate.*keeps the checkpoint of step \d"):
+        resume(tmp_path / "run", wild, progress=False)
+    result = resume(tmp_path / "run", [("optimizer.learning_rate", "0.002")])
+    assert result.steps == 16
+    assert all(np.isfinite(row["train_loss"]) for row in rows(tmp_path / "run") if "train_loss" in row)
+
+
+def test_a_configuration_that_does_not_fit_the_checkpoint_is_refused(config, finished, tmp_path, crash_after):
+    with crash_after(6):
+        train(config, tmp_path / "run", progress=False)
+    before = (tmp_path / "run" / "config.json").read_text(), (tmp_path / "run" / "metrics.jsonl").read_text()
+    for overrides in ([("ema.decay", "none")], [("optimizer.name", "sgd")], [("model.in_chans", "1")]):
+        with pytest.raises(ConfigError, match="does not fit the checkpoint"):
+            resume(tmp_path / "run", overrides, progress=False)
+    assert before == (
+        (tmp_path / "run" / "config.json").read_text(),
+        (tmp_path / "run" / "metrics.jsonl").read_text(),
+    )
+    with pytest.raises(ConfigError, match="seed"):
+        resume(tmp_path / "run", [("seed", "5")], progress=False)
+
+
+def test_steps_without_numbers_in_a_row_end_even_a_run_that_skips_them(config, tmp_path):
+    wild = replace(config, on_nan="skip", max_skipped=3, optimizer=OptimizerConfig(name="sgd", learning_rate=1e38))
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        train(wild, tmp_path / "run", progress=False)
