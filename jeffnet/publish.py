@@ -151,7 +151,7 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
             dataset_name=dataset or "held-out pictures",
             metric_type="accuracy",
             metric_name=metric,
-            metric_value=value,
+            metric_value=float(value),  # the hub reads no scalars of NumPy
         )
         for metric, value in scores.items()
     ]
@@ -210,4 +210,5 @@ logits = jax.jit(model.apply)(variables, images)  # (1, {card.num_classes}), in 
 
 
 def _shown(classes: Sequence[str], most: int = 20) -> str:
-    return ", ".join(classes[:most]) + (", ..." if len(classes) > most else "")
+    names = [name.replace("|", "\\|") for name in classes[:most]]  # a bar would end the cell of the table
+    return ", ".join(names) + (", ..." if len(classes) > most else "")

@@ -478,6 +478,7 @@ def _training(backend, start, images, arrays, key):
     return load_backend(backend).training(replace(start, arrays=arrays, rng=key), images)
 
 
+@every_backend
 def test_seeds_and_options_give_linens_arrays(backend):
     """Seeds of Python and of NumPy, keys new and old."""
     keys = jax.random.key(3), jax.random.PRNGKey(3)

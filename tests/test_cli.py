@@ -341,7 +341,7 @@ def recipe(tmp_path, pictures, small_model):
     path = tmp_path / "recipe.py"
     path.write_text(
         "from jeffnet.train.config import *\n"
-        f"config = Config(model=ModelConfig(name={small_model!r}), epochs=1, batch_size=3, log_steps=1,\n"
+        f"config = Config(model=ModelConfig(name={small_model!r}), epochs=1, batch_size=3, log=LogConfig(steps=1),\n"
         f"                data=DataConfig(path={str(pictures)!r}, image_size=32))\n"
     )
     return path
@@ -349,10 +349,10 @@ def recipe(tmp_path, pictures, small_model):
 
 def test_train_then_resume_then_predict(capsys, recipe, tmp_path, pictures):
     folder = tmp_path / "run"
-    status, out, err = run(capsys, "train", "--config", recipe, "--output", folder, "--label_smoothing", "0.1")
+    status, out, err = run(capsys, "train", "--config", recipe, "--output", folder, "--loss.label_smoothing", "0.1")
     assert status == 0
     assert "best top-1" in out and "epoch   1/1" in err
-    assert json.loads((folder / "config.json").read_text())["label_smoothing"] == 0.1
+    assert json.loads((folder / "config.json").read_text())["loss"]["label_smoothing"] == 0.1
     assert all("step" in json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     status, out, _ = run(capsys, "train", "--resume", folder, "--json")
     assert status == 0
@@ -362,9 +362,30 @@ def test_train_then_resume_then_predict(capsys, recipe, tmp_path, pictures):
 
 
 def test_train_prints_the_whole_configuration(capsys, recipe):
-    _, out, _ = run(capsys, "train", "--config", recipe, "--print-config", "--data.flip=0.25")
-    assert json.loads(out)["data"]["flip"] == 0.25
+    _, out, _ = run(capsys, "train", "--config", recipe, "--print-config", "--augment.hflip=0.25")
+    assert json.loads(out)["augment"]["hflip"] == 0.25
     assert json.loads(out)["optimizer"]["name"] == "sgd"
+
+
+def test_train_draws_what_a_recipe_does(capsys, recipe, tmp_path):
+    pictures = tmp_path / "rate.png", tmp_path / "augmented.png"
+    arguments = ("--plot-schedule", pictures[0], "--plot-augment", pictures[1], "--augment.policy", "rand-m9")
+    status, out, _ = run(capsys, "train", "--config", recipe, *arguments)
+    assert status == 0
+    assert "2 steps in 1 epochs" in out and "rand-m9" in out
+    for picture in pictures:
+        with Image.open(picture) as drawn:
+            assert min(drawn.size) > 200
+    # A recipe whose data is elsewhere can be looked at too.
+    _, out, _ = run(capsys, "train", "--config", recipe, "--data.path", "elsewhere", "--plot-schedule", pictures[0])
+    assert "1281167 pictures" in out
+
+
+def test_train_with_several_seeds(capsys, recipe, tmp_path):
+    status, out, _ = run(capsys, "train", "--config", recipe, "--output", tmp_path / "runs", "--seeds", "3,4")
+    assert status == 0
+    assert "mean of 2 seeds" in out and "standard deviation" in out
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"seed_3", "seed_4", "curves.png"}
 
 
 def test_train_refuses_what_will_not_do(capsys, recipe, tmp_path, pictures):
@@ -374,7 +395,8 @@ def test_train_refuses_what_will_not_do(capsys, recipe, tmp_path, pictures):
     assert "nearest is --optimizer.learning_rate" in fails(capsys, *train, "--optimizer.learningrate", "1")
     assert "needs a value" in fails(capsys, *train, "--epochs")
     assert "no option" in fails(capsys, *train, "epochs", "3")
-    assert "takes no other" in fails(capsys, "train", "--resume", tmp_path, "--epochs", "3")
+    assert "leave --output out" in fails(capsys, "train", "--resume", tmp_path, "--output", tmp_path / "other")
+    assert "whole numbers" in fails(capsys, *train, "--seeds", "1,two")
     assert "batch_size 100" in fails(capsys, *train, "--batch_size", "100")
     assert "pt_mnasnet_small" in fails(capsys, *train, "--model.name", "pt_mnasnet_smal")
     assert "no run folder" in fails(capsys, "train", "--resume", tmp_path / "nothing")

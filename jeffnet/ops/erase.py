@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jeffnet.ops.box import inside
-from jeffnet.ops.image import _per_channel
+from jeffnet.ops.image import per_channel
 
 MODES = ("const", "rand", "pixel")
 
@@ -30,7 +30,6 @@ def random_erasing(
     std: Sequence[float],
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
-    clean: int = 0,
 ) -> Array:
     """Some pictures with rectangles overwritten, each picture with its own.
 
@@ -45,7 +44,6 @@ def random_erasing(
       std: likewise.
       area: from which each rectangle's share of the picture is drawn, before it is divided by their number.
       ratio: from which height by width is drawn, evenly in its logarithm.
-      clean: so many pictures at the start of the batch stay as they are.
 
     Returns:
       Array shaped and typed like `images`.
@@ -61,10 +59,9 @@ def random_erasing(
     box_key, noise_key = jax.random.split(key)
     pictures, height, width, channels = images.shape
     boxes = draw_boxes(box_key, pictures, height, width, prob=prob, count=count, area=area, ratio=ratio)
-    boxes = jnp.where(jnp.arange(pictures)[:, None] < clean, 0, boxes)
     compute = jnp.promote_types(images.dtype, jnp.float32)
-    offset = jnp.asarray(_per_channel("mean", mean, channels), compute)
-    scale = jnp.asarray(_per_channel("std", std, channels), compute)
+    offset = jnp.asarray(per_channel("mean", mean, channels), compute)
+    scale = jnp.asarray(per_channel("std", std, channels), compute)
     fills = ((_noise(noise_key, mode, count, images.shape) * scale + offset) * 255).astype(images.dtype)
     for number in range(count):
         fill = fills[number if mode == "rand" else 0]

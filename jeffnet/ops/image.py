@@ -32,12 +32,13 @@ def normalize(
         raise JeffnetError(f"images of shape {images.shape}: give (N, H, W, C)")
     channels = images.shape[-1]
     compute = jnp.promote_types(dtype, jnp.float32)
-    offset = jnp.asarray(_per_channel("mean", mean, channels), compute)
-    scale = jnp.asarray(_per_channel("std", std, channels), compute)
+    offset = jnp.asarray(per_channel("mean", mean, channels), compute)
+    scale = jnp.asarray(per_channel("std", std, channels), compute)
     return ((images.astype(compute) / 255 - offset) / scale).astype(dtype)
 
 
-def _per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+def per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """A mean or std for each channel: of grey pictures, the average of the three of colour ones."""
     if len(values) == channels:
         return tuple(values)
     if len(values) == 3 and channels == 1:

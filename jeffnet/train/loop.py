@@ -130,6 +130,9 @@ class _Loop:
         self.unread: list[Metrics] = []
         self.position: LoaderState | None = None
         self.bar: tqdm | None = None
+        self.compiled: TrainStep | None = None
+        self.skipped_in_a_row = 0
+        self.speed = 0.0
 
     def run(self, state: TrainState, values: Mapping[str, Any]) -> Result:
         """All epochs from where the state stands."""
@@ -180,6 +183,9 @@ class _Loop:
         for count in range(done + 1, end + 1):
             state, metrics = step(state, feed.next())
             self.position = feed.position
+            if step is not self.compiled:  # compiling it does not count as slowness
+                jax.block_until_ready(metrics)
+                self.compiled, since = step, (time.monotonic(), count)
             self.unread.append(metrics)
             in_flight.append(metrics)
             if count < end:
@@ -225,8 +231,6 @@ class _Loop:
                 + (f"the checkpoint of step {kept[0]}" if kept else "no checkpoint: none was due yet")
             )
 
-    skipped_in_a_row = 0
-
     def _log(self, step: int, since: tuple[float, int]) -> None:
         rows, self.pending = self.pending, []
         seconds = time.monotonic() - since[0]
@@ -238,7 +242,9 @@ class _Loop:
         row |= {name: means[name] for name in ("loss_scale",) if name in means}
         row |= {"skipped": int(skipped)} if skipped else {}
         row |= {"learning_rate": float(np.asarray(self.setup.schedule(step - 1)))}
-        row |= {"images_per_second": round((step - since[1]) * self.config.batch_size / seconds, 1)}
+        if step > since[1]:
+            self.speed = round((step - since[1]) * self.config.batch_size / seconds, 1)
+        row |= {"images_per_second": self.speed}
         self.journal.write(row)
         assert self.bar is not None
         self.bar.set_description(f"epoch {-(-step // self.setup.steps_per_epoch)}/{self.config.epochs}", refresh=False)

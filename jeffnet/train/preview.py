@@ -61,11 +61,10 @@ def plot_augment(config: Config, path: str) -> str:
     """
     setup = make_setup(config)
     phase = setup.phases[0]
-    transform, examples = (
-        train_transform(phase, setup.network.preprocessing),
-        range(min(_PICTURES, len(setup.train_set))),
-    )
-    pictures = [setup.train_set[number] for number in examples]
+    transform = train_transform(phase, setup.network.preprocessing)
+    # From all over the data set: one that is sorted by classes begins with many of the first.
+    numbers = np.unique(np.linspace(0, len(setup.train_set) - 1, _PICTURES).round().astype(int)).tolist()
+    pictures = [setup.train_set[number] for number in numbers]
     labels = jnp.array([picture.label for picture in pictures])
     views = []
     for view in range(_VIEWS):
@@ -83,7 +82,7 @@ def plot_augment(config: Config, path: str) -> str:
             setup.train_set.classes[int(labels[number])],
             [(f"view {view + 1}", _flat(pixels[number])) for view, pixels in enumerate(views)],
         )
-        for number in examples
+        for number in range(len(pictures))
     ]
     draw_sheet(rows, Path(path))
     return f"{path}: {len(rows)} training pictures, {_VIEWS} times each: {phase.description}"

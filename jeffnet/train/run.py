@@ -8,6 +8,7 @@
 * `model.safetensors`: the best model so far, for `jeffnet validate` and `jeffnet predict`; `model_ema.safetensors` the
   best moving average; `best/` the best few; `averaged.safetensors` their average.
 * `README.md`: the model card, at the end.
+* `wandb_id.txt`, `wandb/`: with Weights & Biases, which run it is there, and the client's files.
 """
 
 import os

@@ -117,7 +117,8 @@ class Scorer:
         """At the end of the run: average the best models, as configured, validate that and keep it."""
         wanted = self._setup.config.checkpoint.average_best
         rows = self._journal.rows()
-        if not wanted or any(f"{AVERAGED}_top1" in row for row in rows):
+        step = int(state.step)
+        if not wanted or any(row["step"] == step and f"{AVERAGED}_top1" in row for row in rows):
             return
         epochs = [row["epoch"] for row in _best(rows, wanted)]
         files = [load_file(self._best_path(epoch)) for epoch in epochs]
@@ -125,7 +126,7 @@ class Scorer:
         arrays = self._reestimated(average_arrays(files), position, batches)
         (scores,) = self._scores([arrays], state)
         self._save("averaged.safetensors", arrays)
-        row = {"step": int(state.step), "epoch": self._setup.config.epochs, "averaged_epochs": len(epochs)}
+        row = {"step": step, "epoch": self._setup.config.epochs, "averaged_epochs": len(epochs)}
         self._journal.write(row | {f"{AVERAGED}_{metric}": value for metric, value in asdict(scores).items()})
 
     def result(self) -> Result:

@@ -13,6 +13,7 @@ from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Source
 from jeffnet.errors import ConfigError
+from jeffnet.train.boards import check_boards
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network, array_shapes, frozen_parameters, initial_arrays, make_network
 from jeffnet.train.optim import make_optimizer
@@ -118,6 +119,7 @@ def make_setup(config: Config) -> Setup:
     Raises:
       JeffnetError: the configuration or the data will not do.
     """
+    check_boards(config.log)
     data, preprocessing = config.data, run_preprocessing(config)
     train_set = open_source(data.path, data.train_split, config.model.in_chans, min_images=2)
     val_set = open_source(data.path, data.val_split, config.model.in_chans, classes=train_set.classes)

@@ -77,7 +77,7 @@ def test_a_rectangle_is_a_rectangle_within_area_and_ratio():
     """Up to the rounding of its sides."""
     erased = drawn(24, 32, 1.0, 1)
     assert erased.any(axis=(1, 2)).all()
-    full = erased.any(2)[:, :, None] & erased.any(1)[:, None]
+    full = erased.any(2, keepdims=True) & erased.any(1, keepdims=True)
     np.testing.assert_array_equal(erased, full)
     sizes = measured(erased)
     assert ((sizes.tall + 0.5) * (sizes.wide + 0.5) >= 0.02 * 24 * 32).all()
@@ -112,13 +112,12 @@ def test_what_never_fits_is_not_erased():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("channels", [3, 1])
-def test_other_pixels_and_clean_pictures_stay(mode, channels):
+def test_other_pixels_stay(mode, channels):
     before = images(channels=channels)
     options = {**OPTIONS, "mode": mode, "count": 3}
-    after = random_erasing(before, jax.random.key(0), **options, clean=16)
-    changed = np.asarray(after != before).any(-1)
-    assert not changed[:16].any()
-    assert changed[16:].any(axis=(1, 2)).all()
+    after = random_erasing(before, jax.random.key(0), **options)
+    changed = np.asarray((after != before).any(-1))
+    assert changed.any(axis=(1, 2)).all()
     assert changed.mean() < 0.3
 
 
@@ -147,7 +146,7 @@ def test_noise_is_standard_normal_after_normalisation(mode):
 
 def test_each_rectangle_has_a_colour_of_its_own():
     after = random_erasing(images(), jax.random.key(0), **{**OPTIONS, "mode": "rand", "count": 3})
-    changed = np.asarray(after != images()).all(-1)
+    changed = np.asarray((after != images()).all(-1))
     numbers = [len(np.unique(np.asarray(picture)[mask], axis=0)) for picture, mask in zip(after, changed, strict=True)]
     assert set(numbers) == {1, 2, 3}
 

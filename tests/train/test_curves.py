@@ -53,7 +53,7 @@ AWKWARD = {
 @pytest.mark.parametrize("name", AWKWARD)
 def test_any_rows_become_a_picture(name, tmp_path):
     """Warnings would be errors: of empty limits, means of nothing, letters that the font lacks."""
-    draw_curves(AWKWARD[name], tmp_path / "curves.png", "model, /data/$1 花_{")
+    draw_curves(AWKWARD[name], tmp_path / "curves.png", "model, /data/$1_{$ 花")
     with Image.open(tmp_path / "curves.png") as drawn:
         assert drawn.format == "PNG" and drawn.size[0] > 1000
         assert len(drawn.convert("RGB").getcolors(2**24)) > 10
@@ -95,10 +95,12 @@ def test_what_is_no_number_is_a_gap(panels):
     assert np.flatnonzero(~np.isfinite(y)).tolist() == [1, 2]
 
 
-def test_single_validations_are_marked(panels):
+def test_single_points_are_marked(panels):
     rows = make_rows(epochs=1)
     trained, validated, _ = panels(draw_curves, rows)[0].get_lines()
     assert (trained.get_marker(), validated.get_marker()) == ("None", "o")
+    (trained,) = panels(draw_curves, rows[:1])[0].get_lines()
+    assert trained.get_marker() == "o"
 
 
 def test_the_average_of_the_best_is_a_point_of_its_own(panels):
