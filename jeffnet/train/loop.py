@@ -32,6 +32,8 @@ from jeffnet.train.step import Metrics, TrainStep
 # Steps that the device may have before it: enough that it never waits for the next, few enough that their batches fit
 # into memory.
 _IN_FLIGHT = 2
+# Drawing takes half a second: not after each epoch where those are short. At the end the curves are always drawn.
+_SECONDS_TO_DRAW = 30
 
 
 def train(config: Config, folder: str | Path, progress: bool = True) -> Result:
@@ -133,6 +135,7 @@ class _Loop:
         self.compiled: TrainStep | None = None
         self.skipped_in_a_row = 0
         self.speed = 0.0
+        self.drawn = time.monotonic()
 
     def run(self, state: TrainState, values: Mapping[str, Any]) -> Result:
         """All epochs from where the state stands."""
@@ -276,9 +279,14 @@ class _Loop:
         row = self.scorer.score(state, self.position)
         if row is None:
             return
+        if time.monotonic() - self.drawn > _SECONDS_TO_DRAW:
+            self._draw()
+        self.say(self._told(row))
+
+    def _draw(self) -> None:
         title = f"{self.setup.card.model}, {self.config.data.path}"
         draw_curves(self.journal.rows(), self.files.path("curves.png"), title)
-        self.say(self._told(row))
+        self.drawn = time.monotonic()
 
     def _told(self, row: Mapping[str, Any]) -> str:
         trained = [other for other in self.journal.rows() if "train_loss" in other and other["step"] <= row["step"]][-1]
@@ -293,6 +301,7 @@ class _Loop:
     def _finish(self, state: TrainState) -> Result:
         """What is done once, at the end."""
         self.scorer.average(state, self.position)
+        self._draw()
         result = self.scorer.result()
         write_card(self.files.folder, self.setup.card, to_json(self.config), self.journal.rows(), result.as_dict())
         return result
