@@ -77,6 +77,7 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
         restored = run.checkpoints.restore(setup.template())
         if restored is not None:
             state, values = restored
+            _check_goes_on(setup, values)
         elif state is None:
             state = setup.start()
         run.write_config()
@@ -92,6 +93,16 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
             return loop.run(state, values)
         except FloatingPointError as error:
             raise TrainingError(f"debug_nans found one: {error}") from error
+
+
+def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the configuration was changed so that a checkpoint's data order is another."""
+    if values["steps_per_epoch"] != setup.steps_per_epoch:
+        raise ConfigError(
+            f"epochs had {values['steps_per_epoch']} steps when the run was saved, and would have "
+            f"{setup.steps_per_epoch}: continue with the batch_size and the data of the start"
+        )
+    setup.batches(setup.phases[0], values["loader"]).close()
 
 
 @dataclass
@@ -261,7 +272,12 @@ class _Loop:
     def _save(self, state: TrainState) -> None:
         """Begin to write a checkpoint. Never of a state that is no longer numbers: those metrics are read first."""
         self._read(int(state.step))
-        self.files.checkpoints.save(state, {"loader": dict(self.position or {}), "pending": self.pending})
+        values = {
+            "loader": dict(self.position or {}),
+            "pending": self.pending,
+            "steps_per_epoch": self.setup.steps_per_epoch,
+        }
+        self.files.checkpoints.save(state, values)
 
     def _leave(self, step: int) -> None:
         self.files.checkpoints.wait()
