@@ -293,8 +293,20 @@ def test_evaluation(name, backend, x64):
         assert error(ours, their) <= TOLERANCE
 
 
-@every_backend
-@families
+# Compiling a gradient takes seconds: of the second family `make test` has Linen's, with which the others are compared.
+SLOW_TO_TRAIN = {("tiny_tf", backend) for backend in BACKENDS if backend != "linen"}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(
+            name, backend, marks=() if name in QUICK and (name, backend) not in SLOW_TO_TRAIN else pytest.mark.slow
+        )
+        for name in FAMILIES
+        for backend in BACKENDS
+    ],
+)
 def test_training(name, backend, x64):
     """Logits, the gradient of every parameter through a random functional of them, the updated statistics."""
     start = random_start(name, drop_rate=0.0, drop_path_rate=0.0)

@@ -171,7 +171,12 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+FAST = ("mixed", "sharp")
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in RECIPES]
+)
 def test_every_part_of_a_recipe_runs_and_resumes_exactly(recipe, config, tmp_path, rows, assert_same_run, crash_after):
     whole = replace(config, **{"epochs": 2, "ema": EmaConfig(decay=0.9, every=2), **RECIPES[recipe]})
     train(whole, tmp_path / "whole", progress=False)
@@ -249,6 +254,7 @@ def test_the_best_few_models_are_kept_and_averaged(config, tmp_path, rows):
     assert result.averaged.examples == 9
 
 
+@pytest.mark.slow
 def test_several_seeds_are_several_runs_and_are_continued(config, tmp_path, rows):
     short = replace(config, epochs=1, seed=9)
     results = train_seeds(short, tmp_path / "runs", [0, 1], progress=False)

@@ -14,6 +14,7 @@ import pytest
 
 from jeffnet.errors import ConfigError, ImageError, OutputError, TrainingError
 from jeffnet.train.config import OptimizerConfig
+from jeffnet.train.journal import Journal
 from jeffnet.train.loop import resume, train
 from jeffnet.train.recipe import to_json
 
@@ -108,7 +109,7 @@ def no_room_for_files_above(size):
 # Orbax's own threads complain too.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("size", [200, 6000])
+@pytest.mark.parametrize("size", [pytest.param(200, marks=pytest.mark.slow), 6000])
 def test_a_full_disk_loses_nothing(size, config, finished, assert_same_run, tmp_path, crash_after):
     """No room for a line of metrics, or none for a checkpoint."""
     with crash_after(6):
@@ -119,7 +120,7 @@ def test_a_full_disk_loses_nothing(size, config, finished, assert_same_run, tmp_
     assert_same_run(tmp_path / "run", finished[0])
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_crash_within_an_epoch_or_before_its_scores_changes_nothing(
     step, config, finished, assert_same_run, tmp_path, crash_after
 ):
@@ -144,19 +145,21 @@ def test_a_corrupt_last_checkpoint_is_reported_and_the_one_before_it_used(
     assert_same_run(tmp_path / "run", finished[0])
 
 
-def test_a_deleted_picture_is_named_and_put_back_the_run_goes_on(
-    config, finished, assert_same_run, tmp_path, crash_after, pictures
+def test_a_picture_that_is_deleted_meanwhile_is_named_and_put_back_the_run_goes_on(
+    config, finished, assert_same_run, tmp_path, pictures, monkeypatch
 ):
-    with crash_after(6):
-        train(config, tmp_path / "run", progress=False)
     path = pictures / "train" / "red" / "5.png"
-    content = path.read_bytes()
-    path.write_bytes(b"")
-    try:
+    content, write = path.read_bytes(), Journal.write
+
+    def delete(journal, row):
+        write(journal, row)
+        path.unlink(missing_ok=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", delete)
         with pytest.raises(ImageError, match=r"5\.png"):
-            resume(tmp_path / "run", progress=False)
-    finally:
-        path.write_bytes(content)
+            train(config, tmp_path / "run", progress=False)
+    path.write_bytes(content)
     resume(tmp_path / "run", progress=False)
     assert_same_run(tmp_path / "run", finished[0])
 
