@@ -55,7 +55,7 @@ test-this-python: $(VENV)/dev.stamp
 RUNS := tests/train/test_loop.py
 NUMBERS := tests/arch tests/ops tests/test_backends.py tests/test_linen.py tests/test_nnx.py tests/test_objax.py \
 	tests/test_functional.py tests/test_evaluate.py tests/test_validate.py tests/train/test_optim.py \
-	tests/train/test_schedule.py tests/train/test_step.py
+	tests/train/test_schedule.py tests/train/test_step.py tests/train/test_survival.py
 test-other-pythons: $(VENV)/dev.stamp
 	@before=; for python in $(OTHER_PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
@@ -84,14 +84,16 @@ clean: ## remove what the other targets made
 	rm -rf $(VENV) $(VENV)-3.* build dist demo_run .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-$(VENV)/demo.stamp: pyproject.toml
+$(VENV)/pyvenv.cfg:
 	@if [ -z "$(PYTHON)" ]; then echo "error: no Python 3.11, 3.12 or 3.13 found: pass one as PYTHON=..." >&2; exit 1; fi
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(INSTALL) '.[digits]'
 	@touch $@
 
 # The reference implementation (timm) needs torch, whose CPU build exists for Python 3.11 only. TensorFlow is tested there
 # too: once is enough.
-$(VENV)/dev.stamp: $(VENV)/demo.stamp
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(INSTALL) ".[dev,digits,objax,tfds,datasets$$($(BIN)/python -c 'import sys; print(",torch,tf,keras" * (sys.version_info < (3, 12)))')]"
-	@touch $@
+	@touch $(VENV)/demo.stamp $@

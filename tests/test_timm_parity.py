@@ -62,7 +62,7 @@ def _fast_ones(fast):
 
 
 # Gradients compile for up to a minute: one of each kind of block, in both paddings.
-FAST_TO_TRAIN = ("pt_efficientnet_lite0", "tf_efficientnet_b0", "tf_efficientnet_es", "tf_mobilenetv3_small_075")
+FAST_TO_TRAIN = ("pt_efficientnet_lite0", "tf_efficientnet_es", "tf_mobilenetv3_small_075")
 
 
 def _spec(name):

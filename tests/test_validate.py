@@ -173,7 +173,7 @@ def damaged(pictures, tmp_path):
     return tmp_path / "bad"
 
 
-@pytest.mark.parametrize("loader", ["grain", "pt", "tf"])
+@pytest.mark.parametrize("loader", ["grain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pt", "tf"))])
 def test_bad_pictures_stop_or_are_counted_and_listed(capsys, weights, pictures, damaged, loader, request):
     needs(loader, request)
     options = ("--weights", weights / "tiny.safetensors", "--loader", loader, "--workers", 1, "--batch-size", 4)

@@ -493,7 +493,7 @@ def test_names_are_the_ids_of_tfds(tfds, tiny, files: dict[str, bytes]):
 
 
 @FORMATS
-@pytest.mark.parametrize("split", ["train[3:17]", "test+train[60%:]"])
+@pytest.mark.parametrize("split", [pytest.param("train[3:17]", marks=pytest.mark.slow), "test+train[60%:]"])
 def test_parts_of_splits_hosts_and_first_examples(format_: str, split: str, tiny):
     """Against the whole of the part, read at once by one host."""
     folder = str(tiny[format_] / "tiny/good/1.2.0")

@@ -171,7 +171,7 @@ RECIPES = {
 }
 
 
-FAST = ("mixed", "sharp")
+FAST = ("mixed",)
 
 
 @pytest.mark.parametrize(

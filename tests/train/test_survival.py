@@ -191,6 +191,7 @@ def test_a_configuration_that_does_not_fit_the_checkpoint_is_refused(config, fin
     )
 
 
+@pytest.mark.slow
 def test_steps_without_numbers_in_a_row_end_even_a_run_that_skips_them(config, tmp_path):
     wild = replace(config, on_nan="skip", max_skipped=3, optimizer=OptimizerConfig(name="sgd", learning_rate=1e38))
     with pytest.raises(TrainingError, match="3 steps in a row"):
