@@ -386,6 +386,8 @@ def test_train_with_several_seeds(capsys, recipe, tmp_path):
     assert status == 0
     assert "mean of 2 seeds" in out and "standard deviation" in out
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"seed_3", "seed_4", "curves.png"}
+    _, out, _ = run(capsys, "train", "--config", recipe, "--output", tmp_path / "runs", "--seeds", "3,4", "--json")
+    assert [row["run"] for row in json.loads(out)] == [str(tmp_path / "runs" / f"seed_{seed}") for seed in (3, 4)]
 
 
 def test_train_refuses_what_will_not_do(capsys, recipe, tmp_path, pictures):

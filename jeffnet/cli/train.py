@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     try:
         _run(options)
     except InterruptedRunError as interrupted:
-        print(f"{interrupted}; continue with `jeffnet train --resume {_folder(options)}`", file=sys.stderr)
+        way = "the same command" if options.seeds else f"`jeffnet train --resume {_folder(options)}`"
+        print(f"{interrupted}; continue with {way}", file=sys.stderr)
         raise SystemExit(interrupted.exit_code) from None
 
 
@@ -130,7 +131,8 @@ def _folder(options: argparse.Namespace) -> str:
 def _report(options: argparse.Namespace, results: "list[Result]") -> None:
     folder = Path(_folder(options))
     if options.json:
-        rows = [{"run": str(folder), **result.as_dict()} for result in results]
+        folders = [folder / f"seed_{seed}" for seed in _seeds(options.seeds)] if options.seeds else [folder]
+        rows = [{"run": str(one), **result.as_dict()} for one, result in zip(folders, results, strict=True)]
         print(json.dumps(rows if options.seeds else rows[0]))
         return
     for result in results:

@@ -10,7 +10,6 @@ from typing import Any
 from jeffnet.publish import readme
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.environment import read_environments
-from jeffnet.train.recipe import from_json
 from jeffnet.weights.store import ModelCard, written_atomically
 
 CARD_FILE = "README.md"
@@ -26,22 +25,20 @@ _SHOWN = (
 
 
 def write_card(
-    folder: Path, card: ModelCard, config_json: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]
+    folder: Path, card: ModelCard, config: Config, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]
 ) -> None:
     """Write the card, with the metadata of the model hub; the same for the same run.
 
     Args:
       folder: of the run. Its `environment.json` and `curves.png` are made use of where they are there.
       card: of the trained model.
-      config_json: the configuration, as in `config.json`.
+      config: of the run.
       rows: of `metrics.jsonl`.
       result: what the run came to, `jeffnet.train.scoring.Result.as_dict()`.
 
     Raises:
-      ConfigError: this version does not know the configuration.
       OutputError: the file cannot be written.
     """
-    config = from_json(config_json, str(folder / "config.json"))
     source = str(folder if folder.name not in ("", "..") else folder.resolve())
     best = result["best"]
     scores = {"top-1": round(float(best["top1"]), 2)}

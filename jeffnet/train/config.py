@@ -139,6 +139,8 @@ class AugmentConfig:
             _check_range(f"augment.{name}", getattr(self, name), 0, 1)
         for name in ("repeats", "splits", "erase_count"):
             _check_range(f"augment.{name}", getattr(self, name), 1)
+        if self.mix_off_epoch is not None:
+            _check_range("augment.mix_off_epoch", self.mix_off_epoch, 0)
         for name in ("color_jitter", "mixup", "cutmix"):
             _check_range(f"augment.{name}", getattr(self, name), 0)
         _check_choice("augment.erase_mode", self.erase_mode, ("const", "rand", "pixel"))

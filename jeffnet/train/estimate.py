@@ -1,6 +1,6 @@
 """Running statistics of BatchNorm, estimated anew for given parameters."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,44 +8,45 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jeffnet.arch.summary import STATISTICS
 from jeffnet.train.config import ModelConfig
-from jeffnet.train.network import Arrays, Network, make_network
+from jeffnet.train.network import Network, make_network
+from jeffnet.train.state import Arrays
+from jeffnet.weights.start import statistics
+
+Estimate = Callable[[Sequence[Arrays], Iterable[Mapping[str, Any]]], list[Arrays]]
 
 
-def reestimate(
-    config: ModelConfig, network: Network, arrays: Mapping[str, Array], batches: Iterable[Mapping[str, Any]]
-) -> Arrays:
-    """The arrays with running statistics that are the mean of those of some batches.
+def make_estimate(config: ModelConfig, network: Network) -> Estimate:
+    """A function that gives models running statistics that are the mean of those of some batches.
 
     Averaged parameters need it: their statistics are not the average of the statistics (arXiv:1803.05407, section 3.2).
 
     Args:
       config: of the model.
       network: the model.
-      arrays: all of the model's.
-      batches: at least one; `image` `(N, H, W, C)` or `(N, splits, H, W, C)`, of which the first view counts.
 
     Returns:
-      All arrays; norms that are frozen keep theirs.
+      A function from the arrays of several models, and at least one batch, to all of their arrays. `image` is
+      `(N, H, W, C)`, or `(N, splits, H, W, C)`, of which the first view counts. Norms that are frozen keep theirs.
     """
     # A momentum of 0 makes the updated statistics those of the batch; nothing is dropped.
-    still = make_network(
-        replace(config, bn_momentum=0.0, drop_rate=0.0, drop_path_rate=0.0),
-        network.preprocessing,
-        network.num_classes,
-    )
+    config = replace(config, bn_momentum=0.0, drop_rate=0.0, drop_path_rate=0.0)
+    still = replace(network, plan=make_network(config, network.preprocessing, network.num_classes).plan)
 
     @jax.jit
     def add(total: Arrays, arrays: Arrays, images: Array) -> Arrays:
         _, stats = still.train(arrays, images, jax.random.key(0))
         return jax.tree.map(jnp.add, total, stats)
 
-    arrays = dict(arrays)
-    total = {name: jnp.zeros_like(array) for name, array in arrays.items() if name.rpartition(".")[2] in STATISTICS}
-    count = 0
-    for batch in batches:
-        images = batch["image"]
-        total = add(total, arrays, images[:, 0] if images.ndim == 5 else images)
-        count += 1
-    return {**arrays, **{name: array / count for name, array in total.items()}}
+    def estimate(models: Sequence[Arrays], batches: Iterable[Mapping[str, Any]]) -> list[Arrays]:
+        totals = [jax.tree.map(jnp.zeros_like, statistics(arrays)) for arrays in models]
+        count = 0
+        for batch in batches:
+            images = batch["image"]
+            images = images[:, 0] if images.ndim == 5 else images
+            totals = [add(total, arrays, images) for total, arrays in zip(totals, models, strict=True)]
+            count += 1
+        means = [{name: array / count for name, array in total.items()} for total in totals]
+        return [{**arrays, **mean} for arrays, mean in zip(models, means, strict=True)]
+
+    return estimate

@@ -53,7 +53,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def restore() -> None:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
 
     try:
         yield request

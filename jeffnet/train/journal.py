@@ -26,13 +26,13 @@ _log = logging.getLogger("jeffnet.train")
 class Journal:
     """Where a run writes its metrics. Close it at the end."""
 
-    def __init__(self, folder: Path, log: LogConfig, config: Mapping[str, Any] | str, after_step: int | None) -> None:
+    def __init__(self, folder: Path, log: LogConfig, config: Mapping[str, Any], after_step: int | None) -> None:
         """Opens the files of a new run, or those of a run that goes on.
 
         Args:
           folder: of the run.
           log: where to write to, besides `metrics.jsonl`.
-          config: all of the run's, for Weights & Biases; a mapping, or its JSON text.
+          config: all of the run's, for Weights & Biases.
           after_step: the step from which the run goes on: rows of later ones are taken back, since they come again.
             None for a new run, where every row is.
 
@@ -49,8 +49,7 @@ class Journal:
         self._boards: list[Board] = []
         with ExitStack() as stack:
             if log.wandb_project is not None:
-                entries = json.loads(config) if isinstance(config, str) else dict(config)
-                self._boards.append(WeightsAndBiases(folder, log.wandb_project, entries))
+                self._boards.append(WeightsAndBiases(folder, log.wandb_project, config))
                 stack.callback(self._boards[-1].close)
             if log.tensorboard:
                 self._boards.append(TensorBoard(folder, None if after_step is None else after_step + 1))

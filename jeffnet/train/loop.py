@@ -5,7 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jeffnet.train.environment import format_bytes, memory_in_use, record_enviro
 from jeffnet.train.interrupt import InterruptedRunError, StopRequest, stop_requests
 from jeffnet.train.journal import Journal, read_rows
 from jeffnet.train.phases import Phase
-from jeffnet.train.recipe import override, to_json
+from jeffnet.train.recipe import override
 from jeffnet.train.run import Run, is_run, read_config
 from jeffnet.train.scoring import Result, Scorer
 from jeffnet.train.setup import Setup, make_setup
@@ -83,7 +83,7 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
         run.write_config()
         record_environment(run.folder)
         step = int(state.step)
-        journal = Journal(run.folder, setup.config.log, to_json(setup.config), after_step=step)
+        journal = Journal(run.folder, setup.config.log, asdict(setup.config), after_step=step)
         stack.callback(journal.close)
         stop = stack.enter_context(stop_requests())
         stack.enter_context(jax.debug_nans(setup.config.debug_nans))
@@ -319,7 +319,7 @@ class _Loop:
         self.scorer.average(state, self.position)
         self._draw()
         result = self.scorer.result()
-        write_card(self.files.folder, self.setup.card, to_json(self.config), self.journal.rows(), result.as_dict())
+        write_card(self.files.folder, self.setup.card, self.config, self.journal.rows(), result.as_dict())
         return result
 
 

@@ -1,7 +1,7 @@
 """What is trained, whatever its module system: pure functions of arrays by canonical name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,9 +17,8 @@ from jeffnet.backends import load_backend
 from jeffnet.errors import ConfigError
 from jeffnet.ops.image import normalize
 from jeffnet.train.config import ModelConfig
+from jeffnet.train.state import Arrays
 from jeffnet.weights.start import Start, abstract_arrays, start_arrays
-
-Arrays = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,3 @@ def initial_arrays(config: ModelConfig, network: Network, seed: int) -> Arrays:
 def array_shapes(network: Network) -> Arrays:
     """Shapes and dtypes of all arrays; allocates nothing."""
     return abstract_arrays(network.plan, network.compute_dtype)
-
-
-def with_preprocessing(network: Network, **changes: Any) -> Network:
-    """The same network with other preprocessing."""
-    return replace(network, preprocessing=replace(network.preprocessing, **changes))

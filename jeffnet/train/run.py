@@ -83,8 +83,8 @@ class Run:
 
 
 def is_run(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a run."""
-    return Path(folder, "config.json").exists()
+    """Whether a folder holds a run, or what is left of one: a new one would go on from its checkpoints."""
+    return Path(folder, "config.json").exists() or any(Path(folder, "checkpoints").glob("[0-9]*"))
 
 
 def read_config(folder: str | os.PathLike) -> Config:

@@ -17,7 +17,7 @@ from jeffnet.data.batches import EvalLoader
 from jeffnet.data.loader import LoaderState
 from jeffnet.evaluate import Scores, answer, score
 from jeffnet.ops.average import average_arrays
-from jeffnet.train.estimate import reestimate
+from jeffnet.train.estimate import make_estimate
 from jeffnet.train.journal import Journal
 from jeffnet.train.run import Run
 from jeffnet.train.setup import Setup
@@ -85,6 +85,7 @@ class Scorer:
             return setup.network.evaluate(arrays, pixels).astype(jnp.float32)
 
         self._forward = forward
+        self._estimate = make_estimate(setup.config.model, setup.network)
 
     def score(self, state: TrainState, position: LoaderState | None) -> dict[str, Any] | None:
         """Validate after an epoch: log the scores, and keep the model if it is among the best.
@@ -101,10 +102,8 @@ class Scorer:
             return None
         models = {MODEL: state.arrays} | ({} if state.average is None else {EMA: state.averaged_arrays})
         if self._setup.config.bn_batches:
-            models = {
-                name: self._reestimated(arrays, position, self._setup.config.bn_batches)
-                for name, arrays in models.items()
-            }
+            estimated = self._reestimated(list(models.values()), position, self._setup.config.bn_batches)
+            models = dict(zip(models, estimated, strict=True))
         scores = self._scores(list(models.values()), state)
         row: dict[str, Any] = {"step": step, "epoch": step // self._setup.steps_per_epoch}
         for name, each in zip(models, scores, strict=True):
@@ -123,9 +122,9 @@ class Scorer:
         epochs = [row["epoch"] for row in _best(rows, wanted)]
         files = [load_file(self._best_path(epoch)) for epoch in epochs]
         batches = self._setup.config.bn_batches or _BATCHES_OF_AVERAGE
-        arrays = self._reestimated(average_arrays(files), position, batches)
+        (arrays,) = self._reestimated([average_arrays(files)], position, batches)
         (scores,) = self._scores([arrays], state)
-        self._save("averaged.safetensors", arrays)
+        self._save(self._run.path("averaged.safetensors"), arrays)
         row = {"step": step, "epoch": self._setup.config.epochs, "averaged_epochs": len(epochs)}
         self._journal.write(row | {f"{AVERAGED}_{metric}": value for metric, value in asdict(scores).items()})
 
@@ -153,12 +152,11 @@ class Scorer:
         answers = answer([(self._forward, arrays) for arrays in models], batches)  # pyright: ignore[reportArgumentType]
         return [score(each.predictions) for each in answers]
 
-    def _reestimated(self, arrays: Arrays, position: LoaderState | None, batches: int) -> Arrays:
+    def _reestimated(self, models: list[Arrays], position: LoaderState | None, batches: int) -> list[Arrays]:
         """With running statistics of the next so many training batches, which stay the next ones."""
-        config = self._setup.config
         loader = self._setup.batches(self._setup.phases[-1], position)
         try:
-            return reestimate(config.model, self._setup.network, arrays, islice(loader, batches))
+            return self._estimate(models, islice(loader, batches))
         finally:
             loader.close()
 
@@ -167,24 +165,24 @@ class Scorer:
         rows = [other for other in self._journal.rows() if f"{MODEL}_top1" in other]
         for name, file in ((MODEL, "model.safetensors"), (EMA, "model_ema.safetensors")):
             if name in models and _best([*rows, row], 1, name)[0] is row:
-                self._save(file, models[name])
+                self._save(self._run.path(file), models[name])
         most = self._setup.config.checkpoint.keep_best
         if most == 1 and not self._setup.config.checkpoint.average_best:
             return
-        kept = [other["epoch"] for other in _best([*rows, row], most)]
+        kept, folder = [other["epoch"] for other in _best([*rows, row], most)], self._run.path("best")
         if row["epoch"] in kept:
-            self._best_path(0).parent.mkdir(exist_ok=True)
-            self._save(self._best_path(row["epoch"]).relative_to(self._run.folder), models[MODEL])
-        for path in self._best_path(0).parent.glob("epoch_*.safetensors"):
+            folder.mkdir(exist_ok=True)
+            self._save(self._best_path(row["epoch"]), models[MODEL])
+        for path in folder.glob("epoch_*.safetensors"):
             if path not in map(self._best_path, kept):
                 path.unlink()
 
     def _best_path(self, epoch: int) -> Path:
         return self._run.path("best") / f"epoch_{epoch:04d}.safetensors"
 
-    def _save(self, file: str | Path, arrays: Arrays) -> None:
+    def _save(self, path: Path, arrays: Arrays) -> None:
         ordered = {name: np.asarray(arrays[name]) for name in array_specs(self._setup.network.plan)}
-        save_model(self._run.path(str(file)), ordered, self._setup.card)
+        save_model(path, ordered, self._setup.card)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jeffnet.train.phases import Phase, make_phases
 from jeffnet.train.schedule import Schedule, make_schedule
 from jeffnet.train.state import TrainState, initial_state
 from jeffnet.train.step import Teacher, TrainStep, make_train_step
-from jeffnet.weights.start import start_pretrained
+from jeffnet.weights.start import start_pretrained, statistics
 from jeffnet.weights.store import ModelCard
 
 
@@ -127,11 +127,9 @@ def make_setup(config: Config) -> Setup:
     network = make_network(config.model, preprocessing, num_classes)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.epochs * epoch_steps, epoch_steps)
     frozen = frozen_parameters(network.plan, config.model.freeze)
-    trained = {
-        name: shape
-        for name, shape in array_shapes(network).items()
-        if name not in frozen and name.rpartition(".")[2] not in ("mean", "var")
-    }
+    shapes = array_shapes(network)
+    untrained = statistics(shapes).keys() | frozen
+    trained = {name: shape for name, shape in shapes.items() if name not in untrained}
     phases = make_phases(config, preprocessing)
     for phase in phases:  # whatever is wrong with a later one is found now
         train_transform(phase, preprocessing)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jeffnet.arch.summary import STATISTICS
+from jeffnet.weights.start import statistics
 
 Arrays = dict[str, Any]
 
@@ -100,7 +100,7 @@ def initial_state(
       averaged: keep a moving average.
       scaled: scale the loss.
     """
-    stats = {name: array for name, array in arrays.items() if name.rpartition(".")[2] in STATISTICS}
+    stats = statistics(arrays)
     params = {name: array for name, array in arrays.items() if name not in stats and name not in frozen}
     return TrainState(
         step=jnp.int32(0),

@@ -63,7 +63,7 @@ RESULT |= {"best_ema_epoch": None, "best_ema": None, "last_ema": None, "averaged
 
 def write(folder, card=CARD, config=CONFIG, rows=ROWS, result=RESULT):
     folder.mkdir(exist_ok=True)
-    write_card(folder, card, to_json(config), rows, result)
+    write_card(folder, card, config, rows, result)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -171,4 +171,4 @@ def test_in_the_current_folder_the_card_has_the_folders_name(tmp_path, monkeypat
 
 def test_a_card_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(OutputError, match=r"cannot write .*README\.md"):
-        write_card(tmp_path / "missing", CARD, to_json(CONFIG), ROWS, RESULT)
+        write_card(tmp_path / "missing", CARD, CONFIG, ROWS, RESULT)

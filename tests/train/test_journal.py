@@ -339,7 +339,7 @@ def test_weights_and_biases_get_the_rows_and_the_configuration(wandb, tmp_path):
 
 
 def test_the_configuration_may_be_json(wandb, tmp_path):
-    Journal(tmp_path, SENT, '{"optimizer": {"name": "sgd"}}', None).close()
+    Journal(tmp_path, SENT, {"optimizer": {"name": "sgd"}}, None).close()
     assert wandb.options[0]["config"] == {"optimizer": {"name": "sgd"}}
 
 

@@ -101,6 +101,12 @@ def test_a_run_does_not_write_over_another(finished, config):
         train(config, finished[0], progress=False)
 
 
+def test_checkpoints_without_a_configuration_are_not_taken_for_a_fresh_folder(config, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(OutputError, match="holds a run"):
+        train(config, tmp_path / "run", progress=False)
+
+
 def test_resuming_needs_a_run(tmp_path):
     with pytest.raises(ConfigError, match="no run folder"):
         resume(tmp_path)

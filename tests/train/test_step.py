@@ -10,9 +10,10 @@ import pytest
 
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.train.config import AugmentConfig, Config, DataConfig, EmaConfig, LossConfig, ModelConfig
+from jeffnet.train.estimate import make_estimate
 from jeffnet.train.network import frozen_parameters, initial_arrays, make_network
 from jeffnet.train.state import LossScale, initial_state
-from jeffnet.train.step import make_train_step
+from jeffnet.train.step import Teacher, make_train_step
 
 RNG = np.random.default_rng(0)
 CLASSES = 4
@@ -226,6 +227,55 @@ def test_several_views_have_the_loss_of_the_first_and_their_divergence(tiny_mode
     other[:, 1:] = RNG.integers(0, 256, other[:, 1:].shape, np.uint8)
     metrics = step(parts.state(), {**same, "image": other})[1]
     assert float(metrics["loss"]) > float(plain["loss"])
+
+
+def logits_of(parts):
+    """Those of the batch, in training mode."""
+    return jax.jit(parts.network.train)(parts.arrays, jnp.asarray(BATCH["image"]), jax.random.key(0))[0]
+
+
+def test_the_loss_is_the_configured_one(tiny_model, x64):
+    parts = Parts("tiny_flat", drop_rate=0.0, drop_path_rate=0.0)
+    logits, smooth = logits_of(parts), optax.smooth_labels(jax.nn.one_hot(BATCH["label"], CLASSES), 0.4)
+    each = optax.sigmoid_binary_cross_entropy(logits, smooth > 0.2)
+    for config, expected in (
+        (LossConfig(name="bce", label_smoothing=0.4, bce_threshold=0.2), each.mean()),
+        (LossConfig(name="bce", label_smoothing=0.4, bce_threshold=0.2, bce_sum=True), each.sum(-1).mean()),
+        (LossConfig(label_smoothing=0.4), optax.softmax_cross_entropy(logits, smooth).mean()),
+    ):
+        loss = parts.step(loss=config)(parts.state(), BATCH)[1]["loss"]
+        np.testing.assert_allclose(loss, expected, rtol=1e-10)
+
+
+def test_a_teacher_has_its_share_of_the_loss(tiny_model, x64):
+    """Its answers are those without training, whatever the student's batch does to its norms."""
+    parts = Parts("tiny_flat", drop_rate=0.0, drop_path_rate=0.0)
+    teacher = Teacher(parts.network, {name: 1.1 * array for name, array in parts.arrays.items()})
+    config = LossConfig(teacher="-", distillation=0.3, temperature=2.0)
+    own, other = logits_of(parts), jax.jit(parts.network.evaluate)(teacher.arrays, jnp.asarray(BATCH["image"]))
+    apart = 4 * optax.kl_divergence(jax.nn.log_softmax(own / 2), jax.nn.softmax(other / 2)).mean()
+    plain = optax.softmax_cross_entropy_with_integer_labels(own, BATCH["label"]).mean()
+    step = make_train_step(parts.network, parts.optimizer, parts.config(loss=config), teacher=teacher)
+    np.testing.assert_allclose(step(parts.state(), BATCH)[1]["loss"], 0.7 * plain + 0.3 * apart, rtol=1e-10)
+
+
+def test_estimated_statistics_are_the_means_of_the_batches(tiny_model, x64):
+    """Those that a step would leave if it kept nothing of the old ones; of several models, and of first views."""
+    parts, still = (
+        Parts("tiny_flat", drop_rate=rate, drop_path_rate=rate, bn_momentum=momentum)
+        for rate, momentum in ((0.5, 0.9), (0.0, 0.0))
+    )
+    other = {name: 1.2 * array for name, array in parts.arrays.items()}
+    batches = [BATCH, {"image": BATCH["image"][::-1] // 2}]
+    views = [{"image": np.stack([batch["image"], 0 * batch["image"]], axis=1)} for batch in batches]
+    estimate = make_estimate(parts.model, parts.network)
+    for found in (estimate([parts.arrays, other], batches), estimate([parts.arrays, other], views)):
+        for model, arrays in zip((parts.arrays, other), found, strict=True):
+            stats = [still.network.train(model, jnp.asarray(batch["image"]), jax.random.key(0))[1] for batch in batches]
+            assert arrays.keys() == model.keys()
+            for name, array in arrays.items():
+                expected = (stats[0][name] + stats[1][name]) / 2 if name in stats[0] else model[name]
+                np.testing.assert_allclose(array, expected, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def test_recomputation_changes_no_number(tiny_model, x64):
