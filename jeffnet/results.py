@@ -12,7 +12,7 @@ import numpy as np
 
 from jeffnet.errors import OutputError
 from jeffnet.evaluate import Predictions
-from jeffnet.weights.store import written_atomically
+from jeffnet.files import written_atomically
 
 # Settings that change no score.
 _INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit"})

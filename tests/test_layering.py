@@ -17,11 +17,12 @@ OBJAX_COMPATIBILITY = "_objax_compat"
 
 # What a part of the package may import of the package. A part that is not named here counts as one of `train`'s
 # neighbours (`evaluate`, `export` ...): it may import all but the command line.
-BASE = frozenset({"arch", "errors", "_tensorflow"})
+BASE = frozenset({"arch", "errors", "files", "_tensorflow"})
 ALLOWED = {
     "errors": frozenset({"errors"}),
     "arch": frozenset({"arch", "errors"}),
     "_tensorflow": frozenset(),
+    "files": frozenset({"errors", "files"}),
     "ops": BASE | {"ops"},
     "weights": BASE | {"ops", "weights"},
     "data": BASE | {"ops", "data"},
@@ -29,7 +30,7 @@ ALLOWED = {
     OBJAX_COMPATIBILITY: BASE,
 }
 ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
-ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors"})
+ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "files"})
 MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 
 # Imported inside the functions that need them only.

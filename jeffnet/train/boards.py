@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jeffnet.errors import ConfigError, OutputError, first_line
+from jeffnet.files import written_atomically
 from jeffnet.train.config import LogConfig
-from jeffnet.weights.store import written_atomically
 
 # Names of metrics that begin with one of these are shown together.
 _GROUPS = ("train", "val", "ema_val", "averaged_val")

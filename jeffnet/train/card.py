@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jeffnet.files import written_atomically
 from jeffnet.publish import readme
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.environment import read_environments
-from jeffnet.weights.store import ModelCard, written_atomically
+from jeffnet.weights.store import ModelCard
 
 CARD_FILE = "README.md"
 

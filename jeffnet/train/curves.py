@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.weights.store import written_atomically
+from jeffnet.files import written_atomically
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 import jeffnet
-from jeffnet.weights.store import written_atomically
+from jeffnet.files import written_atomically
 
 ENVIRONMENT_FILE = "environment.json"
 

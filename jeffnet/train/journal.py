@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.errors import OutputError
+from jeffnet.files import written_atomically
 from jeffnet.train.boards import Board, TensorBoard, WeightsAndBiases
 from jeffnet.train.config import LogConfig
-from jeffnet.weights.store import written_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

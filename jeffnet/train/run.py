@@ -15,10 +15,10 @@ import os
 from pathlib import Path
 
 from jeffnet.errors import ConfigError, OutputError
+from jeffnet.files import written_atomically
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import Config
 from jeffnet.train.recipe import from_json, to_json
-from jeffnet.weights.store import written_atomically
 
 
 class Run:

@@ -14,8 +14,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jeffnet.errors import ConfigError
+from jeffnet.files import written_atomically
 from jeffnet.train.config import ScheduleConfig
-from jeffnet.weights.store import written_atomically
 
 Schedule = optax.Schedule
 

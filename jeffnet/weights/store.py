@@ -7,11 +7,8 @@ model's name and options, its preprocessing, and the names of its classes.
 import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -19,7 +16,8 @@ from safetensors.numpy import save_file
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_plan, resolve_name
-from jeffnet.errors import OutputError, WeightsError
+from jeffnet.errors import WeightsError
+from jeffnet.files import written_atomically
 
 METADATA_KEY = "jeffnet"
 _FORMAT = 1
@@ -75,28 +73,6 @@ def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: 
         save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(entry)})
 
 
-@contextmanager
-def written_atomically(path: str | os.PathLike) -> Iterator[str]:
-    """Another name under which to write a file; at the end it gets its own, or nothing is left after an error.
-
-    Raises:
-      OutputError: it cannot be written.
-    """
-    path = Path(path)
-    try:
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
-        try:
-            yield partial
-            os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-
-
 def parse_card(text: str, source: str) -> ModelCard:
     """The card in a file's metadata.
 
@@ -119,9 +95,3 @@ def parse_card(text: str, source: str) -> ModelCard:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"weights {source!r} have a malformed description of their model: {error}") from error
     return card
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

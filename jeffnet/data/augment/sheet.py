@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jeffnet.errors import OutputError
+from jeffnet.files import written_atomically
 
 Row = tuple[str, Sequence[tuple[str, np.ndarray]]]
 
@@ -46,11 +45,6 @@ def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
             draw.text((left, top + picture.shape[0] + 1), caption, _INK, font)
             left += width
         top += height
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written_atomically(path) as partial:
         # A palette makes the file a third as large.
         sheet.quantize(_COLOURS).save(partial, format="PNG", optimize=True)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
