@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the folder for those that can be made or fetched anew."""
 
 import os
 import tempfile
@@ -29,6 +29,13 @@ def written_atomically(path: str | os.PathLike) -> Iterator[str]:
             raise
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def cache_folder() -> Path:
+    """For downloads and compiled code: $JEFFNET_CACHE, else $XDG_CACHE_HOME/jeffnet, else ~/.cache/jeffnet."""
+    if own := os.environ.get("JEFFNET_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jeffnet"
 
 
 def _umask() -> int:

@@ -22,9 +22,11 @@ from jax.typing import DTypeLike
 from jeffnet.arch import plan as arch
 from jeffnet.arch.summary import STATISTICS, array_specs
 from jeffnet.errors import ArchitectureError, WeightsError
+from jeffnet.fused import fuse as fuse
+from jeffnet.fused import load_fused as load_fused
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
-from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics
+from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path, dropout
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_arrays, start_model, start_pretrained
@@ -256,15 +258,15 @@ class _Run:
 
         return apply_conv(op, x, apply_part, self._norm)
 
-    def _norm(self, name: str, x: Array) -> Array:
+    def _norm(self, name: str, x: Array, act: str | None) -> Array:
         plan, mean, var = self.model.plan, self.stats[f"{name}.mean"], self.stats[f"{name}.var"]
-        if self.train and name not in plan.frozen_norms:
-            running_mean, running_var = mean, var
-            mean, var, unbiased = batch_statistics(x)
-            self.updated[f"{name}.mean"] = moved_statistics(running_mean, mean, plan.bn_momentum)
-            self.updated[f"{name}.var"] = moved_statistics(running_var, unbiased, plan.bn_momentum)
         scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
-        return batch_normalize(x, mean, var, scale, bias, plan.bn_epsilon, self.model.dtype)
+        if self.train and name not in plan.frozen_norms:
+            y, batch_mean, unbiased = norm_train(x, scale, bias, plan.bn_epsilon, self.model.dtype, act)
+            self.updated[f"{name}.mean"] = moved_statistics(mean, batch_mean, plan.bn_momentum)
+            self.updated[f"{name}.var"] = moved_statistics(var, unbiased, plan.bn_momentum)
+            return y
+        return norm_inference(x, mean, var, scale, bias, plan.bn_epsilon, self.model.dtype, act)
 
     def _classifier(self, x: Array) -> Array:
         rate = self.model.plan.drop_rate

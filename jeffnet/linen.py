@@ -25,7 +25,7 @@ from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
-from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics, statistics_dtype
+from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train, statistics_dtype
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
@@ -225,8 +225,10 @@ class BatchNorm(nn.BatchNorm):
     """
 
     @nn.compact
-    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
-        """Normalised `x` `(..., C)`; masks are not supported."""
+    def __call__(
+        self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None, act: str | None = None
+    ) -> Array:
+        """Normalised `x` `(..., C)`, after the activation `act`, if any; masks are not supported."""
         if mask is not None:
             raise ArchitectureError("BatchNorm takes no mask")
         use_running = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
@@ -235,13 +237,16 @@ class BatchNorm(nn.BatchNorm):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, stats_dtype)
         scale = self.param("scale", self.scale_init, channels, self.param_dtype)
         bias = self.param("bias", self.bias_init, channels, self.param_dtype)
-        mean, var = running_mean.value, running_var.value
-        if not use_running:
-            mean, var, unbiased = batch_statistics(x, None if self.is_initializing() else self.axis_name)
-            if not self.is_initializing():
-                running_mean.value = moved_statistics(running_mean.value, mean, self.momentum)
-                running_var.value = moved_statistics(running_var.value, unbiased, self.momentum)
-        return batch_normalize(x, mean, var, scale, bias, self.epsilon, self.dtype or x.dtype)
+        dtype = self.dtype or x.dtype
+        if use_running:
+            return norm_inference(x, running_mean.value, running_var.value, scale, bias, self.epsilon, dtype, act)
+        initializing = self.is_initializing()
+        axis_name = None if initializing else self.axis_name
+        y, mean, unbiased = norm_train(x, scale, bias, self.epsilon, dtype, act, axis_name)
+        if not initializing:
+            running_mean.value = moved_statistics(running_mean.value, mean, self.momentum)
+            running_var.value = moved_statistics(running_var.value, unbiased, self.momentum)
+        return y
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,9 @@ class _Layers:
 
     def conv(self, op: arch.Conv, x: Array, train: bool) -> Array:
         """A convolution with its norm and activation."""
-        return apply_conv(op, x, lambda part, x: self._part(op, part)(x), lambda name, x: self._norm(name, train)(x))
+        return apply_conv(
+            op, x, lambda part, x: self._part(op, part)(x), lambda name, x, act: self._norm(name, train)(x, act=act)
+        )
 
     def classifier(self, x: Array) -> Array:
         """The dense layer."""

@@ -29,7 +29,7 @@ from jeffnet.ops.network import (
     local_name,
     submodule,
 )
-from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics
+from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained, statistics
@@ -244,20 +244,22 @@ class BatchNorm(nnx.BatchNorm):
         self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
         self.use_running_average, self.axis_name, self.frozen = True, None, frozen
 
-    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
-        """Normalised `x` `(..., C)`; masks are not supported."""
+    def __call__(
+        self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None, act: str | None = None
+    ) -> Array:
+        """Normalised `x` `(..., C)`, after the activation `act`, if any; masks are not supported."""
         if mask is not None:
             raise ArchitectureError("BatchNorm takes no mask")
-        mean, var = self.mean.get_value(), self.var.get_value()
-        use_running = self.use_running_average if use_running_average is None else use_running_average
-        if not use_running and not self.frozen:
-            running_mean, running_var = mean, var
-            mean, var, unbiased = batch_statistics(x, self.axis_name)
-            self.mean.set_value(jax.lax.stop_gradient(moved_statistics(running_mean, mean, self.momentum)))
-            self.var.set_value(jax.lax.stop_gradient(moved_statistics(running_var, unbiased, self.momentum)))
         assert self.scale is not None and self.bias is not None
-        scale, bias = self.scale.get_value(), self.bias.get_value()
-        return batch_normalize(x, mean, var, scale, bias, self.epsilon, self.dtype or x.dtype)
+        mean, var, scale, bias = (each.get_value() for each in (self.mean, self.var, self.scale, self.bias))
+        dtype = self.dtype or x.dtype
+        use_running = self.use_running_average if use_running_average is None else use_running_average
+        if use_running or self.frozen:
+            return norm_inference(x, mean, var, scale, bias, self.epsilon, dtype, act)
+        y, batch_mean, unbiased = norm_train(x, scale, bias, self.epsilon, dtype, act, self.axis_name)
+        self.mean.set_value(jax.lax.stop_gradient(moved_statistics(mean, batch_mean, self.momentum)))
+        self.var.set_value(jax.lax.stop_gradient(moved_statistics(var, unbiased, self.momentum)))
+        return y
 
 
 class _Layers:

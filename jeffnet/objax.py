@@ -29,7 +29,7 @@ from jeffnet.ops.network import (
     local_name,
     submodule,
 )
-from jeffnet.ops.norm import batch_normalize, batch_statistics, moved_statistics
+from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained, statistics
@@ -248,15 +248,15 @@ class BatchNorm(objax.nn.BatchNorm):
         self.running_mean, self.running_var = objax.StateVar(mean), objax.StateVar(var)
         self.beta, self.gamma = objax.TrainVar(beta), objax.TrainVar(gamma)
 
-    def __call__(self, x: Array, training: bool) -> Array:
-        """Normalised `x` `(..., C)`."""
-        mean, var = self.running_mean.value, self.running_var.value
-        if training and not self.frozen:
-            running_mean, running_var = mean, var
-            mean, var, unbiased = batch_statistics(x)
-            self.running_mean.value = moved_statistics(running_mean, mean, self.momentum)
-            self.running_var.value = moved_statistics(running_var, unbiased, self.momentum)
-        return batch_normalize(x, mean, var, self.gamma.value, self.beta.value, self.eps, x.dtype)
+    def __call__(self, x: Array, training: bool, act: str | None = None) -> Array:
+        """Normalised `x` `(..., C)`, after the activation `act`, if any."""
+        mean, var, scale, bias = (each.value for each in (self.running_mean, self.running_var, self.gamma, self.beta))
+        if not training or self.frozen:
+            return norm_inference(x, mean, var, scale, bias, self.eps, x.dtype, act)
+        y, batch_mean, unbiased = norm_train(x, scale, bias, self.eps, x.dtype, act)
+        self.running_mean.value = moved_statistics(mean, batch_mean, self.momentum)
+        self.running_var.value = moved_statistics(var, unbiased, self.momentum)
+        return y
 
 
 class _Layers:

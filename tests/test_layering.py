@@ -30,13 +30,14 @@ ALLOWED = {
     OBJAX_COMPATIBILITY: BASE,
 }
 ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
+ALLOWED["functional"] |= {"fused"}  # whose functions it offers under its own name too
 ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "files"})
 MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 
 # Imported inside the functions that need them only.
 OPTIONAL = frozenset(
     {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "array_record", "datasets", "pyarrow"}
-    | {"objax", "sklearn", "keras", "h5py", "wandb"}
+    | {"objax", "sklearn", "keras", "h5py", "wandb", "onnx", "onnxruntime", "onnxscript", "openvino"}
 )
 HEAVY = OPTIONAL | {"jax", "flax", "matplotlib", "grain", "tensorboardX"}
 

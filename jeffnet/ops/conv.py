@@ -1,16 +1,64 @@
 """How a convolution is computed on each platform, under the native layers of every backend.
 
 XLA's own convolutions are right for accelerators. On the CPU they run depthwise kernels at well under 1 GFLOP/s, so
-there a depthwise convolution becomes one multiply-add per kernel position and a 1x1 convolution a matrix product.
+there a depthwise convolution is one of `jeffnet.ops.depthwise`, and a 1x1 convolution a matrix product.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+import os
+from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import AxisType
+
+from jeffnet.errors import ConfigError
+from jeffnet.ops.depthwise import Window, depthwise_conv
+from jeffnet.ops.pointwise import pointwise_conv
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+LOWERINGS = ("auto", "native", "shifted", "xla")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("lowering", default=None)
+
+
+@contextlib.contextmanager
+def use_lowering(name: str) -> Iterator[None]:
+    """How convolutions are computed that are traced inside the `with` statement.
+
+    What `jax.jit` has compiled already stays as it is. The environment variable `JEFFNET_CONV` says the same for a
+    whole process.
+
+    Args:
+      name: 'auto': on CPUs the C++ kernels where they can be built, otherwise shifted multiply-adds; XLA's convolutions
+        on other platforms. 'native': the C++ kernels. 'shifted': JAX's operations alone. 'xla': XLA's convolutions.
+
+    Raises:
+      ConfigError: no such lowering. Where the C++ kernels cannot be built 'native' is refused when a convolution is
+        compiled.
+    """
+    token = _chosen.set(_checked(name, "lowering"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def lowering() -> str:
+    """The name of the lowering in use.
+
+    Raises:
+      ConfigError: `JEFFNET_CONV` has no such name.
+    """
+    return _chosen.get() or _checked(os.environ.get("JEFFNET_CONV") or "auto", "JEFFNET_CONV")
+
+
+def _checked(name: str, what: str) -> str:
+    if name not in LOWERINGS:
+        raise ConfigError(f"{what} {name!r}: choose from {', '.join(LOWERINGS)}")
+    return name
 
 
 def conv_general_dilated(
@@ -28,7 +76,7 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated` for NHWC pictures and HWIO kernels, in the form that suits the default backend.
 
     Takes the place of the convolution under `flax.linen.Conv` and `flax.nnx.Conv`, through their argument
-    `conv_general_dilated`.
+    `conv_general_dilated`. `use_lowering` chooses the form.
 
     Args:
       lhs: `(N, H, W, C)`.
@@ -45,13 +93,16 @@ def conv_general_dilated(
     Returns:
       `(N, H', W', features)`.
     """
-    plain = out_sharding is None and all(step == 1 for step in lhs_dilation or ())
-    if jax.default_backend() == "cpu" and plain:
-        strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
-        if feature_group_count == lhs.shape[-1] == rhs.shape[-1] and feature_group_count > 1:
-            return depthwise_conv(lhs, rhs, strides, padding, dilation)
-        if rhs.shape[:2] == strides == (1, 1) and feature_group_count == 1 and not _pads(padding):
-            return lax.dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())), precision=precision)  # pyright: ignore[reportArgumentType]
+    form = lowering()
+    ours = form != "xla" and jax.default_backend() == "cpu" and out_sharding is None and _is_plain(lhs, rhs)
+    if ours and all(step == 1 for step in lhs_dilation or ()) and all(step > 0 for step in rhs_dilation or ()):
+        window = make_window(lhs.shape[1:3], rhs.shape[:2], window_strides, padding, rhs_dilation or (1, 1))
+        inside = all(pad >= 0 for pads in window.pads for pad in pads)
+        if rhs.shape[2:] == (1, lhs.shape[-1]) and feature_group_count == lhs.shape[-1] > 1 and inside:
+            return depthwise_conv(lhs, rhs, window, form)
+        pointwise = rhs.shape[:2] == window.strides == (1, 1) and feature_group_count == 1
+        if pointwise and window.pads == ((0, 0), (0, 0)):
+            return pointwise_conv(lhs, rhs[0, 0], precision, form)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -66,48 +117,28 @@ def conv_general_dilated(
     )
 
 
-def depthwise_conv(
-    images: Array,
-    kernel: Array,
-    strides: tuple[int, ...],
+def _is_plain(images: Array, kernel: Array) -> bool:
+    """Whether both are floats in four axes, of sizes known when traced, with no sharding in their types."""
+    kind, sizes = jax.typeof(images), (*images.shape[1:], *kernel.shape)
+    return (
+        kind.ndim == kernel.ndim == 4
+        and kind.dtype == kernel.dtype
+        and kind.dtype.name in FLOATS
+        and all(isinstance(size, int) for size in sizes)
+        and AxisType.Explicit not in kind.sharding.mesh.axis_types
+    )
+
+
+def make_window(
+    image_size: Sequence[int],
+    kernel_size: Sequence[int],
+    strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
-    dilation: tuple[int, ...] = (1, 1),
-) -> Array:
-    """Depthwise convolution as shifted multiply-adds: one term per kernel position.
-
-    Args:
-      images: `(N, H, W, C)`.
-      kernel: `(height, width, 1, C)`.
-      strides: along height and width.
-      padding: `'SAME'`, `'VALID'` or rows and columns before and after.
-      dilation: of the kernel.
-
-    Returns:
-      `(N, H', W', C)`, of the inputs' dtype; half precision accumulates in float32.
-    """
-    height, width = kernel.shape[:2]
-    reach = [(size - 1) * step + 1 for size, step in zip((height, width), dilation, strict=True)]
-    pads = lax.padtype_to_pads(images.shape[1:3], reach, strides, padding) if isinstance(padding, str) else padding
-    dtype = jnp.result_type(images, kernel)
-    compute = jnp.promote_types(dtype, jnp.float32)
-    padded = jnp.pad(images.astype(compute), ((0, 0), tuple(pads[0]), tuple(pads[1]), (0, 0)))
-    taps = kernel.astype(compute)
-    out_height, out_width = (
-        (padded.shape[axis + 1] - reach[axis]) // strides[axis] + 1 for axis in (0, 1)
-    )  # fmt: skip
-    total = jnp.zeros((), compute)
-    for row in range(height):
-        for column in range(width):
-            top, left = row * dilation[0], column * dilation[1]
-            view = padded[
-                :,
-                top : top + (out_height - 1) * strides[0] + 1 : strides[0],
-                left : left + (out_width - 1) * strides[1] + 1 : strides[1],
-            ]
-            total = total + view * taps[row, column, 0]
-    return total.astype(dtype)
-
-
-def _pads(padding: str | Sequence[tuple[int, int]]) -> bool:
-    # Neither 'SAME' nor 'VALID' pads a 1x1 kernel of stride 1.
-    return not isinstance(padding, str) and any(before or after for before, after in padding)
+    dilation: Sequence[int] = (1, 1),
+) -> Window:
+    """A window with its padding in rows and columns; each argument is along height and width."""
+    if isinstance(padding, str):
+        reach = [(taps - 1) * step + 1 for taps, step in zip(kernel_size, dilation, strict=True)]
+        padding = lax.padtype_to_pads(image_size, reach, strides, padding)
+    pads = tuple((int(before), int(after)) for before, after in padding)
+    return Window(tuple(strides), pads, tuple(dilation))  # pyright: ignore[reportArgumentType]

@@ -14,14 +14,19 @@ from jeffnet.ops.pool import global_pool, pool_windows
 Layer = Callable[[Array], Array]
 
 
-def apply_conv(op: Conv, x: Array, part: Callable[[ConvPart, Array], Array], norm: Callable[[str, Array], Array]):
+def apply_conv(
+    op: Conv,
+    x: Array,
+    part: Callable[[ConvPart, Array], Array],
+    norm: Callable[[str, Array, str | None], Array],
+) -> Array:
     """A convolution with its norm and activation.
 
     Args:
       op: what to compute.
       x: `(N, H, W, C)`.
       part: applies one kernel to its share of the channels.
-      norm: applies the norm of this name.
+      norm: applies the norm of this name, and the activation after it.
 
     Returns:
       `(N, H', W', C')`.
@@ -35,7 +40,7 @@ def apply_conv(op: Conv, x: Array, part: Callable[[ConvPart, Array], Array], nor
             start += each.in_channels
         x = jnp.concatenate(pieces, axis=-1)
     if op.norm:
-        x = norm(op.norm, x)
+        return norm(op.norm, x, op.act)
     return ACTIVATIONS[op.act](x) if op.act else x
 
 
@@ -147,7 +152,7 @@ def apply_layers(module: Any, op: Conv, x: Array, *norm_arguments: Any) -> Array
         op,
         x,
         lambda part, x: submodule(module, part.name[prefix:])(x),
-        lambda name, x: submodule(module, local_name(name))(x, *norm_arguments),
+        lambda name, x, act: submodule(module, local_name(name))(x, *norm_arguments, act=act),
     )
 
 

@@ -4,6 +4,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.batch_norm import fits, norm_act_train
+from jeffnet.ops.conv import lowering
+
 
 def statistics_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """The dtype in which statistics are computed and kept: float32, or float64 where any of `dtypes` is."""
@@ -33,6 +37,54 @@ def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Arr
     if axis_name is not None:
         var = lax.pmean(var, axis_name)
     return mean, var, var * (count / max(count - 1, 1))
+
+
+def norm_train(
+    x: Array,
+    scale: Array,
+    bias: Array,
+    epsilon: float,
+    dtype: DTypeLike,
+    act: str | None = None,
+    axis_name: str | None = None,
+) -> tuple[Array, Array, Array]:
+    """Normalise by the batch's statistics, and activate.
+
+    Args:
+      x: `(..., C)`.
+      scale: `(C,)`.
+      bias: `(C,)`.
+      epsilon: keeps channels of no variance finite.
+      dtype: of the result; the arithmetic is at least float32.
+      act: name of the activation that follows; None for none.
+      axis_name: see `batch_statistics`.
+
+    Returns:
+      Outputs `(..., C)`; the batch's mean `(C,)` and unbiased variance `(C,)`, for the running statistics.
+    """
+    form = lowering()
+    if form != "xla" and form != "shifted" and axis_name is None and x.dtype == dtype and fits(x, scale, bias, act):
+        y, mean, var = norm_act_train(x, scale, bias, epsilon, act, form)
+        count = x.size // x.shape[-1]
+        return y, mean, var * (count / max(count - 1, 1))
+    mean, var, unbiased = batch_statistics(x, axis_name)
+    y = batch_normalize(x, mean, var, scale, bias, epsilon, dtype)
+    return ACTIVATIONS[act](y) if act else y, mean, unbiased
+
+
+def norm_inference(
+    x: Array,
+    mean: Array,
+    var: Array,
+    scale: Array,
+    bias: Array,
+    epsilon: float,
+    dtype: DTypeLike,
+    act: str | None = None,
+) -> Array:
+    """Normalise by given statistics, and activate: `batch_normalize`, then the activation `act`, if any."""
+    y = batch_normalize(x, mean, var, scale, bias, epsilon, dtype)
+    return ACTIVATIONS[act](y) if act else y
 
 
 def moved_statistics(running: Array, batch: Array, keep: float) -> Array:

@@ -12,6 +12,7 @@ from jax import Array
 
 from jeffnet.ops.average import update_average
 from jeffnet.ops.loss import binary_cross_entropy, distillation, in_top, jensen_shannon_divergence, soft_cross_entropy
+from jeffnet.ops.processor import remat_options
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network
@@ -57,7 +58,8 @@ def make_train_step(
     work = _Work(network, optimizer, config, teacher.network if teacher else None, average_from)
     # Keys and the teacher's arrays are arguments, not constants of the program.
     # A step that is run again to find a NaN needs the state it had.
-    step = jax.jit(work.step, donate_argnums=() if config.debug_nans else 2)
+    donated = () if config.debug_nans else 2
+    step = jax.jit(work.step, donate_argnums=donated, compiler_options=remat_options() if network.remat else None)
     return partial(step, jax.random.key(config.seed), teacher.arrays if teacher else {})
 
 

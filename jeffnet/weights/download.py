@@ -14,6 +14,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from jeffnet.errors import WeightsError
+from jeffnet.files import cache_folder
 
 # After a failure that may pass (no connection, a cut one, a server error) comes another try, each after twice the wait.
 RETRIES = 3
@@ -35,13 +36,6 @@ class FetchError(WeightsError):
     def __init__(self, source: str, reason: str, remedy: str, *, unavailable: bool = False) -> None:
         super().__init__(f"weights {source!r}: {reason}; {remedy}")
         self.source, self.reason, self.remedy, self.unavailable = source, reason, remedy, unavailable
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $JEFFNET_CACHE, else $XDG_CACHE_HOME/jeffnet, else ~/.cache/jeffnet."""
-    if own := os.environ.get("JEFFNET_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jeffnet"
 
 
 def is_offline() -> bool:

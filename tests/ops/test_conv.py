@@ -1,4 +1,6 @@
-"""The forms of convolution that the CPU runs equal XLA's own, in values and gradients."""
+"""Which form a convolution takes, and that each of them equals XLA's own, in values and gradients."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jeffnet.ops import conv
-from jeffnet.ops.conv import NHWC, conv_general_dilated, depthwise_conv
+from jeffnet.errors import ConfigError
+from jeffnet.ops import conv, native
+from jeffnet.ops.conv import LOWERINGS, NHWC, conv_general_dilated, lowering, make_window, use_lowering
 
 SAME, VALID = "SAME", "VALID"
 
@@ -17,83 +20,52 @@ def _draw(*shape, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), dtype)
 
 
-def _xla(images, kernel, strides, padding, dilation=(1, 1), groups=1):
+def _xla(images, kernel, strides, padding, groups=1):
     return lax.conv_general_dilated(
-        images,
-        kernel,
-        strides,
-        padding,
-        rhs_dilation=dilation,
-        dimension_numbers=NHWC,
-        feature_group_count=groups,
+        images, kernel, strides, padding, dimension_numbers=NHWC, feature_group_count=groups
     )
 
 
+def _compiled(function, *inputs):
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*inputs)
+
+
 def _assert_same_function(ours, reference, images, kernel):
-    """Values, and both gradients through a random linear functional, to 1e-12 of their largest magnitude."""
-    shape = jax.eval_shape(reference, images, kernel).shape
-    weights = _draw(*shape)
+    """Values, gradients of a random quadratic functional and of their length, to 1e-12 of their largest magnitude."""
+    weights = _draw(*jax.eval_shape(reference, images, kernel).shape)
 
-    def value_and_gradients(function):
+    def derivatives(function):
+        def gradients(*inputs):
+            return jax.grad(lambda *inputs: (weights * function(*inputs) ** 2).sum(), (0, 1))(*inputs)
+
+        def length(*inputs):
+            return sum((each**2).sum() for each in gradients(*inputs))
+
         def run(*inputs):
-            value, pull_back = jax.vjp(function, *inputs)
-            return value, *pull_back(weights)
+            return function(*inputs), gradients(*inputs), jax.grad(length, (0, 1))(*inputs)
 
-        return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(images, kernel)
+        return jax.tree.leaves(_compiled(run, images, kernel))
 
-    for value, wanted in zip(value_and_gradients(ours), value_and_gradients(reference), strict=True):
+    for value, wanted in zip(derivatives(ours), derivatives(reference), strict=True):
         assert value.shape == wanted.shape and value.dtype == wanted.dtype == jnp.float64
         np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-12 * float(jnp.abs(wanted).max()))
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel_size", "strides", "padding", "dilation"),
-    [
-        ((8, 8), (3, 3), (1, 1), SAME, (1, 1)),
-        ((8, 8), (3, 3), (2, 2), SAME, (1, 1)),
-        ((9, 9), (3, 3), (2, 2), SAME, (1, 1)),
-        ((8, 9), (5, 5), (2, 2), SAME, (1, 1)),
-        ((9, 8), (5, 5), (2, 2), ((2, 2), (2, 2)), (1, 1)),
-        ((8, 8), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)),
-        ((9, 7), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
-        ((9, 7), (3, 3), (1, 1), VALID, (1, 1)),
-        ((9, 7), (3, 3), (2, 2), VALID, (1, 1)),
-        ((9, 7), (3, 3), (1, 1), ((0, 2), (1, 0)), (1, 1)),  # unlike on all four sides
-        ((9, 8), (3, 3), (1, 1), SAME, (2, 2)),
-        ((9, 8), (5, 5), (1, 1), ((8, 8), (8, 8)), (4, 4)),
-        ((9, 8), (3, 3), (2, 2), SAME, (2, 2)),
-        ((9, 8), (3, 5), (2, 1), SAME, (1, 2)),  # height and width unlike
-        ((2, 1), (5, 5), (2, 2), SAME, (1, 1)),  # a kernel larger than the picture
-        ((1, 1), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
-        ((3, 2), (11, 11), (1, 1), SAME, (1, 1)),
-        ((6, 6), (1, 1), (1, 1), SAME, (1, 1)),
-        ((7, 6), (1, 1), (2, 2), SAME, (1, 1)),
-    ],
-)
-def test_depthwise_equals_xla(size, kernel_size, strides, padding, dilation, x64):
-    images, kernel = _draw(2, *size, 5), _draw(*kernel_size, 1, 5)
-    _assert_same_function(
-        lambda x, k: depthwise_conv(x, k, strides, padding, dilation),
-        lambda x, k: _xla(x, k, strides, padding, dilation, groups=5),
-        images,
-        kernel,
-    )
-
-
-@pytest.mark.parametrize(
     ("kernel", "strides", "padding", "groups", "form"),
     [
-        ((3, 3, 1, 6), (2, 2), SAME, 6, "depthwise"),
-        ((5, 5, 1, 6), (1, 1), ((2, 2), (2, 2)), 6, "depthwise"),
-        ((1, 1, 6, 4), (1, 1), SAME, 1, "product"),
-        ((1, 1, 6, 4), (1, 1), VALID, 1, "product"),
-        ((1, 1, 6, 4), (1, 1), ((0, 0), (0, 0)), 1, "product"),
-        ((1, 1, 6, 4), (1, 1), ((1, 0), (0, 0)), 1, "xla"),  # padded, it grows
-        ((1, 1, 6, 4), (2, 2), SAME, 1, "xla"),  # EdgeTPU's strided projection
-        ((3, 3, 6, 4), (1, 1), SAME, 1, "xla"),
-        ((3, 3, 2, 6), (1, 1), SAME, 3, "xla"),  # grouped, not depthwise
-        ((3, 3, 1, 12), (1, 1), SAME, 6, "xla"),  # two outputs a channel
-        ((1, 1, 3, 4), (1, 1), SAME, 2, "xla"),
+        ((3, 3, 1, 6), (2, 2), SAME, 6, "depthwise_conv"),
+        ((5, 5, 1, 6), (1, 1), ((2, 2), (2, 2)), 6, "depthwise_conv"),
+        ((1, 1, 6, 4), (1, 1), SAME, 1, "pointwise_conv"),
+        ((1, 1, 6, 4), (1, 1), VALID, 1, "pointwise_conv"),
+        ((1, 1, 6, 4), (1, 1), ((0, 0), (0, 0)), 1, "pointwise_conv"),
+        ((1, 1, 6, 4), (1, 1), ((1, 0), (0, 0)), 1, "conv_general_dilated"),  # padded, it grows
+        ((1, 1, 6, 4), (2, 2), SAME, 1, "conv_general_dilated"),  # EdgeTPU's strided projection
+        ((3, 3, 6, 4), (1, 1), SAME, 1, "conv_general_dilated"),
+        ((3, 3, 2, 6), (1, 1), SAME, 3, "conv_general_dilated"),  # grouped, not depthwise
+        ((3, 3, 1, 12), (1, 1), SAME, 6, "conv_general_dilated"),  # two outputs a channel
+        ((3, 3, 1, 6), (1, 1), ((-1, 0), (0, -1)), 6, "conv_general_dilated"),  # crops
+        ((1, 1, 3, 4), (1, 1), SAME, 2, "conv_general_dilated"),
     ],
 )
 def test_every_form_equals_xla(kernel, strides, padding, groups, form, x64, monkeypatch):
@@ -105,13 +77,56 @@ def test_every_form_equals_xla(kernel, strides, padding, groups, form, x64, monk
             x, k, strides, padding, lhs_dilation=(1, 1), rhs_dilation=(1, 1), feature_group_count=groups
         )
 
-    _assert_same_function(ours, lambda x, k: _xla(x, k, strides, padding, groups=groups), images, weights)
-    operations = str(jax.make_jaxpr(ours)(images, weights))
-    assert ("conv_general_dilated" in operations) == (form == "xla")
-    assert ("dot_general" in operations) == (form == "product")
+    _assert_same_function(ours, lambda x, k: _xla(x, k, strides, padding, groups), images, weights)
+    assert _operations(ours, images, weights) == [form]
     # On an accelerator all of them are XLA's.
     monkeypatch.setattr(conv.jax, "default_backend", lambda: "gpu")
-    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda *inputs: ours(*inputs))(images, weights))
+    assert _operations(ours, images, weights) == ["conv_general_dilated"]
+
+
+def _operations(function, *inputs):
+    # What was traced before is kept by function.
+    equations = jax.make_jaxpr(lambda *inputs: function(*inputs))(*inputs).eqns
+    return [equation.primitive.name for equation in equations if "conv" in equation.primitive.name]
+
+
+@pytest.mark.parametrize("name", LOWERINGS)
+@pytest.mark.parametrize("kernel", [(3, 3, 1, 16), (1, 1, 16, 16)], ids=["depthwise", "pointwise"])
+def test_every_lowering_is_the_same_function(name, kernel, x64):
+    if name == "native" and not native.available():
+        pytest.skip(f"no C++ kernels: {native.failure()}")
+    groups = 16 // kernel[2]
+    reference = functools.partial(_xla, strides=(1, 1), padding=SAME, groups=groups)
+    with use_lowering(name):
+        ours = functools.partial(conv_general_dilated, window_strides=(1, 1), padding=SAME, feature_group_count=groups)
+        _assert_same_function(ours, reference, _draw(2, 5, 4, 16), _draw(*kernel))
+        plain = _operations(ours, _draw(2, 5, 4, 16), _draw(*kernel)) == ["conv_general_dilated"]
+        assert plain == (name == "xla")
+
+
+def test_the_lowering_is_chosen_inside_out(monkeypatch):
+    monkeypatch.delenv("JEFFNET_CONV", raising=False)
+    assert lowering() == "auto"
+    monkeypatch.setenv("JEFFNET_CONV", "shifted")
+    assert lowering() == "shifted"
+    with use_lowering("xla"):
+        assert lowering() == "xla"
+        with pytest.raises(KeyError), use_lowering("native"):
+            assert lowering() == "native"
+            raise KeyError
+        assert lowering() == "xla"
+    assert lowering() == "shifted"
+    monkeypatch.setenv("JEFFNET_CONV", "")
+    assert lowering() == "auto"
+
+
+def test_a_lowering_that_does_not_exist_is_refused(monkeypatch):
+    wanted = "choose from auto, native, shifted, xla"
+    with pytest.raises(ConfigError, match=f"lowering 'fast': {wanted}"), use_lowering("fast"):
+        pass
+    monkeypatch.setenv("JEFFNET_CONV", "xls")
+    with pytest.raises(ConfigError, match=f"JEFFNET_CONV 'xls': {wanted}"):
+        conv_general_dilated(jnp.ones((1, 2, 2, 3)), jnp.ones((1, 1, 3, 4)), (1, 1), SAME)
 
 
 def test_a_single_channel_is_right_in_every_form(x64):
@@ -133,6 +148,59 @@ def test_a_dilated_input_is_left_to_xla(x64):
     np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("padding", [SAME, "same", "SAME_LOWER", VALID, [(1, 2), (0, 1)]], ids=str)
+def test_padding_is_that_of_jax(padding):
+    """Zeros around a picture count as nothing, so sums of ones tell how many rows and columns were added where."""
+    images, kernel = jnp.ones((1, 6, 7, 2)), jnp.ones((3, 4, 1, 2))
+    ours = conv_general_dilated(images, kernel, (2, 2), padding, feature_group_count=2)
+    np.testing.assert_array_equal(ours, _xla(images, kernel, (2, 2), padding, groups=2))
+
+
+def test_a_window_knows_its_padding():
+    assert make_window((7, 6), (3, 3), (2, 2), SAME) == ((2, 2), ((1, 1), (0, 1)), (1, 1))
+    assert make_window((7, 6), (3, 3), (1, 1), SAME, (2, 1)) == ((1, 1), ((2, 2), (1, 1)), (2, 1))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 3, 2, 6), {"padding": SAME}),  # each group would have two channels
+        ((3, 3, 1, 6), {"padding": "SOME"}),
+        ((3, 3, 1, 6), {"padding": SAME, "rhs_dilation": (0, 1)}),
+    ],
+    ids=["kernel", "padding", "dilation"],
+)
+def test_what_jax_refuses_is_refused_alike(kernel, options):
+    inputs, options = (jnp.ones((2, 7, 6, 6)), jnp.ones(kernel), (1, 1)), {**options, "feature_group_count": 6}
+    with pytest.raises((ValueError, TypeError, RuntimeError)) as wanted:
+        lax.conv_general_dilated(*inputs, dimension_numbers=NHWC, **options)
+    with pytest.raises(wanted.type) as ours:
+        conv_general_dilated(*inputs, **options)
+    assert str(ours.value) == str(wanted.value)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 1, 6), (1, 1, 6, 4)], ids=["depthwise", "pointwise"])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
+def test_other_numbers_are_left_to_xla(dtype, kernel):
+    inputs, groups = (jnp.full((2, 7, 6, 6), 2**12 + 1, dtype), jnp.full(kernel, 2**12 + 1, dtype)), 6 // kernel[2]
+    ours = conv_general_dilated(*inputs, (1, 1), SAME, feature_group_count=groups)
+    np.testing.assert_array_equal(ours, _xla(*inputs, (1, 1), SAME, groups))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 1, 6), 2), ((1, 1, 6, 4), 1)], ids=["depthwise", "pointwise"])
+def test_an_exported_program_takes_pictures_of_any_size(kernel, stride, x64):
+    sizes, groups = jax.export.symbolic_shape("count, height, width"), 6 // kernel[2]
+
+    def function(x, k):
+        return conv_general_dilated(x, k, (stride, stride), SAME, feature_group_count=groups)
+
+    shapes = jax.ShapeDtypeStruct((*sizes, 6), float), jax.ShapeDtypeStruct(kernel, float)
+    exported = jax.export.export(jax.jit(function))(*shapes)
+    inputs = _draw(2, 5, 4, 6), _draw(*kernel)
+    wanted = _xla(*inputs, (stride, stride), SAME, groups)
+    np.testing.assert_allclose(exported.call(*inputs), wanted, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("features", "kernel_size", "groups", "strides"), [(6, 3, 6, 2), (6, 5, 6, 1), (4, 1, 1, 1), (4, 3, 1, 2)]
 )
@@ -140,26 +208,20 @@ def test_flax_layers_take_it(features, kernel_size, groups, strides, x64):
     """The arguments that `flax.linen.Conv` passes are those that it reads."""
     options = dict(strides=strides, feature_group_count=groups, param_dtype=jnp.float64)
     images = _draw(2, 7, 6, 6)
-    native = nn.Conv(features, (kernel_size, kernel_size), **options)
+    layer = nn.Conv(features, (kernel_size, kernel_size), **options)
     ours = nn.Conv(features, (kernel_size, kernel_size), **options, conv_general_dilated=conv_general_dilated)
-    variables = native.init(jax.random.key(0), images)
-    np.testing.assert_allclose(ours.apply(variables, images), native.apply(variables, images), rtol=0, atol=1e-12)
+    variables = layer.init(jax.random.key(0), images)
+    np.testing.assert_allclose(ours.apply(variables, images), layer.apply(variables, images), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("kernel", [(3, 3, 1, 6), (1, 1, 6, 4), (3, 3, 6, 4)], ids=["depthwise", "product", "xla"])
+@pytest.mark.parametrize("kernel", [(3, 3, 1, 6), (1, 1, 6, 4), (3, 3, 6, 4)], ids=["depthwise", "pointwise", "xla"])
 def test_dtypes_stay(kernel, dtype):
     images, weights = _draw(2, 7, 6, 6, dtype=dtype), _draw(*kernel, dtype=dtype)
-    groups = 6 // kernel[2]
-    assert conv_general_dilated(images, weights, (1, 1), SAME, feature_group_count=groups).dtype == dtype
-    if groups == 6:
-        gradient = jax.grad(lambda x: depthwise_conv(x, weights, (1, 1), SAME).sum())(images)
+
+    def function(x, k):
+        return conv_general_dilated(x, k, (1, 1), SAME, feature_group_count=6 // kernel[2])
+
+    assert function(images, weights).dtype == dtype
+    for gradient in jax.grad(lambda x, k: function(x, k).sum(), (0, 1))(images, weights):
         assert gradient.dtype == dtype
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_accumulates_in_float32(dtype):
-    """121 products of 1 and 1 + 1/2 summed one by one in bfloat16 would stop growing; only the result is rounded."""
-    images, kernel = _draw(1, 11, 11, 4, dtype=dtype), _draw(11, 11, 1, 4, dtype=dtype)
-    exact = depthwise_conv(images.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), VALID)
-    np.testing.assert_array_equal(depthwise_conv(images, kernel, (1, 1), VALID), exact.astype(dtype))

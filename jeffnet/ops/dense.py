@@ -1,0 +1,162 @@
+"""Convolutions with what follows them in a network that only infers: bias, activation, gate, shortcut; C++ on CPUs.
+
+For float32 pictures `(N, H, W, C)`. There is no derivative: these are for `jeffnet.fused`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jeffnet.ops import native
+from jeffnet.ops.depthwise import Window
+
+# The numbers are those of `Act` in native/common.h.
+ACTS: dict[str | None, int] = {
+    None: 0,
+    "relu": 1,
+    "relu6": 2,
+    "silu": 3,
+    "hard_swish": 4,
+    "sigmoid": 5,
+    "hard_sigmoid": 6,
+}
+
+
+def pack_kernel(kernel: np.ndarray) -> np.ndarray:
+    """A kernel in the order in which `dense_conv` reads it on this processor.
+
+    Args:
+      kernel: `(height, width, C, features)`, float32.
+
+    Returns:
+      One axis: panels of columns, the last one narrower, each `(height * width * C, columns)`; features are filled up
+      with zeros to whole vectors.
+    """
+    library = native.load()
+    lanes, panel = library.jeffnet_vector_floats(), library.jeffnet_panel_floats()
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    matrix = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % lanes)))
+    return np.concatenate([matrix[:, first : first + panel].ravel() for first in range(0, matrix.shape[1], panel)])
+
+
+def pack_bias(bias: np.ndarray) -> np.ndarray:
+    """A bias `(features,)`, filled up with zeros to whole vectors."""
+    return np.pad(bias, (0, -bias.size % native.load().jeffnet_vector_floats()))
+
+
+def dense_conv(
+    images: Array,
+    kernel: Array,
+    bias: Array,
+    kernel_size: tuple[int, int],
+    features: int,
+    window: Window,
+    act: str | None = None,
+    gate: Array | None = None,
+    shortcut: Array | None = None,
+) -> Array:
+    """`act(conv(images * gate) + bias) + shortcut`, over all channels.
+
+    Args:
+      images: `(N, H, W, C)`, float32.
+      kernel: from `pack_kernel`.
+      bias: from `pack_bias`.
+      kernel_size: height and width.
+      features: channels of the outputs.
+      window: of dilation 1.
+      act: one of `ACTS`.
+      gate: `(N, 1, 1, C)`.
+      shortcut: like the outputs.
+
+    Returns:
+      `(N, H', W', features)`, float32.
+    """
+    shape = (images.shape[0], *window.out_size(images.shape[1:3], kernel_size), features)
+    more = [each for each in (gate, shortcut) if each is not None]
+    numbers = (*kernel_size, *window.strides, window.pads[0][0], window.pads[1][0])
+    return jax.ffi.ffi_call("jeffnet_dense", jax.ShapeDtypeStruct(shape, jnp.float32))(
+        images,
+        kernel,
+        bias,
+        *more,
+        window=np.array(numbers, np.int64),
+        act=np.int64(ACTS[act]),
+        gated=gate is not None,
+        shortcut=shortcut is not None,
+    )
+
+
+def depthwise_act(
+    images: Array, kernel: Array, bias: Array, window: Window, act: str | None = None
+) -> tuple[Array, Array]:
+    """`act(depthwise_conv(images, kernel) + bias)`.
+
+    Args:
+      images: `(N, H, W, C)`, float32; at least as many channels as a vector holds.
+      kernel: `(height, width, 1, C)`.
+      bias: `(C,)`.
+      window: how the kernel moves.
+      act: one of `ACTS`.
+
+    Returns:
+      Outputs `(N, H', W', C)`, and their means over each picture `(N, 1, 1, C)`.
+    """
+    size = window.out_size(images.shape[1:3], kernel.shape[:2])
+    batch, channels = images.shape[0], images.shape[3]
+    shapes = [jax.ShapeDtypeStruct((batch, *each, channels), jnp.float32) for each in (size, (1, 1))]
+    numbers = (*window.strides, window.pads[0][0], window.pads[1][0], *window.dilation)
+    outputs, means = jax.ffi.ffi_call("jeffnet_depthwise_act", shapes)(
+        images, kernel, bias, window=np.array(numbers, np.int64), act=np.int64(ACTS[act])
+    )
+    return outputs, means
+
+
+def inverted_residual(
+    x: Array,
+    expand: tuple[Array, Array],
+    depthwise: tuple[Array, Array],
+    window: Window,
+    acts: tuple[str | None, str | None],
+    bands: int,
+    project: tuple[Array, Array] | None = None,
+    features: int = 0,
+    shortcut: Array | None = None,
+) -> tuple[Array, Array]:
+    """A 1x1 convolution to more channels and a depthwise one, without the array between them; or the whole block.
+
+    Args:
+      x: `(N, H, W, C)`, float32.
+      expand: packed kernel and bias of the 1x1 convolution.
+      depthwise: kernel `(size, size, 1, E)` and bias `(E,)`.
+      window: of the depthwise convolution, square, of dilation 1 and a stride not above its size.
+      acts: after the two convolutions.
+      bands: parts into which each picture's rows are cut, to be computed at the same time; each computes the rows at
+        its border anew.
+      project: packed kernel and bias of the last 1x1 convolution.
+      features: its channels.
+      shortcut: added to its outputs.
+
+    Returns:
+      Without `project`, outputs of the depthwise convolution `(N, H', W', E)` and their means `(N, 1, 1, E)`; with it,
+      its outputs `(N, H', W', features)`, and nothing of use.
+    """
+    kernel, bias = depthwise
+    size = window.out_size(x.shape[1:3], kernel.shape[:2])
+    channels = kernel.shape[3] if project is None else features
+    wanted = ((x.shape[0], *size, channels), (x.shape[0], 1, 1, channels) if project is None else (1,))
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in wanted]
+    more = () if project is None else (*project, *(() if shortcut is None else (shortcut,)))
+    numbers = (window.strides[0], window.pads[0][0], window.pads[1][0])
+    outputs, means = jax.ffi.ffi_call("jeffnet_inverted", shapes)(
+        x,
+        *expand,
+        kernel,
+        bias,
+        *more,
+        window=np.array(numbers, np.int64),
+        expand_act=np.int64(ACTS[acts[0]]),
+        act=np.int64(ACTS[acts[1]]),
+        bands=np.int64(bands),
+    )
+    return outputs, means

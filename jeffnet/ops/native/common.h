@@ -1,0 +1,269 @@
+// What the kernels share: vectors of the machine's width, XLA's threads, activations.
+
+#ifndef JEFFNET_COMMON_H_
+#define JEFFNET_COMMON_H_
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace jeffnet {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+template <typename T>
+constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+
+// ---------------------------------------------------------------------------------------------------------- threads
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Threads that help one caller at a time. A network is a hundred short calls in a row: waking a sleeping thread takes
+// longer than many of them, so helpers look out for the next call for a while before they sleep.
+class Team {
+ public:
+  // Of this many helpers; made once and never destroyed, since its threads may outlive everything else.
+  static Team& Get(int64_t helpers) {
+    static Team* team = new Team(helpers);
+    return *team;
+  }
+
+  // Runs `work(0) .. work(tasks - 1)`; false, and nothing is done, where the team is helping another caller.
+  template <typename Work>
+  bool Run(int64_t tasks, const Work& work) {
+    if (!use_.try_lock()) return false;
+    Job job{tasks, &work, [](const void* work, int64_t task) { (*static_cast<const Work*>(work))(task); }};
+    job_.store(&job);
+    generation_.fetch_add(1);
+    if (sleeping_.load()) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_all();
+    }
+    job.Loop();
+    // Who comes in after this finds no job; who is inside already is waited for.
+    job_.store(nullptr);
+    for (int64_t turn = 1; inside_.load(); ++turn) Rest(turn);
+    use_.unlock();
+    return true;
+  }
+
+ private:
+  struct Job {
+    const int64_t tasks;
+    const void* work;
+    void (*call)(const void*, int64_t);
+    std::atomic<int64_t> next{0};
+
+    void Loop() {
+      for (int64_t task; (task = next.fetch_add(1)) < tasks;) call(work, task);
+    }
+  };
+
+  explicit Team(int64_t helpers) {
+    for (int64_t helper = 0; helper < helpers; ++helper) std::thread([this] { Help(); }).detach();
+  }
+
+  static void Rest(int64_t turn) {
+    if (turn % 64) {
+      Pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+
+  void Help() {
+    constexpr int64_t kTurns = 64 * 100;  // some 0.2 ms
+    for (uint64_t seen = 0;;) {
+      for (int64_t turn = 1; turn < kTurns && generation_.load() == seen; ++turn) Rest(turn);
+      if (generation_.load() == seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        sleeping_.fetch_add(1);
+        wake_.wait(lock, [&] { return generation_.load() != seen; });
+        sleeping_.fetch_sub(1);
+      }
+      seen = generation_.load();
+      inside_.fetch_add(1);
+      if (Job* job = job_.load()) job->Loop();
+      inside_.fetch_sub(1);
+    }
+  }
+
+  std::mutex use_, mutex_;
+  std::condition_variable wake_;
+  std::atomic<Job*> job_{nullptr};
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int64_t> inside_{0}, sleeping_{0};
+};
+
+// Runs `work(0) .. work(tasks - 1)` on as many threads as XLA has: on the team's, and where that is busy on XLA's own.
+template <typename Work>
+void Parallel(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
+  const int64_t threads = std::min<int64_t>(pool.num_threads(), tasks);
+  if (threads <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) work(task);
+    return;
+  }
+  if (Team::Get(pool.num_threads() - 1).Run(tasks, work)) return;
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto state = std::make_shared<State>();
+  // The caller takes tasks itself and waits only for tasks that have begun, so it cannot wait for a thread that never
+  // comes. A thread that comes after the last task does not touch `work`, which may be gone.
+  const Work* shared = &work;
+  auto loop = [state, shared, tasks] {
+    for (int64_t task; (task = state->next.fetch_add(1)) < tasks;) {
+      (*shared)(task);
+      state->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  for (int64_t thread = 1; thread < threads; ++thread) pool.Schedule(std::decay_t<decltype(loop)>(loop));
+  loop();
+  while (state->done.load(std::memory_order_acquire) < tasks) std::this_thread::yield();
+}
+
+// ----------------------------------------------------------------------------------------------------------- memory
+
+// XLA allocates what a program computes anew in each run, and gives it back: 4 KiB at a time, the kernel's page faults
+// take half of a training step. Where the kernel is willing ("madvise" in /sys/kernel/mm/transparent_hugepage/enabled),
+// 2 MiB at a time cost a tenth. The first large buffer of a run that comes by shows where the run's memory lies.
+inline void AdviseHugePages(const void* buffer, int64_t bytes, int64_t run) {
+#ifdef __linux__
+  constexpr int64_t kWorthIt = 16 << 20;
+  static std::atomic<int64_t> advised{-1};
+  if (bytes < kWorthIt || advised.exchange(run) == run) return;
+  FILE* maps = std::fopen("/proc/self/maps", "re");
+  if (!maps) return;
+  const uintptr_t place = reinterpret_cast<uintptr_t>(buffer);
+  char line[512];
+  while (std::fgets(line, sizeof(line), maps)) {
+    unsigned long first = 0, last = 0;
+    if (std::sscanf(line, "%lx-%lx", &first, &last) == 2 && first <= place && place < last) {
+      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+      break;
+    }
+  }
+  std::fclose(maps);
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------------ activations
+
+// In the order in which `jeffnet.ops.dense` numbers them.
+enum class Act : int64_t { kNone = 0, kRelu = 1, kRelu6 = 2, kSilu = 3, kHardSwish = 4, kSigmoid = 5, kHardSigmoid = 6 };
+
+// Two products more than the six that a Taylor series needs for float32: n = round(x / ln 2), e^x = 2^n * e^(x - n ln 2).
+template <typename V>
+inline V Exp(V power) {
+  static_assert(sizeof(V) == kVectorBytes);
+  typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+  // Beyond these 2^n is no normal number; e^-87 is as good as 0 in 1 + e^x.
+  const V most = V{} + 88.0f, least = V{} - 87.0f, infinity = V{} + __builtin_inff();
+  V x = power > most ? most : power;
+  x = x < least ? least : x;
+  const V magic = V{} + 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded number in the low bits
+  const V shifted = x * 1.44269504088896341f + magic;
+  const V n = shifted - magic;
+  V r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  V p = V{} + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const Ints exponent = (reinterpret_cast<const Ints&>(shifted) + 127) << 23;
+  return power > most ? infinity : p * reinterpret_cast<const V&>(exponent);
+}
+
+// Comparisons are turned so that NaN stays NaN: what has diverged must show.
+template <typename V>
+inline V Activate(Act act, V x) {
+  const V zero = {}, six = V{} + 6.0f;
+  switch (act) {
+    case Act::kNone:
+      return x;
+    case Act::kRelu:
+      return x < zero ? zero : x;
+    case Act::kRelu6:
+      x = x < zero ? zero : x;
+      return x > six ? six : x;
+    case Act::kSilu:
+      return x / (1.0f + Exp(-x));
+    case Act::kSigmoid:
+      return 1.0f / (1.0f + Exp(-x));
+    case Act::kHardSwish:
+    case Act::kHardSigmoid: {
+      V gate = x + 3.0f;
+      gate = gate < zero ? zero : gate;
+      gate = (gate > six ? six : gate) * (1.0f / 6.0f);
+      return act == Act::kHardSwish ? x * gate : gate;
+    }
+  }
+  return x;
+}
+
+// The derivative of `Activate`.
+template <typename V>
+inline V Slope(Act act, V x) {
+  const V zero = {}, one = V{} + 1.0f;
+  switch (act) {
+    case Act::kNone:
+      return one;
+    case Act::kRelu:
+      return x > zero ? one : zero;
+    case Act::kRelu6:
+      return x > zero ? (x < 6.0f ? one : zero) : zero;
+    case Act::kSilu: {
+      const V gate = 1.0f / (1.0f + Exp(-x));
+      return gate * (1.0f + x * (1.0f - gate));
+    }
+    case Act::kSigmoid: {
+      const V gate = 1.0f / (1.0f + Exp(-x));
+      return gate * (1.0f - gate);
+    }
+    case Act::kHardSwish:
+      return x > -3.0f ? (x < 3.0f ? (2.0f * x + 3.0f) * (1.0f / 6.0f) : one) : zero;
+    case Act::kHardSigmoid:
+      return x > -3.0f ? (x < 3.0f ? one * (1.0f / 6.0f) : zero) : zero;
+  }
+  return one;
+}
+
+}  // namespace jeffnet
+
+#endif  // JEFFNET_COMMON_H_

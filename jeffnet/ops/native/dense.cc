@@ -1,0 +1,292 @@
+// Convolution of all channels, with what follows it in a network that only infers: bias, activation, shortcut.
+//
+// Outputs are rows (pixels) by columns (channels), a matrix product. Weights come packed into panels of columns, so that
+// a panel is read in order; a block of rows and one panel meet in registers. The values under a kernel are one stretch of
+// memory for each kernel row. Where they are not, at the borders, or have to be multiplied by a gate, they are first
+// gathered.
+
+#include "dense.h"
+
+namespace jeffnet {
+namespace {
+
+// Outputs from `row` on by one panel.
+template <int kRows, int kVectors>
+void Block(const Product& p, const Values& a, const float* panel, int64_t row, int64_t column) {
+  Floats sums[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = *reinterpret_cast<const Floats*>(p.bias + column + v * kWidth);
+  for (int64_t stretch = 0; stretch < a.count; ++stretch) {
+    const float* values = a.first + stretch * a.apart;
+    for (int64_t k = 0; k < a.depth; ++k, panel += kVectors * kWidth) {
+      Floats weights[kVectors];
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) weights[v] = *reinterpret_cast<const Floats*>(panel + v * kWidth);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const float value = values[r * a.step + k];
+#pragma GCC unroll 3
+        for (int v = 0; v < kVectors; ++v) sums[r][v] += value * weights[v];
+      }
+    }
+  }
+  const bool whole = p.columns - column >= kVectors * kWidth;
+  float* out = p.out + row * p.columns + column;
+  const float* shortcut = p.shortcut ? p.shortcut + row * p.columns + column : nullptr;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r, out += p.columns, shortcut = shortcut ? shortcut + p.columns : nullptr)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      const Floats value = Activate(p.act, sums[r][v]);
+      if (whole || v + 1 < kVectors) {
+        Floats* to = reinterpret_cast<Floats*>(out + v * kWidth);
+        *to = shortcut ? value + *reinterpret_cast<const Floats*>(shortcut + v * kWidth) : value;
+      } else {
+        for (int64_t lane = 0; v * kWidth + lane < p.columns - column; ++lane)
+          out[v * kWidth + lane] = value[lane] + (shortcut ? shortcut[v * kWidth + lane] : 0.0f);
+      }
+    }
+}
+
+template <int kVectors>
+void Rows(const Product& p, Values a, const float* panel, int64_t row, int64_t rows, int64_t column) {
+  for (; rows >= kBlockRows; rows -= kBlockRows, row += kBlockRows, a.first += kBlockRows * a.step)
+    Block<kBlockRows, kVectors>(p, a, panel, row, column);
+  switch (rows) {
+    case 7: return Block<7, kVectors>(p, a, panel, row, column);
+    case 6: return Block<6, kVectors>(p, a, panel, row, column);
+    case 5: return Block<5, kVectors>(p, a, panel, row, column);
+    case 4: return Block<4, kVectors>(p, a, panel, row, column);
+    case 3: return Block<3, kVectors>(p, a, panel, row, column);
+    case 2: return Block<2, kVectors>(p, a, panel, row, column);
+    case 1: return Block<1, kVectors>(p, a, panel, row, column);
+  }
+}
+
+}  // namespace
+
+void Panels(const Product& p, const Values& a, int64_t first, int64_t last, int64_t row, int64_t rows) {
+  const int64_t vectors = (p.columns + kWidth - 1) / kWidth;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t column = panel * kPanelVectors * kWidth;
+    const float* packed = p.weights + column * p.depth;
+    switch (std::min<int64_t>(kPanelVectors, vectors - panel * kPanelVectors)) {
+      case 1: Rows<1>(p, a, packed, row, rows, column); break;
+      case 2: Rows<2>(p, a, packed, row, rows, column); break;
+      default: Rows<3>(p, a, packed, row, rows, column);
+    }
+  }
+}
+
+namespace {
+
+struct Picture {
+  int64_t height, width, channels, out_height, out_width, kernel_height, kernel_width, stride_y, stride_x, top, left;
+};
+
+// The values under the kernel at each of `rows` outputs from `row` on, times the gate of their picture.
+void Gather(const Picture& g, const float* images, const float* gate, int64_t row, int64_t rows, float* to) {
+  const int64_t run = g.kernel_width * g.channels;
+  for (int64_t each = row; each < row + rows; ++each) {
+    const int64_t picture = each / (g.out_height * g.out_width), place = each % (g.out_height * g.out_width);
+    const int64_t y = place / g.out_width * g.stride_y - g.top, x = place % g.out_width * g.stride_x - g.left;
+    const int64_t first = std::clamp<int64_t>(-x, 0, g.kernel_width), last = std::clamp<int64_t>(g.width - x, first, g.kernel_width);
+    for (int64_t i = 0; i < g.kernel_height; ++i, to += run) {
+      if (y + i < 0 || y + i >= g.height) {
+        std::fill_n(to, run, 0.0f);
+        continue;
+      }
+      const float* from = images + ((picture * g.height + y + i) * g.width + x) * g.channels;
+      std::fill_n(to, first * g.channels, 0.0f);
+      if (gate) {
+        const float* factors = gate + picture * g.channels;
+        for (int64_t j = first; j < last; ++j)
+          for (int64_t c = 0; c < g.channels; ++c) to[j * g.channels + c] = from[j * g.channels + c] * factors[c];
+      } else {
+        std::copy(from + first * g.channels, from + last * g.channels, to + first * g.channels);
+      }
+      std::fill_n(to + last * g.channels, (g.kernel_width - last) * g.channels, 0.0f);
+    }
+  }
+}
+
+ffi::Error Dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> weights,
+                 ffi::Buffer<ffi::F32> bias, ffi::RemainingArgs more, ffi::Result<ffi::Buffer<ffi::F32>> out,
+                 ffi::Span<const int64_t> window, int64_t act, bool gated, bool shortcut) {
+  const auto in_shape = images.dimensions(), out_shape = out->dimensions();
+  if (in_shape.size() != 4 || out_shape.size() != 4 || window.size() != 6 ||
+      more.size() != static_cast<size_t>(gated) + static_cast<size_t>(shortcut))
+    return ffi::Error::InvalidArgument("dense: pictures of four axes and six numbers of the window are needed");
+  const Picture g{in_shape[1], in_shape[2], in_shape[3], out_shape[1], out_shape[2], window[0],
+                  window[1],   window[2],   window[3],   window[4],    window[5]};
+  const float* gate = nullptr;
+  Product p{};
+  if (gated) gate = more.get<ffi::Buffer<ffi::F32>>(0)->typed_data();
+  if (shortcut) p.shortcut = more.get<ffi::Buffer<ffi::F32>>(gated ? 1 : 0)->typed_data();
+  p.depth = g.kernel_height * g.kernel_width * g.channels;
+  p.columns = out_shape[3];
+  p.weights = weights.typed_data();
+  p.bias = bias.typed_data();
+  p.out = out->typed_data();
+  p.act = static_cast<Act>(act);
+  const int64_t vectors = (p.columns + kWidth - 1) / kWidth;
+  if (static_cast<int64_t>(weights.element_count()) != p.depth * vectors * kWidth ||
+      static_cast<int64_t>(bias.element_count()) != vectors * kWidth)
+    return ffi::Error::InvalidArgument("dense: the weights are not packed for this processor");
+
+  const bool padded = g.top || g.left || g.height != g.out_height || g.width != g.out_width;
+  const bool pointwise = g.kernel_height == 1 && g.kernel_width == 1 && g.stride_y == 1 && g.stride_x == 1 && !padded;
+  const int64_t rows = out_shape[0] * g.out_height * g.out_width, panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+  int64_t group = std::max<int64_t>(kBlockRows, kGroupBytes / (4 * p.depth) / kBlockRows * kBlockRows);
+  const int64_t wanted = 4 * pool.num_threads();
+  // Enough tasks for all threads: fewer rows each, but not so few that weights are read anew all the time.
+  while (group > 4 * kBlockRows && (rows + group - 1) / group < wanted) group -= kBlockRows;
+  // Outputs whose kernels lie inside the picture.
+  const int64_t first_x = std::min((g.left + g.stride_x - 1) / g.stride_x, g.out_width);
+  const int64_t last_x = g.width + g.left < g.kernel_width
+                             ? first_x
+                             : std::clamp((g.width + g.left - g.kernel_width) / g.stride_x + 1, first_x, g.out_width);
+  const bool in_place = !gate && !pointwise && last_x - first_x >= kBlockRows / 2;
+  if (in_place) group = std::max<int64_t>(1, group / g.out_width) * g.out_width;  // whole lines
+  const int64_t groups = (rows + group - 1) / group;
+  const int64_t splits = groups >= wanted ? 1 : std::min(panels, (wanted + groups - 1) / groups);
+  Parallel(pool, groups * splits, [&](int64_t task) {
+    const int64_t split = task % splits, row = task / splits * group, count = std::min(group, rows - row);
+    const int64_t first = panels * split / splits, last = panels * (split + 1) / splits;
+    static thread_local std::vector<float> gathered;
+    auto gather = [&](int64_t from, int64_t many) {
+      if (many <= 0) return;
+      if (static_cast<int64_t>(gathered.size()) < many * p.depth) gathered.resize(many * p.depth);
+      Gather(g, images.typed_data(), gate, from, many, gathered.data());
+      Panels(p, {gathered.data(), p.depth, 1, p.depth, 0}, first, last, from, many);
+    };
+    if (pointwise && !gate) {
+      Panels(p, {images.typed_data() + row * p.depth, p.depth, 1, p.depth, 0}, first, last, row, count);
+    } else if (!in_place) {
+      gather(row, count);
+    } else {
+      for (int64_t line = row; line < row + count; line += g.out_width) {
+        const int64_t picture = line / (g.out_height * g.out_width), y = line / g.out_width % g.out_height;
+        const int64_t top = y * g.stride_y - g.top;
+        if (top < 0 || top + g.kernel_height > g.height) {
+          gather(line, g.out_width);
+          continue;
+        }
+        gather(line, first_x);
+        const float* values = images.typed_data() + ((picture * g.height + top) * g.width + first_x * g.stride_x - g.left) * g.channels;
+        Panels(p, {values, g.stride_x * g.channels, g.kernel_height, g.kernel_width * g.channels, g.width * g.channels}, first,
+               last, line + first_x, last_x - first_x);
+        gather(line + last_x, g.out_width - last_x);
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// ------------------------------------------------------------------------------------------------- outer products
+
+// sums[r][v] += a[m][r] * b[m][v] over `many` rows m.
+template <int kRows, int kVectors>
+void Outer(const float* a, int64_t a_step, const float* const* b, int64_t b_step, int64_t many, float* sums, int64_t step) {
+  Floats total[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) total[r][v] = *reinterpret_cast<const Floats*>(sums + r * step + v * kWidth);
+  const float* at[kVectors];
+  for (int v = 0; v < kVectors; ++v) at[v] = b[v];
+  for (int64_t m = 0; m < many; ++m, a += a_step) {
+    Floats values[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) values[v] = *reinterpret_cast<const Floats*>(at[v] + m * b_step);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) total[r][v] += a[r] * values[v];
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Floats*>(sums + r * step + v * kWidth) = total[r][v];
+}
+
+template <int kVectors>
+void OuterRows(int64_t rows, const float* a, int64_t a_step, const float* const* b, int64_t b_step, int64_t many, float* sums,
+               int64_t step) {
+  for (; rows >= 8; rows -= 8, a += 8, sums += 8 * step) Outer<8, kVectors>(a, a_step, b, b_step, many, sums, step);
+  if (rows >= 4) {
+    Outer<4, kVectors>(a, a_step, b, b_step, many, sums, step);
+    rows -= 4, a += 4, sums += 4 * step;
+  }
+  for (; rows > 0; --rows, ++a, sums += step) Outer<1, kVectors>(a, a_step, b, b_step, many, sums, step);
+}
+
+// out (a's columns, b's columns) = a^T b, for matrices of many rows. The last vector of columns may overlap the one before.
+ffi::Error OuterProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ffi::F32> b,
+                        ffi::Result<ffi::Buffer<ffi::F32>> out) {
+  const auto shape = out->dimensions();
+  if (shape.size() != 2 || shape[1] < kWidth) return ffi::Error::InvalidArgument("outer product: too few columns");
+  const int64_t height = shape[0], width = shape[1], many = static_cast<int64_t>(b.element_count()) / width;
+  const int64_t vectors = (width + kWidth - 1) / kWidth, step = vectors * kWidth, threads = pool.num_threads();
+  // Long matrices are shared out by rows, each with sums of its own; short ones by columns of `a`.
+  const int64_t parts = many >= 1024 * threads ? threads : 1, bands = parts > 1 ? 1 : std::min<int64_t>(2 * threads, (height + 7) / 8);
+  std::vector<float> sums(parts * height * step, 0.0f);
+  const int64_t chunk = std::clamp<int64_t>((kGroupBytes / 4) / (height + width), 16, 1024);
+  Parallel(pool, parts * bands, [&](int64_t task) {
+    const int64_t part = task / bands, band = task % bands;
+    const int64_t top = (height + 7) / 8 * band / bands * 8, bottom = std::min(height, (height + 7) / 8 * (band + 1) / bands * 8);
+    const int64_t end = many * (part + 1) / parts;
+    float* own = sums.data() + part * height * step + top * step;
+    for (int64_t row = many * part / parts; row < end; row += chunk) {
+      const int64_t count = std::min(chunk, end - row);
+      const float* from = a.typed_data() + row * height + top;
+      for (int64_t vector = 0; vector < vectors; vector += kPanelVectors) {
+        const float* columns[kPanelVectors];
+        const int64_t these = std::min<int64_t>(kPanelVectors, vectors - vector);
+        for (int64_t v = 0; v < these; ++v)
+          columns[v] = b.typed_data() + row * width + std::min((vector + v) * kWidth, width - kWidth);
+        float* to = own + vector * kWidth;
+        switch (these) {
+          case 1: OuterRows<1>(bottom - top, from, height, columns, width, count, to, step); break;
+          case 2: OuterRows<2>(bottom - top, from, height, columns, width, count, to, step); break;
+          default: OuterRows<3>(bottom - top, from, height, columns, width, count, to, step);
+        }
+      }
+    }
+  });
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t at = 0; at < height * step; ++at) sums[at] += sums[part * height * step + at];
+  for (int64_t row = 0; row < height; ++row)
+    for (int64_t v = 0; v < vectors; ++v)
+      std::copy_n(sums.data() + row * step + v * kWidth, kWidth,
+                  out->typed_data() + row * width + std::min(v * kWidth, width - kWidth));
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace jeffnet
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, jeffnet::Dense,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<xla::ffi::Span<const int64_t>>("window")
+                                  .Attr<int64_t>("act")
+                                  .Attr<bool>("gated")
+                                  .Attr<bool>("shortcut"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, jeffnet::OuterProduct,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
+
+extern "C" int64_t jeffnet_vector_floats() { return jeffnet::kWidth; }
+extern "C" int64_t jeffnet_panel_floats() { return jeffnet::kWidth * jeffnet::kPanelVectors; }

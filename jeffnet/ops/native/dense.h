@@ -1,0 +1,37 @@
+// Rows of a matrix product by panels of packed weights, with bias, activation and shortcut.
+
+#ifndef JEFFNET_DENSE_H_
+#define JEFFNET_DENSE_H_
+
+#include "common.h"
+
+namespace jeffnet {
+
+using Floats = Vector<float>;
+constexpr int64_t kWidth = kLanes<float>;
+constexpr int kPanelVectors = 3;
+constexpr int kBlockRows = 8;
+constexpr int64_t kGroupBytes = 192 << 10;  // gathered or reused rows of one task: they should stay in the second cache
+
+struct Product {
+  int64_t depth, columns;
+  const float* weights;  // packed
+  const float* bias;     // padded to whole vectors
+  const float* shortcut; // like the outputs, or null
+  float* out;
+  Act act;
+};
+
+// Where the values of some outputs are: those of the next output `step` further, and for each output `count` stretches of
+// `depth` values, `apart` from each other.
+struct Values {
+  const float* first;
+  int64_t step, count, depth, apart;
+};
+
+// Some outputs, by panels `first` to `last` - 1.
+void Panels(const Product& p, const Values& a, int64_t first, int64_t last, int64_t row, int64_t rows);
+
+}  // namespace jeffnet
+
+#endif  // JEFFNET_DENSE_H_

@@ -1,0 +1,470 @@
+// Depthwise convolution and its two gradients for pictures (N, H, W, C) and kernels (height, width, 1, C), on CPUs.
+//
+// All three are sums over kernel rows of a convolution along one row of the picture, so one function, `Row::run`, does
+// the work: channels in vectors, a few neighbouring outputs at once to use each loaded value several times.
+
+#include "row.h"
+
+namespace jeffnet {
+
+template <typename T>
+inline void Row<T>::store(T* to, Vector<T> sum) const {
+  if constexpr (sizeof(T) == 4) {
+    if (bias) sum = Activate(act, sum + *reinterpret_cast<const Vector<T>*>(bias));
+  }
+  *reinterpret_cast<Vector<T>*>(to) = sum;
+}
+
+// `kTaps` and `kStride` are 0 where known only at run time.
+template <typename T>
+template <int kTaps, int kStride, int kTile>
+inline void Row<T>::tile(int64_t o) const {
+  const int64_t step = kStride ? kStride : stride;
+  Vector<T> sums[kTile] = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* line = in[row] + (start + o * step) * channels;
+    const T* weights = kernel[row];
+    if constexpr (kTaps > 0) {
+      // Neighbouring outputs share values; each is loaded once.
+      constexpr int kValues = (kTile - 1) * kStride + kTaps;
+      Vector<T> values[kValues];
+#pragma GCC unroll 32
+      for (int at = 0; at < kValues; ++at)
+        values[at] = *reinterpret_cast<const Vector<T>*>(line + at * channels);
+#pragma GCC unroll 16
+      for (int tap = 0; tap < kTaps; ++tap) {
+        const Vector<T> weight = *reinterpret_cast<const Vector<T>*>(weights + tap * kernel_step);
+#pragma GCC unroll 16
+        for (int each = 0; each < kTile; ++each) sums[each] += weight * values[each * kStride + tap];
+      }
+    } else {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const Vector<T> weight = *reinterpret_cast<const Vector<T>*>(weights + tap * kernel_step);
+        for (int each = 0; each < kTile; ++each)
+          sums[each] += weight * *reinterpret_cast<const Vector<T>*>(line + (each * step + tap * dilation) * channels);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int each = 0; each < kTile; ++each)
+    store(out + (o + each) * out_step, sums[each]);
+}
+
+// An output with taps outside the row.
+template <typename T>
+void Row<T>::border(int64_t o) const {
+  Vector<T> sum = {};
+  const int64_t position = start + o * stride;
+  const int64_t first = position < 0 ? (-position + dilation - 1) / dilation : 0;
+  const int64_t last = position >= width ? 0 : std::min(taps, (width - 1 - position) / dilation + 1);
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* line = in[row] + position * channels;
+    for (int64_t tap = first; tap < last; ++tap)
+      sum += *reinterpret_cast<const Vector<T>*>(kernel[row] + tap * kernel_step) *
+             *reinterpret_cast<const Vector<T>*>(line + tap * dilation * channels);
+  }
+  store(out + o * out_step, sum);
+}
+
+template <typename T>
+template <int kTaps, int kStride>
+void Row<T>::run() const {
+  constexpr int kTile = 8;
+  // Outputs first .. last - 1 need no value outside the row.
+  const int64_t reach = (taps - 1) * dilation;
+  int64_t first = start >= 0 ? 0 : (-start + stride - 1) / stride;
+  int64_t last = width - 1 - reach - start < 0 ? 0 : (width - 1 - reach - start) / stride + 1;
+  first = std::min(first, count);
+  last = std::max(first, std::min(last, count));
+  int64_t o = 0;
+  for (; o < first; ++o) border(o);
+  // Pictures of a network are often 7 or 14 wide.
+  if ((last - o) % 7 == 0 && last - o < 28) {
+    for (; o < last; o += 7) tile<kTaps, kStride, 7>(o);
+  }
+  for (; o + kTile <= last; o += kTile) tile<kTaps, kStride, kTile>(o);
+  for (; o + 4 <= last; o += 4) tile<kTaps, kStride, 4>(o);
+  for (; o < last; ++o) tile<kTaps, kStride, 1>(o);
+  for (; o < count; ++o) border(o);
+}
+
+template <typename T>
+void Row<T>::run() const {
+  if (dilation == 1 && sizeof(T) == 4) {
+    switch (taps * 4 + stride) {
+      case 1 * 4 + 1: return run<1, 1>();
+      case 2 * 4 + 1: return run<2, 1>();
+      case 3 * 4 + 1: return run<3, 1>();
+      case 4 * 4 + 1: return run<4, 1>();
+      case 5 * 4 + 1: return run<5, 1>();
+      case 7 * 4 + 1: return run<7, 1>();
+      case 9 * 4 + 1: return run<9, 1>();
+      case 11 * 4 + 1: return run<11, 1>();
+      case 3 * 4 + 2: return run<3, 2>();
+      case 5 * 4 + 2: return run<5, 2>();
+      case 7 * 4 + 2: return run<7, 2>();
+      case 9 * 4 + 2: return run<9, 2>();
+      case 11 * 4 + 2: return run<11, 2>();
+    }
+  }
+  run<0, 0>();
+}
+
+template struct Row<float>;
+template struct Row<double>;
+
+namespace {
+
+struct Geometry {
+  int64_t batch, height, width, channels, out_height, out_width, kernel_height, kernel_width;
+  int64_t stride_y, stride_x, top, left, dilation_y, dilation_x;
+};
+
+int64_t Modulo(int64_t a, int64_t b) { return ((a % b) + b) % b; }
+
+// What follows the convolution in a network that only infers.
+struct After {
+  const float* bias = nullptr;
+  Act act = Act::kNone;
+  float* means = nullptr;  // of the outputs, over each picture
+};
+
+constexpr int64_t kSmallBytes = 32 << 10;
+
+// Small pictures, one vector of channels after the other: it is copied with its padding to a place of its own, so that no
+// output is at a border, and all that is read again comes from the first cache.
+template <typename T>
+void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_t wide, const T* images, const T* kernel,
+                  T* out, const After& after) {
+  const int64_t lanes = kLanes<T>, blocks = (g.channels + lanes - 1) / lanes;
+  // Neighbouring vectors share cache lines of the pages they lie in: a few go to one thread.
+  const int64_t tasks = std::min(g.batch * blocks, 4 * std::max<int64_t>(1, pool.num_threads()) * g.batch);
+  Parallel(pool, tasks, [&](int64_t task) {
+    static thread_local std::vector<T> padded;
+    padded.assign(tall * wide * lanes, T(0));
+    for (int64_t block = g.batch * blocks * task / tasks; block < g.batch * blocks * (task + 1) / tasks; ++block) {
+      const int64_t picture = block / blocks, c = std::min(block % blocks * lanes, g.channels - lanes);
+      for (int64_t y = std::max<int64_t>(0, -g.top); y < std::min(g.height, tall - g.top); ++y)
+        for (int64_t x = std::max<int64_t>(0, -g.left); x < std::min(g.width, wide - g.left); ++x)
+          *reinterpret_cast<Vector<T>*>(padded.data() + ((y + g.top) * wide + x + g.left) * lanes) =
+              *reinterpret_cast<const Vector<T>*>(images + ((picture * g.height + y) * g.width + x) * g.channels + c);
+      Row<T> row;
+      row.out_step = g.channels;
+      row.count = g.out_width;
+      row.rows = g.kernel_height;
+      row.channels = lanes;
+      row.kernel_step = g.channels;
+      row.start = 0;
+      row.stride = g.stride_x;
+      row.dilation = g.dilation_x;
+      row.taps = g.kernel_width;
+      row.width = wide;
+      if constexpr (sizeof(T) == 4) row.bias = after.bias ? after.bias + c : nullptr;
+      row.act = after.act;
+      T* to = out + picture * g.out_height * g.out_width * g.channels + c;
+      for (int64_t y = 0; y < g.out_height; ++y) {
+        row.out = to + y * g.out_width * g.channels;
+        for (int64_t i = 0; i < g.kernel_height; ++i) {
+          row.in[i] = padded.data() + (y * g.stride_y + i * g.dilation_y) * wide * lanes;
+          row.kernel[i] = kernel + i * g.kernel_width * g.channels + c;
+        }
+        row.run();
+      }
+      if constexpr (sizeof(T) == 4) {
+        if (!after.means) continue;
+        Vector<T> sum = {};
+        for (int64_t at = 0; at < g.out_height * g.out_width; ++at)
+          sum += *reinterpret_cast<const Vector<T>*>(to + at * g.channels);
+        *reinterpret_cast<Vector<T>*>(after.means + picture * g.channels + c) = sum / static_cast<T>(g.out_height * g.out_width);
+      }
+    }
+  });
+}
+
+template <typename T>
+void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T* kernel, T* out, const After& after = {}) {
+  const int64_t tall = (g.out_height - 1) * g.stride_y + (g.kernel_height - 1) * g.dilation_y + 1;
+  const int64_t wide = (g.out_width - 1) * g.stride_x + (g.kernel_width - 1) * g.dilation_x + 1;
+  if (tall * wide * kVectorBytes <= kSmallBytes && g.out_height && g.out_width)
+    return ForwardSmall<T>(pool, g, tall, wide, images, kernel, out, after);
+  const int64_t lines = g.batch * g.out_height;
+  // Tasks do not cross pictures where means are wanted: each has sums of its own.
+  const int64_t bands = std::min(g.out_height, (4 * pool.num_threads() + g.batch - 1) / std::max<int64_t>(1, g.batch));
+  const int64_t tasks = g.batch * bands;
+  std::vector<float> sums(after.means ? tasks * g.channels : 0, 0.0f);
+  Parallel(pool, tasks, [&](int64_t task) {
+    const int64_t picture = task / bands, band = task % bands;
+    for (int64_t y = g.out_height * band / bands; y < g.out_height * (band + 1) / bands; ++y) {
+      const int64_t line = picture * g.out_height + y;
+      ForChannels<T>(g.channels, [&](int64_t c) {
+        Row<T> row;
+        row.out = out + line * g.out_width * g.channels + c;
+        row.out_step = g.channels;
+        row.count = g.out_width;
+        row.rows = 0;
+        for (int64_t i = 0; i < g.kernel_height; ++i) {
+          const int64_t from = y * g.stride_y + i * g.dilation_y - g.top;
+          if (from < 0 || from >= g.height) continue;
+          row.in[row.rows] = images + (picture * g.height + from) * g.width * g.channels + c;
+          row.kernel[row.rows++] = kernel + i * g.kernel_width * g.channels + c;
+        }
+        row.channels = g.channels;
+        row.kernel_step = g.channels;
+        row.start = -g.left;
+        row.stride = g.stride_x;
+        row.dilation = g.dilation_x;
+        row.taps = g.kernel_width;
+        row.width = g.width;
+        if constexpr (sizeof(T) == 4) row.bias = after.bias ? after.bias + c : nullptr;
+        row.act = after.act;
+        row.run();
+      });
+      if constexpr (sizeof(T) == 4) {
+        const T* values = out + line * g.out_width * g.channels;
+        for (int64_t at = 0; after.means && at < g.out_width; ++at)
+          for (int64_t c = 0; c < g.channels; ++c) sums[task * g.channels + c] += values[at * g.channels + c];
+      }
+    }
+  });
+  if (!after.means) return;
+  for (int64_t picture = 0; picture < g.batch; ++picture)
+    for (int64_t c = 0; c < g.channels; ++c) {
+      float sum = 0.0f;
+      for (int64_t band = 0; band < bands; ++band) sum += sums[(picture * bands + band) * g.channels + c];
+      after.means[picture * g.channels + c] = sum / static_cast<float>(g.out_height * g.out_width);
+    }
+}
+
+// Columns of one phase (their place modulo the stride) get every stride-th tap: a convolution of stride 1 along the row.
+template <typename T>
+void InputGradient(ffi::ThreadPool& pool, const Geometry& g, const T* gradient, const T* kernel, T* out) {
+  const int64_t lines = g.batch * g.height;
+  const int64_t tasks = std::min<int64_t>(lines, 4 * pool.num_threads());
+  Parallel(pool, tasks, [&](int64_t task) {
+    for (int64_t line = lines * task / tasks; line < lines * (task + 1) / tasks; ++line) {
+      const int64_t picture = line / g.height, y = line % g.height;
+      ForChannels<T>(g.channels, [&](int64_t c) {
+        for (int64_t phase = 0; phase < std::min(g.stride_x, g.width); ++phase) {
+          Row<T> row;
+          // With a stride the dilation is 1 (`Supported`).
+          const int64_t tap = g.stride_x == 1 ? 0 : Modulo(phase + g.left, g.stride_x);
+          row.taps = tap < g.kernel_width ? (g.kernel_width - tap + g.stride_x - 1) / g.stride_x : 0;
+          row.out = out + (line * g.width + phase) * g.channels + c;
+          row.out_step = g.stride_x * g.channels;
+          row.count = (g.width - phase + g.stride_x - 1) / g.stride_x;
+          row.rows = 0;
+          for (int64_t i = 0; row.taps && i < g.kernel_height; ++i) {
+            const int64_t from = y + g.top - i * g.dilation_y;
+            if (from < 0 || from % g.stride_y || from / g.stride_y >= g.out_height) continue;
+            row.in[row.rows] = gradient + (picture * g.out_height + from / g.stride_y) * g.out_width * g.channels + c;
+            const int64_t last = tap + (row.taps - 1) * g.stride_x;
+            row.kernel[row.rows++] = kernel + (i * g.kernel_width + last) * g.channels + c;
+          }
+          row.channels = g.channels;
+          row.kernel_step = -g.stride_x * g.channels;
+          // A column of the picture at tap `tap` lies on output (phase + left - tap) / stride, exactly.
+          row.start = (phase + g.left - tap) / g.stride_x - (row.taps ? row.taps - 1 : 0) * g.dilation_x;
+          row.stride = 1;
+          row.dilation = g.dilation_x;
+          row.width = g.out_width;
+          if (row.taps == 0) row.taps = 1;  // no rows: zeros
+          row.run();
+        }
+      });
+    }
+  });
+}
+
+// sums[row][tap] += in[row][o * stride + tap] * gradient[o], over outputs of one row.
+template <typename T, int kRows, int kTaps>
+void Products(const T* const* in, int64_t stride, int64_t channels, const T* gradient, int64_t count, T* sums,
+              const int64_t* sum_rows, int64_t lane_step) {
+  Vector<T> total[kRows][kTaps];
+#pragma GCC unroll 4
+  for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 16
+    for (int tap = 0; tap < kTaps; ++tap)
+      total[row][tap] = *reinterpret_cast<Vector<T>*>(sums + (sum_rows[row] * kTaps + tap) * lane_step);
+  for (int64_t o = 0; o < count; ++o) {
+    const Vector<T> value = *reinterpret_cast<const Vector<T>*>(gradient + o * channels);
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 16
+      for (int tap = 0; tap < kTaps; ++tap)
+        total[row][tap] += value * *reinterpret_cast<const Vector<T>*>(in[row] + (o * stride + tap) * channels);
+  }
+#pragma GCC unroll 4
+  for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 16
+    for (int tap = 0; tap < kTaps; ++tap)
+      *reinterpret_cast<Vector<T>*>(sums + (sum_rows[row] * kTaps + tap) * lane_step) = total[row][tap];
+}
+
+template <typename T, int kTaps>
+void ProductsOfRows(const T* const* in, int64_t rows, int64_t stride, int64_t channels, const T* gradient, int64_t count,
+                    T* sums, const int64_t* sum_rows, int64_t lane_step) {
+  constexpr int kRows = kTaps <= 3 ? 3 : kTaps <= 9 ? 2 : 1;
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows)
+    Products<T, kRows, kTaps>(in + row, stride, channels, gradient, count, sums, sum_rows + row, lane_step);
+  for (; row < rows; ++row)
+    Products<T, 1, kTaps>(in + row, stride, channels, gradient, count, sums, sum_rows + row, lane_step);
+}
+
+template <typename T>
+void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T* gradient, T* out) {
+  const int64_t lanes = kLanes<T>, blocks = (g.channels + lanes - 1) / lanes;
+  const int64_t taps = g.kernel_height * g.kernel_width, size = taps * blocks * lanes;
+  const int64_t lines = g.batch * g.out_height;
+  const int64_t tasks = std::clamp<int64_t>(pool.num_threads(), 1, std::max<int64_t>(lines, 1));
+  std::vector<T> sums(tasks * size, T(0));
+  const int64_t reach = (g.kernel_width - 1) * g.dilation_x;
+  int64_t first = std::min((g.left + g.stride_x - 1) / g.stride_x, g.out_width);
+  int64_t last = g.width - 1 - reach + g.left < 0 ? 0 : (g.width - 1 - reach + g.left) / g.stride_x + 1;
+  last = std::max(first, std::min(last, g.out_width));
+  Parallel(pool, tasks, [&](int64_t task) {
+    for (int64_t line = lines * task / tasks; line < lines * (task + 1) / tasks; ++line) {
+      const int64_t picture = line / g.out_height, y = line % g.out_height;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t c = std::min(block * lanes, g.channels - lanes);
+        // Sums of one block lie together: they are read and written once a row.
+        T* own = sums.data() + task * size + block * taps * lanes;
+        const T* value = gradient + line * g.out_width * g.channels + c;
+        const T* in[kMostRows];
+        int64_t sum_rows[kMostRows], rows = 0;
+        for (int64_t i = 0; i < g.kernel_height; ++i) {
+          const int64_t from = y * g.stride_y + i * g.dilation_y - g.top;
+          if (from < 0 || from >= g.height) continue;
+          in[rows] = images + (picture * g.height + from) * g.width * g.channels + c;
+          sum_rows[rows++] = i;
+        }
+        auto plain = [&](int64_t from, int64_t to) {
+          for (int64_t row = 0; row < rows; ++row)
+            for (int64_t tap = 0; tap < g.kernel_width; ++tap) {
+              Vector<T>* sum = reinterpret_cast<Vector<T>*>(own + (sum_rows[row] * g.kernel_width + tap) * lanes);
+              Vector<T> total = *sum;
+              for (int64_t o = from; o < to; ++o) {
+                const int64_t at = o * g.stride_x + tap * g.dilation_x - g.left;
+                if (at >= 0 && at < g.width)
+                  total += *reinterpret_cast<const Vector<T>*>(value + o * g.channels) *
+                           *reinterpret_cast<const Vector<T>*>(in[row] + at * g.channels);
+              }
+              *sum = total;
+            }
+        };
+        if (g.dilation_x != 1 || sizeof(T) != 4) {
+          plain(0, g.out_width);
+          continue;
+        }
+        plain(0, first);
+        plain(last, g.out_width);
+        const T* inner[kMostRows];
+        for (int64_t row = 0; row < rows; ++row) inner[row] = in[row] + (first * g.stride_x - g.left) * g.channels;
+        const T* inner_value = value + first * g.channels;
+        const int64_t count = last - first;
+        auto products = [&](auto function) {
+          function(inner, rows, g.stride_x, g.channels, inner_value, count, own, sum_rows, lanes);
+        };
+        switch (g.kernel_width) {
+          case 3: products(ProductsOfRows<T, 3>); break;
+          case 5: products(ProductsOfRows<T, 5>); break;
+          case 7: products(ProductsOfRows<T, 7>); break;
+          case 9: products(ProductsOfRows<T, 9>); break;
+          case 11: products(ProductsOfRows<T, 11>); break;
+          default: plain(first, last);
+        }
+      }
+    }
+  });
+  for (int64_t task = 1; task < tasks; ++task)
+    for (int64_t at = 0; at < size; ++at) sums[at] += sums[task * size + at];
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t c = std::min(block * lanes, g.channels - lanes);
+    for (int64_t tap = 0; tap < taps; ++tap)
+      std::memcpy(out + tap * g.channels + c, sums.data() + (block * taps + tap) * lanes, lanes * sizeof(T));
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------- interface
+
+// The picture's and the outputs' shapes come from whichever buffers have them.
+ffi::ErrorOr<Geometry> MakeGeometry(ffi::AnyBuffer::Dimensions images, ffi::AnyBuffer::Dimensions outputs,
+                                    ffi::AnyBuffer::Dimensions kernel, ffi::Span<const int64_t> window) {
+  if (images.size() != 4 || outputs.size() != 4 || kernel.size() != 4 || window.size() != 6)
+    return ffi::Unexpected(ffi::Error::InvalidArgument("depthwise: four axes and six numbers of the window are needed"));
+  Geometry g{images[0], images[1], images[2], images[3], outputs[1], outputs[2], kernel[0],
+             kernel[1], window[0], window[1], window[2], window[3], window[4], window[5]};
+  return g;
+}
+
+enum class Kind { kForward, kInputGradient, kKernelGradient };
+
+template <typename T>
+void Compute(Kind kind, ffi::ThreadPool& pool, const Geometry& g, const void* a, const void* b, void* out) {
+  const T *first = static_cast<const T*>(a), *second = static_cast<const T*>(b);
+  T* result = static_cast<T*>(out);
+  if (kind == Kind::kForward) Forward<T>(pool, g, first, second, result);
+  if (kind == Kind::kInputGradient) InputGradient<T>(pool, g, first, second, result);
+  if (kind == Kind::kKernelGradient) KernelGradient<T>(pool, g, first, second, result);
+}
+
+template <Kind kind>
+ffi::Error Call(ffi::ThreadPool pool, ffi::RunId run, ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> out,
+                ffi::Span<const int64_t> window) {
+  auto geometry = kind == Kind::kForward         ? MakeGeometry(a.dimensions(), out->dimensions(), b.dimensions(), window)
+                  : kind == Kind::kInputGradient ? MakeGeometry(out->dimensions(), a.dimensions(), b.dimensions(), window)
+                                                 : MakeGeometry(a.dimensions(), b.dimensions(), out->dimensions(), window);
+  if (!geometry) return geometry.error();
+  if (kind == Kind::kForward) AdviseHugePages(out->untyped_data(), out->size_bytes(), run.run_id);
+  switch (a.element_type()) {
+    case ffi::F32:
+      Compute<float>(kind, pool, *geometry, a.untyped_data(), b.untyped_data(), out->untyped_data());
+      return ffi::Error::Success();
+    case ffi::F64:
+      Compute<double>(kind, pool, *geometry, a.untyped_data(), b.untyped_data(), out->untyped_data());
+      return ffi::Error::Success();
+    default:
+      return ffi::Error::InvalidArgument("depthwise: float32 or float64");
+  }
+}
+
+ffi::Error ForwardAct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> kernel,
+                      ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::Buffer<ffi::F32>> out,
+                      ffi::Result<ffi::Buffer<ffi::F32>> means, ffi::Span<const int64_t> window, int64_t act) {
+  auto geometry = MakeGeometry(images.dimensions(), out->dimensions(), kernel.dimensions(), window);
+  if (!geometry) return geometry.error();
+  Forward<float>(pool, *geometry, images.typed_data(), kernel.typed_data(), out->typed_data(),
+                 {bias.typed_data(), static_cast<Act>(act), means->typed_data()});
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace jeffnet
+
+#define JEFFNET_HANDLER(name, kind)                          \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, jeffnet::Call<kind>,            \
+                                xla::ffi::Ffi::Bind()             \
+                                    .Ctx<xla::ffi::ThreadPool>()  \
+                                    .Ctx<xla::ffi::RunId>()  \
+                                    .Arg<xla::ffi::AnyBuffer>()   \
+                                    .Arg<xla::ffi::AnyBuffer>()   \
+                                    .Ret<xla::ffi::AnyBuffer>()   \
+                                    .Attr<xla::ffi::Span<const int64_t>>("window"))
+
+JEFFNET_HANDLER(jeffnet_depthwise, jeffnet::Kind::kForward);
+JEFFNET_HANDLER(jeffnet_depthwise_input_gradient, jeffnet::Kind::kInputGradient);
+JEFFNET_HANDLER(jeffnet_depthwise_kernel_gradient, jeffnet::Kind::kKernelGradient);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_depthwise_act, jeffnet::ForwardAct,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<xla::ffi::Span<const int64_t>>("window")
+                                  .Attr<int64_t>("act"));
+
+// How many channels the kernels need at least.
+extern "C" int64_t jeffnet_least_channels(int64_t bytes) { return jeffnet::kVectorBytes / bytes; }

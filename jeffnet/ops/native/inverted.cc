@@ -1,0 +1,133 @@
+// The first half of an inverted residual (a 1x1 convolution to more channels, then a depthwise one), or the whole of it, row
+// by row: the widened picture, the largest array of a network, exists only as the few rows under the depthwise kernel,
+// which stay in the second cache.
+
+#include "dense.h"
+#include "row.h"
+
+namespace jeffnet {
+namespace {
+
+using F32 = ffi::Buffer<ffi::F32>;
+
+// `more` holds, where the block is whole, weights and bias of the last 1x1 convolution, and its shortcut, if any. Otherwise
+// the outputs are those of the depthwise convolution, and `means` of them over each picture.
+ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F32 kernel, F32 bias, ffi::RemainingArgs more,
+                    ffi::Result<F32> out, ffi::Result<F32> means, ffi::Span<const int64_t> window, int64_t expand_act,
+                    int64_t act, int64_t bands) {
+  const auto shape = x.dimensions(), kernel_shape = kernel.dimensions(), out_shape = out->dimensions();
+  if (shape.size() != 4 || kernel_shape.size() != 4 || out_shape.size() != 4 || window.size() != 3 ||
+      kernel_shape[0] > kMostRows || kernel_shape[3] < kWidth || window[0] > kernel_shape[0])
+    return ffi::Error::InvalidArgument("inverted residual: unfit shapes");
+  const int64_t height = shape[1], width = shape[2], depth = shape[3], channels = kernel_shape[3];
+  const int64_t taps = kernel_shape[0], stride = window[0], top = window[1], left = window[2];
+  const int64_t out_height = out_shape[1], out_width = out_shape[2];
+  const bool whole = more.size() > 0;
+  Product widen{}, narrow{};
+  widen.depth = depth;
+  widen.columns = channels;
+  widen.weights = expand.typed_data();
+  widen.bias = expand_bias.typed_data();
+  widen.act = static_cast<Act>(expand_act);
+  const int64_t panels = (channels + kPanelVectors * kWidth - 1) / (kPanelVectors * kWidth);
+  int64_t narrow_panels = 0;
+  if (whole) {
+    narrow.depth = channels;
+    narrow.columns = out_shape[3];
+    narrow.weights = more.get<F32>(0)->typed_data();
+    narrow.bias = more.get<F32>(1)->typed_data();
+    narrow.shortcut = more.size() > 2 ? more.get<F32>(2)->typed_data() : nullptr;
+    narrow.out = out->typed_data();
+    narrow_panels = (narrow.columns + kPanelVectors * kWidth - 1) / (kPanelVectors * kWidth);
+  }
+  const int64_t tasks = shape[0] * bands;
+  std::vector<float> sums(whole ? 0 : tasks * channels, 0.0f);
+  Parallel(pool, tasks, [&](int64_t task) {
+    const int64_t picture = task / bands, band = task % bands;
+    static thread_local std::vector<float> ring, line;
+    // Rows in the ring have their padding with them, so that no output is at a border.
+    const int64_t wide = std::max((out_width - 1) * stride + taps, left + width), right = wide - left - width;
+    if (static_cast<int64_t>(ring.size()) < taps * wide * channels) ring.resize(taps * wide * channels);
+    for (int64_t slot = 0; slot < taps; ++slot) {
+      float* from = ring.data() + slot * wide * channels;
+      std::fill_n(from, left * channels, 0.0f);
+      std::fill_n(from + (left + width) * channels, right * channels, 0.0f);
+    }
+    if (whole && static_cast<int64_t>(line.size()) < out_width * channels) line.resize(out_width * channels);
+    const int64_t end = out_height * (band + 1) / bands;
+    int64_t next = std::max<int64_t>(0, out_height * band / bands * stride - top);  // the first row not yet widened
+    for (int64_t y = out_height * band / bands; y < end; ++y) {
+      const int64_t first = y * stride - top, last = std::min(height, first + taps);
+      next = std::max(next, std::max<int64_t>(0, first));
+      while (next < last) {
+        Product line = widen;
+        line.out = ring.data() + (next % taps * wide + left) * channels;
+        Panels(line, {x.typed_data() + (picture * height + next) * width * depth, depth, 1, depth, 0}, 0, panels, 0, width);
+        ++next;
+      }
+      float* to = whole ? line.data() : out->typed_data() + (picture * out_height + y) * out_width * channels;
+      ForChannels<float>(channels, [&](int64_t c) {
+        Row<float> row;
+        row.out = to + c;
+        row.out_step = channels;
+        row.count = out_width;
+        row.rows = 0;
+        for (int64_t i = 0; i < taps; ++i) {
+          const int64_t from = first + i;
+          if (from < 0 || from >= height) continue;
+          row.in[row.rows] = ring.data() + from % taps * wide * channels + c;
+          row.kernel[row.rows++] = kernel.typed_data() + i * taps * channels + c;
+        }
+        row.channels = channels;
+        row.kernel_step = channels;
+        row.start = 0;
+        row.stride = stride;
+        row.dilation = 1;
+        row.taps = taps;
+        row.width = wide;
+        row.bias = bias.typed_data() + c;
+        row.act = static_cast<Act>(act);
+        row.run();
+      });
+      if (whole) {
+        Panels(narrow, {line.data(), channels, 1, channels, 0}, 0, narrow_panels, (picture * out_height + y) * out_width, out_width);
+      } else {
+        float* own = sums.data() + task * channels;
+        for (int64_t at = 0; at < out_width; ++at)
+          for (int64_t c = 0; c < channels; ++c) own[c] += to[at * channels + c];
+      }
+    }
+  });
+  float* mean = means->typed_data();
+  if (whole) {
+    mean[0] = 0.0f;
+    return ffi::Error::Success();
+  }
+  const float share = 1.0f / static_cast<float>(out_height * out_width);
+  for (int64_t picture = 0; picture < shape[0]; ++picture)
+    for (int64_t c = 0; c < channels; ++c) {
+      float sum = 0.0f;
+      for (int64_t band = 0; band < bands; ++band) sum += sums[(picture * bands + band) * channels + c];
+      mean[picture * channels + c] = sum * share;
+    }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace jeffnet
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_inverted, jeffnet::Inverted,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<xla::ffi::Span<const int64_t>>("window")
+                                  .Attr<int64_t>("expand_act")
+                                  .Attr<int64_t>("act")
+                                  .Attr<int64_t>("bands"));

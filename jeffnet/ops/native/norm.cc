@@ -1,0 +1,227 @@
+// BatchNorm in training, with the activation after it, for a matrix of rows (pixels) by columns (channels), on CPUs.
+//
+// Each pass reads rows in order, all channels of a row together; what is known of each channel lies in the first cache.
+
+#include "common.h"
+
+namespace jeffnet {
+namespace {
+
+using Floats = Vector<float>;
+constexpr int64_t kWidth = kLanes<float>;
+constexpr int64_t kChunkBytes = 64 << 10;  // rows that are read twice: the second time from a cache
+
+inline Floats Load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
+inline void Store(float* to, Floats value) { *reinterpret_cast<Floats*>(to) = value; }
+
+// Calls `block(channel, place)` for whole vectors of channels; the last may overlap the one before, but has a place of
+// its own in sums.
+template <typename F>
+inline void ForBlocks(int64_t channels, const F& block) {
+  for (int64_t place = 0; place < channels; place += kWidth) block(std::min(place, channels - kWidth), place);
+}
+
+int64_t Padded(int64_t channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
+
+int64_t Tasks(ffi::ThreadPool& pool, int64_t rows) {
+  return std::clamp<int64_t>(rows / 64, 1, 4 * std::max<int64_t>(1, pool.num_threads()));
+}
+
+// Mean and sum of squared deviations of some rows, which can be merged with those of others (Chan, Golub and LeVeque,
+// "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
+struct Moments {
+  int64_t count = 0;
+  std::vector<float> mean, squares;
+};
+
+void Merge(Moments& into, const Moments& more) {
+  if (!more.count) return;
+  const float count = static_cast<float>(into.count + more.count), share = static_cast<float>(more.count) / count;
+  const float weight = static_cast<float>(into.count) * share;
+  for (size_t c = 0; c < into.mean.size(); ++c) {
+    const float apart = more.mean[c] - into.mean[c];
+    into.mean[c] += apart * share;
+    into.squares[c] += more.squares[c] + apart * apart * weight;
+  }
+  into.count += more.count;
+}
+
+ffi::Error Statistics(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::F32>> mean,
+                      ffi::Result<ffi::Buffer<ffi::F32>> var) {
+  const int64_t channels = mean->element_count(), rows = x.element_count() / channels, padded = Padded(channels);
+  if (channels < kWidth) return ffi::Error::InvalidArgument("statistics: too few channels");
+  const int64_t tasks = Tasks(pool, rows), chunk = std::max<int64_t>(1, kChunkBytes / (4 * channels));
+  std::vector<Moments> moments(tasks);
+  Parallel(pool, tasks, [&](int64_t task) {
+    Moments own{0, std::vector<float>(padded, 0.0f), std::vector<float>(padded, 0.0f)}, part = own;
+    const int64_t end = rows * (task + 1) / tasks;
+    for (int64_t first = rows * task / tasks; first < end; first += chunk) {
+      part.count = std::min(chunk, end - first);
+      const float* from = x.typed_data() + first * channels;
+      ForBlocks(channels, [&](int64_t c, int64_t place) {
+        Floats sum = {}, rest = {}, squares = {};
+        const float count = static_cast<float>(part.count);
+        for (int64_t row = 0; row < part.count; ++row) sum += Load(from + row * channels + c);
+        const Floats middle = sum / count;
+        for (int64_t row = 0; row < part.count; ++row) {
+          const Floats apart = Load(from + row * channels + c) - middle;
+          rest += apart;
+          squares += apart * apart;
+        }
+        // The sum was rounded: what is left of the deviations corrects mean and squares.
+        Store(part.mean.data() + place, middle + rest / count);
+        Store(part.squares.data() + place, squares - rest * rest / count);
+      });
+      Merge(own, part);
+    }
+    moments[task] = std::move(own);
+  });
+  for (int64_t task = 1; task < tasks; ++task) Merge(moments[0], moments[task]);
+  ForBlocks(channels, [&](int64_t c, int64_t place) {
+    Store(mean->typed_data() + c, Load(moments[0].mean.data() + place));
+    Store(var->typed_data() + c, Load(moments[0].squares.data() + place) / static_cast<float>(rows));
+  });
+  return ffi::Error::Success();
+}
+
+template <Act kAct>
+void NormalizeRows(int64_t first, int64_t last, int64_t channels, const float* x, const float* mean, const float* factor,
+                   const float* bias, float* out) {
+  for (int64_t row = first; row < last; ++row)
+    ForBlocks(channels, [&](int64_t c, int64_t) {
+      const Floats value = (Load(x + row * channels + c) - Load(mean + c)) * Load(factor + c) + Load(bias + c);
+      Store(out + row * channels + c, Activate(kAct, value));
+    });
+}
+
+// Two sums per channel: of the gradient before the activation, and of that times the deviation from the mean.
+template <Act kAct>
+void SumRows(int64_t first, int64_t last, int64_t channels, const float* x, const float* mean, const float* factor,
+             const float* bias, const float* gradient, float* sums, float* products) {
+  for (int64_t row = first; row < last; ++row)
+    ForBlocks(channels, [&](int64_t c, int64_t place) {
+      const Floats apart = Load(x + row * channels + c) - Load(mean + c);
+      const Floats slope = Slope(kAct, apart * Load(factor + c) + Load(bias + c));
+      const Floats inner = Load(gradient + row * channels + c) * slope;
+      Store(sums + place, Load(sums + place) + inner);
+      Store(products + place, Load(products + place) + inner * apart);
+    });
+}
+
+// gradient * slope * factor + apart * by_apart + constant
+template <Act kAct>
+void GradientRows(int64_t first, int64_t last, int64_t channels, const float* x, const float* mean, const float* factor,
+                  const float* bias, const float* gradient, const float* by_apart, const float* constant, float* out) {
+  for (int64_t row = first; row < last; ++row)
+    ForBlocks(channels, [&](int64_t c, int64_t) {
+      const Floats apart = Load(x + row * channels + c) - Load(mean + c);
+      const Floats slope = Slope(kAct, apart * Load(factor + c) + Load(bias + c));
+      const Floats inner = Load(gradient + row * channels + c) * slope;
+      Store(out + row * channels + c, inner * Load(factor + c) + apart * Load(by_apart + c) + Load(constant + c));
+    });
+}
+
+// Calls `function.template operator()<act>()` for the activation of this number.
+template <typename F>
+void WithAct(Act act, const F& function) {
+  switch (act) {
+    case Act::kNone: return function(std::integral_constant<Act, Act::kNone>{});
+    case Act::kRelu: return function(std::integral_constant<Act, Act::kRelu>{});
+    case Act::kRelu6: return function(std::integral_constant<Act, Act::kRelu6>{});
+    case Act::kSilu: return function(std::integral_constant<Act, Act::kSilu>{});
+    case Act::kHardSwish: return function(std::integral_constant<Act, Act::kHardSwish>{});
+    case Act::kSigmoid: return function(std::integral_constant<Act, Act::kSigmoid>{});
+    case Act::kHardSigmoid: return function(std::integral_constant<Act, Act::kHardSigmoid>{});
+  }
+}
+
+using F32 = ffi::Buffer<ffi::F32>;
+
+ffi::Error Normalize(ffi::ThreadPool pool, ffi::RunId run, F32 x, F32 mean, F32 factor, F32 bias, ffi::Result<F32> out, int64_t act) {
+  const int64_t channels = mean.element_count(), rows = x.element_count() / channels, tasks = Tasks(pool, rows);
+  if (channels < kWidth) return ffi::Error::InvalidArgument("normalize: too few channels");
+  AdviseHugePages(out->typed_data(), 4 * rows * channels, run.run_id);
+  Parallel(pool, tasks, [&](int64_t task) {
+    WithAct(static_cast<Act>(act), [&](auto kind) {
+      NormalizeRows<decltype(kind)::value>(rows * task / tasks, rows * (task + 1) / tasks, channels, x.typed_data(),
+                                           mean.typed_data(), factor.typed_data(), bias.typed_data(), out->typed_data());
+    });
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Sums(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias, F32 gradient, ffi::Result<F32> sums,
+                ffi::Result<F32> products, int64_t act) {
+  const int64_t channels = mean.element_count(), rows = x.element_count() / channels, tasks = Tasks(pool, rows);
+  if (channels < kWidth) return ffi::Error::InvalidArgument("sums: too few channels");
+  const int64_t padded = Padded(channels);
+  std::vector<float> parts(2 * padded * tasks, 0.0f);
+  Parallel(pool, tasks, [&](int64_t task) {
+    float* own = parts.data() + 2 * padded * task;
+    WithAct(static_cast<Act>(act), [&](auto kind) {
+      SumRows<decltype(kind)::value>(rows * task / tasks, rows * (task + 1) / tasks, channels, x.typed_data(),
+                                     mean.typed_data(), factor.typed_data(), bias.typed_data(), gradient.typed_data(), own,
+                                     own + padded);
+    });
+  });
+  for (int64_t task = 1; task < tasks; ++task)
+    for (int64_t at = 0; at < 2 * padded; ++at) parts[at] += parts[2 * padded * task + at];
+  ForBlocks(channels, [&](int64_t c, int64_t place) {
+    Store(sums->typed_data() + c, Load(parts.data() + place));
+    Store(products->typed_data() + c, Load(parts.data() + padded + place));
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Gradient(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias, F32 gradient, F32 by_apart, F32 constant,
+                    ffi::Result<F32> out, int64_t act) {
+  const int64_t channels = mean.element_count(), rows = x.element_count() / channels, tasks = Tasks(pool, rows);
+  if (channels < kWidth) return ffi::Error::InvalidArgument("gradient: too few channels");
+  Parallel(pool, tasks, [&](int64_t task) {
+    WithAct(static_cast<Act>(act), [&](auto kind) {
+      GradientRows<decltype(kind)::value>(rows * task / tasks, rows * (task + 1) / tasks, channels, x.typed_data(),
+                                          mean.typed_data(), factor.typed_data(), bias.typed_data(), gradient.typed_data(),
+                                          by_apart.typed_data(), constant.typed_data(), out->typed_data());
+    });
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace jeffnet
+
+#define JEFFNET_ARGS xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>()
+#define JEFFNET_F32 xla::ffi::Buffer<xla::ffi::F32>
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_statistics, jeffnet::Statistics,
+                              JEFFNET_ARGS.Arg<JEFFNET_F32>().Ret<JEFFNET_F32>().Ret<JEFFNET_F32>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize, jeffnet::Normalize,
+                              JEFFNET_ARGS.Ctx<xla::ffi::RunId>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Ret<JEFFNET_F32>()
+                                  .Attr<int64_t>("act"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_sums, jeffnet::Sums,
+                              JEFFNET_ARGS.Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Ret<JEFFNET_F32>()
+                                  .Ret<JEFFNET_F32>()
+                                  .Attr<int64_t>("act"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_gradient, jeffnet::Gradient,
+                              JEFFNET_ARGS.Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Arg<JEFFNET_F32>()
+                                  .Ret<JEFFNET_F32>()
+                                  .Attr<int64_t>("act"));

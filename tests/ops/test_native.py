@@ -1,0 +1,181 @@
+"""The C++ kernels are compiled once a machine; what stands in the way is said, and nothing half done is left behind."""
+
+import importlib.util
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jeffnet.ops import native
+
+# Takes the place of the compiler: it answers after a while, with what it finds beside itself, in two pieces.
+COMPILER = """#!/bin/sh
+folder=$(dirname "$0")
+if [ "$1" = --version ]; then cat "$folder/version"; exit; fi
+echo "$@" >> "$folder/calls"
+while [ "$1" != -o ]; do shift; done
+head -c 4 "$folder/library" > "$2"
+sleep 0.1
+tail -c +5 "$folder/library" >> "$2"
+"""
+
+
+class Compiler:
+    """A script under the name that `CXX` gives; `calls` are those that made a library."""
+
+    def __init__(self, folder, monkeypatch, script=COMPILER):
+        self.folder = folder
+        folder.mkdir()
+        (folder / "version").write_text("made up 1.0\n")
+        (folder / "library").write_bytes(b"no library, but there whole")
+        self.program = folder / "compiler"
+        self.program.write_text(script)
+        self.program.chmod(self.program.stat().st_mode | stat.S_IEXEC)
+        monkeypatch.setenv("CXX", str(self.program))
+
+    @property
+    def calls(self):
+        path = self.folder / "calls"
+        return [line for line in path.read_text().splitlines() if "-shared" in line] if path.exists() else []
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "native"
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch, cache):
+    return Compiler(tmp_path / "compiler", monkeypatch)
+
+
+@pytest.fixture
+def fresh(cache):
+    return copy_of(native.__file__)
+
+
+def copy_of(file):
+    """The module anew: what it knows already it does not look for again."""
+    spec = importlib.util.spec_from_file_location("native_of_the_tests", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def refusal(module, caplog):
+    """Why the kernels cannot be loaded, as the error says it; the log says the same, once."""
+    with caplog.at_level(logging.INFO, "jeffnet"):
+        for _ in range(2):
+            assert not module.available()
+            with pytest.raises(module.NativeUnavailableError) as raised:
+                module.load()
+    reason = str(raised.value)
+    assert reason == module.failure() and len(reason.splitlines()) == 1
+    assert [reason in record.getMessage() for record in caplog.records].count(True) == 1
+    return reason
+
+
+def test_without_a_compiler_the_reason_is_said_once(fresh, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no C++ compiler was found (c++, g++, clang++)" in refusal(fresh, caplog)
+
+
+def test_a_compiler_that_is_not_there_is_named(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "CXX=no-such-compiler" in refusal(fresh, caplog)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [("echo unknown option >&2; exit 1", "unknown option"), ("exit 3", "exit status 3")]
+)
+def test_a_compiler_that_fails_is_quoted(answer, said, fresh, monkeypatch, tmp_path, cache, caplog):
+    script = f'#!/bin/sh\nif [ "$1" != --version ]; then {answer}; fi\n'
+    compiler = Compiler(tmp_path / "compiler", monkeypatch, script)
+    reason = refusal(fresh, caplog)
+    assert str(compiler.program) in reason and said in reason
+    assert list(cache.iterdir()) == []
+
+
+def test_a_library_that_cannot_be_loaded_is_named(fresh, compiler, cache, caplog):
+    reason = refusal(fresh, caplog)
+    (library,) = cache.iterdir()
+    assert str(library) in reason and "cannot be loaded" in reason
+
+
+def test_a_user_without_a_home_is_a_reason(fresh, compiler, monkeypatch, caplog):
+    monkeypatch.delenv("JEFFNET_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(fresh.Path, "expanduser", homeless)
+    assert "home directory" in refusal(fresh, caplog)
+
+
+def test_what_was_compiled_is_used_again(compiler, cache):
+    library = native._built()
+    assert library.parent == cache and library.read_bytes() == (compiler.folder / "library").read_bytes()
+    changed = library.stat().st_mtime_ns
+    assert native._built() == library and library.stat().st_mtime_ns == changed
+    assert len(compiler.calls) == 1 and list(cache.iterdir()) == [library]
+
+
+def test_all_that_it_depends_on_makes_another_library(compiler, cache, monkeypatch):
+    built = {native._built()}
+    (compiler.folder / "version").write_text("made up 1.1\n")
+    built.add(native._built())
+    monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, "-funroll-loops"))
+    built.add(native._built())
+    monkeypatch.setattr(native, "fingerprint", lambda: "another processor")
+    built.add(native._built())
+    assert len(built) == len(compiler.calls) == 4
+    assert "-funroll-loops" not in compiler.calls[1] and "-funroll-loops" in compiler.calls[2]
+
+
+def test_every_source_makes_another_library(compiler, cache, tmp_path):
+    folder = tmp_path / "sources"
+    shutil.copytree(Path(native.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    built = {copy_of(native.__file__)._built()}
+    assert {copy_of(folder / "__init__.py")._built()} == built
+    sources = [path for path in sorted(folder.iterdir()) if path.suffix in (".cc", ".h")]
+    for source in sources:
+        source.write_text(source.read_text() + "// changed\n")
+        built.add(copy_of(folder / "__init__.py")._built())
+    assert len(built) == 1 + len(sources) > 1
+
+
+def test_where_the_cache_cannot_be_written_a_process_builds_for_itself(compiler, cache, tmp_path, monkeypatch):
+    cache.parent.write_text("a file where the folder should be")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path / "temporary"))
+    library = native._built()
+    assert library.is_relative_to(tmp_path / "temporary")
+    assert library.read_bytes() == (compiler.folder / "library").read_bytes()
+    assert cache.parent.is_file()
+
+
+def test_processes_that_build_at_once_do_not_disturb_each_other(compiler, cache):
+    """Each finds the whole library under its name, whoever was first."""
+    program = "from jeffnet.ops import native; print(native._built().read_text())"
+    command = [sys.executable, "-c", program]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
+    answers = [process.communicate(timeout=120)[0] for process in started]
+    assert answers == ["no library, but there whole\n"] * 2
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_first_build_leaves_one_library(cache, tmp_path):
+    if native.compiler() is None:
+        pytest.skip("no C++ compiler")
+    program = "from jeffnet.ops import native; native.load(); print(native.library_name())"
+    names = {subprocess.check_output([sys.executable, "-c", program], text=True).strip() for _ in range(2)}
+    assert {path.name for path in cache.iterdir()} == names and len(names) == 1
