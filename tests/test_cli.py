@@ -96,7 +96,7 @@ def test_info_adds_up_its_own_layers(capsys):
     assert "depthwise 3x3+5x5+7x7 /2" in out and "4,134,606" in out and "timm/mixnet_s.ft_in1k" in out
 
 
-@pytest.mark.parametrize("command", ["list", "info", "predict", "validate", "train", "convert"])
+@pytest.mark.parametrize("command", ["list", "info", "predict", "validate", "train", "convert", "bench"])
 def test_every_command_has_help(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0

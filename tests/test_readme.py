@@ -39,6 +39,8 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     assert names["logits"].shape == (2, 1000)
     assert [level.shape[1] for level in names["maps"]] == [16, 8, 2]
     assert names["pooled"].shape == (2, 64 if models == "small" else 1280)
+    np.testing.assert_allclose(names["fused_logits"], names["functional_logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(names["loaded_logits"], names["fused_logits"])
     for backend in ("nnx", "objax", "functional", "converted", "served"):
         assert names[f"{backend}_logits"].shape == (2, 10)
     np.testing.assert_allclose(names["served_logits"], names["nnx_logits"], rtol=1e-4, atol=1e-5)

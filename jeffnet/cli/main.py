@@ -1,17 +1,21 @@
 """The command `jeffnet`."""
 
 import argparse
+import hashlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 import jeffnet
-from jeffnet.cli import convert, info, list_, predict, train, validate
+from jeffnet.cli import bench, convert, info, list_, predict, train, validate
 from jeffnet.errors import JeffnetError
+from jeffnet.files import cache_folder
+from jeffnet.ops.processor import fingerprint
 
 # Each module has `add_parser(commands, common)`, whose parser's `run` takes the parsed arguments. What is slow to
 # import is imported there, so that the others start at once.
-_COMMANDS = (list_, info, predict, validate, train, convert)
+_COMMANDS = (list_, info, predict, validate, train, convert, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0; 1 where the input will not do or something failed; 2 for wrong usage; 130 when interrupted.
     """
     options = _parse(arguments)
+    _keep_compiled()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("jeffnet").setLevel(logging.INFO)  # what was taken of a file
     logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
@@ -50,6 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
         return 1
     return 0
+
+
+def _keep_compiled() -> None:
+    """Keep what XLA compiles in the user's cache folder: the next run of a command starts at once.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; empty, it switches that off. JAX, not imported yet, reads it.
+    """
+    # A home folder may be shared by machines for which different code is compiled.
+    machine = hashlib.sha256(fingerprint().encode()).hexdigest()[:8]
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / f"xla-{machine}"))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

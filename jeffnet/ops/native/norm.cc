@@ -28,58 +28,63 @@ int64_t Tasks(ffi::ThreadPool& pool, int64_t rows) {
 }
 
 // Mean and sum of squared deviations of some rows, which can be merged with those of others (Chan, Golub and LeVeque,
-// "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
+// "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979). In float64: a mean that is large
+// against the deviation leaves float32 few digits for the difference of two.
 struct Moments {
-  int64_t count = 0;
-  std::vector<float> mean, squares;
-};
+  double count = 0.0;
+  std::vector<double> mean, squares;
 
-void Merge(Moments& into, const Moments& more) {
-  if (!more.count) return;
-  const float count = static_cast<float>(into.count + more.count), share = static_cast<float>(more.count) / count;
-  const float weight = static_cast<float>(into.count) * share;
-  for (size_t c = 0; c < into.mean.size(); ++c) {
-    const float apart = more.mean[c] - into.mean[c];
-    into.mean[c] += apart * share;
-    into.squares[c] += more.squares[c] + apart * apart * weight;
+  explicit Moments(int64_t channels) : mean(channels, 0.0), squares(channels, 0.0) {}
+
+  void add(int64_t c, double more, double more_mean, double more_squares) {
+    const double share = more / (count + more), apart = more_mean - mean[c];
+    mean[c] += apart * share;
+    squares[c] += more_squares + apart * apart * count * share;
   }
-  into.count += more.count;
-}
+};
 
 ffi::Error Statistics(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::F32>> mean,
                       ffi::Result<ffi::Buffer<ffi::F32>> var) {
   const int64_t channels = mean->element_count(), rows = x.element_count() / channels, padded = Padded(channels);
   if (channels < kWidth) return ffi::Error::InvalidArgument("statistics: too few channels");
   const int64_t tasks = Tasks(pool, rows), chunk = std::max<int64_t>(1, kChunkBytes / (4 * channels));
-  std::vector<Moments> moments(tasks);
+  std::vector<Moments> moments(tasks, Moments(padded));
   Parallel(pool, tasks, [&](int64_t task) {
-    Moments own{0, std::vector<float>(padded, 0.0f), std::vector<float>(padded, 0.0f)}, part = own;
+    Moments& own = moments[task];
+    std::vector<float> middles(padded), rests(padded), squares(padded);
     const int64_t end = rows * (task + 1) / tasks;
     for (int64_t first = rows * task / tasks; first < end; first += chunk) {
-      part.count = std::min(chunk, end - first);
-      const float* from = x.typed_data() + first * channels;
+      const int64_t many = std::min(chunk, end - first);
+      const float count = static_cast<float>(many), *from = x.typed_data() + first * channels;
       ForBlocks(channels, [&](int64_t c, int64_t place) {
-        Floats sum = {}, rest = {}, squares = {};
-        const float count = static_cast<float>(part.count);
-        for (int64_t row = 0; row < part.count; ++row) sum += Load(from + row * channels + c);
+        Floats sum = {}, rest = {}, square = {};
+        for (int64_t row = 0; row < many; ++row) sum += Load(from + row * channels + c);
         const Floats middle = sum / count;
-        for (int64_t row = 0; row < part.count; ++row) {
+        for (int64_t row = 0; row < many; ++row) {
           const Floats apart = Load(from + row * channels + c) - middle;
           rest += apart;
-          squares += apart * apart;
+          square += apart * apart;
         }
         // The sum was rounded: what is left of the deviations corrects mean and squares.
-        Store(part.mean.data() + place, middle + rest / count);
-        Store(part.squares.data() + place, squares - rest * rest / count);
+        Store(middles.data() + place, middle);
+        Store(rests.data() + place, rest / count);
+        Store(squares.data() + place, square - rest * rest / count);
       });
-      Merge(own, part);
+      for (int64_t c = 0; c < padded; ++c)
+        own.add(c, many, static_cast<double>(middles[c]) + static_cast<double>(rests[c]), squares[c]);
+      own.count += many;
     }
-    moments[task] = std::move(own);
   });
-  for (int64_t task = 1; task < tasks; ++task) Merge(moments[0], moments[task]);
+  for (int64_t task = 1; task < tasks; ++task) {
+    if (!moments[task].count) continue;
+    for (int64_t c = 0; c < padded; ++c) moments[0].add(c, moments[task].count, moments[task].mean[c], moments[task].squares[c]);
+    moments[0].count += moments[task].count;
+  }
   ForBlocks(channels, [&](int64_t c, int64_t place) {
-    Store(mean->typed_data() + c, Load(moments[0].mean.data() + place));
-    Store(var->typed_data() + c, Load(moments[0].squares.data() + place) / static_cast<float>(rows));
+    for (int64_t lane = 0; lane < kWidth; ++lane) {
+      mean->typed_data()[c + lane] = static_cast<float>(moments[0].mean[place + lane]);
+      var->typed_data()[c + lane] = static_cast<float>(moments[0].squares[place + lane] / static_cast<double>(rows));
+    }
   });
   return ffi::Error::Success();
 }

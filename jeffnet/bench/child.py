@@ -1,0 +1,180 @@
+"""The processes that benchmarks start: JSON lines over pipes, so that one that waits takes no processor's time.
+
+`run` starts one, `Child` is its handle. In it `main` calls a function with what it was given and a `Channel`.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from jeffnet.errors import JeffnetError, first_line
+
+# The child imports what its parent would, wherever that found it.
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from jeffnet.bench.child import main; main()"
+
+
+class ChildError(Exception):
+    """What a child could not do, in one line.
+
+    Attributes:
+      expected: it has no such model or is not made for the task: no defect.
+    """
+
+    def __init__(self, reason: str, expected: bool = False) -> None:
+        super().__init__(reason)
+        self.expected = expected
+
+
+@dataclass(frozen=True)
+class Setting:
+    """In what a child runs.
+
+    Attributes:
+      environment: its variables.
+      processors: numbers of those that it may use.
+    """
+
+    environment: Mapping[str, str]
+    processors: tuple[int, ...]
+
+
+class Channel:
+    """The child's end of the pipes."""
+
+    def __init__(self) -> None:
+        # Libraries print to standard output: they write to standard error from here on.
+        self._replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def send(self, reply: Mapping[str, Any]) -> None:
+        """One message to the parent."""
+        self._replies.write(json.dumps(reply) + "\n")
+        self._replies.flush()
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """What the parent asks for, until it is gone."""
+        for line in sys.stdin:
+            yield json.loads(line)
+
+
+class Child:
+    """The parent's end."""
+
+    def __init__(self, target: str, arguments: Mapping[str, Any], setting: Setting) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        given = (sys.path, target, dict(arguments), setting.processors)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _START, *map(json.dumps, given)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=dict(setting.environment),
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C is for the parent, and what the child starts ends with it
+        )
+
+    def receive(self) -> dict[str, Any]:
+        """The next message.
+
+        Raises:
+          ChildError: it says that it failed, or is dead.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ChildError(self._last_words())
+        reply = json.loads(line)
+        if "error" in reply:
+            raise ChildError(reply["error"], reply["expected"])
+        return reply
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request; raises ChildError."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(dict(request)) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise ChildError(self._last_words()) from None
+        return self.receive()
+
+    def close(self) -> None:
+        """End it, and all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._log):
+            try:
+                assert file is not None
+                file.close()
+            except BrokenPipeError:  # a request that it did not read
+                pass
+
+    def _last_words(self) -> str:
+        status = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        if status == -signal.SIGKILL:
+            how += ", perhaps since memory ran out"
+        return f"{how}: {lines[-1].strip()}" if lines else how
+
+
+@contextmanager
+def children() -> Iterator[list[Child]]:
+    """A list of children that are ended with the `with` statement."""
+    started: list[Child] = []
+    try:
+        yield started
+    finally:
+        for child in started:
+            child.close()
+
+
+def run(target: str, arguments: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
+    """What a function answers that runs in a process of its own.
+
+    Args:
+      target: `module:function`; gets `arguments` and a `Channel`, to which it sends one message.
+      arguments: JSON can hold them.
+      setting: of the process.
+
+    Raises:
+      ChildError: it failed.
+    """
+    with children() as started:
+        started.append(Child(target, arguments, setting))
+        return started[0].receive()
+
+
+def main() -> None:
+    """What a child does."""
+    target, arguments, processors = map(json.loads, sys.argv[2:])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, processors)  # the one way to tell XLA how many threads it may have
+    channel = Channel()
+    try:
+        resolve(target)(arguments, channel)
+    except Exception as error:
+        from jeffnet.bench.program import UnsupportedError
+
+        own = isinstance(error, JeffnetError | UnsupportedError)
+        text = first_line(error) if own else f"{type(error).__name__}: {first_line(error)}"
+        channel.send({"error": text, "expected": isinstance(error, UnsupportedError)})
+        traceback.print_exc()
+
+
+def resolve(name: str) -> Any:
+    """The function or class that `module:name` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,240 @@
+"""The benchmark: contenders in processes of their own that take turns, round by round."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jeffnet.bench.child import Child, ChildError, Setting, children, run
+from jeffnet.bench.contenders import CONTENDERS
+from jeffnet.bench.prepare import reference_file
+from jeffnet.bench.program import COMPARED, Job
+from jeffnet.bench.results import CaseResult, Failure, Measured
+from jeffnet.bench.settings import Case, Settings
+from jeffnet.candidates import Candidate
+from jeffnet.errors import JeffnetError
+
+# After a turn, threads of some runtimes wait for more work, busily, for some hundredths of a second.
+_REST = 0.1
+
+Progress = Callable[[str], None]
+
+
+def bench(
+    candidates: Sequence[Candidate], settings: Settings, progress: Progress = lambda text: None
+) -> Iterator[CaseResult]:
+    """Measure models.
+
+    Args:
+      candidates: models; without weights they get random ones.
+      settings: everything else.
+      progress: is told what happens.
+
+    Yields:
+      The result of each case: of each model, image size, task, dtype and batch size.
+
+    Raises:
+      JeffnetError: the one model or its weights cannot be had; of several, that is the failure of a case.
+    """
+    missing = {name: CONTENDERS[name].missing() for name in settings.contenders}
+    absent = [Failure(name, text, expected=True) for name, text in missing.items() if text]
+    present = [name for name, text in missing.items() if not text]
+    with children() as started:
+        machine = _start_machine(settings, started)
+        for candidate in candidates:
+            with tempfile.TemporaryDirectory(prefix="jeffnet-bench-") as folder:
+                progress(f"{candidate.name or candidate.weights}: weights and reference")
+                try:
+                    cases = _prepare(candidate, settings, folder)
+                except JeffnetError as error:
+                    if len(candidates) == 1:
+                        raise
+                    yield _unprepared(candidate, error)
+                    continue
+                for case in cases:
+                    yield _CaseRun(case, settings, folder, machine, progress).result(present, absent)
+
+
+def _start_machine(settings: Settings, started: list[Child]) -> Child | None:
+    if not settings.peak:
+        return None
+    child = Child("jeffnet.bench.machine:serve", {}, setting_of(settings))
+    started.append(child)
+    _of_machine(child.receive)
+    return child
+
+
+def _of_machine(message: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return message()
+    except ChildError as error:
+        raise JeffnetError(f"the machine's peak cannot be measured, --no-peak leaves it out: {error}") from None
+
+
+def _prepare(candidate: Candidate, settings: Settings, folder: str) -> list[Case]:
+    arguments = {
+        "folder": folder,
+        "model": candidate.name,
+        "weights": candidate.weights,
+        "image_sizes": settings.image_sizes,
+        "batch_sizes": settings.batch_sizes,
+        "tasks": settings.tasks,
+    }
+    # On the processor, and by operations that of all contenders `plain` alone takes.
+    setting = setting_of(settings, {"JAX_PLATFORMS": "cpu", "JEFFNET_CONV": "xla"})
+    try:
+        said = run("jeffnet.bench.prepare:prepare", arguments, setting)
+    except ChildError as error:
+        raise JeffnetError(str(error)) from None
+    return [
+        Case(
+            said["model"],
+            task,
+            batch,
+            dtype,
+            int(size),
+            said["parameters"],
+            macs * (3 if task == "training" else 1),
+        )
+        for size, macs in said["macs"].items()
+        for task in settings.tasks
+        for dtype in settings.dtypes
+        for batch in settings.batch_sizes
+    ]
+
+
+def _unprepared(candidate: Candidate, error: JeffnetError) -> CaseResult:
+    name = candidate.name or str(candidate.weights)
+    return CaseResult(Case(name, "", 0, "", 0), (), (Failure(name, str(error), expected=False),))
+
+
+def setting_of(settings: Settings, extra: Mapping[str, str] | None = None) -> Setting:
+    """Of the processes: as many threads for all, no memory taken in advance, and nothing compiled before."""
+    threads = str(len(settings.processors))
+    own = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONWARNINGS": "ignore",
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    return Setting({**kept, **own, **(extra or {})}, settings.processors)
+
+
+@dataclass
+class _CaseRun:
+    """One case."""
+
+    case: Case
+    settings: Settings
+    folder: str
+    machine: Child | None
+    progress: Progress
+
+    def result(self, names: Sequence[str], failures: Sequence[Failure]) -> CaseResult:
+        """Start the contenders one after the other, then let them take turns."""
+        failed, said = list(failures), {}
+        with children() as started:
+            workers: dict[str, Child] = {}
+            for name in names:
+                try:
+                    workers[name], said[name] = self._start(name, started)
+                except ChildError as error:
+                    failed.append(Failure(name, str(error), error.expected))
+            rounds, peaks = self._rounds(workers, said, failed)
+        wanted = self.settings.baseline or self.settings.contenders[0]
+        baseline = wanted if wanted in workers else next(iter(workers), None)
+        return CaseResult(
+            self.case,
+            tuple(self._measured(name, said[name], rounds[name], baseline) for name in workers),
+            tuple(failed),
+            baseline,
+            tuple(peak["macs_per_second"] for peak in peaks),
+            tuple(peak["bytes_per_second"] for peak in peaks),
+        )
+
+    def _start(self, name: str, started: list[Child]) -> tuple[Child, dict[str, Any]]:
+        contender, case = CONTENDERS[name], self.case
+        if case.task not in contender.tasks:
+            raise ChildError(f"no {case.task}", expected=True)
+        job = Job(
+            contender.program,
+            self.folder,
+            case.task,
+            case.batch_size,
+            case.dtype,
+            case.image_size,
+            len(self.settings.processors),
+            str(self._answers(name)),
+        )
+        # torch keeps what it compiles: here it finds nothing, and nothing of it stays.
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=self.folder)}
+        setting = setting_of(self.settings, {**contender.environment, **compiled})
+        arguments = job.asdict()
+        if contender.prepares:
+            self.progress(f"{self._title}: {name}: export")
+            run(contender.prepares, arguments, setting)
+        self.progress(f"{self._title}: {name}: start")
+        child = Child("jeffnet.bench.worker:serve", arguments, setting)
+        started.append(child)
+        return child, child.receive()
+
+    def _rounds(
+        self, workers: dict[str, Child], said: dict[str, dict[str, Any]], failed: list[Failure]
+    ) -> tuple[dict[str, list[tuple[float, ...]]], list[dict[str, float]]]:
+        """Seconds of each call by contender and round, and the machine's figures of each round."""
+        rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in workers}
+        peaks = []
+        for number in range(self.settings.repeats):
+            self.progress(f"{self._title}: round {number + 1} of {self.settings.repeats}")
+            if self.machine is not None and workers:
+                request = {"dtype": self.case.dtype, "seconds": self.settings.seconds}
+                peaks.append(_of_machine(partial(self.machine.ask, request)))
+                time.sleep(_REST)
+            names = list(workers)
+            first = number % max(len(names), 1)
+            for name in names[first:] + names[:first]:
+                try:
+                    reply = workers[name].ask({"seconds": self.settings.seconds})
+                except ChildError as error:
+                    failed.append(Failure(name, str(error), error.expected))
+                    del workers[name]
+                    continue
+                rounds[name].append(tuple(reply["seconds"]))
+                said[name]["peak_bytes"] = reply["peak_bytes"]
+                time.sleep(_REST)
+        return rounds, peaks
+
+    def _measured(
+        self, name: str, said: Mapping[str, Any], rounds: Sequence[tuple[float, ...]], baseline: str | None
+    ) -> Measured:
+        return Measured(contender=name, rounds=tuple(rounds), difference=self._difference(name, baseline), **said)
+
+    def _difference(self, name: str, baseline: str | None) -> float:
+        case, answers = self.case, np.load(self._answers(name))
+        reference = np.load(reference_file(self.folder, case.task, case.image_size, case.batch_size))
+        if case.task == "training":
+            expected = np.stack([reference, np.load(self._answers(baseline or name))[1]])
+            return float(np.abs(answers / expected - 1).max())
+        shown = min(case.batch_size, COMPARED)
+        answer, reference = answers[0][:shown], reference[:shown]
+        if answer.shape != reference.shape:
+            return float("inf")
+        return float(np.abs(answer - reference).max() / np.abs(reference).max())
+
+    def _answers(self, name: str) -> Path:
+        return Path(self.folder) / f"answers_{name}.npy"
+
+    @property
+    def _title(self) -> str:
+        case = self.case
+        return f"{case.model} {case.task} {case.dtype} batch {case.batch_size}"

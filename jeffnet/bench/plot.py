@@ -1,0 +1,216 @@
+"""Accuracy against throughput, as a picture."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jeffnet.arch.pretrained import PRETRAINED
+from jeffnet.backends import BACKENDS
+from jeffnet.bench.results import CaseResult, Measured
+from jeffnet.files import written_atomically
+
+# Families by what their names match, the first that does, and their colours.
+_FAMILIES = (
+    (r"efficientnet_lite", "EfficientNet-Lite", "tab:olive"),
+    (r"efficientnet_e[sml]", "EfficientNet-EdgeTPU", "tab:brown"),
+    (r"efficientnet_\w+_ns", "EfficientNet, NoisyStudent", "tab:purple"),
+    (r"efficientnet_\w+_ap", "EfficientNet, AdvProp", "tab:cyan"),
+    (r"efficientnet", "EfficientNet", "tab:blue"),
+    (r"mobilenetv2", "MobileNetV2", "tab:orange"),
+    (r"mobilenetv3", "MobileNetV3", "tab:red"),
+    (r"mixnet", "MixNet", "tab:green"),
+    (r"", "MNASNet, FBNet, Single-Path NAS", "tab:gray"),
+)
+# More models than these have short labels, and more room.
+_FEW = 12
+_SHORT = (("efficientnet_", ""), ("mobilenet", "mn"), ("minimal", "min"))
+# Pixels between a point and its label, tried one after the other; from the third on a line joins the two.
+_DISTANCES = (5, 9, 20, 32, 46, 62, 80)
+# To the right and up. The line of the best runs from the upper left to the lower right: first away from it.
+_DIRECTIONS = ((1, 1), (1, 0), (-1, -1), (-1, 0), (0, 1), (0, -1), (1, -1), (-1, 1))
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in the picture.
+
+    Attributes:
+      model: its name.
+      images_per_second: as fast as it was.
+      top1: published, in per cent.
+    """
+
+    model: str
+    images_per_second: float
+    top1: float
+
+
+def points_of(results: Sequence[CaseResult]) -> list[Point]:
+    """The best throughput of jeffnet's own contenders, of each model with a published score.
+
+    Args:
+      results: of inference; where there are none, of training.
+    """
+    best: dict[str, float] = {}
+    for result in _shown(results):
+        model, own = result.case.model, _own(result)
+        if model in PRETRAINED and own:
+            fastest = max(result.images_per_second(each) for each in own)
+            best[model] = max(fastest, best.get(model, 0.0))
+    return [Point(model, speed, PRETRAINED[model].top1) for model, speed in best.items()]
+
+
+def title_of(results: Sequence[CaseResult]) -> str:
+    """Of what a point's throughput is the best."""
+    shown = _shown(results)
+    sizes = list(dict.fromkeys(result.case.image_size for result in shown))
+    parts = (
+        dict.fromkeys(result.case.task for result in shown),
+        dict.fromkeys(each.contender for result in shown for each in _own(result)),
+        [f"batch {size}" for size in dict.fromkeys(result.case.batch_size for result in shown)],
+        dict.fromkeys(result.case.dtype for result in shown),
+        [f"{sizes[0]} px" if len(sizes) == 1 else "each at its own size"],
+    )
+    return "; ".join(" or ".join(part) for part in parts)
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """Those than which no other is both as fast and as accurate, the fastest first."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.images_per_second, -point.top1)):
+        if not front or point.top1 > front[-1].top1:
+            front.append(point)
+    return front
+
+
+def draw(points: Sequence[Point], path: str | os.PathLike, title: str, machine: str) -> None:
+    """A PNG: published top-1 against throughput, the best of them joined by a line.
+
+    Args:
+      points: at least one.
+      path: of the picture; its folder must exist.
+      title: above it.
+      machine: on which the throughput was measured.
+
+    Raises:
+      OutputError: the picture cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    few = len(points) <= _FEW
+    figure = Figure(figsize=(10, 6.5) if few else (16, 11), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    front = pareto(points)
+    axes.plot(*_coordinates(front).T, color="black", lw=1, alpha=0.5, zorder=1, label="best trade-off")
+    for pattern, family, colour in _FAMILIES:
+        members = [point for point in points if _family(point.model)[0] == pattern]
+        if members:
+            axes.scatter(*_coordinates(members).T, s=36, color=colour, label=family, zorder=2)
+    _scale(axes, points)
+    axes.set_title(title, parse_math=False)
+    axes.set(xlabel=f"images per second on {machine}", ylabel="published top-1 on ImageNet-1k, %")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(fontsize="small", loc="best")
+    canvas.draw()  # only now it is known where everything is
+    _label(axes, canvas.get_renderer(), sorted(points, key=lambda point: point not in front), few)
+    with written_atomically(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
+
+
+def _shown(results: Sequence[CaseResult]) -> list[CaseResult]:
+    inference = [result for result in results if result.case.task == "inference"]
+    return inference or list(results)
+
+
+def _own(result: CaseResult) -> list[Measured]:
+    return [each for each in result.measured if each.contender in (*BACKENDS, "fused")]
+
+
+def _scale(axes: Any, points: Sequence[Point]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    speeds, scores = _coordinates(points).T
+    axes.set_xscale("log")
+    axes.set_xlim(speeds.min() / 1.35, speeds.max() * 1.6)
+    room = max(0.06 * (scores.max() - scores.min()), 0.5)
+    axes.set_ylim(scores.min() - room, scores.max() + room)
+    narrow = speeds.max() < 10 * speeds.min()
+    axes.xaxis.set_major_locator(LogLocator(subs=range(1, 10) if narrow else (1.0, 2.0, 5.0), numticks=30))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _label(axes: Any, renderer: Any, points: Sequence[Point], few: bool) -> None:
+    """Names beside their points, where no other name or point is; one for which there is no room is left out."""
+    size = 9 if few else 7.5
+    places = axes.transData.transform(_coordinates(points))
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    if legend := axes.get_legend():
+        taken.append(_box(legend.get_window_extent(renderer)))
+    room = _box(axes.get_window_extent(renderer))
+    for point, place in zip(points, places, strict=True):
+        name = point.model if few else _short(point.model)
+        text = axes.annotate(
+            name, place, xycoords="figure pixels", fontsize=size, color=_family(point.model)[1], va="bottom", ha="left"
+        )
+        extent = text.get_window_extent(renderer)
+        own = (place[0] - 4, place[1] - 4, place[0] + 4, place[1] + 4)
+        for distance, box in _candidates(place, extent.width, extent.height):
+            if _inside(box, room) and not any(_overlap(box, other) for other in taken if other != own):
+                text.set_position(box[:2])
+                taken.append(box)
+                if distance >= _DISTANCES[2]:
+                    _join(axes, place, box)
+                break
+        else:
+            text.remove()
+
+
+def _candidates(place: np.ndarray, width: float, height: float) -> Iterator[tuple[int, Box]]:
+    """Boxes of a label around a point, the nearest first."""
+    for distance in _DISTANCES:
+        for right, up in _DIRECTIONS:
+            x = place[0] + right * distance + (0 if right > 0 else -width if right < 0 else -width / 2)
+            y = place[1] + up * distance + (0 if up > 0 else -height if up < 0 else -height / 2)
+            yield distance, (x, y, x + width, y + height)
+
+
+def _join(axes: Any, place: np.ndarray, box: Box) -> None:
+    nearest = np.clip(place, box[:2], box[2:])
+    x, y = axes.transData.inverted().transform([place, nearest]).T
+    axes.plot(x, y, color="black", lw=0.4, alpha=0.5, zorder=1)
+
+
+def _coordinates(points: Sequence[Point]) -> np.ndarray:
+    return np.array([(point.images_per_second, point.top1) for point in points], np.float64).reshape(-1, 2)
+
+
+def _family(model: str) -> tuple[str, str]:
+    return next((pattern, colour) for pattern, _, colour in _FAMILIES if re.search(pattern, model))
+
+
+def _short(model: str) -> str:
+    for long, short in _SHORT:
+        model = model.replace(long, short)
+    return model
+
+
+def _box(extent: Any) -> Box:
+    return extent.x0, extent.y0, extent.x1, extent.y1
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    gap = 2
+    return one[0] < other[2] + gap and other[0] < one[2] + gap and one[1] < other[3] + gap and other[1] < one[3] + gap
+
+
+def _inside(box: Box, room: Box) -> bool:
+    return room[0] <= box[0] and room[1] <= box[1] and box[2] <= room[2] and box[3] <= room[3]

@@ -1,0 +1,180 @@
+"""What all contenders get: one model's weights, pictures and labels, and the answers to compare theirs with."""
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jeffnet.arch.plan import Conv, Plan
+from jeffnet.arch.summary import array_specs, count_macs, count_parameters
+from jeffnet.arch.zoo import model_plan, model_preprocessing
+from jeffnet.bench.child import Channel
+from jeffnet.bench.program import COMPARED, pictures_file
+from jeffnet.weights.store import ModelCard, save_model
+
+# Pixels and pictures from which random weights get their BatchNorm statistics.
+_CALIBRATION = (8, 96)
+# Of the scales of the last norm in a residual block: larger ones make a deep network double every error many times.
+_RESIDUAL_SCALE = 0.3
+
+
+def prepare(arguments: dict[str, Any], channel: Channel) -> None:
+    """Write a model's folder.
+
+    It has `model.safetensors`, `card.json`, `labels.npy`, `pictures_<size>.npy`, and of each case
+    `reference_<task>_<size>_<batch>.npy`: the float32 logits of the first pictures, or the loss of the first step, as
+    our functions and XLA's own convolutions compute them on the processor.
+
+    Args:
+      arguments: `folder`; `model` or None; `weights`, their source, or None for random ones; `image_sizes`, where none
+        takes the model's own; `batch_sizes`; `tasks`.
+      channel: gets `model`, `parameters` and `macs`, the last by size.
+    """
+    folder = Path(arguments["folder"])
+    card, arrays = _model(arguments["model"], arguments["weights"])
+    plan = card.plan()
+    save_model(folder / "model.safetensors", arrays, card)
+    (folder / "card.json").write_text(json.dumps({"format": 1, **dataclasses.asdict(card)}), encoding="utf-8")
+    most = max(*arguments["batch_sizes"], COMPARED)
+    labels = _random("labels").integers(0, max(plan_classes(plan), 1), most).astype(np.int32)
+    np.save(folder / "labels.npy", labels)
+    sizes = arguments["image_sizes"] or [card.preprocessing.image_size]
+    for size in sizes:
+        pictures = _random("pictures").standard_normal((most, size, size, card.in_chans), np.float32)
+        np.save(pictures_file(folder, size), pictures)
+        if "inference" in arguments["tasks"]:
+            logits = _logits(plan, arrays, pictures[:COMPARED])
+            np.save(reference_file(folder, "inference", size, 0), logits)
+        if "training" in arguments["tasks"]:
+            for batch in arguments["batch_sizes"]:
+                loss = _loss(card, arrays, pictures[:batch], labels[:batch])
+                np.save(reference_file(folder, "training", size, batch), loss)
+    channel.send(
+        {
+            "model": card.model,
+            "parameters": count_parameters(plan),
+            "macs": {str(size): count_macs(plan, size) for size in sizes},
+        }
+    )
+
+
+def reference_file(folder: str | Path, task: str, image_size: int, batch_size: int) -> Path:
+    """Where the answers are with which those of a case are compared; inference has the same for all batch sizes."""
+    batch = batch_size if task == "training" else 0
+    return Path(folder) / f"reference_{task}_{image_size}_{batch}.npy"
+
+
+def write_timm_state(path: Path, arrays: dict[str, np.ndarray], plan: Plan) -> None:
+    """The arrays as a state dict of timm, in safetensors."""
+    from jeffnet.weights.naming import to_source_names
+    from jeffnet.weights.timm import TIMM
+
+    state = to_source_names(arrays, TIMM, plan)
+    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path)
+
+
+def training_plan(card: ModelCard) -> Plan:
+    """The model without what is dropped at random, so that all contenders compute the same."""
+    return model_plan(
+        card.model,
+        num_classes=card.num_classes,
+        in_chans=card.in_chans,
+        global_pool=card.global_pool,
+        output_stride=card.output_stride,
+        drop_rate=0.0,
+        drop_path_rate=0.0,
+    )
+
+
+def plan_classes(plan: Plan) -> int:
+    """Width of the logits, 0 for none."""
+    return plan.classifier.out_features if plan.classifier else 0
+
+
+def random_arrays(card: ModelCard) -> dict[str, np.ndarray]:
+    """Random weights that tell one picture from another in a network of any depth, without enlarging errors.
+
+    Every array differs from a constant, so that a contender that swaps or forgets one is found. BatchNorm has the
+    statistics that the random weights before it lead to, but for a random part.
+    """
+    plan = card.plan()
+    residual = {
+        op.norm for block in plan.blocks if block.residual for op in block.ops if isinstance(op, Conv) and not op.act
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for name, spec in array_specs(plan).items():
+        module, random = name.rpartition(".")[0], _random(name)
+        if spec.leaf == "kernel":
+            fan_in = np.prod(spec.shape[:-1])
+            values = random.standard_normal(spec.shape) * np.sqrt(2 / fan_in)
+        elif spec.leaf == "bias":
+            values = 0.1 * random.standard_normal(spec.shape)
+        elif spec.leaf == "scale":
+            values = random.uniform(0.5, 1.5, spec.shape) * (_RESIDUAL_SCALE if module in residual else 1)
+        else:
+            values = np.ones(spec.shape) if spec.leaf == "var" else np.zeros(spec.shape)
+        arrays[name] = values.astype(np.float32)
+    return arrays | _statistics(card, arrays)
+
+
+def _statistics(card: ModelCard, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    import jax
+
+    from jeffnet.functional import ImageClassifier, to_variables
+
+    number, size = _CALIBRATION
+    pictures = _random("calibration").standard_normal((number, size, size, card.in_chans), np.float32)
+    # The running statistics after a step that forgets the old ones are the batch's.
+    model = ImageClassifier(dataclasses.replace(training_plan(card), bn_momentum=0.0))
+    step = jax.jit(lambda variables, pictures: model.apply(variables, pictures, train=True)[1])
+    batch = {name: np.asarray(value) for name, value in step(to_variables(arrays), pictures)["batch_stats"].items()}
+    moved = {}
+    for name, value in batch.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "var":
+            moved[name] = (value * _random(name).uniform(0.8, 1.3, value.shape)).astype(np.float32)
+        else:
+            deviation = np.sqrt(batch[f"{module}.var"])
+            moved[name] = (value + 0.1 * deviation * _random(name).standard_normal(value.shape)).astype(np.float32)
+    return moved
+
+
+def _model(name: str | None, weights: str | None) -> tuple[ModelCard, dict[str, np.ndarray]]:
+    from jeffnet.weights.load import open_weights
+
+    if weights is not None:
+        card, arrays = open_weights(weights, name)
+        return card, {key: np.asarray(array, np.float32) for key, array in arrays.items()}
+    assert name is not None
+    card = ModelCard(name, 1000, 3, model_preprocessing(name))
+    return card, random_arrays(card)
+
+
+def _logits(plan: Plan, arrays: dict[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
+    import jax
+
+    from jeffnet.functional import ImageClassifier, to_variables
+
+    return np.asarray(jax.jit(ImageClassifier(plan).apply)(to_variables(arrays), pictures))
+
+
+def _loss(card: ModelCard, arrays: dict[str, np.ndarray], pictures: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    import jax
+
+    from jeffnet.functional import ImageClassifier, to_variables
+    from jeffnet.ops.loss import cross_entropy
+
+    model = ImageClassifier(training_plan(card))
+    logits, _ = jax.jit(lambda variables, pictures: model.apply(variables, pictures, train=True))(
+        to_variables(arrays), pictures
+    )
+    return np.asarray(cross_entropy(logits, jax.numpy.asarray(labels)).mean())
+
+
+def _random(name: str) -> np.random.Generator:
+    """Random numbers that depend on nothing but the name."""
+    return np.random.default_rng(zlib.crc32(name.encode()))

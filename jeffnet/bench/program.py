@@ -1,0 +1,113 @@
+"""What a contender does in its process, and what it is told."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jeffnet.weights.store import ModelCard, parse_card
+
+# Of the one optimizer with which all are trained: stochastic gradient descent with momentum.
+LEARNING_RATE, MOMENTUM = 0.01, 0.9
+# Of how many pictures the answers are compared.
+COMPARED = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One contender's part of a case; JSON can hold it.
+
+    Attributes:
+      program: `module:class` of a `Program`.
+      folder: where `jeffnet.bench.prepare` has written the model and its pictures.
+      task: 'inference' or 'training'.
+      batch_size: pictures at once.
+      dtype: in which layers compute.
+      image_size: pixels along each side.
+      threads: that it may use.
+      answers: file for the answers that are compared.
+    """
+
+    program: str
+    folder: str
+    task: str
+    batch_size: int
+    dtype: str
+    image_size: int
+    threads: int
+    answers: str
+
+    @property
+    def trains(self) -> bool:
+        """Whether the task is training."""
+        return self.task == "training"
+
+    def file(self, name: str) -> Path:
+        """A file of the model's folder."""
+        return Path(self.folder) / name
+
+    def card(self) -> ModelCard:
+        """What the model is."""
+        return parse_card(self.file("card.json").read_text(encoding="utf-8"), "card.json")
+
+    def pictures(self) -> np.ndarray:
+        """float32 `(N, H, W, C)`, normalised; of a smaller batch they are the first."""
+        return np.array(np.load(pictures_file(self.folder, self.image_size), mmap_mode="r")[: self.batch_size])
+
+    def labels(self) -> np.ndarray:
+        """int32 `(N,)`."""
+        return np.load(self.file("labels.npy"))[: self.batch_size]
+
+    def asdict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+class UnsupportedError(Exception):
+    """A contender that has no such model or cannot do this: no failure, but nothing to measure."""
+
+
+class Program(ABC):
+    """A contender at work. Its methods are called in their order here, then `call` again and again."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    @abstractmethod
+    def load(self) -> None:
+        """Import the framework and start its device."""
+
+    @abstractmethod
+    def create(self) -> None:
+        """Build the model, with its weights and its pictures in the device's memory.
+
+        Raises:
+          UnsupportedError: there is no such model, or it cannot do the task.
+        """
+
+    def compile(self) -> None:  # noqa: B027
+        """Compile the model, where that is a step of its own; what is left of it the first call does."""
+
+    @abstractmethod
+    def call(self) -> Any:
+        """Compute one batch, or take one step of training, and wait until it is done."""
+
+    @abstractmethod
+    def answer(self, result: Any) -> np.ndarray:
+        """From what `call` returned: logits `(N, classes)`, or in training the loss before the step, `()`."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The `device` by name, its `platform` ('cpu', 'gpu', 'tpu'), and `versions` by package."""
+
+    def device_bytes(self) -> int | None:
+        """The most memory of an accelerator that was taken; None where the device is the processor."""
+        return None
+
+
+def pictures_file(folder: str | Path, image_size: int) -> Path:
+    """Where the pictures of a size are."""
+    return Path(folder) / f"pictures_{image_size}.npy"

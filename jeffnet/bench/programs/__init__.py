@@ -1,0 +1,1 @@
+"""What runs in the contenders' processes: each module needs one framework and imports no other."""

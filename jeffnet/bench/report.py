@@ -1,0 +1,225 @@
+"""Results as rows: for people, for spreadsheets, for programs."""
+
+import csv
+import io
+import math
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jeffnet
+from jeffnet.bench.results import CaseResult, Measured, cost_per_million, energy_per_million
+from jeffnet.bench.settings import Settings
+from jeffnet.files import written_atomically
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What running costs; None leaves it out.
+
+    Attributes:
+      per_hour: of the machine, in any currency.
+      watts: that it takes.
+    """
+
+    per_hour: float | None = None
+    watts: float | None = None
+
+
+# What a table shows of a row: key, head, and how the value is printed.
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("model", "model", "{}"),
+    ("task", "task", "{}"),
+    ("image_size", "pixels", "{}"),
+    ("dtype", "dtype", "{}"),
+    ("batch_size", "batch", "{}"),
+    ("device", "device", "{}"),
+    ("contender", "contender", "{}"),
+    ("images_per_second", "images/s", "{:.1f}"),
+    ("speed", "speed", "{:.2f}"),
+    ("speed_range", "(rounds)", "{}"),
+    ("latency_p50_ms", "ms", "{:.2f}"),
+    ("latency_p95_ms", "ms, p95", "{:.2f}"),
+    ("create_seconds", "create s", "{:.1f}"),
+    ("compile_seconds", "compile s", "{:.1f}"),
+    ("peak_mib", "MiB", "{:.0f}"),
+    ("gmacs_per_second", "GMACs/s", "{:.1f}"),
+    ("share_of_peak", "% of peak", "{:.1f}"),
+    ("cost_per_million", "cost/M", "{:.3g}"),
+    ("kwh_per_million", "kWh/M", "{:.3g}"),
+    ("difference", "difference", "{:.0e}"),
+)
+# Said once above the table where it is the same in all rows.
+_SHARED = ("model", "task", "image_size", "dtype", "batch_size", "device")
+
+
+def rows_of(result: CaseResult, prices: Prices) -> list[Row]:
+    """A flat row for each contender of a case that was measured."""
+    return [_row(result, measured, prices) for measured in result.measured]
+
+
+def table_of(results: Sequence[CaseResult], prices: Prices) -> tuple[str, list[str], list[list[str]]]:
+    """What all rows share, in a line, and a table's head and cells."""
+    rows = [{**row, "speed_range": _range(row)} for result in results for row in rows_of(result, prices)]
+    shared = [key for key in _SHARED if len({str(row[key]) for row in rows}) == 1]
+    columns = [
+        column
+        for column in _COLUMNS
+        if column[0] not in shared and any(row.get(column[0]) not in (None, "") for row in rows)
+    ]
+    cells = [
+        ["" if row[key] is None else form.format(100 * row[key] if key == "share_of_peak" else row[key])
+         for key, _, form in columns]
+        for row in rows
+    ]  # fmt: skip
+    line = ", ".join(_said(key, rows[0][key]) for key in shared) if rows else ""
+    return line, [head for _, head, _ in columns], cells
+
+
+def notes_of(results: Sequence[CaseResult]) -> list[str]:
+    """Lines below the table: what ratios are to, what the machine does, what was not measured."""
+    notes = []
+    baselines = {result.baseline for result in results if len(result.measured) > 1}
+    if len(baselines) == 1:
+        notes.append(f"speed: times as fast as {baselines.pop()}, median over the rounds (lowest to highest)")
+    for dtype in dict.fromkeys(result.case.dtype for result in results if result.peak_macs):
+        macs = [value for result in results if result.case.dtype == dtype for value in result.peak_macs]
+        copied = [value for result in results if result.case.dtype == dtype for value in result.peak_bytes]
+        product, copy = statistics.median(macs) / 1e9, statistics.median(copied) / 1e9
+        notes.append(f"peak, {dtype}: {product:.1f} GMACs/s (matrix product), {copy:.1f} GB/s (copy)")
+    return notes + _failures(results)
+
+
+def _failures(results: Sequence[CaseResult]) -> list[str]:
+    """A line for each reason; where it is not that of all cases, with those of which it is."""
+    cases = [asdict(result.case) for result in results]
+    differ = [key for key in _SHARED if key in cases[0] and len({case[key] for case in cases}) > 1] if cases else []
+    places: dict[str, list[str]] = {}
+    for case, result in zip(cases, results, strict=True):
+        for each in result.failures:
+            where = " ".join(_said(key, case[key]) for key in differ if case["task"])
+            places.setdefault(f"{each.contender}: {each.reason}", []).append(where)
+    return [
+        reason + (f" ({_listed(where)})" if any(where) and len(where) < len(results) else "")
+        for reason, where in places.items()
+    ]
+
+
+def _listed(words: Sequence[str], most: int = 4) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+def document_of(results: Sequence[CaseResult], settings: Settings, prices: Prices) -> dict[str, Any]:
+    """Everything, for JSON."""
+    return {
+        "jeffnet": jeffnet.__version__,
+        "machine": machine_of(settings),
+        "settings": asdict(settings),
+        "prices": asdict(prices),
+        "results": [
+            {
+                "case": asdict(result.case),
+                "baseline": result.baseline,
+                "peak_macs_per_second": list(result.peak_macs),
+                "peak_bytes_per_second": list(result.peak_bytes),
+                "measured": [
+                    {**_row(result, each, prices), "versions": each.versions, "call_seconds": each.rounds}
+                    for each in result.measured
+                ],
+                "failures": [asdict(failure) for failure in result.failures],
+            }
+            for result in results
+        ],
+    }
+
+
+def machine_of(settings: Settings) -> dict[str, Any]:
+    """On what was measured."""
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "processors": len(settings.processors),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def device_of(results: Sequence[CaseResult], settings: Settings) -> str:
+    """The device's name, for people."""
+    devices = dict.fromkeys(each.device for result in results for each in result.measured if each.platform != "cpu")
+    number = len(settings.processors)
+    return ", ".join(devices) or f"{_processor()}, {number} processor{'s' * (number > 1)}"
+
+
+def write_csv(path: str | os.PathLike, results: Sequence[CaseResult], prices: Prices) -> None:
+    """A line for each row.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
+    rows = [row for result in results for row in rows_of(result, prices)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    with written_atomically(path) as partial:
+        Path(partial).write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def _row(result: CaseResult, measured: Measured, prices: Prices) -> Row:
+    case, speed = result.case, result.images_per_second(measured)
+    ratio, share = result.speed(measured), result.share_of_peak(measured)
+    return {
+        "model": case.model,
+        "task": case.task,
+        "image_size": case.image_size,
+        "dtype": case.dtype,
+        "batch_size": case.batch_size,
+        "contender": measured.contender,
+        "platform": measured.platform,
+        "device": measured.device,
+        "images_per_second": speed,
+        "speed": ratio.median if ratio else None,
+        "speed_lowest": ratio.lowest if ratio else None,
+        "speed_highest": ratio.highest if ratio else None,
+        "latency_p50_ms": 1e3 * measured.latency(0.5),
+        "latency_p95_ms": 1e3 * measured.latency(0.95),
+        "import_seconds": measured.import_seconds,
+        "create_seconds": measured.create_seconds,
+        "compile_seconds": measured.compile_seconds,
+        "peak_mib": measured.peak_bytes / 2**20,
+        "parameters": case.parameters,
+        "macs": case.macs,
+        "gmacs_per_second": result.macs_per_second(measured) / 1e9,
+        "share_of_peak": share,
+        "cost_per_million": None if prices.per_hour is None else cost_per_million(speed, prices.per_hour),
+        "kwh_per_million": None if prices.watts is None else energy_per_million(speed, prices.watts),
+        "difference": measured.difference if math.isfinite(measured.difference) else None,
+        "agrees": result.agrees(measured),
+    }
+
+
+def _range(row: Row) -> str:
+    if row["speed"] is None or row["speed_lowest"] == row["speed_highest"] == 1:
+        return ""
+    return f"({row['speed_lowest']:.2f} to {row['speed_highest']:.2f})"
+
+
+def _said(key: str, value: Any) -> str:
+    return {"image_size": f"{value} px", "batch_size": f"batch {value}"}.get(key, str(value))
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

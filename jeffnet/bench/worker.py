@@ -1,0 +1,94 @@
+"""A contender's process: builds, compiles, then measures whenever it is asked to."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jeffnet.bench.child import Channel, resolve
+from jeffnet.bench.program import Job, Program
+
+
+def serve(arguments: dict[str, Any], channel: Channel) -> None:
+    """Say how long building took and what came out, then take turns.
+
+    Args:
+      arguments: of a `Job`.
+      channel: gets `import_seconds`, `create_seconds`, `compile_seconds`, `peak_bytes`, and what `Program.describe`
+        says; then for each request, `{'seconds': ...}`, the seconds of each call of a turn that takes at least so long.
+        The job's file of answers gets those of the first two calls.
+    """
+    job = Job(**arguments)
+    program: Program = resolve(job.program)(job)
+    imported = _seconds(program.load)
+    before = _resident_bytes()
+    created = _seconds(program.create)
+    answers: list[np.ndarray] = []
+
+    def answer() -> None:
+        answers.append(program.answer(program.call()))
+
+    compiled = _seconds(program.compile) + _seconds(answer)
+    answer()
+    np.save(job.answers, np.stack(answers))
+    channel.send(
+        {
+            "import_seconds": imported,
+            "create_seconds": created,
+            "compile_seconds": compiled,
+            "peak_bytes": _peak_bytes(program, before),
+            **program.describe(),
+        }
+    )
+    for request in channel.requests():
+        channel.send({"seconds": turn(program, request["seconds"]), "peak_bytes": _peak_bytes(program, before)})
+
+
+def turn(program: Program, seconds: float) -> list[float]:
+    """Seconds of each call of a turn; the first call, while the caches are another's, does not count."""
+    program.call()
+    calls: list[float] = []
+    began = time.perf_counter()
+    while not calls or time.perf_counter() - began < seconds:
+        calls.append(_seconds(program.call))
+    return calls
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _peak_bytes(program: Program, before: int) -> int:
+    taken = program.device_bytes()
+    return _most_resident_bytes() - before if taken is None else taken
+
+
+def _resident_bytes() -> int:
+    """Memory of the process; from here on its peak counts, where the system can forget the one before."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return _most_resident_bytes()
+
+
+def _most_resident_bytes() -> int:
+    try:
+        return _status("VmHWM")
+    except OSError:
+        # In bytes on macOS, elsewhere in units of 1,024.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _status(entry: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == entry:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"no {entry}")

@@ -1,0 +1,204 @@
+"""`jeffnet bench`: measure models."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jeffnet.backends import BACKENDS
+from jeffnet.bench.contenders import PEERS
+from jeffnet.bench.settings import DTYPES, TASKS
+from jeffnet.cli.model import positive
+from jeffnet.cli.text import table
+from jeffnet.errors import ConfigError, JeffnetError, OutputError
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "bench",
+        parents=[common],
+        usage="jeffnet bench MODEL [MODEL ...] [options]",
+        help="measure speed and memory, beside other frameworks",
+        description="Measure throughput, latency, compile time and memory of models, in processes of their own that "
+        "take turns, beside the same models in other frameworks; docs/benchmarking.md explains it.",
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names, wildcards ('tf_*_b[0-3]'), or `all`")
+    parser.add_argument(
+        "--weights",
+        metavar="SOURCE",
+        help="as `jeffnet validate` takes them (default: random weights, which are as fast)",
+    )
+    _add_case_options(parser.add_argument_group("what"))
+    _add_turn_options(parser.add_argument_group("how"))
+    _add_output_options(parser.add_argument_group("output"))
+    parser.set_defaults(run=run)
+
+
+def _add_case_options(group: Any) -> None:
+    group.add_argument("--task", choices=(*TASKS, "both"), default="inference", help="(default: %(default)s)")
+    group.add_argument("--batch-size", nargs="+", type=positive, default=(1, 16), metavar="N", help="(default: 1 16)")
+    group.add_argument("--dtype", nargs="+", choices=DTYPES, default=("float32",), help="(default: float32)")
+    group.add_argument(
+        "--image-size", nargs="+", type=positive, default=(), metavar="N", help="(default: the model's own)"
+    )
+    group.add_argument("--backend", nargs="+", choices=BACKENDS, default=("linen",), help="(default: linen)")
+    group.add_argument(
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="jeffnet.fused, for inference (default: yes)",
+    )
+    group.add_argument(
+        "--compare", metavar="PEER,...", default="", help=f"the same models in {', '.join(PEERS)}; or `all`"
+    )
+    group.add_argument("--baseline", metavar="NAME", help="whose speed is 1 (default: the first backend)")
+
+
+def _add_turn_options(group: Any) -> None:
+    group.add_argument("--threads", type=positive, metavar="N", help="of each (default: all processors)")
+    group.add_argument("--repeats", type=positive, default=5, metavar="N", help="rounds (default: %(default)s)")
+    group.add_argument("--seconds", type=float, default=0.5, help="of each turn (default: %(default)s)")
+    group.add_argument(
+        "--peak",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the machine too, by a large matrix product and a large copy (default: yes)",
+    )
+
+
+def _add_output_options(group: Any) -> None:
+    group.add_argument(
+        "--price-per-hour", type=_amount, metavar="X", help="of the machine: shows a million images' cost"
+    )
+    group.add_argument("--watts", type=_amount, metavar="W", help="that it takes: shows a million images' kWh")
+    group.add_argument("--csv", metavar="FILE", help="a line for each row, written again after each case")
+    group.add_argument("--json", action="store_true", help="one object, with the seconds of every call")
+    group.add_argument("--plot", metavar="FILE.png", help="published top-1 against throughput")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and print."""
+    from jeffnet.bench.measure import bench
+    from jeffnet.bench.plot import draw, points_of, title_of
+    from jeffnet.bench.report import Prices, device_of, document_of, write_csv
+
+    settings, prices = _settings(options), Prices(options.price_per_hour, options.watts)
+    candidates = _candidates(options)
+    _check_outputs(options)
+    results = []
+    with _Bar() as bar:
+        for result in bench(candidates, settings, bar.say):
+            results.append(result)
+            if options.csv:
+                write_csv(options.csv, results, prices)
+    if options.json:
+        print(json.dumps(document_of(results, settings, prices)))
+    else:
+        _print(results, prices)
+    if options.plot:
+        if points := points_of(results):
+            draw(points, options.plot, title_of(results), device_of(results, settings))
+        else:
+            print(f"{options.plot}: not drawn, since no model that was measured has a published score", file=sys.stderr)
+    _check(results)
+
+
+def _candidates(options: argparse.Namespace) -> list:
+    from jeffnet.candidates import Candidate, select_models
+
+    if not options.models and options.weights is None:
+        raise ConfigError("give the name of a model, wildcards, or --weights SOURCE; `jeffnet list` shows the models")
+    # Without a source, wildcards would mean the models with published weights alone.
+    found = select_models(",".join(options.models) or None, options.weights or "{model}")
+    return found if options.weights else [Candidate(candidate.name) for candidate in found]
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Better before a long run than after it."""
+    for option, suffix in (("csv", ".csv"), ("plot", ".png")):
+        path = getattr(options, option)
+        if path is None:
+            continue
+        if Path(path).suffix != suffix:
+            raise OutputError(f"--{option} {path!r}: give a name that ends in {suffix}")
+        if not Path(path).parent.is_dir():
+            raise OutputError(f"--{option} {path!r}: its folder does not exist, make it")
+
+
+def _settings(options: argparse.Namespace):
+    from jeffnet.bench.settings import Settings
+
+    compare = PEERS if options.compare == "all" else tuple(filter(None, options.compare.split(",")))
+    return Settings(
+        tasks=TASKS if options.task == "both" else (options.task,),
+        batch_sizes=tuple(options.batch_size),
+        dtypes=tuple(options.dtype),
+        image_sizes=tuple(options.image_size),
+        backends=tuple(options.backend),
+        fused=options.fused,
+        compare=compare,
+        baseline=options.baseline,
+        threads=options.threads,
+        repeats=options.repeats,
+        seconds=options.seconds,
+        peak=options.peak,
+    )
+
+
+def _print(results: list, prices: Any) -> None:
+    from jeffnet.bench.report import notes_of, table_of
+
+    shared, head, cells = table_of(results, prices)
+    if cells:
+        print(shared)
+        print(table(head, cells))
+    for line in notes_of(results):
+        print(line)
+
+
+def _check(results: list) -> None:
+    """Raises JeffnetError where a contender failed or gave another answer, or nothing was measured."""
+    wrong = [
+        f"{each.contender} ({result.case.model}, {result.case.task}, {result.case.dtype}) by {each.difference:.1e}"
+        for result in results
+        for each in result.measured
+        if not result.agrees(each)
+    ]
+    failed = {each.contender for result in results for each in result.failures if not each.expected}
+    faults = []
+    if wrong:
+        faults.append(f"answers differ: {', '.join(wrong)}")
+    if failed:
+        faults.append(f"failed: {', '.join(sorted(failed))}")
+    if not any(result.measured for result in results):
+        faults.append("nothing could be measured")
+    if faults:
+        raise JeffnetError("; ".join(faults))
+
+
+class _Bar:
+    """What is going on, in one line of standard error that the next takes the place of."""
+
+    def __enter__(self) -> "_Bar":
+        from tqdm import tqdm
+
+        self._bar = tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None, file=sys.stderr)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def say(self, text: str) -> None:
+        self._bar.set_description_str(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value

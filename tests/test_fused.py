@@ -1,0 +1,508 @@
+"""Fused models: the same function as the model, compiled once, in one file; arrays are random, BatchNorm's too."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import jeffnet.fused as fused_module
+from jeffnet.arch.plan import with_test_pooling
+from jeffnet.backends import BACKENDS, load_backend
+from jeffnet.errors import ArchitectureError, ConfigError, JeffnetError, WeightsError
+from jeffnet.fused import fuse, load_fused
+from jeffnet.ops import native
+from jeffnet.ops.conv import use_lowering
+from jeffnet.weights.start import start_model
+
+pytestmark = pytest.mark.usefixtures("tiny_model")
+
+CLASSES, BATCH, SIZE = 10, 3, (48, 64)
+# Float32's own error on these networks is 1e-6 of the largest logit; their sums come in another order here.
+TOLERANCE = 1e-5
+
+# Every family. The first two have every kind of layer, both paddings, and both orders of head and pooling.
+FAMILIES = (
+    "tiny",
+    "tiny_tf",
+    "pt_efficientnet_b0",
+    "pt_efficientnet_es",
+    "pt_efficientnet_lite0",
+    "pt_fbnetc_100",
+    "pt_mixnet_s",
+    "pt_mnasnet_small",
+    "pt_mobilenetv2_100",
+    "pt_mobilenetv3_small_075",
+    "pt_semnasnet_100",
+    "pt_spnasnet_100",
+    "tf_efficientnet_b0_ns",
+    "tf_efficientnet_es",
+    "tf_mixnet_s",
+    "tf_mobilenetv3_small_minimal_100",
+)
+QUICK = 2
+
+
+def random_start(name="tiny", dtype=jnp.float32, **options):
+    """Random arrays for a model, at a scale that keeps activations near 1."""
+    start = start_model(name, **{"num_classes": CLASSES} | options)
+    rng = np.random.default_rng(1)
+    draws = {
+        "kernel": lambda x: x * rng.uniform(0.8, 1.2, x.shape),
+        "scale": lambda x: rng.uniform(0.5, 1.5, x.shape),
+        "var": lambda x: rng.uniform(0.5, 1.5, x.shape),
+        "bias": lambda x: rng.normal(0, 0.1, x.shape),
+        "mean": lambda x: rng.normal(0, 0.1, x.shape),
+    }
+    arrays = {key: jnp.asarray(draws[key.rpartition(".")[2]](x), jnp.float32) for key, x in start.arrays.items()}
+    return replace(start, arrays=arrays, dtype=dtype)
+
+
+def build(start, backend="functional"):
+    model = load_backend(backend).build(start)
+    return model if isinstance(model, tuple) else (model,)
+
+
+def fused_of(start, **options):
+    return fuse(*build(start), **{"batch_size": BATCH, "image_size": SIZE} | options)
+
+
+def images_of(batch=BATCH, size=SIZE, channels=3):
+    return np.random.default_rng(0).normal(size=(batch, *size, channels)).astype(np.float32)
+
+
+def exactly(start, images):
+    """What the model gives in float64."""
+    with jax.enable_x64(True):
+        arrays = {name: jnp.asarray(np.asarray(array), jnp.float64) for name, array in start.arrays.items()}
+        model, variables = build(replace(start, arrays=arrays, dtype=jnp.float64, param_dtype=jnp.float64))
+        apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
+        return np.asarray(apply(variables, images.astype(np.float64)))
+
+
+_EXACT = {}
+
+
+def exact_tiny(name="tiny"):
+    """Start, pictures and exact logits of a small model, computed once."""
+    if name not in _EXACT:
+        start, images = random_start(name), images_of()
+        _EXACT[name] = start, images, exactly(start, images)
+    return _EXACT[name]
+
+
+def error(ours, exact):
+    """The largest difference over the largest magnitude."""
+    ours = np.asarray(ours, np.float64)
+    assert ours.shape == exact.shape and np.ptp(exact, axis=0).min() > 0
+    return float(np.abs(ours - exact).max() / np.abs(exact).max())
+
+
+def kernels(fused):
+    """Which of our C++ functions an executable calls."""
+    text = fused._compiled.as_text()
+    return {name for name in native._TARGETS if f'custom_call_target="{name}"' in text}
+
+
+# ------------------------------------------------------------------------------------------------- the same function
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if place < QUICK else pytest.mark.slow) for place, name in enumerate(FAMILIES)],
+)
+def test_every_family(name):
+    start, images = random_start(name), images_of(2)
+    fused = fused_of(start, batch_size=2)
+    logits = fused(images)
+    assert logits.shape == (2, CLASSES) and logits.dtype == jnp.float32
+    assert error(logits, exactly(start, images)) < TOLERANCE
+    assert ("jeffnet_dense" in kernels(fused)) == native.available()
+
+
+OPTIONS = [
+    ("tiny", {"num_classes": 0}),
+    ("tiny_tf", {"num_classes": 0, "global_pool": "none", "in_chans": 1}),
+    ("tiny", {"global_pool": "none", "in_chans": 5}),
+    ("tiny", {"global_pool": "avgmax", "output_stride": 16}),
+    ("tiny", {"global_pool": "max", "output_stride": 8}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
+def test_options(name, options):
+    """In pieces of one picture, too: shapes after the network differ."""
+    start = random_start(name, **options)
+    images = images_of(channels=start.plan.in_chans)
+    wanted = exactly(start, images)
+    for piece in (1, None):
+        assert error(fused_of(start, piece=piece)(images), wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_tf"])
+def test_test_time_pooling(name):
+    """Larger pictures than in training; where the head follows the pooling it is applied to every window."""
+    start = random_start(name)
+    start = replace(start, plan=with_test_pooling(start.plan, 32))
+    images = images_of(size=(64, 96))
+    wanted = exactly(start, images)
+    assert start.plan.test_window and error(fused_of(start, image_size=(64, 96))(images), wanted) < TOLERANCE
+    assert error(fused_of(start, image_size=(64, 96), piece=2)(images), wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 100, None])
+def test_pieces(piece):
+    """Also such that do not divide the batch, and larger ones than it."""
+    start, images, wanted = exact_tiny()
+    fused = fused_of(start, piece=piece)
+    assert error(fused(images), wanted) < TOLERANCE
+    assert fused.piece == (min(piece, BATCH) if piece else fused.piece)
+
+
+@pytest.mark.parametrize("threads", [1, 5, 64])
+def test_any_number_of_threads(threads, monkeypatch):
+    """For several, each picture is cut into bands, but not where most of a band would be computed twice."""
+    start, images, wanted = exact_tiny()
+    monkeypatch.setattr(fused_module, "_threads", lambda: threads)
+    assert error(fused_of(start, piece=1)(images), wanted) < TOLERANCE
+
+
+def test_the_piece_is_chosen_by_the_cache(monkeypatch):
+    """The largest that fits and divides the batch."""
+    plan = random_start().plan
+
+    def chosen(batch, size, cache):
+        monkeypatch.setattr(fused_module, "cache_bytes", lambda: cache)
+        return fused_module._best_piece(plan, batch, *size)
+
+    assert chosen(12, (64, 64), 0) == 1 and chosen(12, (64, 64), 1 << 40) == 12
+    # The largest pair: 32 x 32 outputs of 8 channels of the stem, and of the convolution after it.
+    one = 2 * (32 * 32 * 8 * 4 * 2)
+    pieces = [chosen(12, (64, 64), count * one) for count in (1, 2, 3, 5, 6, 11)]
+    assert pieces == sorted(pieces) and all(12 % piece == 0 for piece in pieces)
+    assert pieces[0] in (1, 2) and pieces[-1] in (6, 12)
+    assert chosen(12, (64, 32), 6 * one) == chosen(12, (64, 64), 12 * one)
+    assert chosen(7, (64, 64), 3 * one) == 1
+
+
+def test_fewer_pictures_than_compiled_for():
+    start, images, _ = exact_tiny()
+    fused = fused_of(start)
+    whole = np.asarray(fused(images))
+    for count in range(1, BATCH + 1):
+        np.testing.assert_array_equal(fused(images[:count]), whole[:count])
+    np.testing.assert_array_equal(fused(jnp.asarray(images)), whole)
+    np.testing.assert_array_equal(fused(images.astype(np.float64)), whole)
+
+
+def test_every_backend_gives_the_same():
+    start, images, wanted = exact_tiny("tiny_flat")
+    outputs = [
+        fuse(*model, batch_size=BATCH, image_size=SIZE)(images)
+        for model in (*(build(start, backend) for backend in BACKENDS), (build(start, "linen"),))
+    ]
+    assert len(outputs) == 5 and error(outputs[0], wanted) < TOLERANCE
+    for each in outputs[1:]:
+        np.testing.assert_array_equal(each, outputs[0])
+
+
+def test_bfloat16():
+    """As near to the exact logits as the model itself in bfloat16, or nearly so."""
+    start, images, wanted = exact_tiny()
+    start = replace(start, dtype=jnp.bfloat16)
+    model, variables = build(start)
+    fused = fused_of(start)
+    logits = fused(images)
+    assert logits.dtype == jnp.bfloat16 and fused.images.dtype == jnp.bfloat16
+    assert {array.dtype for array in fused._arrays.values()} == {jnp.dtype(jnp.bfloat16)}
+    plain = error(jax.jit(model.apply)(variables, images), wanted)
+    assert TOLERANCE < error(logits, wanted) < max(2 * plain, 0.05)
+
+
+@pytest.mark.parametrize(("how", "name"), [("shifted", "tiny"), ("xla", "tiny_tf"), ("no compiler", "tiny")])
+def test_without_the_cpp(how, name, monkeypatch):
+    start, images, wanted = exact_tiny(name)
+    if how == "no compiler":
+        monkeypatch.setattr(native, "available", lambda: False)
+        fused = fused_of(start, piece=2)
+    else:
+        with use_lowering(how):
+            fused = fused_of(start, piece=2)
+    assert not kernels(fused) and error(fused(images), wanted) < TOLERANCE
+
+
+def test_what_is_not_finite_is_not_hidden():
+    start, images, wanted = exact_tiny()
+    images = images.copy()
+    images[1, 5, 5, 0] = np.nan
+    logits = np.asarray(fused_of(start)(images))
+    assert np.isnan(logits[1]).all() and error(logits[[0, 2]], wanted[[0, 2]]) < TOLERANCE
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 is below 1"),
+        ({"image_size": (32, 0)}, "image_size 0 is below 1"),
+        ({"image_size": -3}, "image_size -3 is below 1"),
+        ({"piece": 0}, "piece 0 is below 1"),
+    ],
+)
+def test_sizes_below_one(options, message):
+    with pytest.raises(ConfigError, match=message):
+        fused_of(random_start(), **options)
+
+
+def test_what_is_no_model():
+    model, variables = build(random_start())
+    for wrong in ((), ("tiny",), (variables,), (variables, model)):
+        with pytest.raises(JeffnetError, match=r"is no model of jeffnet: give what create_model returned"):
+            fuse(*wrong, batch_size=1, image_size=32)
+    with pytest.raises(JeffnetError, match="give both"):
+        fuse(model, batch_size=1, image_size=32)
+
+
+def test_pictures_too_small_for_test_time_pooling():
+    start = random_start()
+    with pytest.raises(ArchitectureError, match="give larger pictures"):
+        fused_of(replace(start, plan=with_test_pooling(start.plan, 64)), image_size=32)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, *SIZE, 3), (BATCH + 1, *SIZE, 3), (1, *SIZE, 1), (1, *SIZE[::-1], 3), (*SIZE, 3)]
+)
+def test_pictures_of_another_shape(shape):
+    start, *_ = exact_tiny()
+    fused = fused_of(start)
+    message = rf"images of shape \({', '.join(map(str, shape))}\): compiled for \(1 to 3, 48, 64, 3\); fuse for others"
+    with pytest.raises(ConfigError, match=message):
+        fused(np.zeros(shape, np.float32))
+
+
+def test_pictures_that_are_no_array():
+    start, *_ = exact_tiny()
+    with pytest.raises(ConfigError, match="images of shape None"):
+        fused_of(start)(images_of().tolist())
+
+
+# ----------------------------------------------------------------------------------------------------- memory, files
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    """A fused model, its file, and its logits."""
+    folder = tmp_path_factory.mktemp("fused")
+    fused = fused_of(random_start(), piece=2)
+    fused.save(folder / "tiny.fused")
+    np.save(folder / "images.npy", images_of())
+    logits = np.asarray(fused(images_of()))
+    np.save(folder / "logits.npy", logits)
+    return fused, folder / "tiny.fused", logits
+
+
+def test_weights_are_held_once():
+    """As arrays, not as constants of the executable: it is as large for 1,000 classes as for 10."""
+    code, weights, parameters = {}, {}, {}
+    for classes in (10, 1000):
+        start = random_start(num_classes=classes)
+        fused = fused_of(start)
+        memory = fused.memory()
+        weights[classes] = memory["weights"]
+        parameters[classes] = sum(array.nbytes for array in start.arrays.values())
+        assert memory["images"] == 4 * BATCH * SIZE[0] * SIZE[1] * 3
+        code[classes] = len(fused_module.serialize_executable.serialize(fused._compiled)[0])
+    more = parameters[1000] - parameters[10]
+    assert abs(weights[1000] - weights[10] - more) < 0.02 * more
+    assert abs(code[1000] - code[10]) < 0.02 * more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pt_mobilenetv2_100", "tf_efficientnet_b0"])
+def test_the_file_is_little_more_than_the_weights(name, tmp_path):
+    start = random_start(name)
+    fused = fused_of(start)
+    fused.save(tmp_path / "model.fused")
+    parameters = sum(array.nbytes for array in start.arrays.values())
+    assert fused.memory()["weights"] < 1.01 * parameters
+    assert (tmp_path / "model.fused").stat().st_size < 1.01 * parameters + 500_000
+    assert fused.memory()["temporary"] < parameters
+
+
+def test_saved_and_loaded(saved, tmp_path):
+    """And saved again."""
+    fused, path, logits = saved
+    loaded = load_fused(str(path))
+    np.testing.assert_array_equal(loaded(images_of()), logits)
+    np.testing.assert_array_equal(loaded(images_of()[:1]), logits[:1])
+    assert loaded.memory() == fused.memory()
+    assert (loaded.images, loaded.piece) == (fused.images, fused.piece) == (fused.images, 2)
+    with pytest.raises(ConfigError, match="compiled for"):
+        loaded(images_of(BATCH + 1))
+    loaded.save(tmp_path / "again.fused")
+    assert (tmp_path / "again.fused").read_bytes() == path.read_bytes()
+
+
+PROGRAM = textwrap.dedent("""
+    import sys
+    import numpy as np
+    import jax
+
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+    from jeffnet.fused import load_fused
+
+    path, images, logits = sys.argv[1], np.load(sys.argv[2]), np.load(sys.argv[3])
+    fused = load_fused(path)
+    ours = np.asarray(fused(images))
+    assert not events, events
+    assert (ours == logits).all(), np.abs(ours - logits).max()
+    jax.jit(lambda x: x + 1)(1.0)
+    assert any("trace" in name for name in events) and any("compile" in name for name in events), events
+    print("equal")
+""")
+
+
+def run(program, *arguments, **environment):
+    answer = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0 and answer.stdout == "equal\n", answer.stderr
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_another_process_compiles_nothing(saved, devices):
+    """The same logits to the bit; more devices than it was compiled for do not matter."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    run(PROGRAM, saved[1], saved[1].with_name("images.npy"), saved[1].with_name("logits.npy"), XLA_FLAGS=flags)
+
+
+TWICE = textwrap.dedent("""
+    import sys
+    import numpy as np
+    from jeffnet.functional import create_model
+    from jeffnet.fused import fuse, load_fused
+
+    path, images = sys.argv[1], np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    fused = fuse(*create_model("pt_mnasnet_small", num_classes=10), batch_size=1, image_size=32)
+    fused.save(path)
+    assert (np.asarray(load_fused(path)(images)) == np.asarray(fused(images))).all()
+    print("equal")
+""")
+
+
+@pytest.mark.slow
+def test_what_a_second_process_saves(tmp_path):
+    """XLA cannot write an executable that it has read: it must not come from JAX's persistent cache."""
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    for _ in range(2):
+        run(TWICE, tmp_path / "model.fused", **settings)
+
+
+def test_nothing_goes_into_the_compilation_cache(tmp_path):
+    """From where it could not be saved; what else is compiled goes there still."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        for name, value in zip(names, (str(tmp_path), 0.0), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        fused_of(random_start("tiny_flat"), batch_size=2)
+        entries = [path.name for path in tmp_path.iterdir()]
+        assert not any("apply" in name for name in entries), entries
+        jax.jit(lambda x: x * 5 - 3, compiler_options={"xla_backend_optimization_level": 0})(jnp.ones(77))
+        assert len(list(tmp_path.iterdir())) > len(entries)
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def rewritten(path, to, change):
+    """A copy of a fused model's file with other metadata."""
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    (name,) = metadata
+    save_file(load_file(path), to, {name: json.dumps(change(json.loads(metadata[name])))})
+    return to
+
+
+@pytest.mark.parametrize("condition", ["jax", "jaxlib", "platform", "device", "kernels"])
+def test_a_file_for_another_machine(condition, saved, tmp_path):
+    def change(about):
+        assert set(about["made for"]) == {"jax", "jaxlib", "platform", "device", "kernels"}
+        return {**about, "made for": {**about["made for"], condition: "other"}}
+
+    path = rewritten(saved[1], tmp_path / "other.fused", change)
+    with pytest.raises(
+        WeightsError, match=rf"other\.fused' was compiled elsewhere \({condition}: other, here .*fuse"
+    ) as error:
+        load_fused(path)
+    assert (
+        len(str(error.value).removeprefix(f"'{path}'").splitlines()[0])
+        == len(str(error.value).removeprefix(f"'{path}'"))
+        < 120
+    )
+    same = rewritten(saved[1], tmp_path / "same.fused", lambda about: about)
+    np.testing.assert_array_equal(load_fused(same)(images_of()), saved[2])
+
+
+def test_a_file_for_a_machine_with_a_compiler(saved, monkeypatch):
+    if not native.available():
+        pytest.skip(f"no C++ kernels: {native.failure()}")
+    monkeypatch.setattr(native, "available", lambda: False)
+    with pytest.raises(WeightsError, match=r"compiled elsewhere \(kernels: kernels-[0-9a-f]+\.so, here none\)"):
+        load_fused(saved[1])
+
+
+def test_a_file_of_another_format(saved, tmp_path):
+    path = rewritten(saved[1], tmp_path / "other.fused", lambda about: {**about, "format": 99})
+    with pytest.raises(WeightsError, match=r"compiled elsewhere \(another format\)"):
+        load_fused(path)
+
+
+def test_a_file_of_another_kind(saved, tmp_path):
+    with pytest.raises(WeightsError, match=r"none\.fused' is no file"):
+        load_fused(tmp_path / "none.fused")
+    with pytest.raises(WeightsError, match="is no file"):
+        load_fused(tmp_path)
+    save_file({"a": np.zeros(3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError, match=r"weights\.safetensors' is no fused model: make one by"):
+        load_fused(tmp_path / "weights.safetensors")
+    whole = saved[1].read_bytes()
+    for name, content in (("empty", b""), ("short", whole[:-1000]), ("tiny", whole[:4]), ("text", b"hello " * 100)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=f"{name}' is no fused model: "):
+            load_fused(tmp_path / name)
+
+
+def test_a_file_that_cannot_be_written(saved, tmp_path):
+    with pytest.raises(JeffnetError, match="cannot write"):
+        saved[0].save(tmp_path / "none" / "model.fused")
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_the_compiler_reach_it():
+    start, *_ = exact_tiny()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        fused_of(start, compiler_options={"xla_no_such_option": 1})
