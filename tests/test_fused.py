@@ -16,7 +16,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import jeffnet.fused as fused_module
+from jeffnet.arch import zoo
 from jeffnet.arch.plan import with_test_pooling
+from jeffnet.arch.spec import ModelSpec
 from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.errors import ArchitectureError, ConfigError, JeffnetError, WeightsError
 from jeffnet.fused import fuse, load_fused
@@ -146,6 +148,17 @@ def test_options(name, options):
     wanted = exactly(start, images)
     for piece in (1, None):
         assert error(fused_of(start, piece=piece)(images), wanted) < TOLERANCE
+
+
+def test_dilated_convolutions_of_all_channels(monkeypatch):
+    """No model of the zoo has them; the C++ does not do them."""
+    stages = (("cn_r1_k3_s2_c16",), ("er_r2_k3_s2_e2_c16",), ("er_r2_k3_s2_e2_c24",))
+    monkeypatch.setitem(zoo.MODELS, "tiny_edge", ModelSpec(stages=stages, stem=16, features=32))
+    monkeypatch.setitem(zoo.PREPROCESSING, "tiny_edge", zoo.PREPROCESSING["tiny"])
+    start = random_start("tiny_edge", output_stride=8)
+    assert {op.dilation for block in start.plan.blocks for op in block.ops if op.parts[0].kernel_size == 3} == {1, 2}
+    images = images_of()
+    assert error(fused_of(start)(images), exactly(start, images)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_tf"])

@@ -12,7 +12,7 @@ class OnnxRuntime(Program):
     """ONNX Runtime, on a GPU where its build has one."""
 
     def load(self) -> None:
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         onnxruntime.set_default_logger_severity(3)
 
@@ -22,7 +22,7 @@ class OnnxRuntime(Program):
         self._inputs = {"images": _pictures(self.job)}
 
     def compile(self) -> None:
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.job.threads
@@ -50,7 +50,7 @@ class OpenVino(Program):
     """OpenVINO, on the processor."""
 
     def load(self) -> None:
-        import openvino
+        import openvino  # pyright: ignore[reportMissingImports]
 
         self._core = openvino.Core()
 

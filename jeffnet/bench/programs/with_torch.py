@@ -149,7 +149,7 @@ def export_onnx(arguments: dict[str, Any], channel: Channel) -> None:
       channel: gets an empty message.
     """
     _import_timm()
-    import onnx
+    import onnx  # pyright: ignore[reportMissingImports]
     import torch
 
     job = Job(**arguments)
