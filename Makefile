@@ -50,11 +50,11 @@ test-this-python: $(VENV)/dev.stamp
 	$(QUICK_COMPILER) $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.
-# Whole runs are trained by other tests too. What one JAX computes does not depend on Python: with the JAX of the
-# interpreter before, no numbers are checked again.
-RUNS := tests/train/test_loop.py
+# Whole runs are trained by other tests too, and benchmarks start their processes the same way. What one JAX computes
+# does not depend on Python: with the JAX of the interpreter before, no numbers are checked again.
+RUNS := tests/train/test_loop.py tests/bench
 NUMBERS := tests/arch tests/ops tests/test_backends.py tests/test_linen.py tests/test_nnx.py tests/test_objax.py \
-	tests/test_functional.py tests/test_evaluate.py tests/test_validate.py tests/train/test_optim.py \
+	tests/test_functional.py tests/test_fused.py tests/test_evaluate.py tests/test_validate.py tests/train/test_optim.py \
 	tests/train/test_schedule.py tests/train/test_step.py tests/train/test_survival.py
 test-other-pythons: $(VENV)/dev.stamp
 	@before=; for python in $(OTHER_PYTHONS); do \

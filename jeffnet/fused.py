@@ -69,7 +69,7 @@ def fuse(
       The compiled model. It has its own copy of the weights: `model` need not be kept.
 
     Raises:
-      ConfigError: `batch_size`, `image_size` or `piece` is below 1.
+      ConfigError: `batch_size`, `image_size` or `piece` is below 1, or the model is abstract.
       JeffnetError: `model` is none of ours.
     """
     start = to_start(model[0] if len(model) == 1 else model)
@@ -81,6 +81,8 @@ def fuse(
     ):
         if number < 1:
             raise ConfigError(f"{name} {number} is below 1")
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in start.arrays.values()):
+        raise ConfigError("the model has shapes instead of arrays: create it without abstract=True")
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(start.dtype)
     use_native = on_cpu and dtype == jnp.float32 and lowering() in ("auto", "native") and native.available()
@@ -376,18 +378,12 @@ class _Network:
                 return 0
         pointwise = self._form(first, 1) == "dense" and first.kernel_size == 1 and expand.stride == 1
         fits = self._form(second, depthwise.dilation) == "depthwise" and depthwise.dilation == 1
-        if not (
-            pointwise
-            and fits
-            and first.padding in ("SAME", ((0, 0), (0, 0)))
-            and depthwise.stride <= second.kernel_size
-        ):
+        unpadded = first.padding in ("SAME", ((0, 0), (0, 0)))
+        if not (pointwise and fits and unpadded and depthwise.stride <= second.kernel_size and rest):
             return 0
-        if not {expand.act, depthwise.act, *(op.act for op in rest if isinstance(op, Conv))} <= set(ACTS):
+        if not {op.act for op in block.ops if isinstance(op, Conv)} <= set(ACTS):
             return 0
-        if len(block.ops) == 3 and not (
-            isinstance(rest[0], Conv) and [self._form(p, 1) for p in rest[0].parts] == ["dense"]
-        ):
+        if len(rest) == 1 and not (isinstance(rest[0], Conv) and len(rest[0].parts) == 1):
             return 0
         bands = -(-_threads() // x.shape[0])
         # A band computes the rows under its neighbour's kernels too; that must stay a small part of its work.

@@ -36,7 +36,7 @@ def cache_bytes() -> int:
         try:
             text = entry.read_text().strip()
             sizes.append(int(text[:-1]) * units[text[-1]])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError):
             continue
     return max(sizes, default=_UNKNOWN_CACHE)
 

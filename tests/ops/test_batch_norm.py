@@ -174,8 +174,16 @@ def assert_exact_but_for_roundings(act, rows, channels):
         assert (np.abs(value - exact) <= 16 * 2.0**-24 * magnitude).all()
 
 
-@pytest.mark.parametrize(("rows", "channels"), [(1, 16), (2, 17), (70, 24), (300, 40), (1300, 100)], ids=str)
-@pytest.mark.parametrize("act", ACTS)
+SHAPES = [
+    *((act, 300, 40) for act in ACTS),
+    ("silu", 1, 16),
+    (None, 2, 17),
+    ("relu6", 70, 24),
+    ("hard_swish", 1300, 100),
+]
+
+
+@pytest.mark.parametrize(("act", "rows", "channels"), SHAPES, ids=str)
 def test_cpp_is_exact_but_for_roundings(act, rows, channels, cpp):
     """One row and many; channels that fill vectors and that do not; one part of the work and several."""
     assert_exact_but_for_roundings(act, rows, channels)

@@ -100,7 +100,7 @@ def test_kernel_gradient(rows, features, cpp):
     assert_outer_product(rows, features)
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=15)
+@settings(derandomize=True, deadline=None, database=None, max_examples=10)
 @given(st.integers(1, 3000), st.tuples(st.integers(1, 50), st.integers(16, 100)))
 def test_kernel_gradient_of_any_size(rows, features):
     needs_cpp()
