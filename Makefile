@@ -53,7 +53,7 @@ test-this-python: $(VENV)/dev.stamp
 # Whole runs are trained by other tests too, and benchmarks start their processes the same way. What one JAX computes
 # does not depend on Python: with the JAX of the interpreter before, no numbers are checked again.
 RUNS := tests/train/test_loop.py tests/bench
-NUMBERS := tests/arch tests/ops tests/test_backends.py tests/test_linen.py tests/test_nnx.py tests/test_objax.py \
+NUMBERS := tests/arch tests/ops tests/weights tests/test_backends.py tests/test_linen.py tests/test_nnx.py tests/test_objax.py \
 	tests/test_functional.py tests/test_fused.py tests/test_evaluate.py tests/test_validate.py tests/train/test_optim.py \
 	tests/train/test_schedule.py tests/train/test_step.py tests/train/test_survival.py
 test-other-pythons: $(VENV)/dev.stamp

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +102,17 @@ def test_every_command_has_help(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0
     assert f"usage: jeffnet {command}" in out and "--debug" in out
+
+
+@pytest.mark.parametrize("own", [None, "", "/elsewhere"])
+def test_what_is_compiled_is_kept_where_the_user_says(own, monkeypatch, tmp_path):
+    monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if own is not None:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", own)
+    main(["list", "tf_mixnet_s"])
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert folder == own if own is not None else Path(folder).parent == tmp_path and "xla-" in folder
 
 
 def test_wrong_usage_has_status_2(capsys):

@@ -17,6 +17,8 @@ from jeffnet.ops.processor import fingerprint
 # import is imported there, so that the others start at once.
 _COMMANDS = (list_, info, predict, validate, train, convert, bench)
 
+_MOST_KEPT = 2**30  # bytes; what was used least recently goes first
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -65,6 +67,7 @@ def _keep_compiled() -> None:
     # A home folder may be shared by machines for which different code is compiled.
     machine = hashlib.sha256(fingerprint().encode()).hexdigest()[:8]
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / f"xla-{machine}"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST_KEPT))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
