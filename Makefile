@@ -50,12 +50,14 @@ test-this-python: $(VENV)/dev.stamp
 	$(QUICK_COMPILER) $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.
-# Whole runs are trained by other tests too, and benchmarks start their processes the same way. What one JAX computes
-# does not depend on Python: with the JAX of the interpreter before, no numbers are checked again.
-RUNS := tests/train/test_loop.py tests/bench
-NUMBERS := tests/arch tests/ops tests/weights tests/test_backends.py tests/test_linen.py tests/test_nnx.py tests/test_objax.py \
+# Whole runs are trained by other tests too, and benchmarks start their processes the same way. What reads and writes
+# files is tested on the newest. What one JAX computes does not depend on Python: with the JAX of the interpreter
+# before, no numbers are checked again.
+RUNS := tests/train/test_loop.py tests/train/test_survival.py tests/bench
+FILES := tests/data tests/weights tests/test_cli.py tests/test_readme.py tests/test_packaging.py
+NUMBERS := tests/arch tests/ops tests/test_backends.py tests/test_linen.py tests/test_nnx.py tests/test_objax.py \
 	tests/test_functional.py tests/test_fused.py tests/test_evaluate.py tests/test_validate.py tests/train/test_optim.py \
-	tests/train/test_schedule.py tests/train/test_step.py tests/train/test_survival.py
+	tests/train/test_schedule.py tests/train/test_step.py
 test-other-pythons: $(VENV)/dev.stamp
 	@before=; for python in $(OTHER_PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
@@ -63,6 +65,7 @@ test-other-pythons: $(VENV)/dev.stamp
 		$(MAKE) --no-print-directory $$venv/dev.stamp PYTHON=$$python VENV=$$venv && \
 		jax=$$($$venv/bin/python -c 'import jaxlib; print(jaxlib.__version__)') && \
 		if [ "$$jax" = "$$before" ]; then less="$(NUMBERS)"; else less=; fi && \
+		if [ "$$python" != "$(lastword $(OTHER_PYTHONS))" ]; then less="$$less $(FILES)"; fi && \
 		echo "== Python $$version, JAX $$jax, without $(RUNS) $$less" && \
 		$(MAKE) --no-print-directory test-this-python PYTHON=$$python VENV=$$venv \
 			PYTEST_ARGS="$(PYTEST_ARGS) $$(printf -- ' --ignore=%s' $(RUNS) $$less)" \
