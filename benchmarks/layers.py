@@ -92,7 +92,8 @@ def assign(rows: list[Row], spent: dict[str, float], plan: Plan) -> list[Row]:
         words = scope.split("/")
         name = next((word for word in reversed(words) if word in merged), None)
         if name is None:  # a part of a layer, or a norm
-            name = next((n for word in reversed(words) for n in merged if word.startswith(n + ".")), "the rest")
+            whole = [each for word in words for each in merged if word.startswith(each + ".")]
+            name = max(whole, key=len, default="the rest")
         merged.setdefault(name, Row(name)).milliseconds += milliseconds
     return list(merged.values())
 

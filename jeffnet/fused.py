@@ -399,8 +399,9 @@ class _Network:
         window = make_window(x.shape[1:3], size, (depthwise.stride,) * 2, part.padding)
         names = [op.parts[0].name for op in ops if isinstance(op, Conv)]
         pairs = [(arrays[f"{name}.kernel"], arrays[f"{name}.bias"]) for name in names]
-        project = {"project": pairs[2], "features": ops[2].out_channels, "shortcut": shortcut} if len(ops) == 3 else {}
-        return inverted_residual(x, pairs[0], pairs[1], window, (expand.act, depthwise.act), bands, **project)
+        project, features = (pairs[2], ops[2].out_channels) if len(ops) == 3 else (None, 0)
+        acts = (expand.act, depthwise.act)
+        return inverted_residual(x, pairs[0], pairs[1], window, acts, bands, project, features, shortcut)
 
     def _conv(
         self,
@@ -462,7 +463,8 @@ class _Network:
             return x @ kernel[0, 0] + bias
         rows = x.reshape(-1, 1, 1, x.shape[-1])
         window = make_window((1, 1), (1, 1), (1, 1), "SAME", (1, 1))
-        return dense_conv(rows, kernel, bias, (1, 1), features, window).reshape(*x.shape[:-1], features)
+        with jax.named_scope(name):
+            return dense_conv(rows, kernel, bias, (1, 1), features, window).reshape(*x.shape[:-1], features)
 
 
 def _threads() -> int:

@@ -115,6 +115,18 @@ def test_what_is_compiled_is_kept_where_the_user_says(own, monkeypatch, tmp_path
     assert folder == own if own is not None else Path(folder).parent == tmp_path and "xla-" in folder
 
 
+def test_a_user_without_a_home_keeps_nothing(monkeypatch, capsys):
+    for name in ("JEFFNET_CACHE", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert run(capsys, "list", "tf_mixnet_s")[0] == 0
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
 def test_wrong_usage_has_status_2(capsys):
     assert run(capsys)[0] == 2
     assert run(capsys, "list", "--colour")[0] == 2

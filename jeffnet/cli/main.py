@@ -1,7 +1,6 @@
 """The command `jeffnet`."""
 
 import argparse
-import hashlib
 import logging
 import os
 import sys
@@ -11,7 +10,7 @@ import jeffnet
 from jeffnet.cli import bench, convert, info, list_, predict, train, validate
 from jeffnet.errors import JeffnetError
 from jeffnet.files import cache_folder
-from jeffnet.ops.processor import fingerprint
+from jeffnet.ops.processor import short_fingerprint
 
 # Each module has `add_parser(commands, common)`, whose parser's `run` takes the parsed arguments. What is slow to
 # import is imported there, so that the others start at once.
@@ -64,9 +63,12 @@ def _keep_compiled() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` names another folder; empty, it switches that off. JAX, not imported yet, reads it.
     """
-    # A home folder may be shared by machines for which different code is compiled.
-    machine = hashlib.sha256(fingerprint().encode()).hexdigest()[:8]
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / f"xla-{machine}"))
+    try:
+        # A home folder may be shared by machines for which different code is compiled.
+        folder = cache_folder() / f"xla-{short_fingerprint().replace(' ', '-')}"
+    except RuntimeError:  # a user without a home: nothing is kept
+        return
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST_KEPT))
 
 
