@@ -15,15 +15,14 @@ With `--pixels` the evaluation transform's uint8 pixels of every picture are com
 import argparse
 import importlib.util
 import re
-import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from jeffnet.arch.preprocessing import INTERPOLATIONS, Preprocessing
 from jeffnet.backends import BACKENDS
+from jeffnet.bench.programs.with_torch import import_timm
 from jeffnet.candidates import Candidate
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.text import table
@@ -33,19 +32,6 @@ from jeffnet.validate import Settings, validate
 from jeffnet.weights.load import open_weights
 
 TIE = 1e-5
-
-
-def import_timm() -> ModuleType:
-    """timm, beside builds of torchvision whose compiled operators do not load."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
-    import timm
-
-    return timm
 
 
 def timm_probabilities(pictures: str, split: str, weights: Path, card, workers: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ class Eager(Program):
     compiles = False
 
     def load(self) -> None:
-        _import_timm()
+        import_timm()
         import torch
 
         torch.set_num_threads(self.job.threads)
@@ -112,7 +112,7 @@ def timm_model(job: Job) -> Any:
     Raises:
       UnsupportedError: it has none.
     """
-    timm = _import_timm()
+    timm = import_timm()
     from safetensors.torch import load_file
 
     card = job.card()
@@ -148,7 +148,7 @@ def export_onnx(arguments: dict[str, Any], channel: Channel) -> None:
       arguments: of a `Job`.
       channel: gets an empty message.
     """
-    _import_timm()
+    import_timm()
     import onnx  # pyright: ignore[reportMissingImports]
     import torch
 
@@ -169,7 +169,7 @@ def onnx_file(job: Job) -> Any:
     return job.file(f"model_{job.image_size}_{job.batch_size}.onnx")
 
 
-def _import_timm() -> ModuleType:
+def import_timm() -> ModuleType:
     """timm, also beside builds of torchvision whose compiled operators, which no model here needs, do not load."""
     try:
         import torchvision  # noqa: F401
