@@ -10,6 +10,7 @@ import jax
 
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import layers
+from jeffnet.distributed import gathered
 from jeffnet.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class BatchSize:
         if self._is_free:
             room = sum(map(_free_bytes, jax.local_devices())) * _SHARE
             most = max(int(room / picture_bytes), 1)
-            self.value = min(self.value, 2 ** (most.bit_length() - 1))
+            # Hosts go step by step together: all take what fits the smallest.
+            self.value = min(gathered(min(self.value, 2 ** (most.bit_length() - 1))))
 
     def run(self, work: Callable[[int], Any]) -> Any:
         """Do it with this batch size, or with half of it as often as memory runs out."""
@@ -49,9 +51,10 @@ class BatchSize:
             except Exception as error:
                 if not _is_out_of_memory(error):
                     raise
-                if not self._is_free or self.value == 1:
+                if not self._is_free or self.value == 1 or jax.process_count() > 1:
                     raise ConfigError(
-                        f"a batch of {self.value} does not fit the device's memory: give a smaller one, or 'auto'"
+                        f"a batch of {self.value} does not fit the device's memory: give a smaller one"
+                        + ("" if jax.process_count() > 1 else ", or 'auto'")
                     ) from error
             self.value //= 2
             LOG.warning("out of memory: going on with a batch size of %d", self.value)

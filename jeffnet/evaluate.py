@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.batches import EvalBatch, EvalLoader
+from jeffnet.mesh import Layout, local_rows, make_layout
 from jeffnet.ops.image import normalize
 from jeffnet.ops.loss import cross_entropy, in_top
 
@@ -137,11 +138,12 @@ def answer(
     mask: np.ndarray | None = None,
     mistakes: int = 0,
     progress: bool | None = False,
+    layout: Layout | None = None,
 ) -> list[Answers]:
     """What several models answer, in one pass over the data.
 
-    The next batch is read and sent while the device computes. With several devices here each takes a part of a batch
-    that they can share evenly; with several hosts each reads its own shard, and all return the same.
+    The next batch is read and sent while the device computes. Several devices share each batch; several hosts read
+    each its own shard, and all return the same.
 
     Args:
       models: functions as `make_forward` makes them, with their variables.
@@ -150,6 +152,7 @@ def answer(
       mask: bool `(classes,)`, the classes that may be chosen; None for all.
       mistakes: how many of the most confident mistakes to keep, of those that this host saw.
       progress: show a bar with the scores of the first model; None does where standard error is a terminal.
+      layout: on which devices; None takes all there are, those of other hosts included.
 
     Returns:
       One for each model.
@@ -157,7 +160,7 @@ def answer(
     tallies = [_Tally(mistakes) for _ in models]
     skipped: list[int] = []
     clock = _Clock()
-    place, shared = _placement(batches, [variables for _, variables in models])
+    place, shared = _placement(layout or make_layout(), [variables for _, variables in models])
     allowed = None if mask is None else jnp.asarray(mask)
     with _bar(batches, len(models), progress) as bar:
         waiting: deque[tuple[EvalBatch, np.ndarray, list[Any]]] = deque()
@@ -242,7 +245,7 @@ class _Tally:
     def add(self, batch: EvalBatch, labels: np.ndarray, output: dict[str, Array]) -> None:
         """Read a batch's results, for which the device is waited for."""
         mask = batch["mask"]
-        rows = {name: np.asarray(values)[mask] for name, values in jax.device_get(output).items()}
+        rows = {name: local_rows(values)[: len(mask)][mask] for name, values in output.items()}
         rows |= {"index": batch["index"][mask], "label": np.asarray(labels, np.int32)[mask]}
         for name, values in rows.items():
             self._rows[name].append(values)
@@ -314,20 +317,17 @@ def _of_all_hosts(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return gathered
 
 
-def _placement(batches: EvalLoader, variables: list[Any]) -> tuple[Callable[[np.ndarray], Array], list[Any]]:
-    """How a batch gets to the devices of this host, and the variables where they are needed."""
-    devices = jax.local_devices()
-    if len(devices) == 1:
+def _placement(layout: Layout, variables: list[Any]) -> tuple[Callable[[np.ndarray], Array], list[Any]]:
+    """How a batch gets to the devices, and the variables where they are needed."""
+    if layout.devices == 1:
         return jnp.asarray, variables
-    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis)) for axis in ("batch", None))
 
     def place(rows: np.ndarray) -> Array:
-        return jax.device_put(rows, split if len(rows) % len(devices) == 0 else whole)
+        # What is added so that all have as much to do counts for nothing.
+        added = layout.padded_rows(len(rows)) - len(rows)
+        return layout.place_batch(np.pad(rows, [(0, added), *[(0, 0)] * (rows.ndim - 1)]))
 
-    return place, [
-        jax.device_put(each, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())) for each in variables
-    ]
+    return place, [layout.place(each) for each in variables]
 
 
 def _bar(batches: EvalLoader, models: int, progress: bool | None) -> tqdm:

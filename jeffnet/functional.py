@@ -262,7 +262,9 @@ class _Run:
         plan, mean, var = self.model.plan, self.stats[f"{name}.mean"], self.stats[f"{name}.var"]
         scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
         if self.train and name not in plan.frozen_norms:
-            y, batch_mean, unbiased = norm_train(x, scale, bias, plan.bn_epsilon, self.model.dtype, act)
+            y, batch_mean, unbiased = norm_train(
+                x, scale, bias, plan.bn_epsilon, self.model.dtype, act, groups=plan.norm_groups
+            )
             self.updated[f"{name}.mean"] = moved_statistics(mean, batch_mean, plan.bn_momentum)
             self.updated[f"{name}.var"] = moved_statistics(var, unbiased, plan.bn_momentum)
             return y

@@ -222,7 +222,12 @@ class BatchNorm(nn.BatchNorm):
     """`flax.linen.BatchNorm` whose running variance is the unbiased estimate, as in PyTorch and TensorFlow.
 
     Normalises over all axes but the last. Statistics are at least float32.
+
+    Attributes:
+      groups: parts of the batch that are normalised each by itself; see `jeffnet.ops.norm.norm_train`.
     """
+
+    groups: int = 1
 
     @nn.compact
     def __call__(
@@ -242,7 +247,8 @@ class BatchNorm(nn.BatchNorm):
             return norm_inference(x, running_mean.value, running_var.value, scale, bias, self.epsilon, dtype, act)
         initializing = self.is_initializing()
         axis_name = None if initializing else self.axis_name
-        y, mean, unbiased = norm_train(x, scale, bias, self.epsilon, dtype, act, axis_name)
+        groups = 1 if initializing else self.groups
+        y, mean, unbiased = norm_train(x, scale, bias, self.epsilon, dtype, act, axis_name, groups)
         if not initializing:
             running_mean.value = moved_statistics(running_mean.value, mean, self.momentum)
             running_var.value = moved_statistics(running_var.value, unbiased, self.momentum)
@@ -276,6 +282,7 @@ class _Layers:
             use_running_average=not train or name in self.plan.frozen_norms,
             momentum=self.plan.bn_momentum,
             epsilon=self.plan.bn_epsilon,
+            groups=self.plan.norm_groups,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name=_local(name),

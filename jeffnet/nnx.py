@@ -235,6 +235,7 @@ class BatchNorm(nnx.BatchNorm):
         epsilon: float,
         dtype: DTypeLike,
         frozen: bool = False,
+        groups: int = 1,
     ) -> None:
         # NNX's own would first compile zeros and ones of every width.
         self.mean, self.var, self.scale, self.bias = (
@@ -242,7 +243,7 @@ class BatchNorm(nnx.BatchNorm):
         )  # fmt: skip
         self.num_features, self.param_dtype = scale.shape[0], scale.dtype
         self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
-        self.use_running_average, self.axis_name, self.frozen = True, None, frozen
+        self.use_running_average, self.axis_name, self.frozen, self.groups = True, None, frozen, groups
 
     def __call__(
         self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None, act: str | None = None
@@ -256,7 +257,7 @@ class BatchNorm(nnx.BatchNorm):
         use_running = self.use_running_average if use_running_average is None else use_running_average
         if use_running or self.frozen:
             return norm_inference(x, mean, var, scale, bias, self.epsilon, dtype, act)
-        y, batch_mean, unbiased = norm_train(x, scale, bias, self.epsilon, dtype, act, self.axis_name)
+        y, batch_mean, unbiased = norm_train(x, scale, bias, self.epsilon, dtype, act, self.axis_name, self.groups)
         self.mean.set_value(jax.lax.stop_gradient(moved_statistics(mean, batch_mean, self.momentum)))
         self.var.set_value(jax.lax.stop_gradient(moved_statistics(var, unbiased, self.momentum)))
         return y
@@ -302,6 +303,7 @@ class _Layers:
             epsilon=plan.bn_epsilon,
             dtype=self.start.dtype,
             frozen=name in plan.frozen_norms,
+            groups=plan.norm_groups,
         )
 
     def _arrays(self, name: str, *leaves: str) -> dict[str, Any]:

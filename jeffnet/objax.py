@@ -241,10 +241,18 @@ class BatchNorm(objax.nn.BatchNorm):
     """
 
     def __init__(
-        self, mean: Array, var: Array, beta: Array, gamma: Array, momentum: float, eps: float, frozen: bool = False
+        self,
+        mean: Array,
+        var: Array,
+        beta: Array,
+        gamma: Array,
+        momentum: float,
+        eps: float,
+        frozen: bool = False,
+        groups: int = 1,
     ) -> None:
         # Objax's own would first compile zeros and ones of every width.
-        self.momentum, self.eps, self.redux, self.frozen = momentum, eps, (0, 1, 2), frozen
+        self.momentum, self.eps, self.redux, self.frozen, self.groups = momentum, eps, (0, 1, 2), frozen, groups
         self.running_mean, self.running_var = objax.StateVar(mean), objax.StateVar(var)
         self.beta, self.gamma = objax.TrainVar(beta), objax.TrainVar(gamma)
 
@@ -253,7 +261,7 @@ class BatchNorm(objax.nn.BatchNorm):
         mean, var, scale, bias = (each.value for each in (self.running_mean, self.running_var, self.gamma, self.beta))
         if not training or self.frozen:
             return norm_inference(x, mean, var, scale, bias, self.eps, x.dtype, act)
-        y, batch_mean, unbiased = norm_train(x, scale, bias, self.eps, x.dtype, act)
+        y, batch_mean, unbiased = norm_train(x, scale, bias, self.eps, x.dtype, act, groups=self.groups)
         self.running_mean.value = moved_statistics(mean, batch_mean, self.momentum)
         self.running_var.value = moved_statistics(var, unbiased, self.momentum)
         return y
@@ -287,8 +295,8 @@ class _Layers:
 
     def _norm(self, name: str) -> BatchNorm:
         mean, var, beta, gamma = (self.arrays[f"{name}.{leaf}"] for leaf in ("mean", "var", "bias", "scale"))
-        frozen = name in self.plan.frozen_norms
-        return BatchNorm(mean, var, beta, gamma, self.plan.bn_momentum, self.plan.bn_epsilon, frozen)
+        plan, frozen = self.plan, name in self.plan.frozen_norms
+        return BatchNorm(mean, var, beta, gamma, plan.bn_momentum, plan.bn_epsilon, frozen, plan.norm_groups)
 
 
 def _remat(block: Block, x: Array, training: bool, key: Array | None) -> Array:

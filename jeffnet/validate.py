@@ -22,6 +22,7 @@ from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, JeffnetError
 from jeffnet.evaluate import Answers, Forward, answer, grouped, make_forward, score
+from jeffnet.mesh import check_mesh, make_layout
 from jeffnet.weights.start import start_pretrained
 from jeffnet.weights.store import ModelCard
 
@@ -41,7 +42,9 @@ class Settings:
       loader: 'grain', 'tf' or 'pt'.
       backend: one of `jeffnet.backends.BACKENDS`.
       dtype: in which layers compute.
-      batch_size: of a device step; 'auto' starts with what is likely to fit and halves it when memory runs out.
+      batch_size: pictures that this host takes at once, on all its devices; 'auto' starts with what is likely to fit
+        and halves it when memory runs out, on several hosts only the former.
+      mesh: how devices share the work, see `jeffnet.mesh.make_layout`.
       size: height and width of the pictures.
       crop_pct: share of the resized picture that is kept.
       crop_mode: 'center', 'squash' or 'border'.
@@ -66,6 +69,7 @@ class Settings:
     backend: str = "linen"
     dtype: str = "float32"
     batch_size: int | str = "auto"
+    mesh: str = "auto"
     size: tuple[int, int] | None = None
     crop_pct: float | None = None
     crop_mode: str = "center"
@@ -169,6 +173,7 @@ class _Model:
 def _check(settings: Settings) -> None:
     if settings.batch_size != "auto" and (not isinstance(settings.batch_size, int) or settings.batch_size < 1):
         raise ConfigError(f"batch_size {settings.batch_size!r} is neither a number of pictures nor 'auto'")
+    check_mesh(settings.mesh)
     if settings.num_examples is not None and settings.num_examples < 1:
         raise ConfigError(f"num_examples {settings.num_examples} is not a number of pictures: give 1 or more")
     if settings.test_pool and settings.size is None:
@@ -235,6 +240,7 @@ def _pass(
     mapping = read_label_map(settings.label_map, card.classes) if settings.label_map else None
     batch_size = BatchSize(settings.batch_size)
     batch_size.fit(max(picture_bytes(model.card.plan(), *model.transform.shape) for model in models))
+    layout = make_layout(settings.mesh)
 
     def work(size: int) -> tuple[EvalLoader, np.ndarray, list[Answers]]:
         loader = open_pipeline(
@@ -256,7 +262,9 @@ def _pass(
         table = label_table(loader.classes, card.num_classes, card.classes, mapping)
         mask = subset_mask(settings.subset, card.num_classes, table) if settings.subset else None
         pairs = [(model.forward, model.variables) for model in models]
-        answers = answer(pairs, loader, labels=table, mask=mask, mistakes=settings.mistakes, progress=progress)
+        answers = answer(
+            pairs, loader, labels=table, mask=mask, mistakes=settings.mistakes, progress=progress, layout=layout
+        )
         return loader, table, answers
 
     loader, table, every = batch_size.run(work)

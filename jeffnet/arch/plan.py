@@ -131,6 +131,8 @@ class Plan:
       global_pool: 'avg', 'max', 'avgmax' (mean of the two) or 'none'.
       features: what maps `features()` can return.
       test_window: side of the windows of test-time pooling, see `with_test_pooling`; 0 for none.
+      frozen_norms: names of norms that use their running statistics in training too.
+      norm_groups: parts of a batch that norms in training normalise each by itself.
     """
 
     in_chans: int
@@ -146,6 +148,7 @@ class Plan:
     features: tuple[FeatureInfo, ...]
     test_window: int = 0
     frozen_norms: frozenset[str] = frozenset()
+    norm_groups: int = 1
 
     @property
     def num_features(self) -> int:
@@ -228,6 +231,11 @@ def with_classes(plan: Plan, num_classes: int) -> Plan:
 def with_frozen_norms(plan: Plan, names: Iterable[str]) -> Plan:
     """The same network, in which norms of these names keep their running statistics, and use them in training too."""
     return replace(plan, frozen_norms=frozenset(names))
+
+
+def with_norm_groups(plan: Plan, groups: int) -> Plan:
+    """The same network, in which norms in training cut the batch into so many groups and normalise each by itself."""
+    return replace(plan, norm_groups=groups)
 
 
 def with_test_pooling(plan: Plan, image_size: int) -> Plan:

@@ -29,6 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0; 1 where the input will not do or something failed; 2 for wrong usage; 130 when interrupted.
     """
     options = _parse(arguments)
+    status = _run(options)
+    if status and "jax" in sys.modules:
+        from jeffnet.distributed import leave
+
+        leave(status)
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
     _keep_compiled()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("jeffnet").setLevel(logging.INFO)  # what was taken of a file
@@ -52,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
+        status = getattr(error, "exit_code", 1)
         text = str(error).strip().partition("\n")[0]
         print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
-        return 1
+        return status
     return 0
 
 

@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from jeffnet.train.config import Config
     from jeffnet.train.scoring import Result
+
+_OPTIONS = {"go_on": "continue", "print_config": "print-config"}
+_OPTIONS |= {name: name.replace("_", "-") for name in ("plot_schedule", "plot_augment")}
 
 _FILES = (
     ("model", "model.safetensors"),
@@ -38,26 +42,61 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="recipe: a Python file that defines `config`, see configs/")
     parser.add_argument("--output", metavar="RUN", help="folder for the run, which is made")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder from its last checkpoint")
+    parser.add_argument(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="with --config: where RUN holds this run already, go on with it; for commands that are started again",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start again, at most N times, after a crash or the loss of another process; implies --continue",
+    )
     parser.add_argument("--seeds", metavar="N,N,...", help="a run with each of these seeds, in RUN/seed_N")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("--plot-schedule", metavar="PNG", help="draw the learning rate over time and stop")
     parser.add_argument("--plot-augment", metavar="PNG", help="draw some training pictures, augmented, and stop")
     parser.add_argument("--json", action="store_true", help="print the result as one object, or a list with --seeds")
+    add_process_options(parser)
     parser.set_defaults(run=run, overrides=[])
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, and print how it went."""
+    from jeffnet.distributed import losses_told
     from jeffnet.train.interrupt import InterruptedRunError
 
+    if options.max_restarts:
+        raise SystemExit(_supervised(options))
     if not options.debug:
         sys.unraisablehook = _without_closed_loops
     try:
-        _run(options)
+        connect(options)
+        with losses_told():
+            _run(options)
     except InterruptedRunError as interrupted:
         way = "the same command" if options.seeds else f"`jeffnet train --resume {_folder(options)}`"
         print(f"{interrupted}; continue with {way}", file=sys.stderr)
         raise SystemExit(interrupted.exit_code) from None
+
+
+def _supervised(options: argparse.Namespace) -> int:
+    """The same command without supervision, as often as it takes."""
+    from jeffnet.restarts import supervise
+
+    if options.max_restarts < 0:
+        raise ConfigError(f"--max-restarts {options.max_restarts} is negative")
+    command = [sys.executable, *sys.orig_argv[1:]]
+    place = next(place for place, word in enumerate(command) if word.startswith("--max-restarts"))
+    del command[place : place + (1 if "=" in command[place] else 2)]
+    if not (options.resume or options.seeds or options.go_on):
+        command.append("--continue")
+    return supervise(
+        command, options.max_restarts, lambda text: print(f"restarts: {text}", file=sys.stderr, flush=True)
+    )
 
 
 def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -71,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
 
     overrides = _pairs(options.overrides)
     if options.resume:
-        _refuse(options, "config", "output", "seeds", "print_config", "plot_schedule", "plot_augment")
+        _refuse(options, "config", "output", "go_on", "seeds", "print_config", "plot_schedule", "plot_augment")
         from jeffnet.train.loop import resume
 
         _report(options, [resume(options.resume, overrides)])
@@ -88,7 +127,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.seeds:
         _report(options, train_seeds(config, options.output, _seeds(options.seeds)))
     else:
-        _report(options, [train(config, options.output)])
+        _report(options, [train(config, options.output, go_on=options.go_on)])
 
 
 def _shown(options: argparse.Namespace, config: "Config") -> bool:
@@ -112,8 +151,8 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
     given = [name for name in names if getattr(options, name)]
     if given:
         raise ConfigError(
-            f"--resume continues a run as it was configured: leave --{given[0].replace('_', '-')} out, or set single "
-            "entries, such as --epochs 20"
+            f"--resume continues a run as it was configured: leave --{_OPTIONS.get(given[0], given[0])} out, or set "
+            "single entries, such as --epochs 20"
         )
 
 
@@ -129,6 +168,10 @@ def _folder(options: argparse.Namespace) -> str:
 
 
 def _report(options: argparse.Namespace, results: "list[Result]") -> None:
+    from jeffnet.distributed import is_primary
+
+    if not is_primary():
+        return
     folder = Path(_folder(options))
     if options.json:
         folders = [folder / f"seed_{seed}" for seed in _seeds(options.seeds)] if options.seeds else [folder]

@@ -9,6 +9,7 @@ from typing import Any
 
 from jeffnet.backends import BACKENDS
 from jeffnet.cli.model import picture_size, positive
+from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.cli.text import table
 from jeffnet.errors import ConfigError, JeffnetError
 
@@ -34,6 +35,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     _add_data_options(parser.add_argument_group("data"))
     _add_pixel_options(parser.add_argument_group("pixels (default: the model's own)"))
     _add_output_options(parser.add_argument_group("output"))
+    add_process_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -52,7 +54,10 @@ def _add_model_options(group: Any) -> None:
     )
     group.add_argument("--backend", choices=BACKENDS, default="linen", help="(default: %(default)s)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")
-    group.add_argument("--batch-size", type=_batch_size, default="auto", help="pictures at once, or `auto` (default)")
+    group.add_argument(
+        "--batch-size", type=_batch_size, default="auto", help="pictures at once, of each host, or `auto` (default)"
+    )
+    group.add_argument("--mesh", default="auto", help="how devices share the work, such as data=2 (default: all do)")
     group.add_argument(
         "--test-pool", action="store_true", help="test-time pooling, for pictures larger than in training"
     )
@@ -120,12 +125,22 @@ def _add_output_options(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Validate, and print the scores."""
+    from jeffnet.distributed import losses_told
+
+    connect(options)
+    with losses_told():
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     from jeffnet.candidates import select_models
+    from jeffnet.distributed import is_primary
     from jeffnet.results import ResultsFile
     from jeffnet.validate import validate
 
     candidates, settings = select_models(options.model, options.weights), _settings(options)
     _check_outputs(options, len(candidates))
+    _check_agreement(options)
     results = ResultsFile(options.results) if options.results else None
     rows, failures, waiting = [], [], []
     for candidate in candidates:
@@ -143,17 +158,28 @@ def run(options: argparse.Namespace) -> None:
             print(f"{candidate.name}: {error}", file=sys.stderr)
             continue
         rows.append(outcome.row)
+        if not is_primary():
+            continue
         _write_files(options, outcome, single)
         if results:  # last: what is in there is not run again
             results.add(outcome.row)
         if options.json or not single:
             print(describe(outcome.row), file=sys.stderr)
         _tell_skipped(outcome)
-    _print_rows(options, rows, single)
+    if is_primary():
+        _print_rows(options, rows, single)
     if failures:
         raise JeffnetError(f"{len(failures)} of {len(candidates)} models could not be validated: {', '.join(failures)}")
     if options.check:
         _check_scores(rows)
+
+
+def _check_agreement(options: argparse.Namespace) -> None:
+    """Raises ConfigError where other processes were given other options."""
+    from jeffnet.distributed import check_agreement
+
+    own = ("run", "process_id", "debug")
+    check_agreement({f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own})
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -169,8 +169,7 @@ def train_loader(
     left out. What comes depends on the source, the transform and the seed, not on `threads` and `workers`.
 
     With `repeats`, every example of the row stands there so many times in succession, each time augmented anew: mostly
-    in one batch, and on several hosts where there are several. An epoch is as long as without, so that it takes that
-    many epochs to go through all examples.
+    in one batch. An epoch is as long as without, so that it takes that many epochs to go through all examples.
 
     Args:
       source: at least one batch of examples.
@@ -180,8 +179,8 @@ def train_loader(
       threads: how many prepare pictures; 0 prepares them in the caller's, None takes one for each processor.
       workers: processes that prepare pictures, instead of the threads. They import the caller's main module, which must
         be guarded by `if __name__ == "__main__"`.
-      shard: which host this is of how many: the batches of all together are those of a single one with a batch size of
-        their sum.
+      shard: which host this is of how many: its batches are pieces of those of a single host with a batch size of
+        their sum, the first host's the first piece.
       repeats: of each example, 1 or more.
       on_bad_image: 'error' raises at a picture that cannot be read; 'skip' takes the next one of the source in its
         place, and logs a warning once for each (once in each process that meets it). 100 in a row are an error.
@@ -214,9 +213,16 @@ def train_loader(
 
     def batches_from(position: int) -> grain.DatasetIterator:
         # The position in the endless row seeds the augmentation, so that no two epochs and no two copies look the same.
-        positions = grain.MapDataset.range(position + shard.index, sys.maxsize, shard.count)
-        rows = positions.batch(chunk, drop_remainder=True).map(
-            partial(_training_rows, examples, order, repeats, transform, seed)
+        # Of each batch of all hosts, this one has a piece: laid side by side, the pieces are what one host would read.
+        chunks, whole = batch_size // chunk, batch_size * shard.count
+
+        def positions(number: int) -> np.ndarray:
+            batch, part = divmod(int(number), chunks)
+            first = position + batch * whole + shard.index * batch_size + part * chunk
+            return np.arange(first, first + chunk)
+
+        rows = grain.MapDataset.range(sys.maxsize // whole * chunks).map(
+            partial(_training_rows, examples, order, repeats, transform, seed, positions)
         )
         return iter(_assemble(rows, batch_size // chunk, reading))
 
@@ -343,10 +349,11 @@ def _training_rows(
     repeats: int,
     transform: TrainTransform,
     seed: int,
-    positions: np.ndarray,
+    positions: Callable[[int], np.ndarray],
+    number: int,
 ) -> dict[str, Any]:
     images, labels = [], []
-    for position in positions.tolist():
+    for position in positions(number).tolist():
         example = examples[int(order[position // repeats])]
         images.append(transform(example.image, np.random.default_rng((seed, position))))
         labels.append(example.label)

@@ -18,7 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jeffnet.ops import native
-from jeffnet.ops.lowerings import calls_fit, same_axes
+from jeffnet.ops.lowerings import calls_fit, is_partitioned, same_axes
 
 _MOST_ROWS = 32  # of a kernel, in the C++
 
@@ -189,7 +189,10 @@ def _shifted_input_gradient(g: Array, kernel: Array, window: Window, size: tuple
 
 
 def _shifted_kernel_gradient(images: Array, g: Array, window: Window, size: tuple[int, int]) -> Array:
-    """Sums of products, picture by picture: over a whole batch XLA's reductions fall out of the caches."""
+    """Sums of products, picture by picture: over a whole batch XLA's reductions fall out of the caches.
+
+    Not for a batch that devices share: each would gather all pictures in order to go through them.
+    """
     compute = jnp.promote_types(images.dtype, jnp.float32)
 
     def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
@@ -228,6 +231,15 @@ def _xla_kernel_gradient(images: Array, g: Array, window: Window, size: Any) -> 
     return jax.linear_transpose(lambda kernel: _xla(images, kernel, window), kernel)(g)[0]
 
 
+def _whole_kernel_gradient(images: Array, g: Array, window: Window, size: tuple[int, int]) -> Array:
+    """Sums of products over the whole batch."""
+    compute = jnp.promote_types(images.dtype, jnp.float32)
+    padded = jnp.pad(images.astype(compute), ((0, 0), *window.pads, (0, 0)))
+    gradient = g.astype(compute)
+    sums = [(view * gradient).sum((0, 1, 2)) for _, _, view in _views(padded, size, window)]
+    return jnp.stack(sums).reshape(*size, 1, images.shape[3]).astype(images.dtype)
+
+
 def _native(target: str, a: Array, b: Array, window: Window, shape: tuple[int, ...]) -> Array:
     dtype = a.dtype
     compute = jnp.promote_types(dtype, jnp.float32)
@@ -244,7 +256,9 @@ def _suits_native(ctx: Any, lowering: str, window: Window, kernel: Any) -> bool:
     return kernel.shape[3] >= native.load().jeffnet_least_channels(max(kernel.dtype.itemsize, 4))
 
 
-def _define_lowerings(primitive: Primitive, target: str, kernel: int, xla: Any, shifted: Any) -> None:
+def _define_lowerings(
+    primitive: Primitive, target: str, kernel: int, xla: Any, shifted: Any, partitioned: Any = None
+) -> None:
     """`kernel` is the place of the kernel, or its gradient, among the two operands and the result."""
 
     def lower(ctx: Any, a: Any, b: Any, function: Any) -> Any:
@@ -258,7 +272,8 @@ def _define_lowerings(primitive: Primitive, target: str, kernel: int, xla: Any, 
         return lower(ctx, a, b, functools.partial(xla, window=window, size=size))
 
     def on_cpu(ctx: Any, a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> Any:
-        function = functools.partial(shifted, window=window, size=size)
+        form = partitioned if partitioned and is_partitioned(ctx) else shifted
+        function = functools.partial(form, window=window, size=size)
         if _suits_native(ctx, lowering, window, (*ctx.avals_in, *ctx.avals_out)[kernel]):
             function = functools.partial(_native, target, window=window, shape=ctx.avals_out[0].shape)
         return lower(ctx, a, b, function)
@@ -272,4 +287,11 @@ for _p, _sums in ((_forward_p, False), (_input_p, False), (_kernel_p, True)):
     _define_batching(_p, _sums)
 _define_lowerings(_forward_p, "jeffnet_depthwise", 1, _xla, _shifted)
 _define_lowerings(_input_p, "jeffnet_depthwise_input_gradient", 1, _xla_input_gradient, _shifted_input_gradient)
-_define_lowerings(_kernel_p, "jeffnet_depthwise_kernel_gradient", 2, _xla_kernel_gradient, _shifted_kernel_gradient)
+_define_lowerings(
+    _kernel_p,
+    "jeffnet_depthwise_kernel_gradient",
+    2,
+    _xla_kernel_gradient,
+    _shifted_kernel_gradient,
+    _whole_kernel_gradient,
+)

@@ -42,15 +42,16 @@ def calls_fit(ctx: Any, lowering: str) -> bool:
     """
     if lowering == "shifted" or ctx.module_context.lowering_parameters.for_export:
         return False
-    if _is_partitioned(ctx.module_context.axis_context):
+    if is_partitioned(ctx):
         return False
     if not native.available() and lowering == "native":
         raise ConfigError(f"lowering 'native': {native.failure()}; choose 'auto' or 'shifted' to do without")
     return native.available()
 
 
-def _is_partitioned(axis_context: Any) -> bool:
-    """Whether XLA splits the program between devices; what is inside `shard_map` is split already."""
+def is_partitioned(ctx: Any) -> bool:
+    """Whether XLA splits what is lowered between devices; what is inside `shard_map` is split already."""
+    axis_context = ctx.module_context.axis_context
     if (mesh := getattr(axis_context, "mesh", None)) is not None:
         return any(size > 1 for name, size in mesh.shape.items() if name not in axis_context.manual_axes)
     return getattr(axis_context, "num_devices", 1) not in (1, None)

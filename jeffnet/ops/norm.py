@@ -1,9 +1,11 @@
 """Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167), over all axes but the last."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jeffnet.errors import ArchitectureError
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.batch_norm import fits, norm_act_train
 from jeffnet.ops.conv import lowering
@@ -47,6 +49,7 @@ def norm_train(
     dtype: DTypeLike,
     act: str | None = None,
     axis_name: str | None = None,
+    groups: int = 1,
 ) -> tuple[Array, Array, Array]:
     """Normalise by the batch's statistics, and activate.
 
@@ -58,10 +61,25 @@ def norm_train(
       dtype: of the result; the arithmetic is at least float32.
       act: name of the activation that follows; None for none.
       axis_name: see `batch_statistics`.
+      groups: parts of equal length into which the batch is cut along its first axis, each normalised by itself. Where
+        devices share a batch, as many groups as devices need no communication.
 
     Returns:
-      Outputs `(..., C)`; the batch's mean `(C,)` and unbiased variance `(C,)`, for the running statistics.
+      Outputs `(..., C)`; the batch's mean `(C,)` and unbiased variance `(C,)`, for the running statistics; the means of
+      those of the groups, which is what the groups were normalised by on average.
+
+    Raises:
+      ArchitectureError: the batch cannot be cut into so many groups.
     """
+    if groups > 1:
+        if x.shape[0] % groups:
+            raise ArchitectureError(f"a batch of {x.shape[0]} cannot be cut into {groups} groups for BatchNorm")
+
+        def norm_part(part: Array) -> tuple[Array, Array, Array]:
+            return norm_train(part, scale, bias, epsilon, dtype, act, axis_name)
+
+        y, means, variances = jax.vmap(norm_part)(x.reshape(groups, -1, *x.shape[1:]))
+        return y.reshape(x.shape), means.mean(0), variances.mean(0)
     form = lowering()
     if form != "xla" and form != "shifted" and axis_name is None and x.dtype == dtype and fits(x, scale, bias, act):
         y, mean, var = norm_act_train(x, scale, bias, epsilon, act, form)

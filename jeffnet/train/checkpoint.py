@@ -1,27 +1,27 @@
 """Checkpoints of a run through Orbax: asynchronous, never half a one under its name, verified when read.
 
 Each holds the state's arrays by their paths (`params.conv_stem.kernel`, `opt_state.0.trace.conv_stem.kernel`), and as
-JSON what else the run needs in order to go on, with a checksum of every array.
+JSON what else the run needs in order to go on, with a checksum of every array. All processes of a run take part, each
+with what its devices hold; how arrays are split when they are read need not be how they were.
 """
 
 import logging
 import os
 import re
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jeffnet.distributed import gathered
 from jeffnet.errors import ConfigError, OutputError, TrainingError, first_line
 from jeffnet.train.state import TrainState
 
 _ARRAYS, _PROGRESS = "arrays", "progress"
-_CHECKSUMS, _VALUES = "crc32", "values"
+_CHECKSUMS, _VALUES = "checksums", "values"
 
 _log = logging.getLogger("jeffnet.train")
 
@@ -45,7 +45,8 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            handlers = {_ARRAYS: ocp.StandardCheckpointHandler(), _PROGRESS: ocp.JsonCheckpointHandler()}
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
         except OSError as error:
             raise OutputError(f"checkpoints {str(folder)!r} cannot be written: {error.strerror or error}") from error
 
@@ -67,11 +68,10 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        arrays = {name: np.array(array) for name, array in _flat(state).items()}
-        checksums = {name: _checksum(array) for name, array in arrays.items()}
+        arrays = _flat(state)
         items = {
             _ARRAYS: ocp.args.StandardSave(arrays),
-            _PROGRESS: ocp.args.JsonSave({_CHECKSUMS: checksums, _VALUES: dict(progress)}),
+            _PROGRESS: ocp.args.JsonSave({_CHECKSUMS: _checksums(arrays), _VALUES: dict(progress)}),
         }
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))  # pyright: ignore[reportCallIssue]
@@ -95,33 +95,53 @@ class Checkpoints:
         One that is damaged is reported and the one before it taken.
 
         Args:
-          template: a state of the same shapes and dtypes, whose arrays may be `jax.ShapeDtypeStruct`s.
+          template: a state of the same shapes and dtypes, whose arrays may be `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
           ConfigError: a checkpoint is of another model or optimizer than the configuration says.
           TrainingError: there are checkpoints, and none can be read.
         """
         for step in self.steps:
-            try:
-                items = {_ARRAYS: ocp.args.StandardRestore(), _PROGRESS: ocp.args.JsonRestore()}
-                restored = self._manager.restore(step, args=ocp.args.Composite(**items))  # pyright: ignore[reportCallIssue]
-                arrays = {name: np.asarray(array) for name, array in restored[_ARRAYS].items()}
-                progress = restored[_PROGRESS]
-                damaged = [name for name, value in progress[_CHECKSUMS].items() if _checksum(arrays[name]) != value]
-                if damaged:
-                    raise ValueError(f"{damaged[0]} is not what was written")
-            except Exception as error:  # whatever a damaged file makes its readers raise
-                _log.warning("checkpoint of step %d cannot be read and is left out: %s", step, first_line(error))
+            found = self._read(step, template)
+            # One that any process cannot read is none for all of them.
+            wrong = next((text for text in gathered(found if isinstance(found, str) else None) if text), None)
+            if wrong or isinstance(found, str):
+                _log.warning("checkpoint of step %d cannot be read and is left out: %s", step, wrong)
                 continue
-            state = _filled(template, arrays, self._folder / str(step))
             self._forget_after(step)
-            return state, progress[_VALUES]
+            return found
         if self.steps:
             raise TrainingError(
                 f"none of the checkpoints in {str(self._folder)!r} can be read: begin a new run, with model.pretrained "
                 "set to this run's model.safetensors to start from its best model"
             )
         return None
+
+    def _read(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]] | str:
+        """A checkpoint and its values, or why it cannot be read.
+
+        Raises:
+          ConfigError: it does not fit the template.
+        """
+        wanted = _flat(template)
+        try:
+            metadata = self._manager.item_metadata(step)[_ARRAYS]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+            if metadata is None:
+                raise ValueError("it has no arrays")
+            _check_fits(wanted, metadata, self._folder / str(step))
+            items = {_ARRAYS: ocp.args.StandardRestore(wanted), _PROGRESS: ocp.args.JsonRestore()}
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))  # pyright: ignore[reportCallIssue]
+            arrays, progress = restored[_ARRAYS], restored[_PROGRESS]
+            found = _checksums(arrays)
+            damaged = [name for name, value in progress[_CHECKSUMS].items() if found[name] != value]
+            if damaged:
+                raise ValueError(f"{damaged[0]} is not what was written")
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a damaged file makes its readers raise
+            return first_line(error) or type(error).__name__
+        leaves = [arrays[name] for name in wanted]
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), leaves), progress[_VALUES]
 
     def close(self) -> None:
         """Wait for the last checkpoint, and let go of Orbax's threads.
@@ -153,29 +173,22 @@ def _flat(state: TrainState) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _filled(template: TrainState, arrays: Mapping[str, np.ndarray], source: Path) -> TrainState:
-    """The state with a checkpoint's arrays.
-
-    Raises:
-      ConfigError: they do not fit.
-    """
-    wanted = _flat(template)
-    missing = [name for name in wanted if name not in arrays]
-    left_over = [name for name in arrays if name not in wanted]
+def _check_fits(wanted: Mapping[str, Any], found: Mapping[str, Any], source: Path) -> None:
+    """Raises ConfigError where arrays of a checkpoint are not those of the state."""
+    missing = [name for name in wanted if name not in found]
+    left_over = [name for name in found if name not in wanted]
     misfits = [
-        f"{name} is {arrays[name].dtype}{list(arrays[name].shape)}, not {leaf.dtype}{list(leaf.shape)}"
+        f"{name} is {found[name].dtype}{list(found[name].shape)}, not {leaf.dtype}{list(leaf.shape)}"
         for name, leaf in wanted.items()
-        if name in arrays and (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype)
+        if name in found and (tuple(found[name].shape), found[name].dtype) != (leaf.shape, leaf.dtype)
     ]
     if missing or left_over or misfits:
-        found = [("missing", missing), ("left over", left_over), ("misshapen", misfits)]
-        shown = "; ".join(f"{what} ({len(names)}): {names[0]}, ..." for what, names in found if names)
+        parts = [("missing", missing), ("left over", left_over), ("misshapen", misfits)]
+        shown = "; ".join(f"{what} ({len(names)}): {names[0]}, ..." for what, names in parts if names)
         raise ConfigError(
             f"the configuration does not fit the checkpoint {str(source)!r}: {shown}: resume with the model, optimizer "
             "and averaging of the run's start"
         )
-    leaves = [jnp.asarray(arrays[name]) for name in wanted]
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), leaves)
 
 
 def _reason(error: Exception) -> str:
@@ -184,5 +197,29 @@ def _reason(error: Exception) -> str:
     return os.strerror(int(found[1])) if found else first_line(error)
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def _checksums(arrays: Mapping[str, Any]) -> dict[str, int]:
+    """Of every array, however it is split: sums modulo 2**64 of its words, each times an odd number for its place.
+
+    An error in one word always changes it. Every process adds up what it has; each part counts once.
+    """
+    own = {
+        name: sum(
+            _weighted_sum(np.asarray(shard.data), shard.index, array.shape)
+            for shard in array.addressable_shards
+            if shard.replica_id == 0
+        )
+        for name, array in arrays.items()
+    }
+    return {name: sum(each[name] for each in gathered(own)) % 2**64 for name in own}
+
+
+def _weighted_sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
+    words = values.view(f"u{values.itemsize}") if values.dtype != np.bool_ else values.view(np.uint8)
+    places, stride = np.zeros((), np.uint64), 1
+    for axis in reversed(range(values.ndim)):
+        first = index[axis].start or 0
+        along = np.arange(first, first + values.shape[axis], dtype=np.uint64) * np.uint64(stride)
+        places = places + along.reshape(-1, *[1] * (values.ndim - axis - 1))
+        stride *= shape[axis]
+    # Numpy's arithmetic on 64 bits is modulo 2**64, which is what is wanted.
+    return int((words.astype(np.uint64) * (2 * places + np.uint64(1))).sum(dtype=np.uint64))

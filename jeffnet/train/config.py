@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from jeffnet.backends import BACKENDS
 from jeffnet.data.batches import OnBadImage
 from jeffnet.errors import ConfigError
+from jeffnet.mesh import AUTO, check_mesh
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -26,6 +27,9 @@ class ModelConfig:
       drop_path_rate: stochastic depth; None takes the paper's.
       output_stride: 32, 16 or 8.
       bn_momentum: share of the old running statistics that a step keeps; None takes the paper's, which suits long runs.
+      bn_devices: how many neighbouring devices normalise their shares of a batch together: 1 each its own, which takes
+        no communication; None all of them, which is the batch of a single device. Running statistics move by the mean
+        over the groups.
       dtype: in which layers compute: 'float32', 'bfloat16' or 'float16'. Parameters stay float32; with 'float16' the
         loss is scaled dynamically.
       remat: compute blocks again in the backward pass instead of keeping their values.
@@ -42,6 +46,7 @@ class ModelConfig:
     drop_path_rate: float | None = None
     output_stride: int = 32
     bn_momentum: float | None = None
+    bn_devices: int | None = None
     dtype: str = "float32"
     remat: bool = False
     pretrained: str | None = None
@@ -50,6 +55,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_choice("model.backend", self.backend, tuple(BACKENDS))
         _check_choice("model.dtype", self.dtype, DTYPES)
+        if self.bn_devices is not None:
+            _check_range("model.bn_devices", self.bn_devices, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,6 +409,7 @@ class CheckpointConfig:
 
     Attributes:
       every_steps: steps from one checkpoint to the next, besides that of every epoch; None for that alone.
+      every_minutes: likewise, minutes.
       keep_last: how many of the last checkpoints stay.
       keep_best: how many of the models with the highest top-1 in validation stay.
       average_best: at the end, average the parameters of so many of these, re-estimate the running statistics, and
@@ -409,6 +417,7 @@ class CheckpointConfig:
     """
 
     every_steps: int | None = None
+    every_minutes: float | None = None
     keep_last: int = 2
     keep_best: int = 1
     average_best: int = 0
@@ -419,6 +428,8 @@ class CheckpointConfig:
         _check_range("checkpoint.average_best", self.average_best, 0, self.keep_best)
         if self.every_steps is not None:
             _check_range("checkpoint.every_steps", self.every_steps, 1)
+        if self.every_minutes is not None and not self.every_minutes > 0:
+            raise ConfigError(f"checkpoint.every_minutes {self.every_minutes} must be positive; none switches it off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -455,7 +466,7 @@ class Config:
       checkpoint: what is kept.
       log: what is told.
       epochs: passes over the training pictures.
-      batch_size: of a training step and of validation.
+      batch_size: of a training step and of validation, on all devices together.
       accumulate: parts into which a step's batch is cut, whose gradients are averaged: less memory for the same step,
         but for BatchNorm, which normalises each part by itself.
       sam_rho: radius of sharpness-aware minimisation (arXiv:2010.01412), which takes two passes a step; None for none.
@@ -464,6 +475,7 @@ class Config:
       on_nan: what to do where a loss or a gradient is no longer a number: 'stop', or 'skip' that step.
       max_skipped: steps in a row that 'skip' skips before it stops.
       debug_nans: stop at the very operation that makes a NaN, and run it again uncompiled; slow.
+      mesh: how devices share the work, see `jeffnet.mesh.make_layout`: 'auto', or such as `data=4,fsdp=2`.
       seed: of initial values, data order, augmentation and dropout.
     """
 
@@ -485,6 +497,7 @@ class Config:
     on_nan: str = "stop"
     max_skipped: int = 20
     debug_nans: bool = False
+    mesh: str = AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -495,6 +508,7 @@ class Config:
         _check_range("seed", self.seed, 0, 2**32 - 1)
         if self.batch_size % self.accumulate:
             raise ConfigError(f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} parts")
+        check_mesh(self.mesh)
         if self.sam_rho is not None and self.sam_rho <= 0:
             raise ConfigError(f"sam_rho {self.sam_rho} must be positive; none switches it off")
         if (self.loss.name == "jsd") != (self.augment.splits > 1):

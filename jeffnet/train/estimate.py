@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jeffnet.arch.plan import with_norm_groups
 from jeffnet.train.config import ModelConfig
 from jeffnet.train.network import Network, make_network
 from jeffnet.train.state import Arrays
@@ -30,8 +31,9 @@ def make_estimate(config: ModelConfig, network: Network) -> Estimate:
       `(N, H, W, C)`, or `(N, splits, H, W, C)`, of which the first view counts. Norms that are frozen keep theirs.
     """
     # A momentum of 0 makes the updated statistics those of the batch; nothing is dropped.
-    config = replace(config, bn_momentum=0.0, drop_rate=0.0, drop_path_rate=0.0)
-    still = replace(network, plan=make_network(config, network.preprocessing, network.num_classes).plan)
+    config = replace(config, bn_momentum=0.0, drop_rate=0.0, drop_path_rate=0.0, bn_devices=None)
+    plan = make_network(config, network.preprocessing, network.num_classes).plan
+    still = replace(network, plan=with_norm_groups(plan, network.plan.norm_groups))
 
     @jax.jit
     def add(total: Arrays, arrays: Arrays, images: Array) -> Arrays:

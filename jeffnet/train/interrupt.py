@@ -14,13 +14,15 @@ class InterruptedRunError(Exception):
     """The run was asked to stop, and saved where it stood.
 
     Attributes:
-      signal: which asked.
+      signal: which asked, of the process itself or of another one.
       step: how many steps were taken.
       exit_code: 75 for SIGTERM, 130 for SIGINT.
     """
 
-    def __init__(self, number: signal.Signals, step: int) -> None:
-        super().__init__(f"stopped by {number.name} after step {step}, which is saved")
+    def __init__(self, number: signal.Signals | None, step: int) -> None:
+        where = "" if number else " of another process"
+        number = number or signal.SIGTERM
+        super().__init__(f"stopped by {number.name}{where} after step {step}, which is saved")
         self.signal, self.step, self.exit_code = number, step, EXIT_CODES[number]
 
 

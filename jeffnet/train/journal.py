@@ -26,7 +26,9 @@ _log = logging.getLogger("jeffnet.train")
 class Journal:
     """Where a run writes its metrics. Close it at the end."""
 
-    def __init__(self, folder: Path, log: LogConfig, config: Mapping[str, Any], after_step: int | None) -> None:
+    def __init__(
+        self, folder: Path, log: LogConfig, config: Mapping[str, Any], after_step: int | None, writes: bool = True
+    ) -> None:
         """Opens the files of a new run, or those of a run that goes on.
 
         Args:
@@ -35,6 +37,7 @@ class Journal:
           config: all of the run's, for Weights & Biases.
           after_step: the step from which the run goes on: rows of later ones are taken back, since they come again.
             None for a new run, where every row is.
+          writes: False keeps rows in memory alone: of several processes one writes.
 
         Raises:
           ConfigError: Weights & Biases is asked for, and is not installed or not logged in to.
@@ -42,11 +45,14 @@ class Journal:
         """
         path = folder / METRICS_FILE
         self._rows = [] if after_step is None else [row for row in read_rows(folder) if row["step"] <= after_step]
+        self._boards: list[Board] = []
+        self._lines, self._opened = None, ExitStack()
+        if not writes:
+            return
         content = b"".join(map(_line, self._rows))
         if _content(path) != content:
             with written_atomically(path) as partial:
                 Path(partial).write_bytes(content)
-        self._boards: list[Board] = []
         with ExitStack() as stack:
             if log.wandb_project is not None:
                 self._boards.append(WeightsAndBiases(folder, log.wandb_project, config))
@@ -68,7 +74,8 @@ class Journal:
           OutputError: it cannot be written; all rows before it are in the file.
         """
         row = {name: _number(value) for name, value in row.items()}
-        self._lines.append(_line(row))
+        if self._lines is not None:
+            self._lines.append(_line(row))
         self._rows.append(row)
         for board in self._boards:
             board.write(row)

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jeffnet.data.loader import LoaderState, TrainLoader
+from jeffnet.distributed import any_process, check_agreement, is_primary, on_primary
 from jeffnet.errors import ConfigError, TrainingError
 from jeffnet.train.card import write_card
 from jeffnet.train.config import Config
@@ -22,7 +23,7 @@ from jeffnet.train.environment import format_bytes, memory_in_use, record_enviro
 from jeffnet.train.interrupt import InterruptedRunError, StopRequest, stop_requests
 from jeffnet.train.journal import Journal, read_rows
 from jeffnet.train.phases import Phase
-from jeffnet.train.recipe import override
+from jeffnet.train.recipe import entry, entry_names, override
 from jeffnet.train.run import Run, is_run, read_config
 from jeffnet.train.scoring import Result, Scorer
 from jeffnet.train.setup import Setup, make_setup
@@ -36,13 +37,17 @@ _IN_FLIGHT = 2
 _SECONDS_TO_DRAW = 30
 
 
-def train(config: Config, folder: str | Path, progress: bool = True) -> Result:
+def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool = False) -> Result:
     """Train a model as configured, from the beginning.
+
+    With several processes (`jeffnet.distributed`) all call this with the same arguments.
 
     Args:
       config: what to do.
-      folder: of the run; see `jeffnet.train.run`.
+      folder: of the run; see `jeffnet.train.run`. On several hosts it is on storage that they share.
       progress: tell of it on standard error.
+      go_on: where the folder holds a run of this configuration already, continue that. How devices share the work, how
+        pictures are read, what is kept and what is told may differ.
 
     Raises:
       JeffnetError: the configuration, the data or the folder will not do, or the loss is no longer a number.
@@ -50,6 +55,11 @@ def train(config: Config, folder: str | Path, progress: bool = True) -> Result:
     """
     # Parts first: what will not do is found before anything is written.
     setup = make_setup(config)
+    begun = go_on and bool(on_primary(lambda: is_run(folder)))
+    _check_agreement(setup, folder, begun)
+    if begun:
+        _check_same(read_config(folder), config, folder)
+        return _run(Run.open(folder, config), setup, None, progress)
     state = setup.start()
     return _run(Run.create(folder, config), setup, state, progress)
 
@@ -67,12 +77,39 @@ def resume(folder: str | Path, overrides: Sequence[tuple[str, str]] = (), progre
       JeffnetError, InterruptedRunError: as `train`.
     """
     config = override(read_config(folder), overrides)
-    return _run(Run.open(folder, config), make_setup(config), None, progress)
+    setup = make_setup(config)
+    _check_agreement(setup, folder, True)
+    return _run(Run.open(folder, config), setup, None, progress)
+
+
+def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
+    """Raises ConfigError where processes would not do the same."""
+    facts: dict[str, Any] = {name: entry(setup.config, name) for name in entry_names()}
+    facts |= {
+        "training pictures": len(setup.train_set),
+        "validation pictures": setup.val_batches.num_examples,
+        "classes": list(setup.train_set.classes),
+        "run folder": str(folder),
+        "run begun": begun,
+    }
+    check_agreement(facts)
+
+
+def _check_same(own: Config, config: Config, folder: str | Path) -> None:
+    """Raises ConfigError where a run that is to go on is of another configuration."""
+    free = ("mesh", "data.threads", "data.workers", "checkpoint.", "log.")
+    for name in entry_names():
+        before, now = entry(own, name), entry(config, name)
+        if before != now and not name.startswith(free):
+            raise ConfigError(
+                f"{str(folder)!r} holds a run with {name} {before!r}, not {now!r}: give another output folder, or "
+                f"continue that run with `--resume {folder}`"
+            )
 
 
 def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Result:
     with contextlib.ExitStack() as stack:
-        stack.callback(run.checkpoints.close)
+        stack.enter_context(_closed(run))
         values: Mapping[str, Any] = {}
         restored = run.checkpoints.restore(setup.template())
         if restored is not None:
@@ -81,18 +118,30 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
         elif state is None:
             state = setup.start()
         run.write_config()
-        record_environment(run.folder)
+        on_primary(lambda: record_environment(run.folder))
         step = int(state.step)
-        journal = Journal(run.folder, setup.config.log, asdict(setup.config), after_step=step)
+        journal = Journal(run.folder, setup.config.log, asdict(setup.config), step, writes=is_primary())
         stack.callback(journal.close)
         stop = stack.enter_context(stop_requests())
         stack.enter_context(jax.debug_nans(setup.config.debug_nans))
-        loop = _Loop(run, setup, journal, stop, progress)
+        loop = _Loop(run, setup, journal, stop, progress and is_primary())
         loop.say(f"{setup.description}, {f'continuing after step {step}' if step else 'from the beginning'}")
         try:
             return loop.run(state, values)
         except FloatingPointError as error:
             raise TrainingError(f"debug_nans found one: {error}") from error
+
+
+@contextlib.contextmanager
+def _closed(run: Run) -> Iterator[None]:
+    """Closes a run's checkpoints at the end; after an error not where others would have to take part."""
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1 or isinstance(error, InterruptedRunError):
+            run.checkpoints.close()
+        raise
+    run.checkpoints.close()
 
 
 def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
@@ -111,11 +160,8 @@ class _Feed:
 
     loader: TrainLoader
     position: LoaderState
+    place: Callable[[dict[str, Any]], Any]
     ahead: Any = None
-
-    @classmethod
-    def of(cls, loader: TrainLoader) -> "_Feed":
-        return cls(loader, loader.get_state())
 
     def next(self) -> Any:
         """The next batch; `position` is then where the loader stands after it."""
@@ -128,7 +174,7 @@ class _Feed:
         self.ahead = self._fetched()
 
     def _fetched(self) -> Any:
-        return jax.device_put(next(self.loader))
+        return self.place(dict(next(self.loader)))
 
 
 class _Loop:
@@ -145,6 +191,8 @@ class _Loop:
         self.bar: tqdm | None = None
         self.compiled: TrainStep | None = None
         self.skipped_in_a_row = 0
+        self.requested = np.zeros(2, np.bool_)
+        self.saved = time.monotonic()
         self.speed = 0.0
         self.drawn = time.monotonic()
 
@@ -180,7 +228,7 @@ class _Loop:
             self.say(f"from epoch {phase.first_epoch + 1}: {phase.description}")
         step, loader = self.setup.step(phase), self.setup.batches(phase, self.position)
         try:
-            feed = _Feed.of(loader)
+            feed = _Feed(loader, loader.get_state(), self._place)
             while (done := int(state.step)) < end:
                 epoch_end = (done // self.setup.steps_per_epoch + 1) * self.setup.steps_per_epoch
                 state = self._train_epoch(step, feed, state, done, epoch_end)
@@ -205,16 +253,17 @@ class _Loop:
             if count < end:
                 feed.prefetch()
             if len(in_flight) > _IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
+                self._note(jax.block_until_ready(in_flight.popleft()))
             if count % config.log.steps == 0 or count == end:
                 # Reading metrics waits for the device: only here, so that steps queue up in between.
                 self._read(count)
                 self._log(count, since)
                 since = time.monotonic(), count
-            if self.stop:
+            stops, saves = self._requests()
+            if stops:
                 self._save(state)
                 self._leave(count)
-            if every is not None and count % every == 0 and count < end:
+            if count < end and (saves or (every is not None and count % every == 0)):
                 self._save(state)
             assert self.bar is not None
             self.bar.update()
@@ -226,7 +275,10 @@ class _Loop:
         Raises:
           TrainingError: one is no number.
         """
-        rows = [{name: float(value) for name, value in row.items()} for row in jax.device_get(self.unread)]
+        fetched = jax.device_get(self.unread)
+        for row in fetched:
+            self._note(row)
+        rows = [{name: float(value) for name, value in row.items() if name != "requests"} for row in fetched]
         self.unread.clear()
         for row in rows:
             self._check(row, step)
@@ -269,9 +321,31 @@ class _Loop:
             refresh=False,
         )
 
+    def _place(self, batch: dict[str, Any]) -> Any:
+        """A batch on the devices; on several hosts with what this one asks for, so that all learn of it in one step."""
+        if self.setup.layout.is_shared:
+            batch["requests"] = np.tile([bool(self.stop), self._is_due()], (jax.local_device_count(), 1))
+        return self.setup.layout.place_batch(batch)
+
+    def _note(self, metrics: Metrics) -> None:
+        """Remember what any host asked for in a step."""
+        if "requests" in metrics:
+            self.requested |= np.asarray(metrics["requests"])
+
+    def _requests(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save: the same on all hosts."""
+        stops, saves = self.requested if self.setup.layout.is_shared else (bool(self.stop), self._is_due())
+        return bool(stops), bool(saves)
+
+    def _is_due(self) -> bool:
+        """Whether it is time for a checkpoint; the first process's clock counts."""
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and is_primary() and time.monotonic() - self.saved > 60 * minutes
+
     def _save(self, state: TrainState) -> None:
         """Begin to write a checkpoint. Never of a state that is no longer numbers: those metrics are read first."""
         self._read(int(state.step))
+        self.saved, self.requested[1] = time.monotonic(), False
         values = {
             "loader": dict(self.position or {}),
             "pending": self.pending,
@@ -281,12 +355,14 @@ class _Loop:
 
     def _leave(self, step: int) -> None:
         self.files.checkpoints.wait()
-        assert self.stop.signal is not None
         raise InterruptedRunError(self.stop.signal, step)
 
     def _interruptible(self, batches: Iterable[Any], state: TrainState) -> Iterator[Any]:
-        for batch in batches:
-            if self.stop:  # the state was saved before validation began
+        for number, batch in enumerate(batches):
+            shared = self.setup.layout.is_shared
+            # Hosts agree before any of them leaves; that takes a moment, and not before every batch.
+            stops = any_process(bool(self.stop)) if shared and number % 8 == 0 else bool(self.stop) and not shared
+            if stops:  # the state was saved before validation began
                 self._leave(int(state.step))
             yield batch
 
@@ -300,6 +376,8 @@ class _Loop:
         self.say(self._told(row))
 
     def _draw(self) -> None:
+        if not is_primary():
+            return
         title = f"{self.setup.card.model}, {self.config.data.path}"
         draw_curves(self.journal.rows(), self.files.path("curves.png"), title)
         self.drawn = time.monotonic()
@@ -319,7 +397,8 @@ class _Loop:
         self.scorer.average(state, self.position)
         self._draw()
         result = self.scorer.result()
-        write_card(self.files.folder, self.setup.card, self.config, self.journal.rows(), result.as_dict())
+        if is_primary():
+            write_card(self.files.folder, self.setup.card, self.config, self.journal.rows(), result.as_dict())
         return result
 
 
@@ -341,12 +420,13 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
     results = []
     for seed in seeds:
         one, own = Path(folder, f"seed_{seed}"), replace(config, seed=seed)
-        if is_run(one):
+        if on_primary(lambda one=one: is_run(one)):
             if read_config(one) != own:
                 raise ConfigError(f"{str(one)!r} holds a run of another configuration: give another output folder")
             results.append(resume(one, progress=progress))
         else:
             results.append(train(own, one, progress))
     runs = {f"seed {seed}": read_rows(Path(folder, f"seed_{seed}")) for seed in seeds}
-    draw_seeds(runs, Path(folder, "curves.png"), f"{config.model.name}, {config.data.path}")
+    if is_primary():
+        draw_seeds(runs, Path(folder, "curves.png"), f"{config.model.name}, {config.data.path}")
     return results

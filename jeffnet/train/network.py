@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jeffnet.arch.plan import Plan, with_frozen_norms
+from jeffnet.arch.plan import Plan, with_frozen_norms, with_norm_groups
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan
@@ -76,13 +76,20 @@ class Network:
         return normalize(pixels, self.preprocessing.mean, self.preprocessing.std, self.compute_dtype)
 
 
-def make_network(config: ModelConfig, preprocessing: Preprocessing, num_classes: int) -> Network:
+def make_network(config: ModelConfig, preprocessing: Preprocessing, num_classes: int, devices: int = 1) -> Network:
     """The network that a configuration describes.
+
+    Args:
+      config: the configuration.
+      preprocessing: of its pictures.
+      num_classes: width of the logits.
+      devices: how many share a batch.
 
     Raises:
       UnknownModelError: no such model.
       ArchitectureError: an option outside its range.
-      ConfigError: a pattern of `freeze` that no array matches, or one that leaves nothing to train.
+      ConfigError: a pattern of `freeze` that no array matches, or one that leaves nothing to train; or `bn_devices`
+        does not divide the devices.
       JeffnetError: the backend is not installed.
     """
     load_backend(config.backend)
@@ -98,6 +105,10 @@ def make_network(config: ModelConfig, preprocessing: Preprocessing, num_classes:
     frozen = frozen_parameters(plan, config.freeze)
     # A norm is frozen with its scale: statistics that went on moving would change what the frozen layers compute.
     plan = with_frozen_norms(plan, (name.removesuffix(".scale") for name in frozen if name.endswith(".scale")))
+    together = config.bn_devices or devices
+    if devices % together:
+        raise ConfigError(f"model.bn_devices {together} does not divide the {devices} devices")
+    plan = with_norm_groups(plan, devices // together)
     return Network(plan, preprocessing, config.backend, jnp.dtype(config.dtype), config.remat)
 
 

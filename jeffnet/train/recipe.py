@@ -87,6 +87,14 @@ def entry_names(within: str = "", kind: type = Config) -> list[str]:
     return [name for name in names if name.startswith(within)]
 
 
+def entry(config: Config, name: str) -> Any:
+    """The value of an entry by its dotted name, as JSON would have it."""
+    value: Any = dataclasses.asdict(config)
+    for part in name.split("."):
+        value = value[part]
+    return json.loads(json.dumps(value))
+
+
 def _set(entries: dict[str, Any], name: str, text: str) -> None:
     kind: Any = Config
     *parents, last = name.split(".")

@@ -14,6 +14,9 @@
 import os
 from pathlib import Path
 
+import jax
+
+from jeffnet.distributed import gathered, on_primary
 from jeffnet.errors import ConfigError, OutputError
 from jeffnet.files import written_atomically
 from jeffnet.train.checkpoint import Checkpoints
@@ -25,6 +28,12 @@ class Run:
     """The folder of a run. Make one with `create` or `open`."""
 
     def __init__(self, folder: Path, config: Config) -> None:
+        unseen = [number for number, seen in enumerate(gathered((folder / "config.json").exists())) if not seen]
+        if unseen and len(unseen) < jax.process_count():
+            raise OutputError(
+                f"process {unseen[0]} does not see what process 0 wrote into {str(folder)!r}: give a folder on storage "
+                "that all hosts share"
+            )
         self.folder = folder
         self.config = config
         self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last)
@@ -37,18 +46,8 @@ class Run:
           OutputError: it cannot be made or written to, or holds a run already.
         """
         folder = Path(folder)
-        if is_run(folder):
-            raise OutputError(
-                f"output folder {str(folder)!r} holds a run already: continue it with `--resume {folder}`, or "
-                "give another"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"output folder {str(folder)!r} cannot be written to: {error.strerror}") from error
-        run = cls(folder, config)
-        run.write_config()
-        return run
+        on_primary(lambda: _make(folder, config))
+        return cls(folder, config)
 
     @classmethod
     def open(cls, folder: str | os.PathLike, config: Config | None = None) -> "Run":
@@ -73,13 +72,29 @@ class Run:
         return self.folder / "model.safetensors"
 
     def write_config(self) -> None:
-        """Write `config.json`.
+        """Write `config.json`; on several hosts the first does.
 
         Raises:
           OutputError: it cannot be written.
         """
-        with written_atomically(self.folder / "config.json") as partial:
-            Path(partial).write_text(to_json(self.config))
+        on_primary(lambda: _write_config(self.folder, self.config))
+
+
+def _make(folder: Path, config: Config) -> None:
+    if is_run(folder):
+        raise OutputError(
+            f"output folder {str(folder)!r} holds a run already: continue it with `--resume {folder}`, or give another"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"output folder {str(folder)!r} cannot be written to: {error.strerror}") from error
+    _write_config(folder, config)
+
+
+def _write_config(folder: Path, config: Config) -> None:
+    with written_atomically(folder / "config.json") as partial:
+        Path(partial).write_text(to_json(config))
 
 
 def is_run(folder: str | os.PathLike) -> bool:

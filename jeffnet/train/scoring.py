@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from jeffnet.arch.summary import array_specs
 from jeffnet.data.batches import EvalLoader
 from jeffnet.data.loader import LoaderState
+from jeffnet.distributed import is_primary, wait_for_all
 from jeffnet.evaluate import Scores, answer, score
 from jeffnet.ops.average import average_arrays
 from jeffnet.train.estimate import make_estimate
@@ -120,9 +121,10 @@ class Scorer:
         if not wanted or any(row["step"] == step and f"{AVERAGED}_top1" in row for row in rows):
             return
         epochs = [row["epoch"] for row in _best(rows, wanted)]
+        wait_for_all()  # until the first process wrote them
         files = [load_file(self._best_path(epoch)) for epoch in epochs]
         batches = self._setup.config.bn_batches or _BATCHES_OF_AVERAGE
-        (arrays,) = self._reestimated([average_arrays(files)], position, batches)
+        (arrays,) = self._reestimated([self._setup.layout.place(average_arrays(files))], position, batches)
         (scores,) = self._scores([arrays], state)
         self._save(self._run.path("averaged.safetensors"), arrays)
         row = {"step": step, "epoch": self._setup.config.epochs, "averaged_epochs": len(epochs)}
@@ -149,14 +151,15 @@ class Scorer:
 
     def _scores(self, models: list[Arrays], state: TrainState) -> list[Scores]:
         batches = _Interruptible(self._setup.val_batches, lambda loader: self._interruptible(loader, state))
-        answers = answer([(self._forward, arrays) for arrays in models], batches)  # pyright: ignore[reportArgumentType]
+        pairs = [(self._forward, arrays) for arrays in models]
+        answers = answer(pairs, batches, layout=self._setup.layout)  # pyright: ignore[reportArgumentType]
         return [score(each.predictions) for each in answers]
 
     def _reestimated(self, models: list[Arrays], position: LoaderState | None, batches: int) -> list[Arrays]:
         """With running statistics of the next so many training batches, which stay the next ones."""
         loader = self._setup.batches(self._setup.phases[-1], position)
         try:
-            return self._estimate(models, islice(loader, batches))
+            return self._estimate(models, map(self._setup.layout.place_batch, islice(loader, batches)))
         finally:
             loader.close()
 
@@ -171,9 +174,8 @@ class Scorer:
             return
         kept, folder = [other["epoch"] for other in _best([*rows, row], most)], self._run.path("best")
         if row["epoch"] in kept:
-            folder.mkdir(exist_ok=True)
             self._save(self._best_path(row["epoch"]), models[MODEL])
-        for path in folder.glob("epoch_*.safetensors"):
+        for path in folder.glob("epoch_*.safetensors") if is_primary() else ():
             if path not in map(self._best_path, kept):
                 path.unlink()
 
@@ -181,6 +183,10 @@ class Scorer:
         return self._run.path("best") / f"epoch_{epoch:04d}.safetensors"
 
     def _save(self, path: Path, arrays: Arrays) -> None:
+        arrays = self._setup.layout.gather(arrays)
+        if not is_primary():
+            return
+        path.parent.mkdir(exist_ok=True)
         ordered = {name: np.asarray(arrays[name]) for name in array_specs(self._setup.network.plan)}
         save_model(path, ordered, self._setup.card)
 

@@ -1,18 +1,21 @@
 """What a run consists of, made from its configuration before anything is written."""
 
+import math
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing, resolve_name
-from jeffnet.data.batches import EvalLoader
+from jeffnet.data.batches import EvalLoader, Shard
 from jeffnet.data.loader import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Source
 from jeffnet.errors import ConfigError
+from jeffnet.mesh import Layout, make_layout
 from jeffnet.train.boards import check_boards
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network, array_shapes, frozen_parameters, initial_arrays, make_network
@@ -39,7 +42,8 @@ class Setup:
       schedule: of the learning rate.
       optimizer: of the parameters that are not frozen.
       phases: parts of the run in which every step is the same.
-      teacher: for distillation, or None.
+      teacher: for distillation, or None; its arrays lie as `layout` says.
+      layout: where states and batches lie.
     """
 
     config: Config
@@ -52,6 +56,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     phases: list[Phase]
     teacher: Teacher | None
+    layout: Layout
 
     @property
     def steps(self) -> int:
@@ -69,8 +74,13 @@ class Setup:
         )
 
     def template(self) -> TrainState:
-        """Shapes and dtypes of the state."""
-        return jax.eval_shape(self._initial_state, array_shapes(self.network))
+        """Shapes, dtypes and shardings of the state."""
+        shapes = jax.eval_shape(self._initial_state, array_shapes(self.network))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.layout.shardings(shapes),
+        )
 
     def start(self) -> TrainState:
         """The state before the first step.
@@ -78,13 +88,21 @@ class Setup:
         Raises:
           WeightsError: the weights to start from cannot be had or do not fit.
         """
-        return self._initial_state(initial_arrays(self.config.model, self.network, self.config.seed))
+        state = self._initial_state(initial_arrays(self.config.model, self.network, self.config.seed))
+        return self.layout.place(state)
 
     def step(self, phase: Phase) -> TrainStep:
         """The step of a phase."""
-        network = make_network(phase.config.model, self.network.preprocessing, self.network.num_classes)
-        average_from = round(self.config.ema.start_epoch * self.steps_per_epoch)
-        return make_train_step(network, self.optimizer, phase.config, teacher=self.teacher, average_from=average_from)
+        own = self.network
+        network = make_network(phase.config.model, own.preprocessing, own.num_classes, self.layout.devices)
+        return make_train_step(
+            network,
+            self.optimizer,
+            phase.config,
+            teacher=self.teacher,
+            average_from=round(self.config.ema.start_epoch * self.steps_per_epoch),
+            layout=self.layout,
+        )
 
     def batches(self, phase: Phase, position: LoaderState | None = None) -> TrainLoader:
         """The training batches of a phase, from a position on."""
@@ -92,10 +110,11 @@ class Setup:
         loader = train_loader(
             self.train_set,
             train_transform(phase, self.network.preprocessing),
-            self.config.batch_size,
+            _own_rows(self.config.batch_size),
             self.config.seed,
             data.threads,
             data.workers,
+            own_shard(),
             repeats=self.config.augment.repeats,
             on_bad_image=data.on_bad_image,
         )
@@ -124,7 +143,10 @@ def make_setup(config: Config) -> Setup:
     train_set = open_source(data.path, data.train_split, config.model.in_chans, min_images=2)
     val_set = open_source(data.path, data.val_split, config.model.in_chans, classes=train_set.classes)
     num_classes, epoch_steps = len(train_set.classes), steps_per_epoch(train_set, config.batch_size)
-    network = make_network(config.model, preprocessing, num_classes)
+    network = make_network(replace(config.model, bn_devices=None), preprocessing, num_classes)
+    layout = make_layout(config.mesh, _state_bytes(config, network))
+    _check_shares(config, layout)
+    network = make_network(config.model, preprocessing, num_classes, layout.devices)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.epochs * epoch_steps, epoch_steps)
     frozen = frozen_parameters(network.plan, config.model.freeze)
     shapes = array_shapes(network)
@@ -145,13 +167,47 @@ def make_setup(config: Config) -> Setup:
             output_stride=config.model.output_stride,
         ),
         train_set=train_set,
-        val_batches=eval_loader(val_set, EvalTransform(preprocessing), config.batch_size, data.threads, data.workers),
+        val_batches=eval_loader(
+            val_set,
+            EvalTransform(preprocessing),
+            _own_rows(config.batch_size),
+            data.threads,
+            data.workers,
+            own_shard(),
+        ),
         steps_per_epoch=epoch_steps,
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule, trained, frozen),
         phases=phases,
-        teacher=_make_teacher(config.loss, network),
+        teacher=_make_teacher(config.loss, network, layout),
+        layout=layout,
     )
+
+
+def own_shard() -> Shard:
+    """The share of a data set that this process reads."""
+    return Shard(jax.process_index(), jax.process_count())
+
+
+def _own_rows(batch_size: int) -> int:
+    return batch_size // jax.process_count()
+
+
+def _state_bytes(config: Config, network: Network) -> int:
+    """About what a state takes: parameters, their gradients, two arrays of the optimizer, and an average."""
+    count = sum(math.prod(shape.shape) for shape in array_shapes(network).values())
+    return count * jnp.dtype(network.compute_dtype).itemsize * (4 + config.ema.is_on)
+
+
+def _check_shares(config: Config, layout: Layout) -> None:
+    """Raises ConfigError where devices and parts cannot share a batch evenly."""
+    shares = layout.devices * config.accumulate
+    if config.batch_size % shares:
+        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared by {layout.devices} devices{parts}: give a multiple of "
+            f"{shares}" + ("" if layout.is_shared else ", or fewer devices, such as --mesh data=1")
+        )
 
 
 def run_preprocessing(config: Config) -> Preprocessing:
@@ -178,7 +234,7 @@ def train_transform(phase: Phase, preprocessing: Preprocessing) -> TrainTransfor
     )
 
 
-def _make_teacher(config: LossConfig, student: Network) -> Teacher | None:
+def _make_teacher(config: LossConfig, student: Network, layout: Layout) -> Teacher | None:
     if config.teacher is None:
         return None
     start, card = start_pretrained(config.teacher, config.teacher_model)
@@ -189,4 +245,4 @@ def _make_teacher(config: LossConfig, student: Network) -> Teacher | None:
         )
     if card.in_chans != student.plan.stem.in_channels:
         raise ConfigError(f"loss.teacher {config.teacher!r} takes pictures of {card.in_chans} channels")
-    return Teacher(Network(start.plan, card.preprocessing, student.backend), dict(start.arrays))
+    return Teacher(Network(start.plan, card.preprocessing, student.backend), layout.place(dict(start.arrays)))

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jeffnet.mesh import Layout
 from jeffnet.ops.average import update_average
 from jeffnet.ops.loss import binary_cross_entropy, distillation, in_top, jensen_shannon_divergence, soft_cross_entropy
 from jeffnet.ops.processor import remat_options
@@ -37,6 +39,7 @@ def make_train_step(
     *,
     teacher: Teacher | None = None,
     average_from: int = 0,
+    layout: Layout | None = None,
 ) -> TrainStep:
     """A compiled step.
 
@@ -49,13 +52,15 @@ def make_train_step(
       config: what to do: augmentation on the device, loss, accumulation, averaging.
       teacher: for distillation.
       average_from: the step from which on the moving average is one.
+      layout: where states and batches lie; None where that is one device.
 
     Returns:
       A function from the state and a batch (`image` uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`; `label` `(N,)`) to
       the next state and the batch's metrics: `loss`, `top1` in per cent, `grad_norm`, and `skipped`, 1 where the step
-      changed nothing because its gradients were no numbers. The old state's buffers are given up.
+      changed nothing because its gradients were no numbers. The old state's buffers are given up. The batch may have
+      `requests`, bool `(devices, k)`, of which the metrics have `requests` `(k,)`: what any device's row asks for.
     """
-    work = _Work(network, optimizer, config, teacher.network if teacher else None, average_from)
+    work = _Work(network, optimizer, config, teacher.network if teacher else None, average_from, layout)
     # Keys and the teacher's arrays are arguments, not constants of the program.
     # A step that is run again to find a NaN needs the state it had.
     donated = () if config.debug_nans else 2
@@ -85,6 +90,7 @@ class _Work:
     config: Config
     teacher: Network | None
     average_from: int
+    layout: Layout | None
 
     def step(
         self, root: Array, teacher_arrays: Arrays, state: TrainState, batch: Mapping[str, Any]
@@ -103,7 +109,9 @@ class _Work:
         params = optax.apply_updates(state.params, updates)
         after = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)  # pyright: ignore[reportAttributeAccessIssue]
         after = self._averaged(after)
-        return self._guarded(state, after, metrics)
+        if "requests" in batch:
+            metrics |= {"requests": batch["requests"].any(0)}
+        return self._laid_out(*self._guarded(state, after, metrics))
 
     def _parts(self, batch: Mapping[str, Any], key: Array) -> _Part:
         """The batch, augmented and cut into parts along a new first axis."""
@@ -116,7 +124,28 @@ class _Work:
             # Every count-th example: views or repeats of a picture that stand side by side are spread over the parts.
             return jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0)
 
-        return _Part(cut(pixels), cut(labels), cut(targets), jax.random.split(drop_key, count))
+        pixels, labels, targets = (self._split(cut(array), axis=1) for array in (pixels, labels, targets))
+        return _Part(pixels, labels, targets, jax.random.split(drop_key, count))
+
+    def _split(self, array: Array, axis: int = 0) -> Array:
+        """The array, whose axis of examples the devices share."""
+        if self.layout is None:
+            return array
+        spec = PartitionSpec(*[None] * axis, *self.layout.batch.spec)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(self.layout.mesh, spec))
+
+    def _whole(self, arrays: Arrays) -> Arrays:
+        """Parameters as layers take them: gathered where they are split, so that it is they that travel, not maps."""
+        if self.layout is None or self.layout.fsdp == 1:
+            return arrays
+        return jax.lax.with_sharding_constraint(arrays, self.layout.whole)
+
+    def _laid_out(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
+        """As they came, so that the next step is the same program."""
+        if self.layout is None:
+            return state, metrics
+        state = jax.lax.with_sharding_constraint(state, self.layout.shardings(state))
+        return state, jax.lax.with_sharding_constraint(metrics, self.layout.whole)
 
     def _gradients(
         self, state: TrainState, params: Arrays, parts: _Part, teacher_arrays: Arrays
@@ -150,17 +179,18 @@ class _Work:
     def _loss(self, arrays: Arrays, part: _Part, teacher_arrays: Arrays) -> tuple[Array, Array, Arrays]:
         """Mean loss, per cent of first guesses that are right, and updated statistics."""
         splits = self.config.augment.splits
-        pixels = part.pixels
-        if splits > 1:  # all first views, then all second ones
-            pixels = jnp.moveaxis(pixels, 1, 0).reshape(-1, *pixels.shape[2:])
-        logits, stats = self.network.train(arrays, pixels, part.key)
-        first = logits[: part.labels.shape[0]]
+        pixels = part.pixels if splits == 1 else part.pixels.reshape(-1, *part.pixels.shape[2:])
+        arrays = self._whole(arrays)
+        logits, stats = self.network.train(arrays, self._split(pixels), part.key)
+        # A picture's views side by side: they are on one device.
+        views = logits.reshape(-1, splits, *logits.shape[1:])
+        first = views[:, 0]
         loss = _losses(self.config.loss, first, part.targets)
         if splits > 1:
-            views = logits.reshape(splits, *first.shape)
-            loss = loss + self.config.loss.jsd_weight * jensen_shannon_divergence(views)
+            loss = loss + self.config.loss.jsd_weight * jensen_shannon_divergence(jnp.moveaxis(views, 1, 0))
         if self.teacher is not None:
-            teacher = jax.lax.stop_gradient(self.teacher.evaluate(teacher_arrays, pixels[: part.labels.shape[0]]))
+            seen = part.pixels if splits == 1 else part.pixels[:, 0]
+            teacher = jax.lax.stop_gradient(self.teacher.evaluate(self._whole(teacher_arrays), seen))
             share, loss_config = self.config.loss.distillation, self.config.loss
             apart = distillation(first, teacher, loss_config.temperature, loss_config.hard)
             loss = (1 - share) * loss + share * apart

@@ -1,0 +1,230 @@
+"""Several processes that work as one, through `jax.distributed`: how they find each other, and what they agree on.
+
+Each process calls `connect` before it uses JAX. From then on `jax.devices()` are those of all, and what is compiled for
+them runs in all of them at once: every process must call the same functions in the same order.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jeffnet
+from jeffnet.errors import ConfigError, JeffnetError, first_line
+
+# A process that has not been heard of for so long counts as gone, and the others stop.
+HEARTBEAT_SECONDS = 30
+# How long processes wait for the others to start.
+START_SECONDS = 300
+
+# What the command exits with where another process is gone: EX_PROTOCOL.
+EXIT_LOST = 76
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+# How XLA, Gloo, NCCL and the coordination service say that somebody does not answer.
+_SIGNS_OF_LOSS = (
+    "gloo", "nccl", "connection closed", "connection reset", "connection refused", "connection aborted", "socket",
+    "broken pipe", "peer", "heartbeat", "coordination service", "unavailable", "deadline_exceeded", "barrier",
+)  # fmt: skip
+
+
+class LostProcessError(Exception):
+    """Another process is gone, or does not answer: this one cannot go on.
+
+    Attributes:
+      exit_code: 76.
+    """
+
+    exit_code = EXIT_LOST
+
+
+def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Become one of several processes, if this is one.
+
+    Without arguments it is one where JAX recognises how it was started: SLURM, Open MPI, Kubernetes, Cloud TPU.
+
+    Args:
+      coordinator: `host:port` of process 0, which all can reach.
+      num_processes: how many there are; 1 alone does not even look for others.
+      process_id: which this is, from 0.
+
+    Raises:
+      ConfigError: only some of the arguments are given, or they do not fit together.
+      LostProcessError: the others did not start within 5 minutes.
+    """
+    given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
+    if num_processes == 1 and coordinator is None:
+        return
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ConfigError(
+            f"{', '.join(missing)} missing: give --coordinator, --num-processes and --process-id together"
+        )
+    if coordinator is not None:
+        _check(coordinator, num_processes or 0, process_id or 0)
+    # Runs look for SIGTERM themselves; JAX's service would keep it from them.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except ValueError as error:
+        # So JAX says that it recognises no cluster.
+        if coordinator is not None or "coordinator_address" not in str(error):
+            raise
+    except jax.errors.JaxRuntimeError as error:
+        raise LostProcessError(f"not all processes started within {START_SECONDS} s: {first_line(error)}") from error
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes what one alone must write."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Within it, what goes wrong because another process is gone is a LostProcessError."""
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1 or isinstance(error, JeffnetError) or not _is_loss(error):
+            raise
+        raise LostProcessError(
+            f"another of the {jax.process_count()} processes is gone or does not answer ({first_line(error)})"
+        ) from error
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process gives, in their order; JSON must be able to hold it."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.array([len(text)], np.int32))).reshape(-1)
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def on_primary(work: Callable[[], Any]) -> Any:
+    """What the first process's `work` returns, in every process; JSON must be able to hold it.
+
+    Raises:
+      JeffnetError: it raised one there.
+    """
+    if jax.process_count() == 1:
+        return work()
+    error, value = None, None
+    if is_primary():
+        try:
+            value = work()
+        except JeffnetError as raised:
+            error = raised
+    told, value = gathered([error and str(error), value])[0]
+    if error:
+        raise error
+    if told:
+        raise JeffnetError(f"process 0: {told}")
+    return value
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so."""
+    return any(gathered(bool(flag)))
+
+
+def wait_for_all() -> None:
+    """Until every process came here."""
+    gathered(None)
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Refuse to go on where processes would not do the same.
+
+    Args:
+      facts: what must be the same in all; JSON must be able to hold it. Versions and devices are added.
+
+    Raises:
+      ConfigError: in every process, if any differs from the first; it says in what.
+    """
+    if jax.process_count() == 1:
+        return
+    first, *others = gathered({**_own_facts(), **facts})
+    for number, other in enumerate(others, 1):
+        different = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if different:
+            listed = "; ".join(f"{name} {other.get(name)!r} instead of {first.get(name)!r}" for name in different)
+            raise ConfigError(f"process {number} differs from process 0: {listed}: start all with the same")
+
+
+def code_hash() -> str:
+    """A hash of this package's sources."""
+    folder = Path(jeffnet.__file__).parent
+    content = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".py", ".cc", ".h"):
+            content.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return content.hexdigest()[:16]
+
+
+def leave(status: int) -> None:
+    """End this process at once where others may wait for it in vain, or it for them; they will notice.
+
+    Does nothing where it is alone.
+    """
+    if jax.process_count() > 1:
+        import sys
+
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _own_facts() -> dict[str, Any]:
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "jeffnet": jeffnet.__version__,
+        "code of jeffnet": code_hash(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        **{package: version(package) for package in _PACKAGES},
+        "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
+        "JAX_ENABLE_X64": jax.config.read("jax_enable_x64"),
+    }
+
+
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--coordinator {coordinator!r}: give the address of process 0 as HOST:PORT")
+    if not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"--process-id {process_id} of --num-processes {num_processes}: give an id from 0 to {num_processes - 1}"
+        )
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    while error is not None:
+        if any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,174 @@
+"""How arrays lie on devices: one mesh for training and validation, from one device to many hosts.
+
+The mesh has two axes. `data` splits batches; `fsdp` splits batches too, and with them parameters, averages and the
+state of the optimizer, which are copied along `data`. Under `jax.jit` XLA puts in the communication (Xu et al.,
+"GSPMD", arXiv:2105.04663; the split state is that of Rajbhandari et al., "ZeRO", arXiv:1910.02054).
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jeffnet.errors import ConfigError
+
+AUTO = "auto"
+
+_AXES = ("data", "fsdp")
+# Arrays with fewer elements are copied: to gather them takes longer than they are worth.
+_LEAST_SPLIT = 2**12
+# Of a device's memory that the state may take before it is split; the rest is for activations.
+_STATE_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where batches and states lie.
+
+    Attributes:
+      mesh: of the axes `data` and `fsdp`; its devices are in the order of the processes, so that each process's share
+        of a batch is one piece of it.
+    """
+
+    mesh: Mesh
+
+    @property
+    def devices(self) -> int:
+        """How many share a batch, on all hosts together."""
+        return self.mesh.size
+
+    @property
+    def fsdp(self) -> int:
+        """Into how many parts the state is split."""
+        return self.mesh.shape["fsdp"]
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Of arrays whose first axis counts examples."""
+        return NamedSharding(self.mesh, PartitionSpec(_AXES))
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Of what every device has a copy of."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes have some of the devices."""
+        return any(device.process_index != jax.process_index() for device in self.mesh.devices.flat)
+
+    def shardings(self, state: Any) -> Any:
+        """Of every array of a state, which may be abstract: split along its longest axis that can be, or copied."""
+        return jax.tree.map(lambda leaf: self._sharding_of(np.shape(leaf)), state)
+
+    def place(self, state: Any) -> Any:
+        """A state, which every process has the whole of, on the devices."""
+
+        def put(leaf: Any, sharding: NamedSharding) -> Array:
+            if not self.is_shared or (isinstance(leaf, Array) and not leaf.is_fully_addressable):
+                return jax.device_put(leaf, sharding)
+            values = np.asarray(leaf)
+            return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+        return jax.tree.map(put, state, self.shardings(state))
+
+    def place_batch(self, batch: Any) -> Any:
+        """This process's rows of a batch as the whole batch on all devices; begins the transfer.
+
+        Args:
+          batch: arrays with the same number of rows, a multiple of `rows_per_host`'s, in every process.
+        """
+        if self.is_shared:
+            return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(self.batch, rows), batch)
+        return jax.device_put(batch, self.batch)
+
+    def gather(self, state: Any) -> Any:
+        """A state of which every device has the whole; all processes must call this."""
+        if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state)):
+            return state
+        return jax.jit(lambda state: state, out_shardings=self.whole)(state)
+
+    def padded_rows(self, rows: int) -> int:
+        """The least number of rows, from `rows` on, that this process's devices can share evenly."""
+        own = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
+        return -(-rows // own) * own
+
+    def _sharding_of(self, shape: tuple[int, ...]) -> NamedSharding:
+        able = [axis for axis, size in enumerate(shape) if size % self.fsdp == 0]
+        if self.fsdp == 1 or not able or math.prod(shape) < _LEAST_SPLIT:
+            return self.whole
+        axis = max(able, key=lambda axis: shape[axis])
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+
+def make_layout(text: str = AUTO, state_bytes: int = 0) -> Layout:
+    """The layout that a text such as `data=4,fsdp=2` asks for.
+
+    Args:
+      text: a length for one axis or both, which is at most the number of devices, and on several hosts that number. An
+        axis that is not named is as long as the devices allow. 'auto' puts all devices on `data`, and on `fsdp` so many
+        of them as it takes to keep the state below 40 % of each device's memory.
+      state_bytes: of the whole state, for 'auto'.
+
+    Raises:
+      ConfigError: the text is malformed, or there are not so many devices.
+    """
+    # Processes follow each other, and so do the devices of each.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    data, fsdp = _lengths(text, len(devices)) if text != AUTO else _automatic(devices, state_bytes)
+    count = data * fsdp
+    if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
+        raise ConfigError(
+            f"mesh {text!r} is of {count} devices, and there are {len(devices)}"
+            + (" on all hosts together, which must all take part" if jax.process_count() > 1 else "")
+        )
+    return Layout(Mesh(np.array(devices[:count]).reshape(data, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2))
+
+
+def check_mesh(text: str) -> None:
+    """Raises ConfigError where a text is not one that `make_layout` takes, whatever the number of devices."""
+    if text != AUTO:
+        _parse(text)
+
+
+def local_rows(array: Array) -> np.ndarray:
+    """The rows of a batch's results that this process has, in their order; waits for them.
+
+    Args:
+      array: `(N, ...)`, split along its first axis alone, or copied.
+    """
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def _lengths(text: str, devices: int) -> tuple[int, int]:
+    lengths = _parse(text)
+    missing: Callable[[str], int] = lambda other: max(devices // lengths[other], 1)  # noqa: E731
+    return lengths.get("data") or missing("fsdp"), lengths.get("fsdp") or 1
+
+
+def _parse(text: str) -> dict[str, int]:
+    lengths: dict[str, int] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*([1-9]\d*)\s*", part)
+        if not found or found[1] not in _AXES or found[1] in lengths:
+            raise ConfigError(f"mesh {text!r} is not understood: give 'auto', or such as data=4,fsdp=2")
+        lengths[found[1]] = int(found[2])
+    return lengths
+
+
+def _automatic(devices: list[Any], state_bytes: int) -> tuple[int, int]:
+    memory = min((device.memory_stats() or {}).get("bytes_limit", math.inf) for device in jax.local_devices())
+    wanted = state_bytes / (_STATE_SHARE * memory)
+    # Along the devices of a host first: those are connected best.
+    able = [count for count in range(1, len(devices) + 1) if len(devices) % count == 0]
+    fsdp = next((count for count in able if count >= wanted), len(devices))
+    return len(devices) // fsdp, fsdp
