@@ -36,7 +36,7 @@ _SIGNS_OF_LOSS = (
 )  # fmt: skip
 
 
-class LostProcessError(Exception):
+class LostProcessError(JeffnetError):
     """Another process is gone, or does not answer: this one cannot go on.
 
     Attributes:
@@ -103,7 +103,8 @@ def losses_told() -> Iterator[None]:
         if jax.process_count() == 1 or isinstance(error, JeffnetError) or not _is_loss(error):
             raise
         raise LostProcessError(
-            f"another of the {jax.process_count()} processes is gone or does not answer ({first_line(error)})"
+            f"another of the {jax.process_count()} processes is gone or does not answer ({first_line(error)}): start "
+            "all of them again"
         ) from error
 
 

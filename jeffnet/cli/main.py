@@ -57,14 +57,13 @@ def _run(options: argparse.Namespace) -> int:
         if options.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_code", 1)
     except Exception as error:
         if options.debug:
             raise
-        status = getattr(error, "exit_code", 1)
         text = str(error).strip().partition("\n")[0]
         print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
-        return status
+        return 1
     return 0
 
 
