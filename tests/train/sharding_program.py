@@ -1,0 +1,231 @@
+"""Training steps on eight virtual devices and on one, in float64; prints how far apart they are, by case, as JSON.
+
+python sharding_program.py CASE ...
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_X64"] = "1"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jeffnet.arch.plan import lower, with_norm_groups
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import ModelSpec
+from jeffnet.mesh import make_layout
+from jeffnet.train.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EmaConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from jeffnet.train.estimate import make_estimate
+from jeffnet.train.network import Network
+from jeffnet.train.optim import make_optimizer
+from jeffnet.train.state import initial_state
+from jeffnet.train.step import Teacher, make_train_step
+from jeffnet.weights.start import start_arrays, statistics
+
+CLASSES, SIZE, BATCH, DEVICES, STEPS = 5, 16, 32, 8, 2
+SPEC = ModelSpec(stages=(("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k5_s2_e3_c16",)), stem=8, features=32, drop_path_rate=0.1)
+PREPROCESSING = Preprocessing(SIZE, 1.0)
+
+# Overrides of the configuration, the mesh, and further options of `Case`.
+CASES: dict[str, dict] = {
+    "global": {},
+    "fsdp": {"mesh": "data=2,fsdp=4"},
+    "everything": {
+        "accumulate": 2,
+        "ema": EmaConfig(decay=0.9),
+        "augment": AugmentConfig(mixup=0.4, cutmix=1.0, erase_prob=0.5, erase_mode="pixel", mix_mode="elem"),
+        "optimizer": OptimizerConfig(name="rmsproptf", learning_rate=0.01, clip_norm=1.0, weight_decay=1e-4),
+        "mesh": "data=4,fsdp=2",
+        "scaled": True,
+    },
+    "views": {"augment": AugmentConfig(splits=2, erase_prob=0.5), "loss": LossConfig(name="jsd"), "sam_rho": 0.05},
+    "teacher": {"loss": LossConfig(distillation=0.5), "teacher": True, "mesh": "data=1,fsdp=8"},
+    "lars": {"optimizer": OptimizerConfig(name="lars", learning_rate=0.5, weight_decay=1e-4), "mesh": "data=2,fsdp=4"},
+    **{f"groups-{backend}": {"backend": backend, "bn_devices": 2} for backend in ("linen", "nnx", "objax")},
+    "groups-functional": {"bn_devices": 4, "accumulate": 2, "mesh": "data=4,fsdp=2"},
+}
+
+
+def network_of(backend: str, groups: int) -> Network:
+    plan = with_norm_groups(lower(SPEC, num_classes=CLASSES, in_chans=3), groups)
+    return Network(plan, PREPROCESSING, backend, jnp.dtype("float64"))
+
+
+def arrays_of(seed: int) -> dict[str, jax.Array]:
+    """Random norms too: with those of the start, scales of 1 and biases of 0, many mistakes would not show."""
+    rng = np.random.default_rng(seed)
+    arrays = start_arrays(network_of("functional", 1).plan, seed, jnp.float64)
+    return {
+        name: jnp.asarray(array * rng.uniform(0.5, 1.5, array.shape) + rng.uniform(0, 0.2, array.shape))
+        if array.ndim == 1
+        else array
+        for name, array in arrays.items()
+    }
+
+
+class Case:
+    """One configuration, run on any layout."""
+
+    def __init__(
+        self,
+        mesh: str = "auto",
+        backend: str = "functional",
+        bn_devices: int = DEVICES,
+        teacher=False,
+        scaled=False,
+        **entries,
+    ) -> None:
+        config = Config(
+            model=ModelConfig(name="pt_efficientnet_b0"),  # not used: the network is given
+            data=DataConfig(path="none"),
+            batch_size=BATCH,
+            **({"optimizer": OptimizerConfig(learning_rate=0.1)} | entries),
+        )
+        self.config, self.mesh, self.scaled = config, mesh, scaled
+        self.network = network_of(backend, DEVICES // bn_devices)
+        self.arrays = arrays_of(0)
+        self.teacher = (network_of("functional", 1), arrays_of(1)) if teacher else None
+
+    def run(self, layout):
+        """All arrays of the state after some steps, and the losses."""
+        stats = statistics(self.arrays)
+        trained = {name: array for name, array in self.arrays.items() if name not in stats}
+        optimizer = make_optimizer(
+            self.config.optimizer, lambda step: self.config.optimizer.learning_rate, trained, frozenset()
+        )
+        copies = jax.tree.map(jnp.array, self.arrays)
+        state = initial_state(copies, optimizer, averaged=self.config.ema.is_on, scaled=self.scaled)
+        teacher = self.teacher
+        if layout is not None:
+            state = layout.place(state)
+            if teacher:
+                teacher = teacher[0], layout.place(teacher[1])
+        step = make_train_step(
+            self.network, optimizer, self.config, teacher=Teacher(*teacher) if teacher else None, layout=layout
+        )
+        losses = []
+        for number in range(STEPS):
+            batch = batch_of(number, self.config.augment.splits)
+            state, metrics = step(state, layout.place_batch(batch) if layout else batch)
+            losses.append(float(metrics["loss"]))
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(state)] + [np.array(losses)]
+
+
+def batch_of(number: int, splits: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(number)
+    views = (splits,) if splits > 1 else ()
+    images = rng.integers(0, 256, (BATCH, *views, SIZE, SIZE, 3)).astype(np.uint8)
+    return {"image": images, "label": rng.integers(0, CLASSES, BATCH).astype(np.int32)}
+
+
+def distance(found, expected) -> float:
+    """The largest difference of any two arrays, relative to the largest value of the expected one.
+
+    Arrays below 1e-5 are gradients that cancel, of which rounding is all that is left.
+    """
+    apart = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        apart = max(apart, float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-5)))
+    return apart
+
+
+def on_devices_and_alone(name: str) -> float:
+    case = Case(**CASES[name])
+    return distance(case.run(make_layout(case.mesh)), case.run(None))
+
+
+def by_groups(devices: int) -> float:
+    """Logits, gradients and statistics of groups of devices, and those of a network for each group, one by one."""
+    groups, layout = DEVICES // devices, make_layout()
+    arrays = arrays_of(0)
+    batch, key = batch_of(0), jax.random.key(0)
+    shares = np.split(batch["image"], groups), np.split(batch["label"], groups)
+
+    def loss(network, arrays, images, labels):
+        plan = dataclasses.replace(network.plan, stages=tuple(map(without_drop, network.plan.stages)), drop_rate=0.0)
+        logits, stats = dataclasses.replace(network, plan=plan).train(arrays, images, key)
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean(), (logits, stats)
+
+    def gradient(network):
+        return jax.jit(jax.grad(lambda *given: loss(network, *given), has_aux=True))
+
+    placed = layout.place_batch(batch)
+    sharded, (logits, stats) = gradient(network_of("functional", groups))(
+        layout.place(arrays), placed["image"], placed["label"]
+    )
+    alone = gradient(network_of("functional", 1))
+    each = [alone(arrays, images, labels) for images, labels in zip(*shares, strict=True)]
+    expected = {name: np.mean([gradients[name] for gradients, _ in each], 0) for name in sharded}
+    expected_stats = {name: np.mean([own[name] for _, (_, own) in each], 0) for name in stats}
+    names = [name for name in arrays if name not in stats]
+    found = [logits, *(sharded[name] for name in names), *(stats[name] for name in stats)]
+    wanted = [np.concatenate([own for _, (own, _) in each])]
+    wanted += [*(expected[name] for name in names), *(expected_stats[name] for name in stats)]
+    return distance(found, wanted)
+
+
+def without_drop(stage):
+    return tuple(dataclasses.replace(block, drop_path_rate=0.0) for block in stage)
+
+
+def estimated() -> float:
+    """Running statistics estimated anew, on devices and on one."""
+    network, layout = network_of("functional", 1), make_layout("data=2,fsdp=4")
+    arrays = arrays_of(0)
+    config = ModelConfig(name="pt_efficientnet_b0")
+    make = _with_own_network(config, network)
+    batches = [batch_of(number) for number in range(2)]
+    (found,) = make([layout.place(arrays)], map(layout.place_batch, batches))
+    (expected,) = make([arrays], batches)
+    return distance([found[name] for name in arrays], [expected[name] for name in arrays])
+
+
+def _with_own_network(config, network):
+    import jeffnet.train.estimate as module
+
+    module.make_network = lambda *_: dataclasses.replace(
+        network, plan=dataclasses.replace(network.plan, bn_momentum=0.0, drop_rate=0.0)
+    )
+    return make_estimate(config, network)
+
+
+def sent_kinds() -> list[str]:
+    """The kinds of communication in a step on eight devices that mixes pictures."""
+    case, layout = Case(augment=AugmentConfig(mixup=0.4)), make_layout()
+    optimizer = make_optimizer(
+        case.config.optimizer,
+        lambda step: 0.1,
+        {name: array for name, array in case.arrays.items() if name not in statistics(case.arrays)},
+        frozenset(),
+    )
+    state = layout.place(initial_state(case.arrays, optimizer))
+    step = make_train_step(case.network, optimizer, case.config, layout=layout)
+    text = step.func.lower(*step.args, state, layout.place_batch(batch_of(0))).compile().as_text()
+    return re.findall(r" (all-gather|all-to-all|reduce-scatter|collective-permute|all-reduce)(?:-start)?\(", text)
+
+
+OTHERS = {
+    **{f"by-{devices}": lambda devices=devices: by_groups(devices) for devices in (1, 2, 4)},
+    "estimate": estimated,
+    "collectives": sent_kinds,
+}
+
+if __name__ == "__main__":
+    known = {**{name: lambda name=name: on_devices_and_alone(name) for name in CASES}, **OTHERS}
+    print(json.dumps({name: known[name]() for name in sys.argv[1:] or known}))

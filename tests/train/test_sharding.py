@@ -1,0 +1,48 @@
+"""A step on eight devices does what it does on one, in float64, whatever is split and how norms are grouped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("sharding_program.py")
+QUICK = ("everything", "views", "groups-linen", "by-2", "estimate", "collectives")
+SLOW = ("global", "fsdp", "teacher", "lars", "groups-nnx", "groups-objax", "groups-functional", "by-1", "by-4")
+
+
+def results_of(names):
+    done = subprocess.run([sys.executable, PROGRAM, *names], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return results_of(QUICK)
+
+
+@pytest.fixture(scope="module")
+def slow():
+    return results_of(SLOW)
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if name != "collectives"])
+def test_eight_devices_compute_what_one_does(quick, name):
+    assert quick[name] < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_eight_devices_compute_what_one_does_in_every_case(slow, name):
+    if name == "groups-objax":
+        pytest.importorskip("objax")
+    assert slow[name] < 1e-10
+
+
+def test_devices_exchange_sums_and_mixed_pictures_but_no_maps(quick):
+    """Pictures and their targets go round once each, for mixing; the rest are sums of gradients and statistics."""
+    kinds = quick["collectives"]
+    assert kinds.count("collective-permute") == 2
+    assert set(kinds) == {"collective-permute", "all-reduce"}
