@@ -1,14 +1,15 @@
-"""`jeffnet info`: one model in detail."""
+"""`jeffnet info`: one model in detail, or with `--env` what is here to run it on."""
 
 import argparse
 import json
+import os
 from typing import Any
 
 from jeffnet.arch.pretrained import PRETRAINED, RELEASE
 from jeffnet.arch.summary import count_macs, count_parameters, layers
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.cli.text import table
-from jeffnet.errors import ArchitectureError
+from jeffnet.errors import ArchitectureError, ConfigError
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -16,10 +17,15 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "info",
         parents=[common],
-        help="show a model's layers, cost and preprocessing",
-        description="Show a model's layers, parameters, multiply-accumulates, feature maps and preprocessing.",
+        help="show a model's layers, cost and preprocessing, or the environment",
+        description="Show a model's layers, parameters, multiply-accumulates, feature maps and preprocessing. Or with "
+        "--env show devices, versions and memory, and test for about a second whether they work.",
+        usage="jeffnet info (MODEL | --env) [options]",
     )
-    parser.add_argument("model", help="name of a model, ours or timm's")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="name of a model, ours or timm's")
+    parser.add_argument(
+        "--env", action="store_true", help="show what is here to run models on and test it; status 1 if that fails"
+    )
     parser.add_argument("--num-classes", type=int, default=1000, help="width of the logits (default: %(default)s)")
     parser.add_argument("--in-chans", type=int, default=3, help="channels of the pictures (default: %(default)s)")
     parser.add_argument("--image-size", type=int, help="pixels along each side (default: the model's)")
@@ -29,7 +35,66 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the model."""
+    """Print the model, or the environment."""
+    if options.env and options.model is not None:
+        raise ConfigError(f"--env shows the environment and not {options.model}: leave one of them out")
+    if options.env:
+        _show_environment(options.json)
+    elif options.model is not None:
+        _show_model(options)
+    else:
+        raise ConfigError("give the name of a model, see `jeffnet list`, or --env")
+
+
+def _show_environment(as_json: bool) -> None:
+    """Print what is here and the result of the self test; the failure of that is an error."""
+    # A GPU that something else works on has little memory left: take no more than the test needs.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from jeffnet.health import report
+    from jeffnet.self_test import SelfTestError, self_test
+
+    found, failure = report(), None
+    try:
+        found["self_test"] = {"passed": True, "seconds": round(self_test(), 2), "failure": None}
+    except SelfTestError as error:
+        failure = error
+        found["self_test"] = {"passed": False, "seconds": None, "failure": str(error)}
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        for label, text in _environment_facts(found):
+            print(f"{label:<18}{text}")
+    if failure is not None:
+        raise failure
+
+
+def _environment_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    from jeffnet.train.environment import format_bytes
+
+    facts = []
+    for device in found["devices"]:
+        memory = "" if device["memory"] is None else f", {format_bytes(device['memory'])} each"
+        in_use = "" if device["in_use"] is None else f", {format_bytes(device['in_use'])} in use"
+        facts.append(("devices", f"{device['count']} x {device['kind']} ({device['platform']}){memory}{in_use}"))
+    if found["cuda"] is not None and all(device["platform"] != "gpu" for device in found["devices"]):
+        facts.append(("", "no GPU, although JAX's plugin for CUDA is installed: see docs/gpu.md"))
+    memory = "" if found["memory"] is None else f", {format_bytes(found['memory'])}"
+    kernels, test = found["native_kernels"], found["self_test"]
+    facts += [
+        ("host", f"{found['cpus']:g} CPUs{memory}, {found['platform']}"),
+        *((name, version) for name, version in found["versions"].items() if version is not None),
+    ]
+    if found["cuda"] is not None:
+        facts += [(f"CUDA {name}", version or "not found") for name, version in found["cuda"].items()]
+    return [
+        *facts,
+        ("C++ kernels", "built" if kernels["built"] else f"not built: {kernels['reason']}"),
+        ("convolutions", found["convolutions"]),
+        ("self test", f"passed in {test['seconds']} s" if test["passed"] else "failed"),
+    ]
+
+
+def _show_model(options: argparse.Namespace) -> None:
     name = resolve_name(options.model)
     plan = model_plan(
         name, num_classes=options.num_classes, in_chans=options.in_chans, output_stride=options.output_stride

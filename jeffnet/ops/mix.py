@@ -7,6 +7,7 @@ Regularization Strategy to Train Strong Classifiers with Localizable Features", 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from jeffnet.ops.box import inside
 
@@ -23,11 +24,12 @@ def mix_batch(
     prob: float,
     switch_prob: float,
     mode: str,
+    dtype: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
     """Each picture mixed with the one at the same distance from the other end of the batch, as timm does.
 
     Args:
-      images: `(N, H, W, C)`, any float dtype and range; N may be odd.
+      images: `(N, H, W, C)`, any range; N may be odd. Of any float dtype, or with `dtype` of any at all.
       targets: `(N, classes)`, any float dtype: soft or one-hot.
       key: of all that is drawn.
       mixup: alpha of the Beta distribution of mixup's shares; 0 for no mixup.
@@ -35,6 +37,8 @@ def mix_batch(
       prob: probability of being mixed at all.
       switch_prob: probability of CutMix where both are possible.
       mode: 'batch' draws once for all pictures, 'elem' for each of them.
+      dtype: of the mixed pictures; None takes that of the given ones. Where devices share the batch, pictures travel
+        between them as they were given: uint8 is a quarter of float32.
 
     Returns:
       Pictures and targets, shaped and typed like the given ones; those themselves where nothing can be mixed.
@@ -44,9 +48,10 @@ def mix_batch(
     """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
-    _check(images, targets)
+    dtype = images.dtype if dtype is None else dtype
+    _check(images, targets, dtype)
     if prob == 0 or (mixup == 0 and cutmix == 0):
-        return images, targets
+        return images.astype(dtype), targets
     count, height, width, _ = images.shape
     share, box = draw_mixing(
         key,
@@ -58,19 +63,20 @@ def mix_batch(
         prob=prob,
         switch_prob=switch_prob,
     )
-    return mix(images, targets, share, box)
+    return mix(images, targets, share, box, dtype)
 
 
-def mix(images: Array, targets: Array, share: Array, box: Array) -> tuple[Array, Array]:
+def mix(images: Array, targets: Array, share: Array, box: Array, dtype: DTypeLike | None = None) -> tuple[Array, Array]:
     """Pictures and targets mixed with those of the reversed batch, by shares and rectangles given.
 
     Mixup is a share and an empty rectangle, CutMix the share 1 and a rectangle.
 
     Args:
-      images: `(N, H, W, C)`, any float dtype.
+      images: `(N, H, W, C)`, as `mix_batch` takes them.
       targets: `(N, classes)`, any float dtype.
       share: `(N,)` or `(1,)`, in [0, 1]: what each pixel keeps of its own picture. The other picture has the rest.
       box: `(N, 4)` or `(1, 4)`, as `jeffnet.ops.box.inside` takes it: here pixels are the other picture's.
+      dtype: as of `mix_batch`.
 
     Returns:
       Pictures and targets, shaped and typed like the given ones, computed in at least float32. A target keeps the share
@@ -79,14 +85,15 @@ def mix(images: Array, targets: Array, share: Array, box: Array) -> tuple[Array,
     Raises:
       ValueError: images and targets that do not fit.
     """
-    _check(images, targets)
+    dtype = images.dtype if dtype is None else dtype
+    _check(images, targets, dtype)
     _, height, width, _ = images.shape
     top, bottom, left, right = (box[:, side] for side in range(4))
     # One expression for both kinds makes one pass over the pixels, and no branch for the device to wait for.
-    mixed = _weighted(images, share[:, None, None, None])
-    images = jnp.where(inside(box, height, width), images[::-1], mixed)
+    mixed = _weighted(images, share[:, None, None, None], dtype)
+    images = jnp.where(inside(box, height, width), images[::-1].astype(dtype), mixed)
     cut = ((bottom - top) * (right - left)).astype(jnp.promote_types(targets.dtype, jnp.float32)) / (height * width)
-    return images, _weighted(targets, (share * (1 - cut))[:, None])
+    return images, _weighted(targets, (share * (1 - cut))[:, None], targets.dtype)
 
 
 def draw_mixing(
@@ -141,18 +148,18 @@ def cut_box(share: Array, row: Array, column: Array, height: int, width: int) ->
     return jnp.stack(ends, axis=-1).astype(jnp.int32)
 
 
-def _weighted(x: Array, share: Array) -> Array:
+def _weighted(x: Array, share: Array, dtype: DTypeLike) -> Array:
     """`share` of each row and the rest of the row that stands there in the reversed batch."""
-    compute = jnp.promote_types(x.dtype, jnp.float32)
+    compute = jnp.promote_types(dtype, jnp.float32)
     own, other, share = x.astype(compute), x[::-1].astype(compute), share.astype(compute)
-    return (own * share + other * (1 - share)).astype(x.dtype)
+    return (own * share + other * (1 - share)).astype(dtype)
 
 
-def _check(images: Array, targets: Array) -> None:
+def _check(images: Array, targets: Array, dtype: DTypeLike) -> None:
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(
             f"images of shape {images.shape} and targets of shape {targets.shape}: expected (N, H, W, C), (N, classes)"
         )
-    for name, x in (("images", images), ("targets", targets)):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name} of {x.dtype}, which would round what is mixed: give floats")
+    for name, kind in (("images", dtype), ("targets", targets.dtype)):
+        if not jnp.issubdtype(kind, jnp.floating):
+            raise ValueError(f"{name} of {jnp.dtype(kind)}, which would round what is mixed: give floats")

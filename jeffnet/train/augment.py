@@ -29,7 +29,7 @@ def augment_batch(images: Array, labels: Array, key: Array, config: Config, netw
     targets = soft_targets(labels, network.num_classes, config.loss.label_smoothing, dtype)
     if augment.mixes:
         images, targets = mix_batch(
-            images.astype(dtype),
+            images,
             targets,
             mix_key,
             mixup=augment.mixup,
@@ -37,6 +37,7 @@ def augment_batch(images: Array, labels: Array, key: Array, config: Config, netw
             prob=augment.mix_prob,
             switch_prob=augment.mix_switch_prob,
             mode=augment.mix_mode,
+            dtype=dtype,
         )
     if augment.erase_prob > 0:
         images = images.astype(dtype)
