@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from jeffnet.arch.summary import layers
 from jeffnet.backends import to_start
 from jeffnet.errors import ConfigError, WeightsError
 from jeffnet.files import written_atomically
+from jeffnet.mesh import Layout
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.conv import conv_general_dilated, lowering, make_window
@@ -54,6 +55,7 @@ def fuse(
     image_size: int | tuple[int, int],
     piece: int | None = None,
     compiler_options: Mapping[str, Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> "FusedModel":
     """Fold, compile and load a model for inference.
 
@@ -64,12 +66,14 @@ def fuse(
       piece: pictures that go through the network at once; None chooses by the processor's largest cache, and takes the
         whole batch on other platforms.
       compiler_options: of XLA, as in `jax.jit`; None chooses.
+      devices: of this host, which share each batch, such as `jax.local_devices()`; None takes the first alone.
 
     Returns:
       The compiled model. It has its own copy of the weights: `model` need not be kept.
 
     Raises:
-      ConfigError: `batch_size`, `image_size` or `piece` is below 1, or the model is abstract.
+      ConfigError: `batch_size`, `image_size` or `piece` is below 1, the devices cannot share a batch evenly, or the
+        model is abstract.
       JeffnetError: `model` is none of ours.
     """
     start = to_start(model[0] if len(model) == 1 else model)
@@ -83,20 +87,30 @@ def fuse(
             raise ConfigError(f"{name} {number} is below 1")
     if any(isinstance(array, jax.ShapeDtypeStruct) for array in start.arrays.values()):
         raise ConfigError("the model has shapes instead of arrays: create it without abstract=True")
+    layout = Layout.of(devices) if devices and len(devices) > 1 else None
+    share = batch_size // (layout.devices if layout else 1)
+    if layout and batch_size % layout.devices:
+        raise ConfigError(f"batch_size {batch_size} cannot be shared by {layout.devices} devices: give a multiple")
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(start.dtype)
     use_native = on_cpu and dtype == jnp.float32 and lowering() in ("auto", "native") and native.available()
     if piece is None:
-        piece = _best_piece(start.plan, batch_size, height, width) if on_cpu else batch_size
-    network = _Network(start.plan, dtype, use_native, min(piece, batch_size))
+        piece = _best_piece(start.plan, share, height, width) if on_cpu else share
+    network = _Network(start.plan, dtype, use_native, min(piece, share))
     arrays = network.pack(start.arrays)
     images = jax.ShapeDtypeStruct((batch_size, height, width, start.plan.in_chans), dtype)
     if compiler_options is None:
         compiler_options = {"xla_cpu_prefer_vector_width": vector_bits()} if on_cpu else {}
-    lowered = jax.jit(network.apply, compiler_options=dict(compiler_options)).lower(arrays, images)
+    apply, options = network.apply, dict(compiler_options)
+    if layout:
+        # Inside it each device has a program of its own, in which C++ may be called.
+        rows, whole = layout.batch.spec, layout.whole.spec
+        apply = jax.shard_map(apply, mesh=layout.mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False)
+        arrays, images = layout.place(arrays), images.update(sharding=layout.batch)
+    lowered = jax.jit(apply, compiler_options=options).lower(arrays, images)
     with _not_cached():
         compiled = lowered.compile()
-    return FusedModel(compiled, jax.device_put(arrays), images, network.piece)
+    return FusedModel(compiled, arrays if layout else jax.device_put(arrays), images, network.piece)
 
 
 class FusedModel:
@@ -135,11 +149,11 @@ class FusedModel:
                 f"images of shape {getattr(images, 'shape', None)}: compiled for {limit}; fuse for others"
             )
         batch = jnp.asarray(images, self.images.dtype)
+        shared = self.images.sharding is not None
         if count < self.images.shape[0]:
             batch = jnp.pad(batch, ((0, self.images.shape[0] - count), (0, 0), (0, 0), (0, 0)))
-        return (
-            self._compiled(self._arrays, batch)[:count] if count < len(batch) else self._compiled(self._arrays, batch)
-        )
+        logits = self._compiled(self._arrays, jax.device_put(batch, self.images.sharding) if shared else batch)
+        return logits[:count] if count < len(batch) else logits
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights, of one batch's pictures, and of what is computed between them and the logits."""
@@ -159,7 +173,12 @@ class FusedModel:
 
         Args:
           path: of the file; what is there is replaced.
+
+        Raises:
+          ConfigError: it was compiled for several devices.
         """
+        if self.images.sharding is not None:
+            raise ConfigError("a model that was fused for several devices cannot be saved: fuse it for one")
         payload = self._executable or serialize_executable.serialize(self._compiled)[0]
         arrays = {name: np.asarray(array) for name, array in self._arrays.items()}
         arrays[_EXECUTABLE] = np.frombuffer(payload, np.uint8)

@@ -7,7 +7,7 @@ state of the optimizer, which are copied along `data`. Under `jax.jit` XLA puts 
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,11 @@ class Layout:
     """
 
     mesh: Mesh
+
+    @classmethod
+    def of(cls, devices: Sequence[jax.Device], fsdp: int = 1) -> "Layout":
+        """The layout on these devices, in their order."""
+        return cls(Mesh(np.array(devices).reshape(-1, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2))
 
     @property
     def devices(self) -> int:
@@ -128,7 +133,7 @@ def make_layout(text: str = AUTO, state_bytes: int = 0) -> Layout:
             f"mesh {text!r} is of {count} devices, and there are {len(devices)}"
             + (" on all hosts together, which must all take part" if jax.process_count() > 1 else "")
         )
-    return Layout(Mesh(np.array(devices[:count]).reshape(data, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2))
+    return Layout.of(devices[:count], fsdp)
 
 
 def check_mesh(text: str) -> None:

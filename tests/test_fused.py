@@ -414,6 +414,36 @@ def test_another_process_compiles_nothing(saved, devices):
     run(PROGRAM, saved[1], saved[1].with_name("images.npy"), saved[1].with_name("logits.npy"), XLA_FLAGS=flags)
 
 
+SHARED = textwrap.dedent("""
+    import sys
+    import jax, numpy as np
+    from jeffnet.errors import ConfigError
+    from jeffnet.functional import create_model
+    from jeffnet.fused import fuse
+
+    model = create_model("pt_mnasnet_small", num_classes=10)
+    images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
+    alone = np.asarray(fuse(*model, batch_size=8, image_size=32)(images))
+    shared = fuse(*model, batch_size=8, image_size=32, devices=jax.local_devices())
+    assert len(shared(images).sharding.device_set) == 4
+    assert np.abs(np.asarray(shared(images)) - alone).max() <= 1e-5 * np.abs(alone).max()
+    assert np.abs(np.asarray(shared(images[:5])) - alone[:5]).max() <= 1e-5 * np.abs(alone).max()
+    for wrong in (lambda: fuse(*model, batch_size=6, image_size=32, devices=jax.local_devices()),
+                  lambda: shared.save(sys.argv[1])):
+        try:
+            wrong()
+        except ConfigError:
+            continue
+        raise AssertionError
+    print("equal")
+""")
+
+
+def test_devices_share_a_batch(tmp_path):
+    run(SHARED, tmp_path / "none", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert not (tmp_path / "none").exists()
+
+
 TWICE = textwrap.dedent("""
     import sys
     import numpy as np
