@@ -5,6 +5,7 @@ worker processes do, where that is not enough.
 """
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -301,7 +302,9 @@ def _assemble(rows: grain.MapDataset, chunks: int, options: _Reading) -> grain.I
     ahead = -(-(chunks + options.workers) // options.workers)
     return (
         rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-        .mp_prefetch(grain.MultiprocessingOptions(options.workers, per_worker_buffer_size=ahead))
+        .mp_prefetch(
+            grain.MultiprocessingOptions(options.workers, per_worker_buffer_size=ahead), worker_init_fn=_ignore_signals
+        )
         .batch(chunks, drop_remainder=True, batch_fn=_concatenate)
     )
 
@@ -312,6 +315,13 @@ def _settle_flags() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def _ignore_signals(worker: int, count: int) -> None:
+    """What asks a job to stop reaches its worker processes too; it is for the run to end them when it has saved."""
+    del worker, count
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

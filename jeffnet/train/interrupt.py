@@ -1,13 +1,16 @@
 """Signals that ask a run to stop: it saves where it stands first."""
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 # What the command exits with: EX_TEMPFAIL, "try again later", after SIGTERM, the usual status after Ctrl-C.
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+_SAME_SECONDS = 2
 
 
 class InterruptedRunError(Exception):
@@ -40,6 +43,9 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Within it SIGTERM and SIGINT are noted instead of obeyed; the second of either is obeyed at once.
 
+    But for a second SIGTERM within two seconds: a scheduler that signals every process of a job, and a supervisor that
+    passes the signal on, mean the same one.
+
     Outside the main thread no signal can be caught, and none is.
     """
     request = StopRequest()
@@ -47,9 +53,17 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
         return
 
+    noted = -math.inf
+
     def note(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        restore()
+        nonlocal noted
+        if request.signal is None:
+            request.signal, noted = signal.Signals(number), time.monotonic()
+            if number == signal.SIGINT:
+                restore()
+        elif number != signal.SIGTERM or time.monotonic() - noted > _SAME_SECONDS:
+            restore()
+            signal.raise_signal(number)
 
     before = {number: signal.signal(number, note) for number in EXIT_CODES}
 

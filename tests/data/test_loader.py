@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -394,6 +397,18 @@ def test_worker_processes_give_what_threads_give(folder: ImageFolder):
     workers.set_state(json.loads(json.dumps(state)))
     assert_same(batches(workers, 4), rest)
     workers.close()
+
+
+def test_worker_processes_outlive_the_signal_that_stops_the_run():
+    """A scheduler sends it to all processes of a job; the run still needs pictures until it has saved."""
+    before = set(multiprocessing.active_children())
+    loader = train_loader(Noise(20), TRAIN, 4, seed=1, workers=1)
+    found = batches(loader, 1)
+    for child in set(multiprocessing.active_children()) - before:
+        os.kill(child.pid, signal.SIGTERM)
+    found += batches(loader, 12)
+    assert_same(found, batches(train_loader(Noise(20), TRAIN, 4, seed=1), 13))
+    loader.close()
 
 
 def test_a_state_is_good_for_another_number_of_hosts_and_another_batch_size():

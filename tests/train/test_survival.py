@@ -14,6 +14,7 @@ import pytest
 
 from jeffnet.errors import ConfigError, ImageError, OutputError, TrainingError
 from jeffnet.train.config import OptimizerConfig
+from jeffnet.train.interrupt import stop_requests
 from jeffnet.train.journal import Journal
 from jeffnet.train.loop import resume, train
 from jeffnet.train.recipe import to_json
@@ -93,6 +94,13 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(number, status, config, f
     assert "Traceback" not in errors
     resume(tmp_path / "run", progress=False)
     assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_a_signal_that_comes_by_two_ways_is_one():
+    with stop_requests() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # would end the tests
+    assert stop.signal == signal.SIGTERM
 
 
 @contextmanager
