@@ -87,6 +87,10 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
             raise
     except jax.errors.JaxRuntimeError as error:
         raise LostProcessError(f"not all processes started within {START_SECONDS} s: {first_line(error)}") from error
+    except RuntimeError as error:
+        # JAX was used already, by a program that calls us: it is too late to look for others.
+        if coordinator is not None:
+            raise ConfigError(f"--coordinator {coordinator}: {first_line(error)}") from error
 
 
 def is_primary() -> bool:

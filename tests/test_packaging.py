@@ -41,7 +41,7 @@ def test_sdist_holds_what_a_reader_needs_and_no_tests_or_data(distributions):
         files = [member.name.split("/", 1)[1] for member in archive if member.isfile()]
     top = {name.split("/")[0] for name in files}
     required = {"jeffnet", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
-    assert required <= top <= required | {"configs", "docs", ".gitignore"}
+    assert required <= top <= required | {"configs", "deploy", "docker", "docs", ".gitignore"}
     assert {name for name in files if name.startswith("jeffnet/")} == _package_files()
     assert {Path(name).suffix for name in files if name.startswith("configs/")} <= {".py"}
 

@@ -89,6 +89,7 @@ def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
         "training pictures": len(setup.train_set),
         "validation pictures": setup.val_batches.num_examples,
         "classes": list(setup.train_set.classes),
+        "mesh of devices": dict(setup.layout.mesh.shape),
         "run folder": str(folder),
         "run begun": begun,
     }
