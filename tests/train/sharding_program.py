@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jeffnet.mesh
 from jeffnet.arch.plan import lower, with_norm_groups
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
@@ -36,6 +37,8 @@ from jeffnet.train.optim import make_optimizer
 from jeffnet.train.state import initial_state
 from jeffnet.train.step import Teacher, make_train_step
 from jeffnet.weights.start import start_arrays, statistics
+
+jeffnet.mesh._LEAST_SPLIT = 16  # the arrays of the small network count as large
 
 CLASSES, SIZE, BATCH, DEVICES, STEPS = 5, 16, 32, 8, 2
 SPEC = ModelSpec(stages=(("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k5_s2_e3_c16",)), stem=8, features=32, drop_path_rate=0.1)
@@ -113,6 +116,8 @@ class Case:
         teacher = self.teacher
         if layout is not None:
             state = layout.place(state)
+            split = [leaf for leaf in jax.tree.leaves(state) if not leaf.is_fully_replicated]
+            assert len(split) > 20 if layout.fsdp > 1 else not split, len(split)
             if teacher:
                 teacher = teacher[0], layout.place(teacher[1])
         step = make_train_step(
@@ -121,7 +126,9 @@ class Case:
         losses = []
         for number in range(STEPS):
             batch = batch_of(number, self.config.augment.splits)
+            before = layout and jax.tree.map(lambda leaf: leaf.sharding, state)
             state, metrics = step(state, layout.place_batch(batch) if layout else batch)
+            assert before is None or jax.tree.map(lambda leaf: leaf.sharding, state) == before
             losses.append(float(metrics["loss"]))
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state)] + [np.array(losses)]
 
