@@ -6,6 +6,7 @@ them runs in all of them at once: every process must call the same functions in 
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from jax._src import distributed  # whose key-value store has no public name
 
 import jeffnet
 from jeffnet.errors import ConfigError, JeffnetError, first_line
@@ -24,6 +25,11 @@ from jeffnet.errors import ConfigError, JeffnetError, first_line
 HEARTBEAT_SECONDS = 30
 # How long processes wait for the others to start.
 START_SECONDS = 300
+
+# How long a process waits for the others where they exchange something: as long as one may be busy alone.
+_MOST_SECONDS = 3600
+_PART = 2**20  # bytes of a message
+_rounds = itertools.count()
 
 # What the command exits with where another process is gone: EX_PROTOCOL.
 EXIT_LOST = 76
@@ -114,16 +120,40 @@ def losses_told() -> Iterator[None]:
 
 def gathered(value: Any) -> list[Any]:
     """What every process gives, in their order; JSON must be able to hold it."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
+    return [json.loads(each) for each in gathered_bytes(json.dumps(value).encode())]
 
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.array([len(text)], np.int32))).reshape(-1)
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(text)] = text
-    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
-    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+def gathered_bytes(content: bytes) -> list[bytes]:
+    """What every process gives, in their order.
+
+    It goes through the coordination service, not through the devices: those may be busy with a step, and what they
+    exchange must come in the same order everywhere.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return [content]
+    client, own, number = distributed.global_state.client, jax.process_index(), next(_rounds)
+    assert client is not None
+    parts = [content[start : start + _PART] for start in range(0, max(len(content), 1), _PART)]
+    for part, piece in enumerate(parts):
+        # The service keeps no empty values.
+        client.key_value_set_bytes(_key(number, own, part), bytes([part + 1 < len(parts)]) + piece)
+    if number > 1:  # all came to the round before this one, and so have read what was given before that
+        client.key_value_delete(f"{_key(number - 2, own)}/")
+    return [_received(client, number, process) for process in range(count)]
+
+
+def _received(client: Any, number: int, process: int) -> bytes:
+    pieces, more = [], True
+    while more:
+        piece = client.blocking_key_value_get_bytes(_key(number, process, len(pieces)), 1000 * _MOST_SECONDS)
+        more = bool(piece[0])
+        pieces.append(piece[1:])
+    return b"".join(pieces)
+
+
+def _key(number: int, process: int, part: int | None = None) -> str:
+    return f"jeffnet/{number}/{process}" + ("" if part is None else f"/{part}")
 
 
 def on_primary(work: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """What models answer on labelled pictures, and their scores: each picture counted exactly once."""
 
 import heapq
+import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.batches import EvalBatch, EvalLoader
+from jeffnet.distributed import gathered_bytes
 from jeffnet.mesh import Layout, local_rows, make_layout
 from jeffnet.ops.image import normalize
 from jeffnet.ops.loss import cross_entropy, in_top
@@ -160,7 +162,9 @@ def answer(
     tallies = [_Tally(mistakes) for _ in models]
     skipped: list[int] = []
     clock = _Clock()
-    place, shared = _placement(layout or make_layout(), [variables for _, variables in models])
+    layout = layout or make_layout()
+    place, shared = _placement(layout, [variables for _, variables in models])
+    answers_of = _make_answers(layout)
     allowed = None if mask is None else jnp.asarray(mask)
     with _bar(batches, len(models), progress) as bar:
         waiting: deque[tuple[EvalBatch, np.ndarray, list[Any]]] = deque()
@@ -179,7 +183,7 @@ def answer(
             skipped += batch["index"][~batch["mask"] & (batch["index"] >= 0)].tolist()
             images, targets = place(batch["image"]), place(own)
             outputs = [
-                _answers(forward(variables, images), targets, allowed)
+                answers_of(forward(variables, images), targets, allowed)
                 for (forward, _), variables in zip(models, shared, strict=True)
             ]
             waiting.append((batch, own, outputs))
@@ -218,7 +222,6 @@ def score(predictions: Predictions, real_labels: Sequence[frozenset[int]] | None
     )
 
 
-@jax.jit
 def _answers(logits: Array, labels: Array, mask: Array | None) -> dict[str, Array]:
     if mask is not None:
         # Minus infinity would do as well, but for its products with zero, which are NaN.
@@ -231,6 +234,17 @@ def _answers(logits: Array, labels: Array, mask: Array | None) -> dict[str, Arra
         "right1": in_top(logits, labels, 1),
         "right5": in_top(logits, labels, _TOP),
     }
+
+
+def _make_answers(layout: Layout) -> Callable[[Array, Array, Array | None], dict[str, Array]]:
+    """`_answers` of a batch that devices share, each its own rows. Left to itself, XLA gathers all to sort them.
+
+    Programs of several models are under way at once: in none of them may devices wait for one another.
+    """
+    if layout.devices == 1:
+        return jax.jit(_answers)
+    rows, whole = layout.batch.spec, layout.whole.spec
+    return jax.jit(jax.shard_map(_answers, mesh=layout.mesh, in_specs=(rows, rows, whole), out_specs=rows))
 
 
 class _Tally:
@@ -303,18 +317,10 @@ class _Clock:
 
 
 def _of_all_hosts(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    from jax.experimental import multihost_utils
-
-    # Hosts may have different numbers of rows; what is gathered must not.
-    counts = np.asarray(multihost_utils.process_allgather(np.array(len(rows["index"])))).reshape(-1)
-    most = int(counts.max())
-    gathered = {}
-    for name, values in rows.items():
-        padded = np.zeros((most, *values.shape[1:]), values.dtype)
-        padded[: len(values)] = values
-        every = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(counts), *padded.shape)
-        gathered[name] = np.concatenate([part[:count] for part, count in zip(every, counts, strict=True)])
-    return gathered
+    file = io.BytesIO()
+    np.savez(file, **rows)
+    parts = [np.load(io.BytesIO(content)) for content in gathered_bytes(file.getvalue())]
+    return {name: np.concatenate([part[name] for part in parts]) for name in rows}
 
 
 def _placement(layout: Layout, variables: list[Any]) -> tuple[Callable[[np.ndarray], Array], list[Any]]:
@@ -327,7 +333,7 @@ def _placement(layout: Layout, variables: list[Any]) -> tuple[Callable[[np.ndarr
         added = layout.padded_rows(len(rows)) - len(rows)
         return layout.place_batch(np.pad(rows, [(0, added), *[(0, 0)] * (rows.ndim - 1)]))
 
-    return place, [layout.place(each) for each in variables]
+    return place, [layout.gather(layout.place(each)) for each in variables]
 
 
 def _bar(batches: EvalLoader, models: int, progress: bool | None) -> tqdm:

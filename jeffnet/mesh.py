@@ -94,10 +94,10 @@ class Layout:
         return jax.device_put(batch, self.batch)
 
     def gather(self, state: Any) -> Any:
-        """A state of which every device has the whole; all processes must call this."""
+        """A state of which every device has the whole; waits for it. All processes must call this."""
         if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state)):
             return state
-        return jax.jit(lambda state: state, out_shardings=self.whole)(state)
+        return jax.block_until_ready(jax.jit(lambda state: state, out_shardings=self.whole)(state))
 
     def padded_rows(self, rows: int) -> int:
         """The least number of rows, from `rows` on, that this process's devices can share evenly."""

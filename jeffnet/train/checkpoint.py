@@ -210,7 +210,8 @@ def _checksums(arrays: Mapping[str, Any]) -> dict[str, int]:
         )
         for name, array in arrays.items()
     }
-    return {name: sum(each[name] for each in gathered(own)) % 2**64 for name in own}
+    every = gathered(own)
+    return {name: sum(each[name] for each in every) % 2**64 for name in own}
 
 
 def _weighted_sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:

@@ -35,10 +35,11 @@ def make_estimate(config: ModelConfig, network: Network) -> Estimate:
     plan = make_network(config, network.preprocessing, network.num_classes).plan
     still = replace(network, plan=with_norm_groups(plan, network.plan.norm_groups))
 
+    # One program for all models: where devices share a batch, they wait for one another in it.
     @jax.jit
-    def add(total: Arrays, arrays: Arrays, images: Array) -> Arrays:
-        _, stats = still.train(arrays, images, jax.random.key(0))
-        return jax.tree.map(jnp.add, total, stats)
+    def add(totals: list[Arrays], models: list[Arrays], images: Array) -> list[Arrays]:
+        stats = [still.train(arrays, images, jax.random.key(0))[1] for arrays in models]
+        return jax.tree.map(jnp.add, totals, stats)
 
     def estimate(models: Sequence[Arrays], batches: Iterable[Mapping[str, Any]]) -> list[Arrays]:
         totals = [jax.tree.map(jnp.zeros_like, statistics(arrays)) for arrays in models]
@@ -46,7 +47,7 @@ def make_estimate(config: ModelConfig, network: Network) -> Estimate:
         for batch in batches:
             images = batch["image"]
             images = images[:, 0] if images.ndim == 5 else images
-            totals = [add(total, arrays, images) for total, arrays in zip(totals, models, strict=True)]
+            totals = add(totals, list(models), images)
             count += 1
         means = [{name: array / count for name, array in total.items()} for total in totals]
         return [{**arrays, **mean} for arrays, mean in zip(models, means, strict=True)]
