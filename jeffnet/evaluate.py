@@ -318,7 +318,7 @@ class _Clock:
 
 def _of_all_hosts(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     file = io.BytesIO()
-    np.savez(file, **rows)
+    np.savez(file, **rows)  # pyright: ignore[reportArgumentType]
     parts = [np.load(io.BytesIO(content)) for content in gathered_bytes(file.getvalue())]
     return {name: np.concatenate([part[name] for part in parts]) for name in rows}
 

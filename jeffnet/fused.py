@@ -55,7 +55,7 @@ def fuse(
     image_size: int | tuple[int, int],
     piece: int | None = None,
     compiler_options: Mapping[str, Any] | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> "FusedModel":
     """Fold, compile and load a model for inference.
 
@@ -97,7 +97,7 @@ def fuse(
     if piece is None:
         piece = _best_piece(start.plan, share, height, width) if on_cpu else share
     network = _Network(start.plan, dtype, use_native, min(piece, share))
-    arrays = network.pack(start.arrays)
+    arrays: Any = network.pack(start.arrays)
     images = jax.ShapeDtypeStruct((batch_size, height, width, start.plan.in_chans), dtype)
     if compiler_options is None:
         compiler_options = {"xla_cpu_prefer_vector_width": vector_bits()} if on_cpu else {}

@@ -39,7 +39,7 @@ class Layout:
     mesh: Mesh
 
     @classmethod
-    def of(cls, devices: Sequence[jax.Device], fsdp: int = 1) -> "Layout":
+    def of(cls, devices: Sequence[Any], fsdp: int = 1) -> "Layout":
         """The layout on these devices, in their order."""
         return cls(Mesh(np.array(devices).reshape(-1, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2))
 

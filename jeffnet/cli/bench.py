@@ -10,6 +10,7 @@ from jeffnet.backends import BACKENDS
 from jeffnet.bench.contenders import PEERS
 from jeffnet.bench.settings import DTYPES, TASKS
 from jeffnet.cli.model import positive
+from jeffnet.cli.scaling import add_scaling_options, run_scaling
 from jeffnet.cli.text import table
 from jeffnet.errors import ConfigError, JeffnetError, OutputError
 
@@ -32,6 +33,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     _add_case_options(parser.add_argument_group("what"))
     _add_turn_options(parser.add_argument_group("how"))
+    add_scaling_options(parser.add_argument_group("over several devices"), positive)
     _add_output_options(parser.add_argument_group("output"))
     parser.set_defaults(run=run)
 
@@ -86,6 +88,12 @@ def run(options: argparse.Namespace) -> None:
 
     settings, prices = _settings(options), Prices(options.price_per_hour, options.watts)
     candidates = _candidates(options)
+    if options.scaling:
+        if len(candidates) != 1 or options.weights:
+            raise ConfigError("--scaling takes the name of one model, and no weights")
+        with _Bar() as bar:
+            run_scaling(options, candidates[0].name, settings, bar.say)
+        return
     _check_outputs(options)
     results = []
     with _Bar() as bar:

@@ -1,0 +1,214 @@
+"""How processes find each other and what they agree on: two real ones over loopback, and what needs only one."""
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jeffnet import distributed
+from jeffnet.cli.processes import add_process_options, connect
+from jeffnet.errors import ConfigError
+
+# What each of two processes finds, as JSON on its last line.
+PROGRAM = """
+import json, sys
+from jeffnet import distributed
+from jeffnet.errors import ConfigError, JeffnetError
+
+def raised(call, *arguments):
+    try:
+        return call(*arguments)
+    except JeffnetError as error:
+        return [type(error).__name__, str(error)]
+
+ONLY_HERE = [{}, {"new": 1}]
+
+def bad():
+    raise ConfigError("no good")
+
+calls = []
+number = int(sys.argv[2])
+distributed.connect(sys.argv[1], 2, number)
+found = {
+    "primary": distributed.is_primary(),
+    "gathered": distributed.gathered({"name": "x" * 3 ** number, "number": number}),
+    "large": distributed.gathered(2**64 - 1 - number),
+    "returned": distributed.on_primary(lambda: calls.append(number) or ["of", number]),
+    "calls": calls,
+    "raised": raised(distributed.on_primary, bad),
+    "any": [distributed.any_process(flag) for flag in (False, number == 1, True)],
+    "agree": raised(distributed.check_agreement, {"epochs": 3, "path": None}),
+    "differ": raised(distributed.check_agreement, {"epochs": 3 + number, "path": None} | ONLY_HERE[number]),
+}
+distributed.wait_for_all()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    """By both processes."""
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        address = f"localhost:{listening.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, address, str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+
+def test_every_process_learns_what_each_gives(found):
+    for number, own in enumerate(found):
+        assert own["primary"] == (number == 0)
+        assert own["gathered"] == [{"name": "x", "number": 0}, {"name": "xxx", "number": 1}]
+        assert own["large"] == [2**64 - 1, 2**64 - 2]
+        assert own["any"] == [False, True, True]
+
+
+def test_the_first_process_works_for_all(found):
+    assert [own["returned"] for own in found] == [["of", 0]] * 2
+    assert [own["calls"] for own in found] == [[0], []]
+    assert found[0]["raised"] == ["ConfigError", "no good"]
+    assert found[1]["raised"] == ["JeffnetError", "process 0: no good"]
+
+
+def test_processes_that_differ_all_hear_in_what(found):
+    assert [own["agree"] for own in found] == [None, None]
+    for own in found:
+        kind, text = own["differ"]
+        assert kind == "ConfigError"
+        assert "process 1 differs from process 0: epochs 4 instead of 3; new 1 instead of None" in text
+        assert "path" not in text
+
+
+def test_one_process_alone_asks_nobody():
+    assert distributed.gathered({"a": 1}) == [{"a": 1}]
+    assert distributed.on_primary(lambda: 5) == 5
+    assert distributed.any_process(True) and not distributed.any_process(False)
+    distributed.wait_for_all()
+    distributed.check_agreement({"what": object()})
+    distributed.leave(3)
+    assert distributed.is_primary()
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """What JAX would have been told."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **options: calls.append(arguments))
+    monkeypatch.setattr(jax.config, "update", lambda *arguments: None)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("host:1", None, None), "--num-processes, --process-id missing"),
+        (("host:1", 2, None), "--process-id missing"),
+        ((None, 2, 0), "--coordinator missing"),
+        ((None, None, 0), "--coordinator, --num-processes missing"),
+        (("host", 2, 0), "--coordinator 'host': give .* HOST:PORT"),
+        ((":1", 2, 0), "HOST:PORT"),
+        (("host:", 2, 0), "HOST:PORT"),
+        (("host:1", 2, 2), "--process-id 2 of --num-processes 2: give an id from 0 to 1"),
+        (("host:1", 2, -1), "--process-id -1"),
+    ],
+)
+def test_arguments_that_do_not_fit_together_are_refused(arguments, fault, initialized):
+    with pytest.raises(ConfigError, match=fault):
+        distributed.connect(*arguments)
+    assert initialized == []
+
+
+def test_what_jax_is_told(initialized, monkeypatch):
+    distributed.connect("[::1]:1234", 4, 3)
+    distributed.connect(None, 1, None)  # not even asked
+    distributed.connect()
+    assert initialized == [("[::1]:1234", 4, 3), (None, None, None)]
+
+
+def test_without_a_cluster_a_process_is_alone_and_other_faults_are_told(monkeypatch):
+    def fail(error):
+        def initialize(*arguments, **options):
+            raise error
+
+        monkeypatch.setattr(jax.distributed, "initialize", initialize)
+
+    monkeypatch.setattr(jax.config, "update", lambda *arguments: None)
+    fail(ValueError("coordinator_address should be defined."))
+    distributed.connect()
+    fail(ValueError("something else"))
+    with pytest.raises(ValueError, match="something else"):
+        distributed.connect()
+    fail(jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\nmore"))
+    with pytest.raises(distributed.LostProcessError, match=r"within 300 s: DEADLINE_EXCEEDED: Barrier timed out\.$"):
+        distributed.connect("host:1", 2, 1)
+
+
+def test_options_of_the_command_line(initialized):
+    parser = argparse.ArgumentParser()
+    add_process_options(parser)
+    connect(parser.parse_args(["--coordinator", "host:1", "--num-processes", "2", "--process-id", "0"]))
+    assert initialized == [("host:1", 2, 0)]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--num-processes", "0"])
+
+
+def told(error):
+    with distributed.losses_told():
+        raise error
+
+
+def test_what_a_lost_process_makes_go_wrong_is_told_as_that(monkeypatch):
+    gloo = RuntimeError("Gloo AllReduce failed: Connection closed by peer\nmore")
+    wrapped = ValueError("cannot save")
+    wrapped.__cause__ = gloo
+    with pytest.raises(RuntimeError, match="Gloo"):
+        told(gloo)  # alone there is nobody to lose
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for error in (gloo, wrapped):
+        with pytest.raises(distributed.LostProcessError, match="another of the 2 processes is gone") as raised:
+            told(error)
+        assert raised.value.exit_code == 76 and "\n" not in str(raised.value)
+    with pytest.raises(KeyError):
+        told(KeyError("name"))
+    with pytest.raises(ConfigError):  # what we say ourselves stays as it is
+        told(ConfigError("the coordination service"))
+
+
+def test_the_hash_of_the_sources_changes_with_any_of_them(tmp_path, monkeypatch):
+    def hashed():
+        return distributed.code_hash()
+
+    monkeypatch.setattr(distributed.jeffnet, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "part").mkdir()
+    seen = [hashed()]
+    for change in (
+        lambda: (tmp_path / "__init__.py").write_text(""),
+        lambda: (tmp_path / "part" / "a.py").write_text("1"),
+        lambda: (tmp_path / "part" / "a.py").write_text("1  # One."),
+        lambda: (tmp_path / "part" / "a.py").rename(tmp_path / "a.py"),
+        lambda: (tmp_path / "kernel.cc").write_text("int a;"),
+    ):
+        change()
+        seen.append(hashed())
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "part" / "a.pyc").write_text("")
+    assert hashed() == seen[-1]
