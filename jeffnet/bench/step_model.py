@@ -173,7 +173,9 @@ def expected_bytes(plan: Plan, *, bn_groups_of: int | None, devices: int, dtype_
     channels = sum(math.prod(spec.shape) for spec in specs if spec.leaf == "mean")
     if devices == 1:
         return {"gradients": 0.0, "norms": 0.0}
-    factor = 1 if bn_groups_of == 1 else 2 if bn_groups_of is None or bn_groups_of == devices else 4
+    # Of the whole batch: mean and variance, and two sums in the backward pass beside those that are gradients anyway.
+    # Of each device: the running statistics' means over the devices. Of groups: both, and two sums that are no gradients.
+    factor = 2 if bn_groups_of == 1 else 4 if bn_groups_of is None or bn_groups_of == devices else 8
     return {"gradients": float(parameters * dtype_bytes), "norms": float(factor * channels * dtype_bytes)}
 
 
