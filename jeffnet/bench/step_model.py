@@ -174,7 +174,7 @@ def expected_bytes(plan: Plan, *, bn_groups_of: int | None, devices: int, dtype_
     if devices == 1:
         return {"gradients": 0.0, "norms": 0.0}
     # Of the whole batch: mean and variance, and two sums in the backward pass beside those that are gradients anyway.
-    # Of each device: the running statistics' means over the devices. Of groups: both, and two sums that are no gradients.
+    # Of each device: the means of the running statistics. Of groups: both, and two sums that are no gradients.
     factor = 2 if bn_groups_of == 1 else 4 if bn_groups_of is None or bn_groups_of == devices else 8
     return {"gradients": float(parameters * dtype_bytes), "norms": float(factor * channels * dtype_bytes)}
 

@@ -1,0 +1,71 @@
+"""The paper model: its bytes against a compiled step's, and what each limit follows from."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from jeffnet.arch.zoo import model_plan
+from jeffnet.bench.step_model import MACHINES, expected_bytes, model_step
+from jeffnet.errors import ConfigError
+
+MODEL = "pt_mobilenetv3_small_100"
+PROGRAM = """
+import json
+from jeffnet.bench.communication import collectives
+from jeffnet.bench.scaling import ScalingJob, build_step
+found = {}
+for group in (None, 1, 2):
+    job = ScalingJob(model="pt_mobilenetv3_small_100", devices=4, batch_size=8, image_size=32, dtype="float32",
+        backend="nnx", bn_devices=group, fsdp=1, seconds=0.1)
+    step, state, batch = build_step(job)
+    text = step.func.lower(*step.args, state, batch).compile().as_text()
+    found[str(group)] = sum(each.bytes * each.times for each in collectives(text))
+print(json.dumps(found))
+"""
+
+B0 = model_plan("tf_efficientnet_b0")
+
+
+def test_no_sums_of_norms_in_a_device_of_its_own():
+    for machine in MACHINES.values():
+        assert model_step(B0, 224, machine, bn_devices=1).norms == 0
+        assert model_step(B0, 224, machine).norms > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "limit"),
+    [
+        ({"flops": 1e9}, "compute"),
+        ({"memory_bandwidth": 1e6}, "memory"),
+        ({"link_bandwidth": 1e4}, "all-reduce"),
+        ({"slice_latency": 100.0}, "BatchNorm"),
+        ({"host_bandwidth": 1.0}, "input pipeline"),
+    ],
+)
+def test_limits(change, limit):
+    assert model_step(B0, 224, replace(MACHINES["v5e-256"], **change)).limit == limit
+
+
+def test_groups_must_divide_the_devices():
+    with pytest.raises(ConfigError, match="bn_devices 3"):
+        model_step(B0, 224, MACHINES["8 x H100"], bn_devices=3)
+
+
+def test_one_device_sends_nothing():
+    assert sum(expected_bytes(B0, bn_groups_of=None, devices=1).values()) == 0
+
+
+@pytest.mark.slow
+def test_bytes_are_those_of_the_compiled_step():
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    # As on GPUs and TPUs: on one CPU BatchNorm is an operation of its own, which computes its statistics twice.
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JEFFNET_CONV": "xla"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    for group, found in json.loads(done.stdout.splitlines()[-1]).items():
+        size = expected_bytes(model_plan(MODEL), bn_groups_of=json.loads(group.replace("None", "null")), devices=4)
+        assert found == pytest.approx(sum(size.values()), abs=64), group
