@@ -6,7 +6,7 @@ Regularization Strategy to Train Strong Classifiers with Localizable Features", 
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jeffnet.ops.box import inside
@@ -90,10 +90,11 @@ def mix(images: Array, targets: Array, share: Array, box: Array, dtype: DTypeLik
     _, height, width, _ = images.shape
     top, bottom, left, right = (box[:, side] for side in range(4))
     # One expression for both kinds makes one pass over the pixels, and no branch for the device to wait for.
-    mixed = _weighted(images, share[:, None, None, None], dtype)
-    images = jnp.where(inside(box, height, width), images[::-1].astype(dtype), mixed)
+    others, other_targets = _reversed(images, targets)
+    mixed = _weighted(images, others, share[:, None, None, None], dtype)
+    images = jnp.where(inside(box, height, width), others.astype(dtype), mixed)
     cut = ((bottom - top) * (right - left)).astype(jnp.promote_types(targets.dtype, jnp.float32)) / (height * width)
-    return images, _weighted(targets, (share * (1 - cut))[:, None], targets.dtype)
+    return images, _weighted(targets, other_targets, (share * (1 - cut))[:, None], targets.dtype)
 
 
 def draw_mixing(
@@ -148,10 +149,29 @@ def cut_box(share: Array, row: Array, column: Array, height: int, width: int) ->
     return jnp.stack(ends, axis=-1).astype(jnp.int32)
 
 
-def _weighted(x: Array, share: Array, dtype: DTypeLike) -> Array:
-    """`share` of each row and the rest of the row that stands there in the reversed batch."""
+def _reversed(images: Array, targets: Array) -> tuple[Array, Array]:
+    """Both from the other end of the batch; of integers, which have no gradients, as one array of bytes.
+
+    Devices that share a batch then send one message, on which the network waits. Of two, CPUs would send one while the
+    network sends its own, in an order that need not be the same in all processes: they would wait for each other.
+    """
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images[::-1], targets[::-1]
+    rows = [lax.bitcast_convert_type(x, jnp.uint8).reshape(len(x), -1) for x in (images, targets)]
+    packed = jnp.concatenate(rows, axis=1)[::-1]
+    parts = (packed[:, : rows[0].shape[1]], packed[:, rows[0].shape[1] :])
+    return _from_bytes(parts[0], images), _from_bytes(parts[1], targets)
+
+
+def _from_bytes(rows: Array, like: Array) -> Array:
+    size = (like.dtype.itemsize,) if like.dtype.itemsize > 1 else ()
+    return lax.bitcast_convert_type(rows.reshape(*like.shape, *size), like.dtype)
+
+
+def _weighted(x: Array, other: Array, share: Array, dtype: DTypeLike) -> Array:
+    """`share` of each row, and the rest of the other."""
     compute = jnp.promote_types(dtype, jnp.float32)
-    own, other, share = x.astype(compute), x[::-1].astype(compute), share.astype(compute)
+    own, other, share = x.astype(compute), other.astype(compute), share.astype(compute)
     return (own * share + other * (1 - share)).astype(dtype)
 
 
