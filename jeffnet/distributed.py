@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import platform
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ START_SECONDS = 300
 # How long a process waits for the others where they exchange something: as long as one may be busy alone.
 _MOST_SECONDS = 3600
 _PART = 2**20  # bytes of a message
+_LAST_SECONDS = 3
 _rounds = itertools.count()
 
 # What the command exits with where another process is gone: EX_PROTOCOL.
@@ -110,10 +113,11 @@ def losses_told() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or isinstance(error, JeffnetError) or not _is_loss(error):
+        loss = _loss(error)
+        if jax.process_count() == 1 or loss is None:
             raise
         raise LostProcessError(
-            f"another of the {jax.process_count()} processes is gone or does not answer ({first_line(error)}): start "
+            f"another of the {jax.process_count()} processes is gone or does not answer ({first_line(loss)}): start "
             "all of them again"
         ) from error
 
@@ -222,12 +226,14 @@ def leave(status: int) -> None:
 
     Does nothing where it is alone.
     """
-    if jax.process_count() > 1:
-        import sys
-
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    if jax.process_count() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_primary():
+        # What the others have to read of this error is kept here, and they end with this process.
+        time.sleep(_LAST_SECONDS)
+    os._exit(status)
 
 
 def _own_facts() -> dict[str, Any]:
@@ -257,9 +263,12 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
         )
 
 
-def _is_loss(error: BaseException | None) -> bool:
+def _loss(error: BaseException | None) -> BaseException | None:
+    """What an error comes from, if that says that another process does not answer."""
     while error is not None:
-        if any(sign in str(error).lower() for sign in _SIGNS_OF_LOSS):
-            return True
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            text = str(error).lower()
+            if any(sign in text for sign in _SIGNS_OF_LOSS):
+                return error
         error = error.__cause__ or error.__context__
-    return False
+    return None

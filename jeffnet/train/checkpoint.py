@@ -37,15 +37,24 @@ class Checkpoints:
           keep: how many of the last ones stay.
         """
         self._folder = folder.absolute()
+        count = jax.process_count()
+        # Where they are named, processes wait for each other through the coordination service, not by a program of
+        # their devices: those may have a step before them.
+        processes = ocp.options.MultiprocessingOptions(active_processes=set(range(count)) if count > 1 else None)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            create=True,
+            create=False,
+            multiprocessing_options=processes,
             enable_async_checkpointing=True,
             # Made in the background, a folder that cannot be made leaves threads that wait for it for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
-            handlers = {_ARRAYS: ocp.StandardCheckpointHandler(), _PROGRESS: ocp.JsonCheckpointHandler()}
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handlers = {
+                _ARRAYS: ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+                _PROGRESS: ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+            }
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
         except OSError as error:
             raise OutputError(f"checkpoints {str(folder)!r} cannot be written: {error.strerror or error}") from error
@@ -68,7 +77,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        arrays = _flat(state)
+        arrays = _flat(jax.block_until_ready(state))
         items = {
             _ARRAYS: ocp.args.StandardSave(arrays),
             _PROGRESS: ocp.args.JsonSave({_CHECKSUMS: _checksums(arrays), _VALUES: dict(progress)}),
