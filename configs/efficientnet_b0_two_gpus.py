@@ -1,7 +1,8 @@
 """EfficientNet-B0 on ImageNet-1k in float16: what rwightman/efficientnet-jax has for two GPUs of 24 GB.
 
 jeffnet train --config configs/efficientnet_b0_two_gpus.py --data.path IMAGENET --output RUN
-Hardware: two GPUs of 24 GB had 250 pictures each. One GPU: --accumulate 2, where BatchNorm also sees 250 at a time.
+Hardware: 2 devices (GPUs of 24 GB) had 250 pictures each. One GPU: --accumulate 2, where BatchNorm also sees 250 at a
+time.
 Expect about 76.8 % top-1 of the moving average: rwightman/efficientnet-jax reports no score, but the authors had this
 with nearly the same settings, 4096 pictures a step and 350 epochs (tensorflow/tpu,
 models/official/efficientnet/README.md). Settings: train_configs/tf_efficientnet_b0-gpu_24gb_x2.py and default.py there.

@@ -1,8 +1,8 @@
 """EfficientNet-B3 on ImageNet-1k in bfloat16: what rwightman/efficientnet-jax has for a TPU v3-8.
 
 jeffnet train --config configs/efficientnet_b3_tpu.py --data.path IMAGENET --output RUN
-Hardware: the eight cores of a TPU v3-8 had 256 pictures each. One GPU: --accumulate 8, where BatchNorm also sees 256 at
-a time, or more parts.
+Hardware: 8 devices (the cores of a TPU v3-8) had 256 pictures each. One GPU: --accumulate 8, where BatchNorm also sees
+256 at a time, or more parts.
 Expect about 81 % top-1 of the moving average: rwightman/efficientnet-jax reports no score, but the authors had 81.0 %
 with nearly the same settings, 4096 pictures a step and 350 epochs (tensorflow/tpu,
 models/official/efficientnet/README.md). Settings: train_configs/pt_efficientnet_b3-tpu_x8.py and default.py there.

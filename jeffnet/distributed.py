@@ -5,7 +5,6 @@ them runs in all of them at once: every process must call the same functions in 
 """
 
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
@@ -22,6 +21,7 @@ from jax._src import distributed  # whose key-value store has no public name
 
 import jeffnet
 from jeffnet.errors import ConfigError, JeffnetError, first_line
+from jeffnet.versions import versions
 
 # A process that has not been heard of for so long counts as gone, and the others stop.
 HEARTBEAT_SECONDS = 30
@@ -37,7 +37,6 @@ _rounds = itertools.count()
 # What the command exits with where another process is gone: EX_PROTOCOL.
 EXIT_LOST = 76
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 # How XLA, Gloo, NCCL and the coordination service say that somebody does not answer.
 _SIGNS_OF_LOSS = (
     "gloo", "nccl", "connection closed", "connection reset", "connection refused", "connection aborted", "socket",
@@ -114,7 +113,7 @@ def losses_told() -> Iterator[None]:
         yield
     except Exception as error:
         loss = _loss(error)
-        if jax.process_count() == 1 or loss is None:
+        if loss is None or jax.process_count() == 1:
             raise
         raise LostProcessError(
             f"another of the {jax.process_count()} processes is gone or does not answer ({first_line(loss)}): start "
@@ -226,7 +225,8 @@ def leave(status: int) -> None:
 
     Does nothing where it is alone.
     """
-    if jax.process_count() == 1:
+    # Asked in this order: a command that failed early must not start the devices in order to end.
+    if distributed.global_state.client is None or jax.process_count() == 1:
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -237,17 +237,10 @@ def leave(status: int) -> None:
 
 
 def _own_facts() -> dict[str, Any]:
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
     return {
-        "jeffnet": jeffnet.__version__,
+        **versions(),
         "code of jeffnet": code_hash(),
         "python": ".".join(platform.python_version_tuple()[:2]),
-        **{package: version(package) for package in _PACKAGES},
         "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
         "JAX_ENABLE_X64": jax.config.read("jax_enable_x64"),
     }
@@ -263,12 +256,11 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
         )
 
 
-def _loss(error: BaseException | None) -> BaseException | None:
+def _loss(error: Any) -> Exception | None:
     """What an error comes from, if that says that another process does not answer."""
     while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            text = str(error).lower()
-            if any(sign in text for sign in _SIGNS_OF_LOSS):
-                return error
+        text = str(error).lower()
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in text for sign in _SIGNS_OF_LOSS):
+            return error
         error = error.__cause__ or error.__context__
     return None

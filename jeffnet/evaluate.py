@@ -1,5 +1,6 @@
 """What models answer on labelled pictures, and their scores: each picture counted exactly once."""
 
+import functools
 import heapq
 import io
 import time
@@ -236,6 +237,7 @@ def _answers(logits: Array, labels: Array, mask: Array | None) -> dict[str, Arra
     }
 
 
+@functools.cache  # a function anew would be compiled anew in every epoch
 def _make_answers(layout: Layout) -> Callable[[Array, Array, Array | None], dict[str, Array]]:
     """`_answers` of a batch that devices share, each its own rows. Left to itself, XLA gathers all to sort them.
 

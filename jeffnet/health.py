@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import importlib.metadata
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from jeffnet.errors import JeffnetError, first_line
 from jeffnet.ops import native
 from jeffnet.ops.conv import lowering
 from jeffnet.train.environment import environment
+from jeffnet.versions import version as package_version
 
 # What may feed pictures, or hold the device too. Their versions are read off their metadata: to import them takes long.
 _NEIGHBOURS = ("tensorflow", "tensorflow-cpu", "torch")
@@ -59,7 +59,7 @@ def report() -> dict[str, Any]:
     found = environment()
     reason = native.failure()
     return {
-        "versions": found["versions"] | {name: _package_version(name) for name in _NEIGHBOURS},
+        "versions": found["versions"] | {name: package_version(name) for name in _NEIGHBOURS},
         "cuda": cuda_versions(),
         "platform": found["platform"],
         "devices": _devices(devices),
@@ -121,15 +121,8 @@ def cuda_versions() -> dict[str, str | None] | None:
         "driver_cuda": version("cuda_driver_get_version", (1000, 10)),
         "runtime": version("cuda_runtime_get_version", (1000, 10)),
         "cudnn": version("cudnn_get_version", (10000, 100, 1)),
-        "nccl": next(filter(None, map(_package_version, _NCCL)), None),
+        "nccl": next(filter(None, map(package_version, _NCCL)), None),
     }
-
-
-def _package_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _driver_version() -> str | None:

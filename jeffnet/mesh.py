@@ -7,7 +7,7 @@ state of the optimizer, which are copied along `data`. Under `jax.jit` XLA puts 
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ class Layout:
         """This process's rows of a batch as the whole batch on all devices; begins the transfer.
 
         Args:
-          batch: arrays with the same number of rows, a multiple of `rows_per_host`'s, in every process.
+          batch: arrays with as many rows in every process, which its devices can share evenly (`padded_rows`).
         """
         if self.is_shared:
             return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(self.batch, rows), batch)
@@ -97,7 +97,7 @@ class Layout:
         """A state of which every device has the whole; waits for it. All processes must call this."""
         if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state)):
             return state
-        return jax.block_until_ready(jax.jit(lambda state: state, out_shardings=self.whole)(state))
+        return jax.block_until_ready(jax.jit(_same, out_shardings=self.whole)(state))
 
     def padded_rows(self, rows: int) -> int:
         """The least number of rows, from `rows` on, that this process's devices can share evenly."""
@@ -116,9 +116,9 @@ def make_layout(text: str = AUTO, state_bytes: int = 0) -> Layout:
     """The layout that a text such as `data=4,fsdp=2` asks for.
 
     Args:
-      text: a length for one axis or both, which is at most the number of devices, and on several hosts that number. An
-        axis that is not named is as long as the devices allow. 'auto' puts all devices on `data`, and on `fsdp` so many
-        of them as it takes to keep the state below 40 % of each device's memory.
+      text: a length for one axis or both; together at most the number of devices, and on several hosts that number.
+        Without `data` that is as long as the devices allow, without `fsdp` that is 1. 'auto' puts all devices on
+        `data`, and on `fsdp` so many of them as it takes to keep the state below 40 % of each device's memory.
       state_bytes: of the whole state, for 'auto'.
 
     Raises:
@@ -154,10 +154,14 @@ def local_rows(array: Array) -> np.ndarray:
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
+def _same(state: Any) -> Any:
+    return state
+
+
 def _lengths(text: str, devices: int) -> tuple[int, int]:
     lengths = _parse(text)
-    missing: Callable[[str], int] = lambda other: max(devices // lengths[other], 1)  # noqa: E731
-    return lengths.get("data") or missing("fsdp"), lengths.get("fsdp") or 1
+    fsdp = lengths.get("fsdp", 1)
+    return lengths.get("data", max(devices // fsdp, 1)), fsdp
 
 
 def _parse(text: str) -> dict[str, int]:

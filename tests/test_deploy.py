@@ -415,7 +415,8 @@ def run(tmp_path):
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
         for name, body in programs.items():
-            note = f'printf "%s\\t" {name} "$@" >>{calls}; echo >>{calls}'
+            # In one piece: several may run at once.
+            note = f'words=$(printf "%s\\t" {name} "$@"); printf "%s\\n" "$words" >>{calls}'
             (folder / name).write_text(f"#!/bin/bash\n{note}\n{body}\n")
             (folder / name).chmod(0o755)
         env = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", **(settings or {})}

@@ -11,13 +11,13 @@ import pytest
 
 from jeffnet import distributed
 from jeffnet.cli.processes import add_process_options, connect
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, OutputError
 
 # What each of two processes finds, as JSON on its last line.
 PROGRAM = """
 import json, sys
 from jeffnet import distributed
-from jeffnet.errors import ConfigError, JeffnetError
+from jeffnet.errors import ConfigError, JeffnetError, OutputError
 
 def raised(call, *arguments):
     try:
@@ -176,20 +176,24 @@ def told(error):
 
 
 def test_what_a_lost_process_makes_go_wrong_is_told_as_that(monkeypatch):
-    gloo = RuntimeError("Gloo AllReduce failed: Connection closed by peer\nmore")
-    wrapped = ValueError("cannot save")
-    wrapped.__cause__ = gloo
-    with pytest.raises(RuntimeError, match="Gloo"):
+    gloo = jax.errors.JaxRuntimeError("Gloo AllReduce failed: Connection closed by peer\nmore")
+    wrapped = OutputError("a checkpoint cannot be written")
+    wrapped.__cause__ = ValueError("of a thread")
+    wrapped.__cause__.__cause__ = gloo
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
         told(gloo)  # alone there is nobody to lose
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for error in (gloo, wrapped):
         with pytest.raises(distributed.LostProcessError, match="another of the 2 processes is gone") as raised:
             told(error)
         assert raised.value.exit_code == 76 and "\n" not in str(raised.value)
-    with pytest.raises(KeyError):
-        told(KeyError("name"))
-    with pytest.raises(ConfigError):  # what we say ourselves stays as it is
-        told(ConfigError("the coordination service"))
+    for other in (
+        KeyError("peer"),
+        ConfigError("connection refused"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"),
+    ):
+        with pytest.raises(type(other)):  # a hub that cannot be reached, memory: nobody is lost
+            told(other)
 
 
 def test_the_hash_of_the_sources_changes_with_any_of_them(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The recipes in configs/ can be run as their headers say, and docs/training.md knows them and every entry it names."""
 
+import math
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
 GUIDE = (ROOT / "docs" / "training.md").read_text()
 # On pictures of the user's own, where nothing was published.
-OWN_DATA = {"demo_digits", "fine_tune", "small_from_scratch"}
+OWN_DATA = {"demo_digits", "fine_tune", "fine_tune_l2", "small_from_scratch"}
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{5}|\b(timm|tensorflow/tpu|OpenMixup|rwightman/efficientnet-jax)\b")
 
 # Pictures a step, the learning rate at the peak, epochs, and the dropout: what the sources state.
@@ -39,6 +40,10 @@ STATED = {
     "efficientnet_es_ra": (8 * 128, 0.064, 450, 0.2),
     "efficientnet_lite0": (4096, 0.256, 350, 0.2),
     "efficientnet_b0_two_gpus": (500, 0.016 * 500 / 256, 450, 0.2),
+    "efficientnet_b0_one_gpu": (384, 0.024, 450, 0.2),
+    "efficientnet_b1_eight_gpus": (2048, 0.128, 350, 0.2),
+    "efficientnet_b0_v5e8": (2048, 0.128, 350, 0.2),
+    "efficientnet_b2_v5e256_lars": (16384, 15.0, 350, 0.3),
     "efficientnet_b3_tpu": (2048, 0.016 * 2048 / 256, 550, 0.3),
 }
 STEPS_PER_EPOCH = 100
@@ -78,6 +83,24 @@ def test_the_overrides_in_the_header_fit_the_recipe(path):
     for pair in pairs:
         assert override(config, [pair]) != config, "it changes nothing"
     override(config, pairs)
+
+
+FOR_DEVICES = {
+    path.stem: found for path in RECIPES if (found := re.search(r"Hardware: (\d+) devices?\b", _header(path)))
+}
+
+
+@pytest.mark.parametrize("name", FOR_DEVICES)
+def test_the_devices_of_the_header_can_share_the_work(name):
+    config, devices = load_recipe(ROOT / "configs" / f"{name}.py"), int(FOR_DEVICES[name][1])
+    assert config.batch_size % (devices * config.accumulate) == 0
+    assert devices % (config.model.bn_devices or devices) == 0
+    if config.mesh != "auto":
+        assert math.prod(map(int, re.findall(r"\d+", config.mesh))) == devices
+
+
+def test_there_is_a_recipe_for_one_two_and_eight_devices_and_a_pod():
+    assert {int(found[1]) for found in FOR_DEVICES.values()} == {1, 2, 8, 256}
 
 
 @every_recipe
@@ -141,7 +164,7 @@ def test_the_guide_lists_the_recipe_with_the_score_of_its_header(path):
     assert len(rows) == 1
     scores = re.findall(r"\d[\d.]* %", rows[0].split("|")[3])
     assert all(score in _header(path) for score in scores)
-    assert scores or path.stem in ("efficientnet_b0_progressive", "fine_tune")
+    assert scores or path.stem in ("efficientnet_b0_progressive", "fine_tune", "fine_tune_l2")
 
 
 def test_the_guide_names_entries_that_exist():

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from jeffnet.train.config import Config
     from jeffnet.train.scoring import Result
 
-_OPTIONS = {"go_on": "continue", "print_config": "print-config"}
-_OPTIONS |= {name: name.replace("_", "-") for name in ("plot_schedule", "plot_augment")}
-
 _FILES = (
     ("model", "model.safetensors"),
     ("EMA", "model_ema.safetensors"),
@@ -44,7 +41,6 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder from its last checkpoint")
     parser.add_argument(
         "--continue",
-        dest="go_on",
         action="store_true",
         help="with --config: where RUN holds this run already, go on with it; for commands that are started again",
     )
@@ -92,7 +88,7 @@ def _supervised(options: argparse.Namespace) -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
     place = next(place for place, word in enumerate(command) if word.startswith("--max-restarts"))
     del command[place : place + (1 if "=" in command[place] else 2)]
-    if not (options.resume or options.seeds or options.go_on):
+    if not (options.resume or options.seeds or vars(options)["continue"]):
         command.append("--continue")
     return supervise(
         command, options.max_restarts, lambda text: print(f"restarts: {text}", file=sys.stderr, flush=True)
@@ -110,7 +106,7 @@ def _run(options: argparse.Namespace) -> None:
 
     overrides = _pairs(options.overrides)
     if options.resume:
-        _refuse(options, "config", "output", "go_on", "seeds", "print_config", "plot_schedule", "plot_augment")
+        _refuse(options, "config", "output", "continue", "seeds", "print-config", "plot-schedule", "plot-augment")
         from jeffnet.train.loop import resume
 
         _report(options, [resume(options.resume, overrides)])
@@ -127,7 +123,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.seeds:
         _report(options, train_seeds(config, options.output, _seeds(options.seeds)))
     else:
-        _report(options, [train(config, options.output, go_on=options.go_on)])
+        _report(options, [train(config, options.output, go_on=vars(options)["continue"])])
 
 
 def _shown(options: argparse.Namespace, config: "Config") -> bool:
@@ -148,10 +144,10 @@ def _shown(options: argparse.Namespace, config: "Config") -> bool:
 
 
 def _refuse(options: argparse.Namespace, *names: str) -> None:
-    given = [name for name in names if getattr(options, name)]
+    given = [name for name in names if vars(options)[name.replace("-", "_")]]
     if given:
         raise ConfigError(
-            f"--resume continues a run as it was configured: leave --{_OPTIONS.get(given[0], given[0])} out, or set "
+            f"--resume continues a run as it was configured: leave --{given[0]} out, or set "
             "single entries, such as --epochs 20"
         )
 

@@ -1,6 +1,5 @@
 """In what a run ran: versions, devices, the state of the code; and how much memory it takes."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,12 +12,11 @@ from typing import Any
 
 import jax
 
-import jeffnet
 from jeffnet.files import written_atomically
+from jeffnet.versions import versions
 
 ENVIRONMENT_FILE = "environment.json"
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 _GIT_SECONDS = 10
 
 
@@ -34,11 +32,7 @@ def environment() -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv),
-        "versions": {
-            "jeffnet": jeffnet.__version__,
-            "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
-        },
+        "versions": versions(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "devices": [{"platform": name, "kind": kind, "count": count} for (name, kind), count in devices.items()],
@@ -84,13 +78,6 @@ def format_bytes(count: float) -> str:
     if place == 0:
         return f"{count:.0f} B"
     return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {units[place]}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_state() -> dict[str, Any] | None:

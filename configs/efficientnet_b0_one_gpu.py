@@ -1,0 +1,39 @@
+"""EfficientNet-B0 on ImageNet-1k for one GPU of 24 GB: timm's RandAugment recipe at half its batch.
+
+jeffnet train --config configs/efficientnet_b0_one_gpu.py --data.path IMAGENET --output RUN
+Hardware: 1 device (a GPU of 24 GB) has 384 pictures. With less memory: --accumulate 2.
+Expect about 77.7 % top-1 of the moving average: what timm has after 450 epochs with two such GPUs (timm,
+docs/training_hparam_examples.md; trained by Michael Klachko). The batch of 384, with the rate in proportion, is ours.
+"""
+
+from jeffnet.train.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EmaConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+
+config = Config(
+    # timm's --amp computes in float16; bfloat16 has the range of float32, so that no loss needs to be scaled.
+    model=ModelConfig(name="pt_efficientnet_b0", drop_rate=0.2, drop_path_rate=0.2, dtype="bfloat16"),
+    data=DataConfig(path="imagenet"),
+    augment=AugmentConfig(interpolation="random", policy="rand-m9-mstd0.5", erase_prob=0.2, erase_mode="pixel"),
+    loss=LossConfig(label_smoothing=0.1),
+    optimizer=OptimizerConfig(
+        name="rmsproptf",
+        learning_rate=0.024,
+        weight_decay=1e-5,
+        momentum=0.9,
+        decay=0.9,
+        epsilon=1e-3,
+    ),
+    # timm changes the rate between epochs only. Its warm-up was 3 by default.
+    schedule=ScheduleConfig(name="step", decay_rate=0.97, decay_every=2.4, decay_from_start=True, warmup=3.0),
+    ema=EmaConfig(decay=0.9999, warmup=False),  # timm's has no warm-up
+    epochs=450,
+    batch_size=384,
+)
