@@ -111,7 +111,6 @@ def test_every_way_to_start_jeffnet_is_understood():
 def test_files_that_the_pages_name_exist(page):
     text = page.read_text()
     links = [page.parent / name for name in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text)]
-    links = [path for path in links if path.name != "scaling.md"]  # which is written beside these
     named = [ROOT / name for name in re.findall(r"\b(?:deploy|docker|configs)/[\w./-]*\w", text)]
     assert [str(path) for path in [*links, *named] if not path.exists()] == []
 

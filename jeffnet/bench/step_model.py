@@ -54,14 +54,14 @@ class Machine:
     slice_latency: float = 30e-6
 
 
-_TPU = "docs.cloud.google.com/tpu/docs/v5e; latency assumed"
+_TPU = "docs.cloud.google.com/tpu/docs/v5e: 224 virtual processors a host, counted as 112; latency assumed"
 MACHINES = {
     "8 x H100": Machine(
         "8 x H100", 8, 989e12, 80e9, 3.35e12, 450e9, 15e-6, 50e9, 8, 112,
         "NVIDIA H100 data sheet; latency and network assumed", slice_latency=15e-6,
     ),
-    "v5e-256": Machine("v5e-256", 256, 197e12, 16e9, 819e9, 200e9, 30e-6, 25e9, 8, 224, _TPU),
-    "1024 x v5e": Machine("1024 x v5e", 1024, 197e12, 16e9, 819e9, 200e9, 200e-6, 25e9, 8, 224, _TPU, slices=4),
+    "v5e-256": Machine("v5e-256", 256, 197e12, 16e9, 819e9, 200e9, 30e-6, 25e9, 8, 112, _TPU),
+    "1024 x v5e": Machine("1024 x v5e", 1024, 197e12, 16e9, 819e9, 200e9, 200e-6, 25e9, 8, 112, _TPU, slices=4),
 }  # fmt: skip
 
 _ADVICE = {

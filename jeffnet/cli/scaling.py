@@ -100,7 +100,7 @@ def _print(results: list[tuple[str, Any]], models: list[Any], platform: str) -> 
         )
     print(table(("scaling", "devices", "batch", "images/s", "efficiency", "MiB sent", "messages"), rows))
     print()
-    print("a step on paper, not measured: docs/scaling.md says from what")
+    print(f"a step on paper, {models[0].per_device} pictures a device, not measured: docs/scaling.md says from what")
     cells = [
         (
             each.machine.name,
