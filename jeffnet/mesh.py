@@ -43,6 +43,9 @@ class Layout:
         """The layout on these devices, in their order."""
         return cls(Mesh(np.array(devices).reshape(-1, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2))
 
+    def __str__(self) -> str:
+        return ",".join(f"{axis}={length}" for axis, length in self.mesh.shape.items())
+
     @property
     def devices(self) -> int:
         """How many share a batch, on all hosts together."""

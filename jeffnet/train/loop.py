@@ -46,8 +46,8 @@ def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool
       config: what to do.
       folder: of the run; see `jeffnet.train.run`. On several hosts it is on storage that they share.
       progress: tell of it on standard error.
-      go_on: where the folder holds a run of this configuration already, continue that. How devices share the work, how
-        pictures are read, what is kept and what is told may differ.
+      go_on: where the folder holds a run of this configuration already, continue that. How devices share the work,
+        where the same pictures are and how they are read, what is kept and what is told may differ.
 
     Raises:
       JeffnetError: the configuration, the data or the folder will not do, or the loss is no longer a number.
@@ -89,7 +89,7 @@ def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
         "training pictures": len(setup.train_set),
         "validation pictures": setup.val_batches.num_examples,
         "classes": list(setup.train_set.classes),
-        "mesh of devices": dict(setup.layout.mesh.shape),
+        "mesh of devices": str(setup.layout),
         "run folder": str(folder),
         "run begun": begun,
     }
@@ -97,8 +97,8 @@ def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
 
 
 def _check_same(own: Config, config: Config, folder: str | Path) -> None:
-    """Raises ConfigError where a run that is to go on is of another configuration."""
-    free = ("mesh", "data.threads", "data.workers", "checkpoint.", "log.")
+    """Raises ConfigError where a run that is to go on is of another configuration; its pictures may have moved."""
+    free = ("mesh", "data.path", "data.threads", "data.workers", "checkpoint.", "log.")
     for name in entry_names():
         before, now = entry(own, name), entry(config, name)
         if before != now and not name.startswith(free):

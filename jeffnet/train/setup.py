@@ -71,7 +71,7 @@ class Setup:
             f"{card.model} on {config.data.path}: {len(self.train_set)} training and {self.val_batches.num_examples} "
             f"validation pictures of {card.num_classes} classes, {card.preprocessing.image_size} px, {config.epochs} "
             f"epochs of {self.steps_per_epoch} steps"
-            + (f", {self.layout.devices} devices ({dict(self.layout.mesh.shape)})" if self.layout.devices > 1 else "")
+            + (f", on {self.layout.devices} devices ({self.layout})" if self.layout.devices > 1 else "")
         )
 
     def template(self) -> TrainState:

@@ -52,7 +52,10 @@ def test_gradients_of_copied_parameters_are_summed(compiled):
 
 
 def test_split_parameters_have_gradients_of_the_same_size(compiled):
-    assert [each for each in compiled["fsdp"] if each[1] == 64 * 32 * 4 and each[2] == 8]
+    size = 64 * 32 * 4
+    found = [each for each in compiled["fsdp"] if each[1] == size and each[2] == 8]
+    # The parameters are gathered; on CPUs the gradients are summed everywhere, and each device keeps its part.
+    assert {each[0] for each in found} in ({"all-gather", "all-reduce"}, {"all-gather", "reduce-scatter"})
 
 
 def test_what_a_loop_sends_counts_as_often_as_it_runs(compiled):

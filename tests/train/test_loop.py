@@ -276,6 +276,27 @@ def test_several_seeds_are_several_runs_and_are_continued(config, tmp_path, rows
         train_seeds(replace(short, batch_size=4), tmp_path / "runs", [0])
 
 
+def test_the_same_command_begins_a_run_and_goes_on_with_it(config, finished, assert_same_run, tmp_path, crash_after):
+    """As long as it means the same run; how pictures are read does not matter."""
+    with crash_after(6):
+        train(config, tmp_path / "run", progress=False, go_on=True)
+    with pytest.raises(OutputError, match="holds a run already"):
+        train(config, tmp_path / "run", progress=False)
+    other = replace(config, optimizer=replace(config.optimizer, learning_rate=0.1))
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate 0.002, not 0.1"):
+        train(other, tmp_path / "run", progress=False, go_on=True)
+    same = replace(config, mesh="data=1", data=replace(config.data, threads=1))
+    assert train(same, tmp_path / "run", progress=False, go_on=True) == finished[1]
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_checkpoints_by_time(config, tmp_path):
+    """Besides that of the epoch, which has four steps; each takes longer than 6 ms."""
+    often = CheckpointConfig(every_minutes=1e-4, keep_last=99)
+    train(replace(config, epochs=1, checkpoint=often), tmp_path / "run", progress=False)
+    assert {int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")} > {4}
+
+
 def test_the_runs_preprocessing_is_the_models_but_for_what_is_configured(config, small_model):
     own = model_preprocessing(small_model)
     assert run_preprocessing(replace(config, data=DataConfig(path="x"))) == own
