@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import jeffnet
@@ -43,7 +44,10 @@ def _run(options: argparse.Namespace) -> int:
     logging.getLogger("jeffnet").setLevel(logging.INFO)  # what was taken of a file
     logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
     if not options.debug:
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's threads log what the main one raises
+        # Orbax's threads tell of what the main one raises, and of what they then leave undone.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         options.run(options)
     except BrokenPipeError:
