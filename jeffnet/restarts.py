@@ -15,7 +15,7 @@ _MOST_SECONDS = 60
 
 
 def supervise(command: Sequence[str], most: int, say: Callable[[str], None]) -> int:
-    """Run a command until it is done, and again, at most so many times, where it ended by a signal or with 75 or 76.
+    """Run a command until it is done, starting it again at most so many times where it crashed or lost another process.
 
     SIGTERM and SIGINT are passed on, and what the command then ends with is final.
 

@@ -16,6 +16,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS
+from jeffnet.cli import list_
 from jeffnet.cli.main import main
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.store import ModelCard, save_model
@@ -138,11 +139,22 @@ def test_an_unknown_model_is_answered_with_near_ones(capsys):
     assert "no model matches" in fails(capsys, "list", "resnet*")
 
 
-def test_debug_shows_the_traceback():
-    command = [sys.executable, "-m", "jeffnet", "info", "nothing", "--debug"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert answer.returncode == 1
-    assert "Traceback" in answer.stderr
+def test_debug_shows_the_traceback(capsys):
+    status, out, err = run(capsys, "info", "nothing", "--debug")
+    assert status == 1 and not out
+    assert "Traceback" in err and "UnknownModelError" in err
+
+
+def test_what_no_input_is_to_blame_for_has_a_status_of_its_own(capsys, monkeypatch):
+    def crash(options):
+        raise RuntimeError("INTERNAL: the device fell off\nthe bus")
+
+    monkeypatch.setattr(list_, "run", crash)
+    status, out, err = run(capsys, "list")
+    assert status == 70 and not out
+    assert err == "error: RuntimeError: INTERNAL: the device fell off (--debug shows where)\n"
+    status, _, err = run(capsys, "list", "--debug")
+    assert status == 70 and "Traceback" in err and "the bus" in err
 
 
 def test_a_reader_that_stops_early_causes_no_traceback():

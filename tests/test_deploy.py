@@ -325,7 +325,7 @@ def test_what_starts_again_and_what_does_not(path):
     manifest = load(path)[0]
     assert [outcome(manifest, code) for code in (1, 2)] == ["FailJobSet"] * 2
     assert outcome(manifest, 75) == outcome(manifest, 137, True) == "RestartJobSetAndIgnoreMaxRestarts"
-    assert [outcome(manifest, code) for code in (76, 134, 137, 139)] == ["RestartJobSet"] * 4
+    assert [outcome(manifest, code) for code in (70, 76, 134, 137, 139)] == ["RestartJobSet"] * 5
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] > 0
     assert "--continue" in pod_of(manifest)["containers"][0]["args"]
     assert pod_of(manifest)["restartPolicy"] == "Never"
@@ -439,10 +439,13 @@ TRAINING = ("configs/efficientnet_b0_paper.py", "runs/b0", "--data.path", "/data
     [
         (0, 0, 0, False),
         (1, 0, 1, False),
+        (2, 0, 2, False),
         (75, 99, 0, True),
         (76, 9, 0, True),
         (76, 10, 76, False),
-        (139, 0, 139, False),
+        (70, 0, 0, True),
+        (139, 9, 0, True),
+        (139, 10, 139, False),
     ],
 )
 def test_slurm_gets_back_what_can_go_on(run, code, restarts, status, requeued):

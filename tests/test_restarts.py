@@ -69,7 +69,9 @@ def test_what_would_end_so_again_is_not_started_again(status, ended):
     assert ended(3, status, 0) == (status, 1, [])
 
 
-@pytest.mark.parametrize(("status", "shown"), [(75, 75), (76, 76), (-signal.SIGKILL, 137), (-signal.SIGABRT, 134)])
+@pytest.mark.parametrize(
+    ("status", "shown"), [(70, 70), (75, 75), (76, 76), (-signal.SIGKILL, 137), (-signal.SIGABRT, 134)]
+)
 def test_a_loss_or_a_crash_is_started_again(status, shown, ended):
     final, starts, (said,) = ended(2, status, 0)
     assert (final, starts) == (0, 2)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -17,6 +18,9 @@ from jeffnet.ops.processor import short_fingerprint
 # import is imported there, so that the others start at once.
 _COMMANDS = (list_, info, predict, validate, train, convert, bench)
 
+# What the command exits with where something failed that its input is not to blame for: EX_SOFTWARE.
+EXIT_CRASH = 70
+
 _MOST_KEPT = 2**30  # bytes; what was used least recently goes first
 
 
@@ -27,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; None takes the process's.
 
     Returns:
-      The exit status: 0; 1 where the input will not do or something failed; 2 for wrong usage; 130 when interrupted.
+      The exit status: 0; 1 where the input will not do; 2 for wrong usage; 70 where something else failed; 130 when
+      interrupted. Training has two more: 75 when it was asked to stop, 76 when another process is gone.
     """
     options = _parse(arguments)
     status = _run(options)
@@ -57,17 +62,16 @@ def _run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except JeffnetError as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)
     except Exception as error:
+        known = isinstance(error, JeffnetError)
         if options.debug:
-            raise
-        text = str(error).strip().partition("\n")[0]
-        print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
-        return 1
+            traceback.print_exc()
+        elif known:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            text = str(error).strip().partition("\n")[0]
+            print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
+        return getattr(error, "exit_code", 1) if known else EXIT_CRASH
     return 0
 
 
