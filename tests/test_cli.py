@@ -16,7 +16,6 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS
-from jeffnet.cli import list_
 from jeffnet.cli.main import main
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.store import ModelCard, save_model
@@ -146,10 +145,10 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_what_no_input_is_to_blame_for_has_a_status_of_its_own(capsys, monkeypatch):
-    def crash(options):
+    def crash(*_):
         raise RuntimeError("INTERNAL: the device fell off\nthe bus")
 
-    monkeypatch.setattr(list_, "run", crash)
+    monkeypatch.setattr("jeffnet.cli.list_.list_models", crash)
     status, out, err = run(capsys, "list")
     assert status == 70 and not out
     assert err == "error: RuntimeError: INTERNAL: the device fell off (--debug shows where)\n"
@@ -459,11 +458,6 @@ def test_a_read_only_output_is_an_error(capsys, recipe, tmp_path, monkeypatch):
         monkeypatch.setattr(Path, "mkdir", refuse)
     message = fails(capsys, "train", "--config", recipe, "--output", locked / "run")
     assert "locked/run" in message and "cannot be written" in message
-
-
-def test_an_unforeseen_error_is_one_line_too(capsys, monkeypatch):
-    monkeypatch.setattr("jeffnet.cli.list_.list_models", lambda *_: 1 / 0)
-    assert "ZeroDivisionError" in fails(capsys, "list")
 
 
 def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
