@@ -51,8 +51,8 @@ test-this-python: $(VENV)/dev.stamp
 
 # One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.
 # Whole runs are trained by other tests too, and benchmarks start their processes the same way. What reads and writes
-# files, and how devices and processes work together, is tested on the newest. What one JAX computes does not depend on Python: with the JAX of the interpreter
-# before, no numbers are checked again.
+# files, and how devices and processes work together, is tested on the newest. What one JAX computes does not depend on
+# Python: with the JAX of the interpreter before, no numbers are checked again.
 RUNS := tests/train/test_loop.py tests/train/test_survival.py tests/train/test_processes.py tests/test_restarts.py \
 	tests/test_validate_processes.py tests/test_deploy.py tests/bench
 FILES := tests/data tests/weights tests/test_cli.py tests/test_readme.py tests/test_packaging.py tests/test_recipes.py \

@@ -10,18 +10,28 @@ from PIL import Image
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (210, 30, 20)}
 
 
+@pytest.fixture(scope="session")
+def painted(tmp_path_factory):
+    """Paints three classes that a colour tells apart, so many pictures of each, and says where they are."""
+
+    def paint(training, validation, deviation):
+        root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+        for split, count in (("train", training), ("val", validation)):
+            for name, colour in COLOURS.items():
+                folder = root / split / name
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    pixels = np.clip(rng.normal(colour, deviation, (40, 40, 3)), 0, 255).astype(np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{index}.png")
+        return root
+
+    return paint
+
+
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Three classes that a colour tells apart: 8 training and 3 validation pictures each."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 3)):
-        for name, colour in COLOURS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(rng.normal(colour, 25, (40, 40, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    return root
+def pictures(painted):
+    """8 training and 3 validation pictures a class."""
+    return painted(8, 3, deviation=25)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load_file
 
 import jeffnet
@@ -48,7 +47,6 @@ zoo.PREPROCESSING["wide"] = Preprocessing(32, 1.0)
 if __name__ == "__main__":
     sys.exit(main())
 """
-COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (210, 30, 20)}
 STEPS, PER_EPOCH = 9, 3
 LOST, ABORTED, STOPPED = 76, -signal.SIGABRT, 75
 # For what takes seconds where nothing else runs.
@@ -120,19 +118,12 @@ def program(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(painted):
     """Three epochs of three steps with whatever draws at random, or looks at a batch as a whole.
 
     With SGD: Adam divides by gradients, and so makes much of rounding where they are small.
     """
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", 16), ("val", 3)):  # 9 pictures, which neither 2 nor 8 divides
-        for name, colour in COLOURS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(rng.normal(colour, 60, (40, 40, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
+    root = painted(16, 3, deviation=60)  # for validation 9 pictures, which neither 2 nor 8 divides
     return Config(
         model=ModelConfig(name="wide", bn_momentum=0.5),
         data=DataConfig(path=str(root), threads=2),
