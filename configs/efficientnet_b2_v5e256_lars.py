@@ -1,9 +1,9 @@
 """EfficientNet-B2 on ImageNet-1k for a TPU v5e-256, in large batches with LARS, after arXiv:2011.00071.
 
 jeffnet train --config configs/efficientnet_b2_v5e256_lars.py --data.path IMAGENET --output RUN
-Hardware: 256 devices (32 hosts of a TPU v5e-256) have 64 pictures each; BatchNorm sees groups of 4 devices, 256
-pictures. All hosts validate, each its share. Fewer devices: keep the batch, and 256 pictures in a group. On 64 devices
-that is --model.bn_devices 1.
+Hardware: 256 devices (64 machines of a TPU v5e-256) have 64 pictures each; BatchNorm sees those of a machine, 256
+pictures. All machines validate, each its share. Fewer devices: keep the batch, and 256 pictures in a group. On 64
+devices that is --model.bn_devices 1.
 Expect less than the 80.1 % top-1 of the ordinary recipe (arXiv:1905.11946v5, table 2): no figure was measured. Of
 arXiv:2011.00071 (LARS, distributed BatchNorm and evaluation, up to 65536 pictures a step) only the abstract could be
 read here: batch, rate, warm-up, power and decay are ours after its description.

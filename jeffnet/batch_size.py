@@ -49,7 +49,7 @@ class BatchSize:
             try:
                 return work(self.value)
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if not self._is_free or self.value == 1 or jax.process_count() > 1:
                     raise ConfigError(
@@ -60,7 +60,8 @@ class BatchSize:
             LOG.warning("out of memory: going on with a batch size of %d", self.value)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device's memory ran out, or this process's."""
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )

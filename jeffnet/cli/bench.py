@@ -33,7 +33,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     _add_case_options(parser.add_argument_group("what"))
     _add_turn_options(parser.add_argument_group("how"))
-    add_scaling_options(parser.add_argument_group("over several devices"), positive)
+    add_scaling_options(parser.add_argument_group("over several devices"))
     _add_output_options(parser.add_argument_group("output"))
     parser.set_defaults(run=run)
 

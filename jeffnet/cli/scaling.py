@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from jeffnet.cli.model import positive
 from jeffnet.cli.text import table
 from jeffnet.errors import ConfigError
 
 
-def add_scaling_options(group: Any, positive: Callable[[str], int]) -> None:
+def add_scaling_options(group: Any) -> None:
     """Add the options."""
     group.add_argument(
         "--scaling",
         action="store_true",
         help="training over several devices: weak and strong scaling, what a step sends, and a model of its time on 8 "
-        "GPUs and on pods; --batch-size is that of a device",
+        "GPUs and on pods; the largest --batch-size is that of a device",
     )
     group.add_argument(
         "--devices", nargs="+", type=positive, default=(), metavar="N", help="(default: 1, 2, 4 ... all; 8 on a CPU)"
@@ -26,7 +27,12 @@ def add_scaling_options(group: Any, positive: Callable[[str], int]) -> None:
 
 
 def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Callable[[str], None]) -> None:
-    """Measure, and print."""
+    """Measure, and print.
+
+    Raises:
+      ConfigError: an option has several values, or none that this has a use for, or does not fit the machines.
+      JeffnetError: a process failed.
+    """
     from jeffnet.bench.scaling import ScalingJob, count_devices, default_counts, measure_scaling
 
     job = ScalingJob(
@@ -43,10 +49,13 @@ def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Cal
     for name in ("image_size", "dtype", "backend"):
         if len(getattr(options, name)) > 1:
             raise ConfigError(f"--scaling takes one --{name.replace('_', '-')}")
+    for name in ("compare", "baseline", "csv", "plot", "price_per_hour", "watts"):
+        if getattr(options, name):
+            raise ConfigError(f"--scaling takes no --{name.replace('_', '-')}: leave it out")
+    models = _models(job)
     found = count_devices(settings)
     counts = tuple(sorted(set(options.devices))) or default_counts(*found)
     results = list(measure_scaling(job, counts, settings, found, say))
-    models = _models(job)
     if options.json:
         document = {
             "scaling": [
@@ -74,7 +83,16 @@ def _models(job: Any) -> list[Any]:
     from jeffnet.bench.step_model import MACHINES, model_step
 
     plan, size = model_plan(job.model), job.image_size or model_preprocessing(job.model).image_size
-    return [model_step(plan, size, machine, bn_devices=job.bn_devices, fsdp=job.fsdp) for machine in MACHINES.values()]
+    return [
+        model_step(
+            plan,
+            size,
+            machine,
+            bn_devices=job.bn_devices and min(job.bn_devices, machine.devices),
+            fsdp=min(job.fsdp, machine.devices),
+        )
+        for machine in MACHINES.values()
+    ]
 
 
 def _print(results: list[tuple[str, Any]], models: list[Any], platform: str) -> None:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jeffnet.batch_size import is_out_of_memory
 from jeffnet.data.loader import LoaderState, TrainLoader
 from jeffnet.distributed import any_process, check_agreement, is_primary, on_primary
 from jeffnet.errors import ConfigError, TrainingError
@@ -131,6 +132,13 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
             return loop.run(state, values)
         except FloatingPointError as error:
             raise TrainingError(f"debug_nans found one: {error}") from error
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"a batch of {setup.config.batch_size} on {setup.layout.devices} devices does not fit their memory: "
+                "set accumulate, model.remat, model.dtype bfloat16, or a smaller batch_size"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -86,10 +86,26 @@ def test_a_table_and_a_document(jobs, capsys):
     assert len(document["model"]) == 3 and all(each["limit"] for each in document["model"])
 
 
-@pytest.mark.parametrize("wrong", [["tf_efficientnet_b[01]"], ["pt_mnasnet_small", "--dtype", "float32", "bfloat16"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["tf_efficientnet_b[01]"],
+        ["pt_mnasnet_small", "--dtype", "float32", "bfloat16"],
+        ["pt_mnasnet_small", "--csv", "rows.csv"],
+        ["pt_mnasnet_small", "--price-per-hour", "3"],
+    ],
+)
 def test_what_it_does_not_take(jobs, capsys, wrong):
     assert main(["bench", *wrong, "--scaling"]) == 1
     assert "--scaling takes" in capsys.readouterr().err
+
+
+def test_groups_that_no_machine_has_are_refused_before_anything_is_measured(jobs, capsys):
+    command = ["bench", "pt_mnasnet_small", "--scaling", "--bn-devices"]
+    assert main([*command, "3", "--devices", "3"]) == 1
+    assert "bn_devices 3 does not divide 8 devices" in capsys.readouterr().err
+    assert not jobs
+    assert main([*command, "16", "--devices", "2"]) == 0, "a group larger than a machine is all of it"
 
 
 def test_a_real_step_on_two_virtual_devices(monkeypatch):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from jeffnet.arch.zoo import model_plan
 from jeffnet.bench.step_model import MACHINES, expected_bytes, model_step
 from jeffnet.errors import ConfigError
 
+GUIDE = Path(__file__).parents[2] / "docs" / "scaling.md"
 MODEL = "pt_mobilenetv3_small_100"
 PROGRAM = """
 import json
@@ -57,6 +59,20 @@ def test_groups_must_divide_the_devices():
 
 def test_one_device_sends_nothing():
     assert sum(expected_bytes(B0, bn_groups_of=None, devices=1).values()) == 0
+
+
+def test_the_guide_has_the_figures_of_the_model():
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in GUIDE.read_text().splitlines()
+        if any(f"| {name} |" in line for name in MACHINES)
+    ]
+    assert len(rows) >= 3 * len(MACHINES)
+    for name, size, pictures, machine, *figures, limit in rows:
+        fsdp = 8 if "_l2_" in name else 1
+        step = model_step(model_plan(name), int(size), MACHINES[machine], per_device=int(pictures), fsdp=fsdp)
+        parts = (step.compute, step.memory, step.gradients, step.norms, step.input, step.step)
+        assert ([f"{1e3 * part:.1f}" for part in parts], step.limit) == (figures, limit), (name, machine)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +24,7 @@ from jeffnet.train.config import (
     ProgressiveConfig,
     ScheduleConfig,
 )
-from jeffnet.train.loop import resume, train, train_seeds
+from jeffnet.train.loop import _Loop, resume, train, train_seeds
 from jeffnet.train.recipe import load_recipe
 from jeffnet.train.setup import make_setup, run_preprocessing
 from jeffnet.weights.store import ModelCard, save_model
@@ -288,6 +289,23 @@ def test_the_same_command_begins_a_run_and_goes_on_with_it(config, finished, ass
     same = replace(config, mesh="data=1", data=replace(config.data, threads=1))
     assert train(same, tmp_path / "run", progress=False, go_on=True) == finished[1]
     assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_a_step_that_does_not_fit_says_what_to_set_and_the_run_goes_on_with_it(config, tmp_path, monkeypatch):
+    message = "RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"
+
+    def fail(loop, *arguments):
+        raise jax.errors.JaxRuntimeError(message)
+
+    short = replace(config, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "_train_epoch", fail)
+        with pytest.raises(ConfigError, match="a batch of 6 on 1 devices does not fit their memory: set accumulate"):
+            train(short, tmp_path / "run", progress=False)
+        message = "INTERNAL: Failed to execute"
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+            resume(tmp_path / "run", progress=False)
+    assert resume(tmp_path / "run", [("accumulate", "2")], progress=False).steps == 4
 
 
 def test_checkpoints_by_time(config, tmp_path):
