@@ -15,7 +15,7 @@ VENV ?= .venv
 # Processes that pytest spreads the tests over, and more arguments for it, such as PYTEST_ARGS='-k plan -x'.
 JOBS ?= 2
 PYTEST_ARGS ?=
-# Newer interpreters, on the PATH or among pyenv's, that `make test` runs the tests on as well; empty for none.
+# Newer interpreters, on the PATH or among pyenv's, for `make test-other-pythons`; empty for none.
 OTHER_PYTHONS ?= $(shell \
 	own=$$($(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
 	pyenv=$${PYENV_ROOT:-$$(pyenv root 2>/dev/null)}; \
@@ -32,7 +32,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 QUICK_COMPILER := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0"
 INSTALL := $(BIN)/python -m pip install --quiet --editable
 
-.PHONY: help demo test test-this-python test-other-pythons test-all lint clean
+.PHONY: help demo test test-other-pythons test-all lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 20
@@ -44,9 +44,7 @@ demo: $(VENV)/demo.stamp ## train on embedded data, validate and predict (under 
 	$(BIN)/jeffnet predict digits --weights demo_run/model.safetensors --limit 12 --output demo_run/predictions.png
 	@echo "learning curves: demo_run/curves.png"
 
-test: test-this-python test-other-pythons ## run the tests without the slow ones, on every Python found (under 15 minutes)
-
-test-this-python: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp ## run the tests without the slow ones (under 10 minutes on 2 cores)
 	$(QUICK_COMPILER) $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.
@@ -60,7 +58,7 @@ FILES := tests/data tests/weights tests/test_cli.py tests/test_readme.py tests/t
 NUMBERS := tests/arch tests/ops tests/test_backends.py tests/test_linen.py tests/test_nnx.py tests/test_objax.py \
 	tests/test_functional.py tests/test_fused.py tests/test_evaluate.py tests/test_validate.py tests/train/test_optim.py \
 	tests/train/test_schedule.py tests/train/test_step.py
-test-other-pythons: $(VENV)/dev.stamp
+test-other-pythons: $(VENV)/dev.stamp ## run the tests on the other Pythons found
 	@before=; for python in $(OTHER_PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
 		venv=$(VENV)-$$version && \
@@ -69,7 +67,7 @@ test-other-pythons: $(VENV)/dev.stamp
 		if [ "$$jax" = "$$before" ]; then less="$(NUMBERS)"; else less=; fi && \
 		if [ "$$python" != "$(lastword $(OTHER_PYTHONS))" ]; then less="$$less $(FILES)"; fi && \
 		echo "== Python $$version, JAX $$jax, without $(RUNS) $$less" && \
-		$(MAKE) --no-print-directory test-this-python PYTHON=$$python VENV=$$venv \
+		$(MAKE) --no-print-directory test PYTHON=$$python VENV=$$venv \
 			PYTEST_ARGS="$(PYTEST_ARGS) $$(printf -- ' --ignore=%s' $(RUNS) $$less)" \
 			|| exit 1; \
 		before=$$jax; \
