@@ -1,34 +1,165 @@
-"""Files that are there whole or not at all, and the folder for those that can be made or fetched anew."""
+"""Files that are there whole or not at all, locks between processes, and the folder for those that can be made anew."""
 
+import contextlib
+import errno
+import logging
 import os
-import tempfile
+import re
+import secrets
+import shutil
+import socket
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from jeffnet.errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None
+
+# What is being written lies in a folder beside its final name, `.NAME.TOKEN.partial`, which its writer has locked. Not
+# the file itself: some libraries write another one and rename it.
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")
+_LONGEST_NAME = 200  # bytes of NAME: file systems take 255 in all
+_LOCK, _CONTENT = "lock", "content"
+# What file systems answer that cannot flush, or not a folder.
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+_SECONDS_BETWEEN_TRIES = 0.05
+
+_log = logging.getLogger("jeffnet")
+
+
+class LockedError(OutputError):
+    """A lock that another process holds."""
+
 
 @contextmanager
 def written_atomically(path: str | os.PathLike) -> Iterator[str]:
     """Another name under which to write a file; at the end it gets its own, or nothing is left after an error.
+
+    The content is on the disk before the file has its name, so that after a power cut too it is whole or not there. A
+    file that it replaces hands on its mode. What killed processes left of the same file is removed.
 
     Raises:
       OutputError: it cannot be written.
     """
     path = Path(path)
     try:
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
-        try:
-            yield partial
-            os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        with partial_folder(path) as folder:
+            partial = folder / path.name
+            partial.touch()
+            yield str(partial)
+            move_durably(partial, path)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """An empty folder in which to write what shall have this name, or names beside it; at the end it is gone.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    name = path.name
+    while len(os.fsencode(name)) > _LONGEST_NAME:
+        name = name[:-1]
+    remove_partials(path.parent, name)
+    while True:
+        partial = path.with_name(f".{name}.{secrets.token_hex(8)}.partial")
+        if (descriptor := _made(partial)) is not None:
+            break
+    try:
+        (partial / _CONTENT).mkdir()
+        yield partial / _CONTENT
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        _release(descriptor)
+
+
+def move_durably(partial: Path, path: Path) -> None:
+    """Give what lies in a partial folder its final name, once its content is on the disk.
+
+    Raises:
+      OSError: it cannot be written or named.
+    """
+    if partial.is_file():
+        try:
+            before = os.stat(path)
+            if not stat.S_ISREG(before.st_mode):  # a folder, or a device, which a file must not replace
+                raise OSError(errno.EEXIST, "something else than a file has this name")
+            mode = before.st_mode
+        except FileNotFoundError:
+            mode = os.stat(partial.parent).st_mode & 0o666  # as the umask says; some libraries give their files 0600
+        os.chmod(partial, stat.S_IMODE(mode))
+    flush(partial)
+    os.replace(partial, path)
+    _flush_one(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for entry in path.iterdir():
+            flush(entry)
+    _flush_one(path)
+
+
+def remove_partials(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left where they wrote files; what a living one writes stays.
+
+    Args:
+      folder: where to look; one that is not there has none.
+      name: of the file that they wrote; None for every file.
+    """
+    try:
+        found = os.listdir(folder) if fcntl else []
+    except OSError:
+        return
+    for entry in found:
+        match = _PARTIAL.fullmatch(entry)
+        if match and name in (None, match[1]):
+            with contextlib.suppress(OSError):
+                _remove_if_free(folder / entry)
+
+
+@contextmanager
+def locked(path: str | os.PathLike, seconds: float = 0) -> Iterator[None]:
+    """Hold a lock, which only one process on any host can; it ends with the process, however that ends.
+
+    Where the file system has no locks a warning says so, and there is none.
+
+    Args:
+      path: of the lock's file, which says who holds it; it is gone afterwards.
+      seconds: how long to wait for it.
+
+    Raises:
+      LockedError: another process holds it.
+      OutputError: its file cannot be made.
+    """
+    path = Path(path)
+    try:
+        descriptor = _acquire(path, seconds)
+    except OSError as error:
+        raise OutputError(f"cannot lock {str(path)!r}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        if descriptor in _held:  # else this is a forked child, which holds nothing
+            with contextlib.suppress(OSError):
+                if _is_at(descriptor, path):
+                    os.unlink(path)
+            _release(descriptor)
 
 
 def cache_folder() -> Path:
@@ -38,7 +169,105 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jeffnet"
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _made(partial: Path) -> int | None:
+    """A new folder's lock; None where another process found the folder before it was locked."""
+    partial.mkdir()
+    if fcntl is None:
+        return _NOTHING_HELD
+    try:
+        descriptor = _open(partial / _LOCK, os.O_RDWR | os.O_CREAT)
+    except FileNotFoundError:
+        return None
+    if _lock(descriptor) is False or not _is_at(descriptor, partial / _LOCK):
+        _release(descriptor)
+        return None
+    return descriptor
+
+
+def _acquire(path: Path, seconds: float) -> int:
+    end = time.monotonic() + seconds
+    while fcntl is not None:
+        # No link is followed: what it leads to would be overwritten.
+        try:
+            descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        except PermissionError:  # another user's, left by a process that was killed
+            descriptor = _open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        is_ours = _lock(descriptor)
+        # Whoever held it may have removed it just now: then it locks nothing.
+        if is_ours is not False and _is_at(descriptor, path):
+            if is_ours is None:
+                _log.warning("%s cannot be locked on this file system: take care that no other process has it", path)
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return descriptor
+        owner = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+        _release(descriptor)
+        if is_ours is False and time.monotonic() >= end:
+            raise LockedError(f"{str(path)!r} is held by {owner or 'another process'}")
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+    return _NOTHING_HELD
+
+
+def _remove_if_free(partial: Path) -> None:
+    descriptor = _open(partial / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    if _lock(descriptor):
+        shutil.rmtree(partial, ignore_errors=True)
+    _release(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether an open file could be locked, False where another process has it; None where there are no locks."""
+    assert fcntl is not None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _flush_one(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# Descriptors of locked files. A child that is forked would keep them for its parent, also beyond the parent's death.
+_held: set[int] = set()
+_NOTHING_HELD = -1
+
+
+def _open(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags, 0o666)
+    _held.add(descriptor)
+    return descriptor
+
+
+def _release(descriptor: int) -> None:
+    if descriptor in _held:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _release_all() -> None:
+    for descriptor in list(_held):
+        _release(descriptor)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_all)
