@@ -25,6 +25,7 @@ from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.weights import store
+from jeffnet.weights.checksum import with_checksums
 from jeffnet.weights.fit import fit
 from jeffnet.weights.keras_writer import write_keras
 from jeffnet.weights.naming import Naming, to_source_names
@@ -169,7 +170,8 @@ def _write_state_dict(naming: Naming) -> "_Writer":
         if path.suffix in (".pth", ".pt", ".tar", ".bin"):
             write_torch(path, state)
         else:
-            save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path, {"format": "pt"})
+            state = {name: np.ascontiguousarray(array) for name, array in state.items()}
+            save_file(state, path, with_checksums({"format": "pt"}, state))
 
     return write
 

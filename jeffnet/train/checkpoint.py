@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from jeffnet.distributed import gathered
 from jeffnet.errors import ConfigError, OutputError, TrainingError, first_line
 from jeffnet.train.state import TrainState
+from jeffnet.weights.checksum import checksum_of_part
 
 _ARRAYS, _PROGRESS = "arrays", "progress"
 _CHECKSUMS, _VALUES = "checksums", "values"
@@ -207,13 +208,10 @@ def _reason(error: Exception) -> str:
 
 
 def _checksums(arrays: Mapping[str, Any]) -> dict[str, int]:
-    """Of every array, however it is split: sums modulo 2**64 of its words, each times an odd number for its place.
-
-    An error in one word always changes it. Every process adds up what it has; each part counts once.
-    """
+    """Of every array, however it is split: every process adds up what it has; each part counts once."""
     own = {
         name: sum(
-            _weighted_sum(np.asarray(shard.data), shard.index, array.shape)
+            checksum_of_part(np.asarray(shard.data), shard.index, array.shape)
             for shard in array.addressable_shards
             if shard.replica_id == 0
         )
@@ -221,15 +219,3 @@ def _checksums(arrays: Mapping[str, Any]) -> dict[str, int]:
     }
     every = gathered(own)
     return {name: sum(each[name] for each in every) % 2**64 for name in own}
-
-
-def _weighted_sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
-    words = values.view(f"u{values.itemsize}") if values.dtype != np.bool_ else values.view(np.uint8)
-    places, stride = np.zeros((), np.uint64), 1
-    for axis in reversed(range(values.ndim)):
-        first = index[axis].start or 0
-        along = np.arange(first, first + values.shape[axis], dtype=np.uint64) * np.uint64(stride)
-        places = places + along.reshape(-1, *[1] * (values.ndim - axis - 1))
-        stride *= shape[axis]
-    # Numpy's arithmetic on 64 bits is modulo 2**64, which is what is wanted.
-    return int((words.astype(np.uint64) * (2 * places + np.uint64(1))).sum(dtype=np.uint64))

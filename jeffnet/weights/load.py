@@ -17,6 +17,7 @@ from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.errors import UnknownModelError, WeightsError
 from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.checksum import checked_by_metadata
 from jeffnet.weights.fit import fit
 from jeffnet.weights.hub import locate
 from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras
@@ -127,6 +128,7 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     if start[:1] == b"\x82" and start[2:8] in (b"params", b"batch_"):
         return WeightsFile(str(path), _in_memory(read_msgpack(path)))
     arrays, metadata = read_safetensors(path)
+    arrays = checked_by_metadata(arrays, metadata, str(path))
     if METADATA_KEY in metadata:
         return WeightsFile(str(path), arrays, card=parse_card(metadata[METADATA_KEY], str(path)))
     return _recognised(path, arrays)

@@ -1,7 +1,8 @@
 """jeffnet's own file: one safetensors file that holds a model and what is needed to use it.
 
 Arrays have canonical names and layouts (`jeffnet.arch.summary.ArraySpec`). The metadata entry `jeffnet` is JSON: the
-model's name and options, its preprocessing, and the names of its classes.
+model's name and options, its preprocessing, and the names of its classes. The entry `jeffnet.checksums` has a checksum
+of every array and one of the metadata, which are compared when they are read.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_plan, resolve_name
 from jeffnet.errors import WeightsError
 from jeffnet.files import written_atomically
+from jeffnet.weights.checksum import with_checksums
 
 METADATA_KEY = "jeffnet"
 _FORMAT = 1
@@ -70,7 +72,7 @@ def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: 
     entry = {"format": _FORMAT, **dataclasses.asdict(card)}
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with written_atomically(path) as partial:
-        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(entry)})
+        save_file(tensors, partial, metadata=with_checksums({METADATA_KEY: json.dumps(entry)}, tensors))
 
 
 def parse_card(text: str, source: str) -> ModelCard:

@@ -12,7 +12,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jeffnet.errors import WeightsError
+from jeffnet.errors import WeightsError, first_line
 
 # A safetensors file is mapped into memory, and what was read of it counts as this process's until it is closed.
 _MAPPED_BYTES = 2**25
@@ -103,8 +103,11 @@ class _Safetensors:
         self.mapped = 0
 
     def read(self, name: str) -> np.ndarray:
-        if self.file is None or self.mapped > _MAPPED_BYTES:
-            self.file, self.mapped = safe_open(self.path, framework="numpy"), 0
-        array = self.file.get_tensor(name)
+        try:
+            if self.file is None or self.mapped > _MAPPED_BYTES:
+                self.file, self.mapped = safe_open(self.path, framework="numpy"), 0
+            array = self.file.get_tensor(name)
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
+            raise WeightsError(f"weights {str(self.path)!r}: {name} cannot be read: {first_line(error)}") from error
         self.mapped += array.nbytes
         return array

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from jeffnet.arch.preprocessing import Preprocessing
@@ -19,6 +20,7 @@ from jeffnet.errors import JeffnetError, OutputError, UnknownModelError, Weights
 from jeffnet.linen import create_model, from_pretrained, to_canonical
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights import store
+from jeffnet.weights.checksum import CHECKSUMS_KEY
 from jeffnet.weights.load import load_weights, open_weights, read_weights
 from jeffnet.weights.store import METADATA_KEY, ModelCard, save_model
 from jeffnet.weights.timm import timm_name
@@ -129,6 +131,53 @@ def test_a_missing_file(tmp_path):
 def test_a_folder(tmp_path):
     with pytest.raises(WeightsError, match="is a folder, but no checkpoint of Orbax"):
         read_weights(tmp_path)
+
+
+def test_a_flipped_bit_in_any_array_is_an_error(path):
+    """One in every array, so that none is left out of the checksums."""
+    content, header = path.read_bytes(), int.from_bytes(path.read_bytes()[:8], "little")
+    entries, chance = json.loads(content[8 : 8 + header]), np.random.default_rng(0)
+    for name in entries.keys() - {"__metadata__"}:
+        damaged = bytearray(content)
+        start, end = (8 + header + offset for offset in entries[name]["data_offsets"])
+        damaged[chance.integers(start, end)] ^= 1 << chance.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsError, match=f"are damaged: {re.escape(name)} is not what was written"):
+            read_weights(path).arrays[name].read()
+        with pytest.raises(WeightsError, match=re.escape(str(path))):
+            open_weights(path)
+
+
+def test_a_flipped_bit_in_the_description_is_an_error(path):
+    """In a class's name, which would still be a name, and in a number, which would still be one."""
+    content = path.read_bytes()
+    for text in (b"cat", b"0.25"):
+        damaged = bytearray(content)
+        damaged[content.index(text) + len(text) - 1] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsError, match="the description of its model is not what was written"):
+            read_weights(path)
+
+
+def test_a_file_of_ours_without_checksums_is_read(path):
+    """As all were before there were any."""
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    expected = {name: array.read() for name, array in read_weights(path).arrays.items()}
+    assert metadata.pop(CHECKSUMS_KEY)
+    _rewrite(path, metadata)
+    card, arrays = open_weights(path)
+    assert card == CARD
+    jax.tree.map(np.testing.assert_array_equal, arrays, expected)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 10**5, '{"metadata": "", "arrays": {"a": 1}}'])
+def test_malformed_checksums_are_an_error(text, path):
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    _rewrite(path, {**metadata, CHECKSUMS_KEY: text})
+    with pytest.raises(WeightsError, match="are damaged: its list of checksums cannot be read"):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])

@@ -1,0 +1,107 @@
+"""Checksums of arrays, which notice an error in any one word and can be added up over the parts of a split array."""
+
+import json
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from jeffnet.errors import WeightsError
+from jeffnet.weights.stored import Stored
+
+# The entry of a safetensors file's metadata with the checksums of all the rest of it, as JSON: `metadata` and `arrays`.
+CHECKSUMS_KEY = "jeffnet.checksums"
+_BLOCK = 2**15  # words; what is computed with them stays in the processor's cache
+
+
+def checksum(array: np.ndarray) -> int:
+    """The sum modulo 2**64 of an array's words (its elements' bits), each times an odd number for its place.
+
+    Args:
+      array: of any shape, of elements of 1, 2, 4 or 8 bytes.
+    """
+    words = np.ascontiguousarray(array).reshape(-1)
+    words = words.view(f"u{words.itemsize}")
+    factors, total = 2 * np.arange(min(_BLOCK, words.size), dtype=np.uint64) + np.uint64(1), 0
+    for start in range(0, words.size, _BLOCK):
+        block = words[start : start + _BLOCK].astype(np.uint64)
+        # NumPy's arithmetic on 64 bits is modulo 2**64, which is what is wanted.
+        total += int(block @ factors[: block.size]) + 2 * start * int(block.sum())
+    return total % 2**64
+
+
+def checksum_of_part(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
+    """What a part of an array adds to the checksum of the whole, modulo 2**64.
+
+    Args:
+      values: the part.
+      index: where it is in the array.
+      shape: of the array.
+    """
+    if values.shape == shape:
+        return checksum(values)
+    words = values.view(f"u{values.itemsize}")
+    places, stride = np.zeros((), np.uint64), 1
+    for axis in reversed(range(values.ndim)):
+        first = index[axis].start or 0
+        along = np.arange(first, first + values.shape[axis], dtype=np.uint64) * np.uint64(stride)
+        places = places + along.reshape(-1, *[1] * (values.ndim - axis - 1))
+        stride *= shape[axis]
+    return int((words.astype(np.uint64) * (2 * places + np.uint64(1))).sum(dtype=np.uint64))
+
+
+def checked(arrays: Mapping[str, Stored], expected: Mapping[str, int], source: str) -> dict[str, Stored]:
+    """Arrays that compare their checksums when they are read, and raise WeightsError where one differs.
+
+    Args:
+      arrays: of a file.
+      expected: the checksum of each, as the file states them.
+      source: what to call the file.
+
+    Raises:
+      WeightsError: arrays without a checksum, or checksums without an array.
+    """
+    if different := sorted(arrays.keys() ^ expected.keys()):
+        raise _damaged(source, f"it lists other arrays than it has ({different[0]})")
+
+    def read(name: str) -> np.ndarray:
+        array = np.asarray(arrays[name].read())
+        if checksum(array) != expected[name]:
+            raise _damaged(source, f"{name} is not what was written")
+        return array
+
+    return {name: Stored(array.shape, array.dtype, lambda name=name: read(name)) for name, array in arrays.items()}
+
+
+def with_checksums(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """A safetensors file's metadata with the checksums of these and of the file's arrays."""
+    sums = {name: f"{checksum(array):016x}" for name, array in arrays.items()}
+    return {**metadata, CHECKSUMS_KEY: json.dumps({"metadata": _checksum_of_texts(metadata), "arrays": sums})}
+
+
+def checked_by_metadata(arrays: Mapping[str, Stored], metadata: Mapping[str, str], source: str) -> dict[str, Stored]:
+    """Arrays of a safetensors file, see `checked`; as they are where the file has no checksums.
+
+    Raises:
+      WeightsError: as `checked`, or the checksums cannot be read, or the metadata are not what was written.
+    """
+    if CHECKSUMS_KEY not in metadata:
+        return dict(arrays)
+    others = {key: text for key, text in metadata.items() if key != CHECKSUMS_KEY}
+    try:
+        entry = json.loads(metadata[CHECKSUMS_KEY])
+        expected = {name: int(digits, 16) for name, digits in entry["arrays"].items()}
+        is_whole = entry["metadata"] == _checksum_of_texts(others)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(source, f"its list of checksums cannot be read ({type(error).__name__})") from error
+    if not is_whole:
+        raise _damaged(source, "the description of its model is not what was written")
+    return checked(arrays, expected, source)
+
+
+def _checksum_of_texts(metadata: Mapping[str, str]) -> str:
+    return f"{zlib.crc32(json.dumps(sorted(metadata.items())).encode()):08x}"
+
+
+def _damaged(source: str, what: str) -> WeightsError:
+    return WeightsError(f"weights {source!r} are damaged: {what}, by its checksum; fetch or copy the file again")
