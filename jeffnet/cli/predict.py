@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
-    from jeffnet.data.images import read_image
+    from jeffnet.data.images import SUFFIXES, read_image
     from jeffnet.data.open import open_source
-    from jeffnet.data.sources import SUFFIXES
+    from jeffnet.data.sources import picture_files
     from jeffnet.predict import Picture
 
     pictures: list[Picture] = []
@@ -75,7 +75,7 @@ def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
                 Picture(f"{example.name} ({source.classes[example.label]})", example.image) for example in chosen
             ]
         elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = picture_files(path)
             if not files:
                 raise DatasetError(f"folder {name!r} has no pictures: files ending in {', '.join(sorted(SUFFIXES))}")
             if len(files) > limit:

@@ -1,10 +1,16 @@
 """What all sources of labelled pictures check alike."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from jeffnet.errors import DatasetError
+from jeffnet.names import told_apart
+
+# Classes that are known by their numbers only: a greater label is no label, or would make a list as long.
+_MOST_UNNAMED = 2**20
 
 
 def checked_labels(
@@ -22,25 +28,41 @@ def checked_labels(
       int32 `(N,)`, and the names.
 
     Raises:
-      DatasetError: no labels at all, a negative one, or one that has no name.
+      DatasetError: no labels at all, a negative one, one that has no name or, where nothing has names, one of 2**20 or
+        more.
     """
-    numbers = np.asarray(labels, np.int64)
-    if not numbers.size:
+    if not len(labels):
         raise DatasetError(f"data set {data!r} has no pictures: check its path and split")
+    numbers = _clipped(labels)
     least, greatest = int(numbers.argmin()), int(numbers.argmax())
     if numbers[least] < 0:
         raise DatasetError(
-            f"picture {name(least)!r} has the label {numbers[least]}: this part of the data set has no labels; give "
+            f"picture {name(least)!r} has the label {labels[least]}: this part of the data set has no labels; give "
             "another split"
+        )
+    if classes is None and numbers[greatest] >= _MOST_UNNAMED:
+        raise DatasetError(
+            f"picture {name(greatest)!r} has the label {labels[greatest]}: labels without names go up to "
+            f"{_MOST_UNNAMED - 1:,}; correct it, or give the names of all classes"
         )
     if classes is None:
         classes = [str(number) for number in range(int(numbers[greatest]) + 1)]
     elif numbers[greatest] >= len(classes):
         raise DatasetError(
-            f"picture {name(greatest)!r} has the label {numbers[greatest]}, but there are {len(classes)} classes: give "
+            f"picture {name(greatest)!r} has the label {labels[greatest]}, but there are {len(classes)} classes: give "
             "the names of all"
         )
     return numbers.astype(np.int32), tuple(map(str, classes))
+
+
+def _clipped(labels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Labels as int64, those of more than 31 bits cut to these, so that none becomes another."""
+    least, greatest = -1, 2**31 - 1
+    if isinstance(labels, np.ndarray):
+        if labels.dtype.kind == "u":
+            labels = np.minimum(labels, np.uint64(greatest))
+        return np.clip(labels.astype(np.int64), least, greatest)
+    return np.array([min(max(label, least), greatest) for label in labels], np.int64)
 
 
 def checked_index(index: int, length: int) -> int:
@@ -50,7 +72,21 @@ def checked_index(index: int, length: int) -> int:
     return int(index) % length
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The names in one line, the first few of them if there are many."""
+def listed(names: Sequence[str], most: int = 5, beside: Iterable[str] = ()) -> str:
+    """Names in one line, the first few of them if there are many.
+
+    Args:
+      names: any.
+      most: how many.
+      beside: other names, from which these are to be told apart even if they look the same.
+    """
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(told_apart(names[:most], beside)) + rest
+
+
+def of_unknown_endings(names: Sequence[str]) -> str:
+    """How many files are no pictures by their endings, most frequent first: `12 files skipped: .heic (12)`."""
+    counts = Counter(os.path.splitext(name)[1].lower() or "without ending" for name in names)
+    kinds = [f"{ending} ({count:,})" for ending, count in counts.most_common()]
+    files = "1 file" if len(names) == 1 else f"{len(names):,} files"
+    return f"{files} of unknown endings skipped: {listed(kinds)}"

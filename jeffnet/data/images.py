@@ -1,21 +1,30 @@
 """Reading pictures: any common file format in, 8-bit RGB or grey out, or one clear error."""
 
+import errno
 import io
 import os
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from jeffnet.errors import ImageError, first_line
+from jeffnet.reading import read_file
 
 # A closed list, since Pillow would hand an EPS file, whatever its suffix, to Ghostscript, which runs programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
+# By which pictures are told from other files of a folder or archive: what Pillow registers for these formats, but for
+# `.pfm`, whose pixels are floating point numbers.
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".avifs"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+)
 MODES = {1: "L", 3: "RGB"}
+# Of a file: more than the largest picture that is decoded takes without compression, in 16 bits.
+_BYTES_PER_PIXEL = 6
 
 # Filters of warnings belong to the process, so that two threads that change them at once undo each other's change.
 _WARNINGS_LOCK = threading.Lock()
@@ -38,15 +47,16 @@ def read_image(
       The picture in mode 'RGB' or 'L', at its full size, no longer connected with the file.
 
     Raises:
-      ImageError: the file is missing, unreadable, empty, not a picture, damaged, truncated, or so large that decoding
-        it might exhaust the memory (more than `PIL.Image.MAX_IMAGE_PIXELS`); or `channels` is neither 1 nor 3.
+      ImageError: the file is missing, unreadable, empty, a pipe or device, not a picture, damaged, truncated, or so
+        large that reading or decoding it might exhaust the memory (more than `PIL.Image.MAX_IMAGE_PIXELS`, or six bytes
+        for each of these); or `channels` is neither 1 nor 3.
     """
     mode = image_mode(channels)
     if isinstance(path_or_bytes, bytes):
         name, content = repr(name) if name else f"of {len(path_or_bytes)} bytes", path_or_bytes
     else:
+        content = read_image_file(path_or_bytes, name)
         name = repr(name or os.fspath(path_or_bytes))
-        content = _read_file(Path(path_or_bytes), name)
     if not content:
         raise ImageError(f"image {name} is empty: replace or remove it")
     try:
@@ -73,17 +83,37 @@ def image_mode(channels: int) -> str:
     return MODES[channels]
 
 
-def _read_file(path: Path, name: str) -> bytes:
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken for a picture; hidden ones are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def most_bytes() -> int | None:
+    """How large a picture's file may be: follows `PIL.Image.MAX_IMAGE_PIXELS`, and like that may be None."""
+    return Image.MAX_IMAGE_PIXELS and _BYTES_PER_PIXEL * Image.MAX_IMAGE_PIXELS
+
+
+def read_image_file(path: str | os.PathLike[str], name: str | None = None) -> bytes:
+    """The contents of a picture's file, which nobody has looked at yet.
+
+    Raises:
+      ImageError: it is missing, unreadable, a folder, pipe or device, or larger than `most_bytes`.
+    """
+    shown = repr(name or os.fspath(path))
     try:
         # Everything at once: opening the file in Pillow would put the wait for a slow disk under the lock.
-        return path.read_bytes()
+        return read_file(path, most_bytes())
     except FileNotFoundError:
-        raise ImageError(f"image {name} does not exist: check the path") from None
+        raise ImageError(f"image {shown} does not exist: check the path") from None
     except IsADirectoryError:
-        raise ImageError(f"image {name} is a folder: give a picture inside it") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ImageError(f"image {name} cannot be read ({reason}): check the path and its permissions") from error
+        raise ImageError(f"image {shown} is a folder: give a picture inside it") from None
+    except OSError as error:
+        remedies = {
+            errno.EFBIG: "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
+            errno.EINVAL: "replace or remove it",
+        }
+        remedy = remedies.get(error.errno or 0, "check the path and its permissions")
+        raise ImageError(f"image {shown} cannot be read ({error.strerror or error}): {remedy}") from error
 
 
 @contextmanager

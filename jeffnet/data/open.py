@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from jeffnet.data.checks import listed
-from jeffnet.data.sources import SUFFIXES, Digits, ImageFolder, Source
+from jeffnet.data.images import is_picture
+from jeffnet.data.sources import Digits, ImageFolder, Source
 from jeffnet.data.tfds_source import is_prepared
 from jeffnet.errors import DatasetError
 
@@ -117,6 +118,6 @@ def _holds_pictures(folder: Path) -> bool:
     """Whether a folder, or one in it, has pictures, as far as the first few files tell."""
     with os.scandir(folder) as entries:
         some = list(islice(entries, 100))
-    if any(os.path.splitext(entry.name)[1].lower() in SUFFIXES for entry in some):
+    if any(is_picture(entry.name) for entry in some):
         return True
     return any(_holds_pictures(Path(entry)) for entry in some[:10] if entry.is_dir(follow_symlinks=False))

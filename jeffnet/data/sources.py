@@ -1,19 +1,20 @@
 """Labelled pictures by number: folders of files, the handwritten digits of scikit-learn, and the first of any."""
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
-from jeffnet.data.checks import checked_index, listed
-from jeffnet.data.images import image_mode, read_image
+from jeffnet.data.checks import checked_index, listed, of_unknown_endings
+from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
 from jeffnet.data.splits import SPLITS, split_names
 from jeffnet.errors import ConfigError, DatasetError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+_LOGGER = logging.getLogger("jeffnet.data")
 
 
 class Example(NamedTuple):
@@ -51,11 +52,13 @@ class Source(Protocol):
 
 
 class ImageFolder:
-    """Pictures in one folder per class: `root/<split>/<class>/**/*.jpg`, or another suffix of `SUFFIXES` in any case.
+    """Pictures in one folder per class: `root/<split>/<class>/**/*.jpg`, or another ending.
 
+    Endings are those of `jeffnet.data.images.SUFFIXES` in any case.
     The folder of 'val' may also be called `validation` or `test`. Where `root` has no folder of any split, it may hold
     the class folders itself; it serves as 'val' then, but not as 'train', or one would validate on what one trained
-    on. Hidden files and folders are ignored. Pictures are ordered by class, then by path.
+    on. Hidden files and folders are ignored, other files counted in a warning. Symbolic links to files and folders are
+    followed, also out of `root`. Pictures are ordered by class, then by path.
 
     Attributes:
       classes: names of the classes; sorted, unless they were given.
@@ -89,19 +92,24 @@ class ImageFolder:
         folder = _split_folder(self._root, split)
         found = _class_folders(folder)
         if split == "train" and len(found) < 2:
-            raise DatasetError(f"{folder} has one class, {found[0]!r}: training needs a folder for each of 2 or more")
+            raise DatasetError(
+                f"{str(folder)!r} has one class, {found[0]!r}: training needs a folder for each of 2 or more"
+            )
         self.classes = tuple(found if classes is None else classes)
         if unknown := sorted(set(found) - set(self.classes)):
             raise DatasetError(
-                f"{folder} has folders of unknown classes: {listed(unknown)}; rename them to one of "
-                f"{listed(self.classes)}, or remove them"
+                f"{str(folder)!r} has folders of unknown classes: {listed(unknown, beside=self.classes)}; rename them "
+                f"to one of {listed(self.classes)}, or remove them"
             )
-        pictures = {name: sorted(_pictures(folder / name)) for name in found}
+        skipped: list[str] = []
+        pictures = {name: picture_files(folder / name, skipped) for name in found}
         if empty := [name for name in found if not pictures[name]]:
             raise DatasetError(
-                f"{folder} has class folders without a picture: {listed(empty)}; remove them, or add files of "
-                f"{listed(sorted(SUFFIXES))}"
+                f"{str(folder)!r} has class folders without a picture: {listed(empty)}; remove them, or add files of "
+                f"{listed(sorted(SUFFIXES), len(SUFFIXES))}" + (f" ({of_unknown_endings(skipped)})" if skipped else "")
             )
+        if skipped:
+            _LOGGER.warning("%r: %s", str(folder), of_unknown_endings(skipped))
         self.names = tuple(path.relative_to(self._root).as_posix() for name in found for path in pictures[name])
         label = {name: index for index, name in enumerate(self.classes)}
         self.labels = np.repeat([label[name] for name in found], [len(pictures[name]) for name in found]).astype(
@@ -247,7 +255,7 @@ def _class_folders(folder: Path) -> list[str]:
     """Sorted names of the class folders, at least one."""
     names = _folders(folder)
     if not names:
-        raise DatasetError(f"{folder} has no class folders: put the pictures into one folder per class")
+        raise DatasetError(f"{str(folder)!r} has no class folders: put the pictures into one folder per class")
     return names
 
 
@@ -266,9 +274,19 @@ def _folders(folder: Path) -> list[str]:
         ) from error
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    """Every picture below a folder, in no order. Links to folders are followed, but into no folder twice."""
-    visited = set()
+def picture_files(folder: Path, skipped: list[str] | None = None) -> list[Path]:
+    """Every picture below a folder, sorted by path; hidden files and folders are left out.
+
+    Links to folders are followed, but into no folder twice.
+
+    Args:
+      folder: where to look.
+      skipped: gets the names of the other files that are not hidden.
+
+    Raises:
+      DatasetError: a folder that cannot be read.
+    """
+    visited, found = set(), []
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:
@@ -277,12 +295,15 @@ def _pictures(folder: Path) -> Iterator[Path]:
         visited.add(real)
         folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in files:
-            if not _is_hidden(name) and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield Path(parent, name)
+            if is_picture(name):
+                found.append(Path(parent, name))
+            elif skipped is not None and not _is_hidden(name):
+                skipped.append(name)
+    return sorted(found)
 
 
 def _refuse(error: OSError) -> None:
-    raise DatasetError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
+    raise DatasetError(f"{error.filename!r} cannot be read ({error.strerror}): check its permissions") from error
 
 
 def _is_hidden(name: str) -> bool:

@@ -10,8 +10,8 @@ import numpy as np
 
 from jeffnet.data.archives import Member, find_archives, read_headers
 from jeffnet.data.checks import checked_index, checked_labels, listed
-from jeffnet.data.images import image_mode, read_image
-from jeffnet.data.sources import SUFFIXES, Example
+from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
+from jeffnet.data.sources import Example
 from jeffnet.data.splits import KNOWN, files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError
 
@@ -125,7 +125,7 @@ class TarShards:
         for shard, path in enumerate(self._shards):
             members, texts = read_headers(path, _is_text)
             for member in members:
-                if PurePosixPath(member.name).suffix.lower() in SUFFIXES:
+                if is_picture(PurePosixPath(member.name).name):
                     pictures.append(_Picture(shard, member, tuple(member.name.split("/"))))
             # First JSON, since a label of its own in `.cls` decides.
             for name in sorted(texts, key=lambda name: name.endswith(".cls")):
@@ -134,7 +134,9 @@ class TarShards:
                 elif (label := _parse_label(f"{path.name}/{name}", texts[name])) is not None:
                     labels[shard, _key(name)] = label
         if not pictures:
-            raise DatasetError(f"data set {self._data!r} has no pictures: add files of {listed(sorted(SUFFIXES), 9)}")
+            raise DatasetError(
+                f"data set {self._data!r} has no pictures: add files of {listed(sorted(SUFFIXES), len(SUFFIXES))}"
+            )
         return pictures, labels, classes
 
     def _check_keys(self, pictures: list[_Picture]) -> None:

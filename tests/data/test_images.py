@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jeffnet.data.images import read_image
+from jeffnet.data.images import FORMATS, SUFFIXES, is_picture, read_image
 from jeffnet.errors import ImageError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
@@ -189,3 +189,37 @@ def test_odd_metadata_neither_warn_nor_fail_in_any_thread():
     for image in images:
         np.testing.assert_array_equal(np.asarray(image), expected)
     assert list(warnings.filters) == filters
+
+
+def test_pictures_are_told_by_every_ending_that_pillow_has_for_the_formats_read():
+    Image.init()
+    known = {ending for ending, file_format in Image.registered_extensions().items() if file_format in FORMATS}
+    assert known - {".pfm"} == SUFFIXES
+    timms, torchvisions = {".png", ".jpg", ".jpeg"}, {".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+    assert timms | torchvisions <= SUFFIXES
+    assert is_picture("a.b.JPEG")
+    assert not is_picture(".hidden.jpg")
+    assert not is_picture("jpg")
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_a_picture_of_every_ending_is_read(suffix: str, tmp_path: Path):
+    path = tmp_path / f"picture{suffix}"
+    Image.fromarray(COLOUR).save(path)
+    assert read_image(path).size == (17, 12)
+
+
+def test_what_is_no_file_or_far_too_large_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(2**40)
+    for name, fault in (("pipe", "is a pipe"), ("device", "is a device"), ("sparse", "1,099,511,627,776 bytes")):
+        with pytest.raises(ImageError, match=rf"{name}\.jpg' cannot be read \(it .*{fault}"):
+            read_image(tmp_path / f"{name}.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"bytes, more than 6,000\): scale it down, or raise PIL.Image"):
+        read_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_image(tmp_path / "a.png").size == (40, 60)

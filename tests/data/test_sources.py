@@ -2,6 +2,7 @@
 
 import os
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -67,6 +68,33 @@ def test_hidden_files_folders_and_other_suffixes_are_ignored(root: Path):
     (root / "train/cat/list.csv").write_text("no picture")
     source = ImageFolder(root)
     assert source.classes == ("cat", "dog") and len(source) == 5
+
+
+def test_files_of_unknown_endings_are_counted_by_them(root: Path, caplog: pytest.LogCaptureFixture):
+    ImageFolder(root, "train")
+    assert not caplog.messages
+    folder = root / "train" / ImageFolder(root, "train").classes[0]
+    for name in ("a.HEIC", "b.heic", "notes", ".hidden.heic"):
+        (folder / name).touch()
+    caplog.clear()
+    ImageFolder(root, "train")
+    assert caplog.messages == [
+        f"{str(root / 'train')!r}: 3 files of unknown endings skipped: .heic (2), without ending (1)"
+    ]
+
+
+def test_a_class_of_files_of_unknown_endings_only_is_an_error_that_counts_them(root: Path):
+    (root / "val" / "phone").mkdir(parents=True)
+    (root / "val" / "phone" / "a.heic").touch()
+    with pytest.raises(DatasetError, match=r"phone.*\(1 file of unknown endings skipped: \.heic \(1\)\)"):
+        ImageFolder(root, "val")
+
+
+def test_a_class_that_only_looks_like_a_given_one_is_shown_with_the_difference(root: Path):
+    picture(root / "val" / unicodedata.normalize("NFD", "café") / "a.png")
+    with pytest.raises(DatasetError) as caught:
+        ImageFolder(root, "val", classes=["café"])
+    assert r"'cafe\u0301' (which only looks like 'caf\xe9')" in str(caught.value)
 
 
 def test_linked_folders_are_followed_but_not_in_circles(root: Path, tmp_path_factory: pytest.TempPathFactory):

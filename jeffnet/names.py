@@ -1,0 +1,80 @@
+"""How names of files and classes are shown: they may hold any character, and none may stop or mislead a reader."""
+
+import re
+import shlex
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+# Control characters, which move a terminal's cursor or end a line; what turns the direction of writing; and surrogates,
+# which stand for bytes of a file's name that are not UTF-8, and which no file or terminal takes.
+_ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+# What begins something in Markdown wherever it stands; a dollar sign begins a formula.
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|$~]")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+# Letters of other scripts and signs that look like those of ASCII in most fonts.
+_LOOK_ALIKES = str.maketrans(
+    "АВЕЗКМНОРСТУХЅІЈаеорсухѕіјԁһΑΒΕΖΗΙΚΜΝΟΡΤΥΧονI|1O‐‑‒–—−’‘`",  # noqa: RUF001
+    "ABE3KMHOPCTYXSlJaeopcyxsijdhABEZHlKMNOPTYXovlll0------'''",
+)
+
+
+def printable(name: str) -> str:
+    r"""A name in one line of text that can be written anywhere: odd characters as Python's escapes, such as `\n`.
+
+    Bytes that are not UTF-8, which Python holds as surrogates, become `\xff`. Other text is what it was, backslashes
+    included.
+    """
+    return _ODD.sub(_escape, name)
+
+
+def utf8(name: str) -> str:
+    r"""A name for files in UTF-8, such as CSV: as it is, but for bytes that are not UTF-8, which become `\xff`."""
+    return _SURROGATES.sub(_escape, name)
+
+
+def shortened(name: str, length: int) -> str:
+    """`printable`, cut to so many characters."""
+    text = printable(name)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def markdown(name: str) -> str:
+    """`printable`, so that Markdown shows it as it is."""
+    return _MARKDOWN.sub(r"\\\g<0>", printable(name))
+
+
+def shell_word(text: str) -> str:
+    """A word of a command line for a person to copy, quoted where it must be."""
+    if not _ODD.search(text):
+        return shlex.quote(text)
+    escaped = printable(text.replace("\\", "\\\\")).replace("'", "\\'")
+    return f"$'{escaped}'"
+
+
+def told_apart(names: Sequence[str], others: Iterable[str]) -> list[str]:
+    r"""Names that are not among others, as a message shows them: one that only looks like one of these with both.
+
+    Such are letters with accents of one or two characters, spaces at the end, and letters of other scripts:
+    `'cafe\u0301' (which only looks like 'caf\xe9')`.
+    """
+    others = set(others)
+    twins = {_look(other): other for other in others}
+    return [
+        printable(name)
+        if name in others or (twin := twins.get(_look(name))) is None
+        else f"{name!a} (which only looks like {twin!a})"
+        for name in names
+    ]
+
+
+def _look(name: str) -> str:
+    plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", name))
+    return " ".join(plain.translate(_LOOK_ALIKES).split())
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return match[0].encode("unicode_escape").decode()

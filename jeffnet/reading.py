@@ -1,0 +1,105 @@
+"""Reading files that others made: regular ones of bounded size, text in UTF-8, and JSON of any content."""
+
+import errno
+import json
+import os
+import stat
+from typing import Any, NoReturn
+
+# Larger than any list of labels, settings or results, and read in a second.
+MOST_TEXT = 2**28
+
+_TOO_LARGE = "it has {:,} bytes, more than {:,}"
+_KINDS = (
+    (stat.S_ISFIFO, "it is a pipe, not a file"),
+    (stat.S_ISCHR, "it is a device, not a file"),
+    (stat.S_ISBLK, "it is a device, not a file"),
+    (stat.S_ISSOCK, "it is a socket, not a file"),
+)
+
+
+def read_file(path: str | os.PathLike[str], most: int | None) -> bytes:
+    """The contents of a regular file. Nothing else is opened: a pipe would wait for ever, a device never end.
+
+    Args:
+      path: of the file; symbolic links are followed.
+      most: bytes that it may have; None for any number.
+
+    Raises:
+      OSError: it cannot be read, is no regular file or has more bytes; `strerror` says which.
+    """
+    descriptor = _open(path, most)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        size = os.fstat(descriptor).st_size
+        parts, count, step = [], 0, size + 1
+        # Not just as many as it says it has: files that the system makes up say none, and others grow.
+        while (most is None or count <= most) and (part := file.read(step)):
+            parts.append(part)
+            count += len(part)
+            if count == size:
+                break
+            step = 2**20
+    if most is not None and count > most:
+        _refuse(path, errno.EFBIG, _TOO_LARGE.format(count, most))
+    return b"".join(parts)
+
+
+def check_file(path: str | os.PathLike[str], most: int | None) -> None:
+    """Raises the OSError that `read_file` would raise, without reading."""
+    os.close(_open(path, most))
+
+
+def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
+    """The text in a file in UTF-8, without a byte order mark.
+
+    Raises:
+      OSError: as `read_file`, and where it is not UTF-8.
+    """
+    content = read_file(path, most)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        _refuse(path, errno.EILSEQ, f"it is not text in UTF-8: byte {error.start:,} is {content[error.start]:#04x}")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+      ValueError: it is not JSON, or nested thousands of levels deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _open(path: str | os.PathLike[str], most: int | None) -> int:
+    """A descriptor of a regular file."""
+    if "\0" in os.fsdecode(path):
+        _refuse(path, errno.EINVAL, "its name has a null character")
+    # Asked before it is opened, since some devices act upon that; and again, since it may be another by then.
+    _check(path, os.stat(path), most)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags)
+    try:
+        _check(path, os.fstat(descriptor), most)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check(path: str | os.PathLike[str], found: os.stat_result, most: int | None) -> None:
+    if stat.S_ISREG(found.st_mode):
+        if most is not None and found.st_size > most:
+            _refuse(path, errno.EFBIG, _TOO_LARGE.format(found.st_size, most))
+        return
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    reason = next((reason for is_kind, reason in _KINDS if is_kind(found.st_mode)), "it is not a regular file")
+    _refuse(path, errno.EINVAL, reason)
+
+
+def _refuse(path: str | os.PathLike[str], number: int, reason: str) -> NoReturn:
+    raise OSError(number, reason, os.fspath(path))
