@@ -9,8 +9,6 @@ Every `create_model(..., pretrained=...)` and `from_pretrained` reads all of the
 
 import glob
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import OutputError, WeightsError
+from jeffnet.files import move_durably, partial_folder
 from jeffnet.weights import store
 from jeffnet.weights.checksum import with_checksums
 from jeffnet.weights.fit import fit
@@ -117,15 +116,12 @@ def write_checkpoint(
         store.save_model(path, arrays, card)
         return
     try:
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        try:
+        with partial_folder(path) as folder:
             # Under its own name, by whose ending some libraries choose their format.
             _WRITERS[form](folder / path.name, arrays, card)
             # A checkpoint of TensorFlow is several files; its index comes last, without which it is none.
             for file in sorted(folder.iterdir()):
-                os.rename(file, path.parent / file.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+                move_durably(file, path.parent / file.name)
     except OSError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 

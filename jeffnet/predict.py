@@ -13,8 +13,8 @@ from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import OutputError
 from jeffnet.evaluate import Forward
+from jeffnet.files import written_atomically
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,8 @@ def draw_predictions(pictures: Sequence[Picture], predictions: Sequence[Predicti
             right.text(0.02, place, f"{share:6.1%}  {_shortened(name, 26)}", va="center", fontsize=9)
         right.set(xlim=(0, 1), yticks=[], xticks=[], ylim=(len(prediction.classes) - 0.5, -0.5))
         right.spines[:].set_visible(False)
-    try:
-        figure.savefig(path, format="png", dpi=110)
-    except OSError as error:
-        raise OutputError(f"cannot write picture {str(path)!r}: {error.strerror or error}") from error
+    with written_atomically(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def _shortened(text: str, length: int) -> str:

@@ -18,6 +18,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import count_macs, count_parameters
 from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import OutputError
+from jeffnet.files import written_atomically
 from jeffnet.weights.download import is_offline, one_line
 from jeffnet.weights.load import MODEL_FILE
 from jeffnet.weights.store import ModelCard
@@ -68,7 +69,8 @@ def save_pretrained(
         try:
             card = save_checkpoint(folder / MODEL_FILE, model, name, classes=classes, preprocessing=preprocessing)
             text = readme(card, source or str(folder), scores or {}, dataset, license)
-            (folder / _README).write_text(text, encoding="utf-8")
+            with written_atomically(folder / _README) as partial:
+                Path(partial).write_text(text, encoding="utf-8")
         except BaseException:
             for file in (MODEL_FILE, _README):
                 (folder / file).unlink(missing_ok=True)

@@ -7,14 +7,13 @@ import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from jeffnet.errors import WeightsError
-from jeffnet.files import cache_folder
+from jeffnet.files import cache_folder, move_durably, partial_folder
 
 # After a failure that may pass (no connection, a cut one, a server error) comes another try, each after twice the wait.
 RETRIES = 3
@@ -150,16 +149,10 @@ def _other_file(source: str, name: str, expected: str, actual: str) -> FetchErro
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A file that takes its final name when the block ends, and is gone when the block fails."""
-    partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
-    try:
-        with open(partial, "xb") as file:
-            yield file, partial
-        os.replace(partial, path)
-    except BaseException:
-        # What went wrong matters more than what is left behind.
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    with partial_folder(path) as folder:
+        with open(folder / path.name, "xb") as file:
+            yield file, folder / path.name
+        move_durably(folder / path.name, path)
 
 
 def _receive(url: str, source: str, file: BinaryIO) -> None:

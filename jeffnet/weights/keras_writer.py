@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.errors import OutputError
+from jeffnet.files import written_atomically
 from jeffnet.weights.keras import KERAS
 from jeffnet.weights.naming import to_source_names
 from jeffnet.weights.store import ModelCard
@@ -58,13 +58,8 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
     except ValueError as error:
         text = str(error).strip().splitlines()[0]
         raise OutputError(f"cannot write {str(path)!r}: Keras has no such {card.model}: {text}") from error
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            whole = Path(folder) / f"model{suffix}"
-            model.save(whole) if suffix == ".keras" else model.save_weights(whole)
-            os.replace(whole, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    with written_atomically(path) as partial:
+        model.save(partial) if suffix == ".keras" else model.save_weights(partial)
 
 
 def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
