@@ -25,10 +25,11 @@ from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.native import from_objax, is_orbax, read_msgpack, read_orbax
 from jeffnet.weights.npz import is_npz, read_npz
 from jeffnet.weights.pytorch import read_torch
+from jeffnet.weights.state_dict import find_state_dict
 from jeffnet.weights.store import METADATA_KEY, ModelCard, parse_card
 from jeffnet.weights.stored import Stored, read_safetensors, stored
 from jeffnet.weights.tensorflow import find_checkpoint, naming_of, read_tensorflow
-from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM
+from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM, is_timm
 
 # Where weights may be: a path, True for the published ones, `hf:owner/name`, a URL.
 Source = str | os.PathLike | Literal[True]
@@ -131,7 +132,7 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     arrays = checked_by_metadata(arrays, metadata, str(path))
     if METADATA_KEY in metadata:
         return WeightsFile(str(path), arrays, card=parse_card(metadata[METADATA_KEY], str(path)))
-    return _recognised(path, arrays)
+    return _recognised(path, find_state_dict(arrays, str(path)))
 
 
 def _read_folder(path: Path) -> WeightsFile:
@@ -186,13 +187,7 @@ def _in_memory(arrays: Mapping[str, Any]) -> dict[str, Stored]:
 
 
 def _recognised(path: Path, arrays: Mapping[str, Stored]) -> WeightsFile:
-    for first, naming in (("conv_stem.weight", TIMM), ("_conv_stem.weight", EFFICIENTNET_PYTORCH)):
-        if first in arrays:
-            return WeightsFile(str(path), arrays, naming)
-    raise WeightsError(
-        f"weights {str(path)!r} are neither jeffnet's nor a timm or efficientnet_pytorch state dict: no "
-        f"'conv_stem.weight' among {len(arrays)} arrays ({', '.join(list(arrays)[:3])}, ...)"
-    )
+    return WeightsFile(str(path), arrays, TIMM if is_timm(arrays) else EFFICIENTNET_PYTORCH)
 
 
 def open_weights(

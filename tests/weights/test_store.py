@@ -197,10 +197,14 @@ def test_another_kind_of_file(content, tmp_path):
         read_weights(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("arrays", [{}, {"weight": np.ones((2, 2), np.float32)}], ids=["empty", "another-model"])
-def test_foreign_safetensors(arrays, tmp_path):
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [({}, "no state dict"), ({"weight": np.ones((2, 2), np.float32)}, "neither jeffnet's nor a timm or .* 1 arrays")],
+    ids=["empty", "another-model"],
+)
+def test_foreign_safetensors(arrays, message, tmp_path):
     save_file(arrays, tmp_path / "a.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WeightsError, match=f"neither jeffnet's nor a timm or .* {len(arrays)} arrays"):
+    with pytest.raises(WeightsError, match=message):
         read_weights(tmp_path / "a.safetensors")
 
 

@@ -1,0 +1,160 @@
+"""The state dict of a network in what a training loop saved: under any keys, with any prefix, beside other things."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jeffnet.errors import WeightsError
+
+# What `DataParallel`, `torch.compile`, FSDP and activation checkpointing put into names, before or within them.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# The first convolution of timm's networks and of `efficientnet_pytorch`, after any prefix.
+_STEM = re.compile(r"(?P<prefix>(?:.*\.)?)_?conv_stem\.weight")
+# The modules of these networks: what else stands beside them is no part of theirs, such as a loss's weights.
+_MODULES = re.compile(
+    r"(conv_stem|bn1|blocks|conv_head|bn2|norm_head|classifier|_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\."
+)
+# Where training loops keep what they want to be used: averaged weights before the last ones.
+_AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg)(_|$)")
+_PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "module")
+_OPTIMIZERS = re.compile("optim|exp_avg|momentum", re.IGNORECASE)
+_SHOWN = 6
+# Beyond these no training loop goes, but a file that was made to take for ever might.
+_DEEPEST, _MOST = 8, 16
+_log = logging.getLogger("jeffnet")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A state dict that was found.
+
+    Attributes:
+      path: the keys under which it is.
+      prefix: of its names.
+      arrays: by name without it.
+      others: arrays that stand beside these and are none of a network.
+    """
+
+    path: tuple[str, ...]
+    prefix: str
+    arrays: dict[str, Any]
+    others: dict[str, Any]
+
+    def __str__(self) -> str:
+        where = repr(" / ".join(self.path)) if self.path else "the state dict"
+        return where + (f" with the prefix {self.prefix!r}" if self.prefix else "")
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether it has averaged weights, of which at least one average was taken."""
+        words = [*self.path, *self.prefix.split(".")]
+        return any(map(_AVERAGED.search, words)) and not self.is_never_averaged
+
+    @property
+    def is_never_averaged(self) -> bool:
+        """Whether torch's AveragedModel counted no average: it still has the weights with which it began."""
+        counters = [array for name, array in self.others.items() if name.endswith("n_averaged")]
+        return any(not (np.asarray(counter) != 0).any() for counter in counters if counter.ndim == 0)
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """The lower, the more it is what a user of the file wants."""
+        words = [*self.path, *(word for word in self.prefix.split(".") if word)]
+        places = [_PLAIN.index(word) if word in _PLAIN else len(_PLAIN) for word in words if word not in _WRAPPERS]
+        return (not self.is_averaged, self.is_never_averaged, *sorted(places, reverse=True))
+
+
+def find_state_dict(content: Any, source: str) -> dict[str, Any]:
+    """The arrays of a network's state dict, without what training loops and wrappers add to their names.
+
+    What was taken and what was left out is said in the log. Averaged (EMA) weights are taken before others.
+
+    Args:
+      content: what was saved: nested mappings with anything in them. Arrays are what has a shape.
+      source: what to call it.
+
+    Raises:
+      WeightsError: there is no state dict, none of a network of ours, or several of equal standing.
+    """
+    candidates = [candidate for path, mapping in _mappings(content) for candidate in _candidates(mapping, path)]
+    candidates.sort(key=lambda candidate: candidate.rank)
+    if not candidates:
+        raise _none_found(content, source)
+    taken, *others = candidates
+    if others and others[0].rank == taken.rank:
+        raise WeightsError(
+            f"weights {source!r} have several state dicts: {taken}, and {others[0]}; save the one that you want alone"
+        )
+    _report(content, source, taken, bool(others))
+    return taken.arrays
+
+
+def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping]]:
+    """The mappings in what was saved, each once, and the keys under which they are."""
+    seen, waiting = set(), [((), content)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            yield path, value
+            if len(path) < _DEEPEST:
+                waiting += [
+                    ((*path, str(key)), part) for key, part in value.items() if not _OPTIMIZERS.search(str(key))
+                ]
+
+
+def _candidates(content: Mapping, path: tuple[str, ...]) -> Iterator[_Candidate]:
+    arrays: dict[str, Any] = {}
+    for key, array in _arrays(content).items():
+        name = ".".join(word for word in key.split(".") if word not in _WRAPPERS)
+        # Where two would get one name, both keep theirs.
+        arrays[key if name in arrays else name] = array
+    for prefix in sorted({match["prefix"] for match in map(_STEM.fullmatch, arrays) if match})[:_MOST]:
+        own, others = {}, {}
+        for name, array in arrays.items():
+            short = name.removeprefix(prefix)
+            if name.startswith(prefix) and _MODULES.match(short):
+                own[short] = array
+            else:
+                others[name] = array
+        yield _Candidate(path, prefix, own, others)
+
+
+def _arrays(content: Mapping) -> dict[str, Any]:
+    return {str(name): value for name, value in content.items() if hasattr(value, "shape")}
+
+
+def _report(content: Any, source: str, taken: _Candidate, was_choice: bool) -> None:
+    """Say what was taken and what was left out: a warning where it might not be what the user expects."""
+    left = list(taken.others)
+    for key in taken.path:
+        left += [str(other) for other in content if str(other) != key]
+        content = next(value for name, value in content.items() if str(name) == key)
+    text = ", ".join(map(repr, left[:_SHOWN])) + (", ..." if len(left) > _SHOWN else "")
+    what = f"took {'the averaged weights, ' if taken.is_averaged else ''}{taken}"
+    if taken.is_never_averaged:
+        what += ", whose 'n_averaged' is 0: they are those with which averaging began"
+    if not any(name.startswith(("classifier.", "_fc.")) for name in taken.arrays) and taken.others:
+        what += ", which have no classifier"
+    if left or taken.path or taken.prefix:
+        is_notable = was_choice or taken.others or taken.is_averaged
+        level = logging.WARNING if is_notable else logging.INFO
+        _log.log(level, "%s: %s%s", source, what, f"; left out {text}" if left else "")
+
+
+def _none_found(content: Any, source: str) -> WeightsError:
+    arrays = next(filter(None, (_arrays(mapping) for _, mapping in _mappings(content))), None)
+    if arrays:
+        return WeightsError(
+            f"weights {source!r} are neither jeffnet's nor a timm or efficientnet_pytorch state dict: no "
+            f"'conv_stem.weight' among {len(arrays)} arrays ({', '.join(list(arrays)[:3])}, ...)"
+        )
+    if isinstance(content, Mapping):
+        saved = f"a dictionary of {', '.join(map(str, list(content)[:8])) or 'nothing'}"
+    else:
+        saved = f"a {type(content).__name__}"
+    return WeightsError(f"weights {source!r} have no state dict in them: what was saved is {saved}")
