@@ -1,7 +1,9 @@
 """A command that is started again when it crashes, or when other processes that it works with do."""
 
+import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +15,23 @@ from jeffnet.errors import ConfigError
 _FINAL = (0, 1, 2, 130)
 _MOST_SECONDS = 60
 
+# What becomes the command: first it asks the kernel to kill it when the thread that started it ends, however that ends.
+# (Linux alone has that: elsewhere `prctl` is missing.) The parent may have ended before.
+_BOUND = """
+import ctypes, os, signal, sys
+prctl = getattr(ctypes.CDLL(None), "prctl", None)
+if prctl is not None:
+    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
 
 def supervise(command: Sequence[str], most: int, say: Callable[[str], None]) -> int:
     """Run a command until it is done, starting it again at most so many times where it crashed or lost another process.
 
-    SIGTERM and SIGINT are passed on, and what the command then ends with is final.
+    SIGTERM and SIGINT are passed on, and what the command then ends with is final. On Linux the command is killed when
+    this process ends in any other way: nothing would be there to stop it.
 
     Args:
       command: program and arguments, the same each time.
@@ -32,6 +46,7 @@ def supervise(command: Sequence[str], most: int, say: Callable[[str], None]) -> 
     """
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError("a command can be supervised from the main thread only")
+    bound = [sys.executable, "-ISc", _BOUND, str(os.getpid())]
     child: subprocess.Popen | None = None
     asked: list[int] = []
 
@@ -44,7 +59,7 @@ def supervise(command: Sequence[str], most: int, say: Callable[[str], None]) -> 
     try:
         for attempt in range(most + 1):
             # A session of its own: what a terminal sends comes once, through us.
-            child = subprocess.Popen(command, start_new_session=True)
+            child = subprocess.Popen([*bound, *command], start_new_session=True)
             if asked:  # while it was being started
                 child.send_signal(asked[0])
             status = child.wait()

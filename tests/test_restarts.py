@@ -1,5 +1,6 @@
 """Commands that are started again when they crash: small programs that end as they are told."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 import pytest
 
 from jeffnet import restarts
+from jeffnet.cli.main import _parse, main
 from jeffnet.errors import ConfigError
 
 # Counts its starts in a file, and ends with the next of the statuses given; a negative one is a signal.
@@ -41,6 +43,9 @@ from jeffnet import restarts
 restarts._sleep = lambda seconds, asked: None
 sys.exit(restarts.supervise(sys.argv[1:], 3, print))
 """
+
+# A command that would run for ever, and says so.
+ENDLESS = "import time; print('running', flush=True); time.sleep(600)"
 
 
 @pytest.fixture
@@ -135,3 +140,74 @@ def test_it_needs_the_main_thread():
     thread.start()
     thread.join()
     assert len(raised) == 1 and "main thread" in raised[0]
+
+
+def test_a_command_ends_with_a_supervisor_that_is_killed():
+    command = [sys.executable, "-c", SUPERVISING, sys.executable, "-c", ENDLESS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as said:
+        assert said.readline() == "running\n"
+        process.kill()
+        process.wait()
+        assert said.read() == ""  # which ends when the command has
+
+
+def test_a_command_does_not_begin_after_its_supervisor_was_killed():
+    bound = [sys.executable, "-c", restarts._BOUND, str(os.getpid() + 1), sys.executable, "-c", "print(1)"]
+    done = subprocess.run(bound, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.fixture
+def supervised(monkeypatch):
+    """The commands that would have been supervised, and how often at most they would have been started again."""
+    commands = []
+
+    def supervise(command, most, say):
+        commands.append((command, most))
+        return 76
+
+    monkeypatch.setattr(restarts, "supervise", supervise)
+    return commands
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--max-restarts", "3"),
+        ("--max-restarts=3",),
+        ("--max-restarts", "2", "--max-restarts=3"),
+        ("--max-restarts=3",) * 2,
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_supervised_command_is_not_supervised_itself_however_that_is_spelled(given, place, supervised):
+    rest = ("--config", "none.py", "--output", "run")
+    assert main(["train", *(given + rest if place == "first" else rest + given)]) == 76
+    ((command, most),) = supervised
+    assert most == 3
+    options = _parse(command[command.index("train") :])
+    assert options.max_restarts == 0 and vars(options)["continue"] and options.config == "none.py"
+
+
+def test_the_command_is_the_one_that_was_given(supervised, monkeypatch):
+    """To the program, with what the interpreter was told, or to `main`, by a program with arguments of its own."""
+    arguments = ["train", "--resume", "run", "--max-restarts", "1"]
+    monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "utf8", "program.py", *arguments])
+    assert main() == 76
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "other"])
+    assert main() == 76
+    monkeypatch.setattr(sys, "argv", ["other", "train", "--max-restarts=7"])
+    assert main(arguments) == 76
+    (first, *_), (second, *_), (third, *_) = supervised
+    assert first == [sys.executable, "-X", "utf8", "program.py", *arguments, "--max-restarts=0"]
+    assert second == third
+    assert second[:2] == [sys.executable, "-c"] and second[-6:] == [*arguments, "--max-restarts=0"]
+
+
+def test_a_program_that_calls_main_gets_the_status_of_the_supervised_command(tmp_path, capfd):
+    assert main(["train", "--config", str(tmp_path / "none.py"), "--output", "run", "--max-restarts", "2"]) == 1
+    assert capfd.readouterr().err.startswith("error: config ")

@@ -6,10 +6,12 @@
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -162,6 +164,7 @@ def main() -> None:
     target, arguments, processors = map(json.loads, sys.argv[2:])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, processors)  # the one way to tell XLA how many threads it may have
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     channel = Channel()
     try:
         resolve(target)(arguments, channel)
@@ -172,6 +175,14 @@ def main() -> None:
         text = first_line(error) if own else f"{type(error).__name__}: {first_line(error)}"
         channel.send({"error": text, "expected": isinstance(error, UnsupportedError)})
         traceback.print_exc()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its children: the pipe of its requests is closed then."""
+    poll = select.poll()
+    poll.register(sys.stdin.fileno(), 0)  # nothing but that its other end is closed
+    poll.poll()
+    os._exit(1)
 
 
 def resolve(name: str) -> Any:

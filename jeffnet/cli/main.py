@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
       interrupted. Training has two more: 75 when it was asked to stop, 76 when another process is gone.
     """
     options = _parse(arguments)
-    status = _run(options)
+    try:
+        status = _run(options)
+    except SystemExit as stop:  # as it was asked, or another process did it: no process waits for this one in vain
+        return int(stop.code or 0)
     if status and "jax" in sys.modules:
         from jeffnet.distributed import leave
 
@@ -92,6 +95,7 @@ def _keep_compiled() -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    options.arguments = arguments
     # Entries of a recipe are options too, but only the recipe knows them.
     if hasattr(options, "overrides"):
         options.overrides = rest

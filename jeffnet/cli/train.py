@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from jeffnet.train.config import Config
     from jeffnet.train.scoring import Result
 
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from jeffnet.cli.main import main; sys.exit(main())"
+)
 _FILES = (
     ("model", "model.safetensors"),
     ("EMA", "model_ema.safetensors"),
@@ -85,14 +89,22 @@ def _supervised(options: argparse.Namespace) -> int:
 
     if options.max_restarts < 0:
         raise ConfigError(f"--max-restarts {options.max_restarts} is negative")
-    command = [sys.executable, *sys.orig_argv[1:]]
-    place = next(place for place, word in enumerate(command) if word.startswith("--max-restarts"))
-    del command[place : place + (1 if "=" in command[place] else 2)]
+    # Of an option that is given twice the last counts.
+    command = [*_same_command(options.arguments), "--max-restarts=0"]
     if not (options.resume or options.seeds or vars(options)["continue"]):
         command.append("--continue")
     return supervise(
         command, options.max_restarts, lambda text: print(f"restarts: {text}", file=sys.stderr, flush=True)
     )
+
+
+def _same_command(arguments: Sequence[str] | None) -> list[str]:
+    """What runs the command with these arguments in a process of its own."""
+    own = sys.argv[1:]
+    if arguments is None and sys.orig_argv[len(sys.orig_argv) - len(own) :] == own:
+        return [sys.executable, *sys.orig_argv[1:]]
+    # A program called us. The process imports what that would, wherever it found it.
+    return [sys.executable, "-c", _START, json.dumps(sys.path), *(own if arguments is None else arguments)]
 
 
 def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:

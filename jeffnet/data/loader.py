@@ -17,6 +17,7 @@ import numpy as np
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, available_cpus, check_options, load_rows
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Example, Source
+from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import ConfigError, DatasetError, ImageError
 
 _LOGGER = logging.getLogger("jeffnet.data")
@@ -303,7 +304,7 @@ def _assemble(rows: grain.MapDataset, chunks: int, options: _Reading) -> grain.I
     return (
         rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         .mp_prefetch(
-            grain.MultiprocessingOptions(options.workers, per_worker_buffer_size=ahead), worker_init_fn=_ignore_signals
+            grain.MultiprocessingOptions(options.workers, per_worker_buffer_size=ahead), worker_init_fn=_start_worker
         )
         .batch(chunks, drop_remainder=True, batch_fn=_concatenate)
     )
@@ -317,9 +318,10 @@ def _settle_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _ignore_signals(worker: int, count: int) -> None:
+def _start_worker(worker: int, count: int) -> None:
     """What asks a job to stop reaches its worker processes too; it is for the run to end them when it has saved."""
     del worker, count
+    end_with_caller()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

@@ -22,6 +22,7 @@ from PIL import Image
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, available_cpus, check_options, load_rows
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.preprocess import EvalTransform
+from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import DatasetError, ImageError, JeffnetError, first_line
 
 if TYPE_CHECKING:
@@ -135,7 +136,12 @@ class PyTorchEvalLoader:
         if workers:
             # While a step runs, the next batch is prepared, and there is something to begin with after it.
             ahead = math.ceil((self._chunks.per_batch + workers) / workers)
-            options = {"num_workers": workers, "prefetch_factor": ahead, "multiprocessing_context": _processes()}
+            options = {
+                "num_workers": workers,
+                "prefetch_factor": ahead,
+                "multiprocessing_context": _processes(),
+                "worker_init_fn": end_with_caller,
+            }
         # Any object with a length and numbered examples is a data set to DataLoader.
         dataset: Any = self._chunks
         loader = DataLoader(dataset, batch_size=None, sampler=numbers, collate_fn=_unchanged, **options)

@@ -83,3 +83,11 @@ class Drifts(Right):
 
     def answer(self, result):
         return result * (1.1 if self.calls > 1 else 1.0)
+
+
+def waits(arguments, channel):
+    """Says so through a pipe, and computes for ever."""
+    with open(arguments["pipe"], "w") as pipe:
+        print("waits", file=pipe, flush=True)
+        channel.send({})
+        time.sleep(600)

@@ -1,5 +1,11 @@
 """Processes that take turns: fakes of every temper, and jeffnet itself."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -117,6 +123,22 @@ def test_cases_are_all_combinations(fakes):
 def test_settings_that_will_not_do_are_named(options, text):
     with pytest.raises(ConfigError, match=text.replace("(", r"\(")):
         settings_of(**options)
+
+
+KILLED = """
+import os, signal, sys
+from jeffnet.bench.child import Child, Setting
+Child("bench_fakes:waits", {"pipe": sys.argv[1]}, Setting(os.environ, (min(os.sched_getaffinity(0)),))).receive()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_ends_with_a_benchmark_that_is_killed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "pipe")], env=environment)
+    assert (tmp_path / "pipe").read_text() == "waits\n"  # which ends when the process has
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_every_contender_has_a_program_and_says_how_to_install_it():

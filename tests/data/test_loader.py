@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -409,6 +411,36 @@ def test_worker_processes_outlive_the_signal_that_stops_the_run():
     found += batches(loader, 12)
     assert_same(found, batches(train_loader(Noise(20), TRAIN, 4, seed=1), 13))
     loader.close()
+
+
+# Reads two batches with workers of the loader that it is told, says so and is killed.
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.data.preprocess import EvalTransform
+from jeffnet.data.sources import ImageFolder
+
+if __name__ == "__main__":
+    loader = import_module(sys.argv[1]).eval_loader(
+        ImageFolder(sys.argv[2]), EvalTransform(Preprocessing(8, crop_pct=1.0)), 2, workers=2
+    )
+    batches = iter(loader)
+    next(batches), next(batches)
+    print("read", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("module", ["jeffnet.data.loader", "jeffnet.data.pytorch"])
+def test_worker_processes_end_with_a_caller_that_is_killed(module: str, folder: ImageFolder, tmp_path: Path):
+    if module == "jeffnet.data.pytorch":
+        pytest.importorskip("torch")
+    (tmp_path / "program.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "program.py"), module, str(tmp_path)]
+    # Its output ends when all have that inherited it.
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "read\n")
 
 
 def test_a_state_is_good_for_another_number_of_hosts_and_another_batch_size():
