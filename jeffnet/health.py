@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jeffnet.errors import JeffnetError, first_line
+from jeffnet.devices import start_devices
 from jeffnet.ops import native
 from jeffnet.ops.conv import lowering
 from jeffnet.train.environment import environment
@@ -29,12 +29,12 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 _NO_LIMIT = 2**60
 
 
-class DeviceError(JeffnetError):
-    """JAX cannot start a device that it was told to use."""
-
-
-def report() -> dict[str, Any]:
+def report(platform: str | None = None, count: int | None = None) -> dict[str, Any]:
     """What is here, for JSON; starts the devices, and builds the C++ kernels where that was not done yet.
+
+    Args:
+      platform: see `jeffnet.devices.start_devices`.
+      count: likewise.
 
     Returns:
       `versions` by package, None for those that are not installed. `cuda`, None without JAX's plugin for it: versions
@@ -45,24 +45,17 @@ def report() -> dict[str, Any]:
       C++ kernels are built (`built`), and otherwise why not (`reason`). `convolutions`, the lowering in use.
 
     Raises:
-      DeviceError: a platform that `JAX_PLATFORMS` names cannot be started.
+      DeviceError: devices that were asked for are missing.
       ConfigError: `JEFFNET_CONV` has no such lowering.
     """
-    try:
-        devices = jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # the latter for a platform that is not installed
-        named = os.environ.get("JAX_PLATFORMS")
-        raise DeviceError(
-            f"no devices{f' with JAX_PLATFORMS={named}' if named else ''}: {first_line(error)}; check the driver, "
-            "whether the container was given the devices, and whether another process has them"
-        ) from error
+    start_devices(platform, count)
     found = environment()
     reason = native.failure()
     return {
         "versions": found["versions"] | {name: package_version(name) for name in _NEIGHBOURS},
         "cuda": cuda_versions(),
         "platform": found["platform"],
-        "devices": _devices(devices),
+        "devices": _devices(jax.local_devices()),
         "cpus": usable_cpus(),
         "memory": usable_memory(),
         "native_kernels": {"built": reason is None, "reason": reason},

@@ -150,7 +150,8 @@ def test_an_image_is_pinned_checked_and_not_root(path):
     assert [rest for name, rest in rows if name == "USER"] == ["1000:1000"]
     assert [rest for name, rest in rows if name == "ENTRYPOINT"] == ['["jeffnet"]']
     [health] = [rest for name, rest in rows if name == "HEALTHCHECK"]
-    assert check_command(json.loads(health.partition("CMD ")[2])[1:]).env
+    options = check_command(json.loads(health.partition("CMD ")[2])[1:])
+    assert options.env and options.device == ("cuda" if path.suffix == ".gpu" else None)
     last_stage = rows[[name for name, _ in rows].index("FROM", 2) :]
     # The user that it runs as comes after all that needs root.
     assert [name for name, _ in last_stage].index("USER") > max(
@@ -285,7 +286,15 @@ def test_a_wrong_field_is_refused(change):
 def test_containers_run_commands_that_parse(path):
     pod = pod_of(load(path)[0])
     for container in [*pod.get("initContainers", []), *pod["containers"]]:
-        check_command(container["args"])
+        options = check_command(container["args"])
+        # All of the devices that the container is given, or none.
+        [(resource, count)] = [
+            (name.partition("/")[0], count)
+            for name, count in container["resources"]["limits"].items()
+            if name in ("nvidia.com/gpu", "google.com/tpu")
+        ]
+        assert options.device == {"nvidia.com": "cuda", "google.com": "tpu"}[resource]
+        assert options.num_devices == count
     [trainer] = pod["containers"]
     volumes = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in trainer["volumeMounts"]} == volumes
@@ -457,6 +466,8 @@ def test_slurm_gets_back_what_can_go_on(run, code, restarts, status, requeued):
     assert (["scontrol", "requeue", "42"] in calls) is requeued
     assert "devices 0,1,2,3,4,5,6,7\n" in done.stdout
     health, training = [check_command(call[call.index("jeffnet") + 1 :]) for call in calls if call[0] == "srun"]
+    for options in (health, training):  # all GPUs of the node, or none
+        assert (options.device, options.num_devices) == ("cuda", 8)
     assert health.env and training.output == "runs/b0" and training.overrides[-1] == "/data/image net"
 
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs jeffnet on all machines of a TPU at once, as a slice needs it, in ~/jeffnet.
 #
-#   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/run.sh info --env
+#   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/run.sh info --env --device tpu
 #   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/run.sh train --config configs/efficientnet_b3_tpu.py \
 #       --data.path /mnt/pictures/imagenet --output /mnt/runs/b3 --continue
 #

@@ -51,6 +51,21 @@ def serve(arguments: dict[str, Any], channel: Channel) -> None:
         )
 
 
+def describe(arguments: dict[str, Any], channel: Channel) -> None:
+    """Start the devices, and tell of them.
+
+    Args:
+      arguments: of `jeffnet.devices.start_devices`.
+      channel: gets the `platform` and the number of `devices`.
+    """
+    import jax
+
+    from jeffnet.devices import start_devices
+
+    start_devices(**arguments)
+    channel.send({"platform": jax.default_backend(), "devices": jax.local_device_count()})
+
+
 def _shortest(call: Any, request: dict[str, Any]) -> float:
     """Seconds of the fastest call, since a limit is asked for; the first does not count."""
     call().block_until_ready()

@@ -18,6 +18,7 @@ from jeffnet.bench.program import COMPARED, Job
 from jeffnet.bench.results import CaseResult, Failure, Measured
 from jeffnet.bench.settings import Case, Settings
 from jeffnet.candidates import Candidate
+from jeffnet.devices import jax_platforms
 from jeffnet.errors import JeffnetError
 
 # After a turn, threads of some runtimes wait for more work, busily, for some hundredths of a second.
@@ -45,6 +46,8 @@ def bench(
     missing = {name: CONTENDERS[name].missing() for name in settings.contenders}
     absent = [Failure(name, text, expected=True) for name, text in missing.items() if text]
     present = [name for name, text in missing.items() if not text]
+    if settings.device or settings.num_devices or os.environ.get("JAX_PLATFORMS"):
+        count_devices(settings)
     with children() as started:
         machine = _start_machine(settings, started)
         for candidate in candidates:
@@ -127,7 +130,25 @@ def setting_of(settings: Settings, extra: Mapping[str, str] | None = None) -> Se
         "PYTHONWARNINGS": "ignore",
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    if settings.device:
+        own["JAX_PLATFORMS"] = jax_platforms(settings.device)
+    if settings.device == "cpu":
+        own["CUDA_VISIBLE_DEVICES"] = ""  # for the peers too
     return Setting({**kept, **own, **(extra or {})}, settings.processors)
+
+
+def count_devices(settings: Settings) -> tuple[str, int]:
+    """The platform of this host's devices, and how many there are.
+
+    Raises:
+      JeffnetError: JAX does not start, or devices that were asked for are missing.
+    """
+    arguments = {"platform": settings.device, "count": settings.num_devices}
+    try:
+        found = run("jeffnet.bench.machine:describe", arguments, setting_of(settings))
+    except ChildError as error:
+        raise JeffnetError(str(error)) from None
+    return found["platform"], found["devices"]
 
 
 @dataclass

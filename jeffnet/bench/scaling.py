@@ -64,19 +64,6 @@ class ScalingResult:
     virtual: bool
 
 
-def count_devices(settings: Settings) -> tuple[str, int]:
-    """The platform of this host's devices, and how many there are.
-
-    Raises:
-      JeffnetError: JAX does not start.
-    """
-    try:
-        found = run("jeffnet.bench.scaling:describe", {}, setting_of(settings))
-    except ChildError as error:
-        raise JeffnetError(f"devices cannot be counted: {error}") from error
-    return found["platform"], found["devices"]
-
-
 def default_counts(platform: str, devices: int) -> tuple[int, ...]:
     """1, 2, 4 and so on up to the number of devices, or of virtual ones on a CPU."""
     most = _VIRTUAL_DEVICES if platform == "cpu" and devices == 1 else devices
@@ -100,7 +87,7 @@ def measure_scaling(
         strong scaling.
       counts: numbers of devices.
       settings: environment of the processes.
-      found: as `count_devices` gives it.
+      found: as `jeffnet.bench.measure.count_devices` gives it.
       say: is told what is measured.
 
     Yields:
@@ -147,14 +134,6 @@ def _measured(job: ScalingJob, settings: Settings, virtual: bool) -> ScalingResu
 
 
 # ------------------------------------------------------------------------------------------- what the processes do
-
-
-def describe(arguments: dict[str, Any], channel: Channel) -> None:
-    """Tell of the devices."""
-    import jax
-
-    del arguments
-    channel.send({"platform": jax.default_backend(), "devices": jax.local_device_count()})
 
 
 def serve(arguments: dict[str, Any], channel: Channel) -> None:

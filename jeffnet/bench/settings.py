@@ -29,6 +29,8 @@ class Settings:
       repeats: rounds, in each of which every contender has its turn.
       seconds: that a turn takes at least.
       peak: also measure the machine, by a large matrix product and a large copy.
+      device: on which to measure, see `jeffnet.devices.start_devices`; None takes what each contender finds.
+      num_devices: how many devices there must be.
 
     Raises:
       ConfigError: an entry outside its range.
@@ -46,6 +48,8 @@ class Settings:
     repeats: int = 5
     seconds: float = 0.5
     peak: bool = True
+    device: str | None = None
+    num_devices: int | None = None
 
     def __post_init__(self) -> None:
         _check_choices("task", self.tasks, TASKS)

@@ -9,6 +9,7 @@ from typing import Any
 from jeffnet.backends import BACKENDS
 from jeffnet.bench.contenders import PEERS
 from jeffnet.bench.settings import DTYPES, TASKS
+from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.model import positive
 from jeffnet.cli.scaling import add_scaling_options, run_scaling
 from jeffnet.cli.text import table
@@ -33,6 +34,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     _add_case_options(parser.add_argument_group("what"))
     _add_turn_options(parser.add_argument_group("how"))
+    add_device_options(parser)
     add_scaling_options(parser.add_argument_group("over several devices"))
     _add_output_options(parser.add_argument_group("output"))
     parser.set_defaults(run=run)
@@ -152,6 +154,8 @@ def _settings(options: argparse.Namespace):
         repeats=options.repeats,
         seconds=options.seconds,
         peak=options.peak,
+        device=options.device,
+        num_devices=options.num_devices,
     )
 
 

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from jeffnet.backends import FORMS
+from jeffnet.cli.devices import add_device_options, start_devices
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -39,6 +41,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "keras: of keras.applications, to .keras or .weights.h5 (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as one object")
+    add_device_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -47,6 +50,9 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.checkpoints import write_checkpoint
     from jeffnet.weights.load import open_weights
 
+    # Elsewhere no array comes near a device, which may be another process's alone.
+    if options.device or options.num_devices or options.to in ("nnx", "objax") or Path(options.source).is_dir():
+        start_devices(options)
     card, arrays = open_weights(
         options.source, options.model, num_classes=options.num_classes, in_chans=options.in_chans
     )

@@ -8,6 +8,7 @@ from typing import Any
 from jeffnet.arch.pretrained import PRETRAINED, RELEASE
 from jeffnet.arch.summary import count_macs, count_parameters, layers
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
+from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.text import table
 from jeffnet.errors import ArchitectureError, ConfigError
 
@@ -31,6 +32,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, help="pixels along each side (default: the model's)")
     parser.add_argument("--output-stride", type=int, default=32, help="32, 16 or 8 (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one object")
+    add_device_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -39,27 +41,29 @@ def run(options: argparse.Namespace) -> None:
     if options.env and options.model is not None:
         raise ConfigError(f"--env shows the environment and not {options.model}: leave one of them out")
     if options.env:
-        _show_environment(options.json)
+        _show_environment(options)
+    elif options.device or options.num_devices:
+        raise ConfigError("--device and --num-devices are for --env: a model is shown without any device")
     elif options.model is not None:
         _show_model(options)
     else:
         raise ConfigError("give the name of a model, see `jeffnet list`, or --env")
 
 
-def _show_environment(as_json: bool) -> None:
+def _show_environment(options: argparse.Namespace) -> None:
     """Print what is here and the result of the self test; the failure of that is an error."""
     # A GPU that something else works on has little memory left: take no more than the test needs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from jeffnet.health import report
     from jeffnet.self_test import SelfTestError, self_test
 
-    found, failure = report(), None
+    found, failure = report(options.device, options.num_devices), None
     try:
         found["self_test"] = {"passed": True, "seconds": round(self_test(), 2), "failure": None}
     except SelfTestError as error:
         failure = error
         found["self_test"] = {"passed": False, "seconds": None, "failure": str(error)}
-    if as_json:
+    if options.json:
         print(json.dumps(found, indent=1))
     else:
         for label, text in _environment_facts(found):

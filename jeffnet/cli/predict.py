@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import add_model_options, open_model
 from jeffnet.cli.text import table
 from jeffnet.errors import DatasetError, WeightsError
@@ -26,6 +27,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=24, help="pictures of a folder at most (default: %(default)s)")
     parser.add_argument("--output", metavar="PNG", help="draw the pictures with their classes into this file")
     parser.add_argument("--json", action="store_true", help="one array of objects")
+    add_device_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -37,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.top < 1 or options.limit < 1:
         raise DatasetError("--top and --limit must be at least 1")
+    start_devices(options)
     apply, variables, card = open_model(options)
     if not card.num_classes:
         raise WeightsError(f"weights {options.weights!r} have no classifier: there are no classes to show")

@@ -33,7 +33,8 @@ def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Cal
       ConfigError: an option has several values, or none that this has a use for, or does not fit the machines.
       JeffnetError: a process failed.
     """
-    from jeffnet.bench.scaling import ScalingJob, count_devices, default_counts, measure_scaling
+    from jeffnet.bench.measure import count_devices
+    from jeffnet.bench.scaling import ScalingJob, default_counts, measure_scaling
 
     job = ScalingJob(
         model=model,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.errors import ConfigError
 
@@ -60,6 +61,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot-schedule", metavar="PNG", help="draw the learning rate over time and stop")
     parser.add_argument("--plot-augment", metavar="PNG", help="draw some training pictures, augmented, and stop")
     parser.add_argument("--json", action="store_true", help="print the result as one object, or a list with --seeds")
+    add_device_options(parser)
     add_process_options(parser)
     parser.set_defaults(run=run, overrides=[])
 
@@ -121,6 +123,7 @@ def _run(options: argparse.Namespace) -> None:
         _refuse(options, "config", "output", "continue", "seeds", "print-config", "plot-schedule", "plot-augment")
         from jeffnet.train.loop import resume
 
+        start_devices(options)
         _report(options, [resume(options.resume, overrides)])
         return
     if not options.config:
@@ -132,6 +135,7 @@ def _run(options: argparse.Namespace) -> None:
         raise ConfigError("give --output RUN, a folder for the run")
     from jeffnet.train.loop import train, train_seeds
 
+    start_devices(options)
     if options.seeds:
         _report(options, train_seeds(config, options.output, _seeds(options.seeds)))
     else:
@@ -144,6 +148,8 @@ def _shown(options: argparse.Namespace, config: "Config") -> bool:
         from jeffnet.train.recipe import to_json
 
         print(to_json(config), end="")
+    if options.plot_schedule or options.plot_augment:
+        start_devices(options)
     if options.plot_schedule:
         from jeffnet.train.preview import plot_schedule
 

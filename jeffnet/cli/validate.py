@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.backends import BACKENDS
+from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import picture_size, positive
 from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.cli.text import table
@@ -35,6 +36,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     _add_data_options(parser.add_argument_group("data"))
     _add_pixel_options(parser.add_argument_group("pixels (default: the model's own)"))
     _add_output_options(parser.add_argument_group("output"))
+    add_device_options(parser)
     add_process_options(parser)
     parser.set_defaults(run=run)
 
@@ -140,6 +142,7 @@ def _run(options: argparse.Namespace) -> None:
 
     candidates, settings = select_models(options.model, options.weights), _settings(options)
     _check_outputs(options, len(candidates))
+    start_devices(options)
     _check_agreement(options)
     results = ResultsFile(options.results) if options.results else None
     rows, failures, waiting = [], [], []

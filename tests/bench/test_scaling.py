@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from jeffnet.bench import scaling
+from jeffnet.bench import measure, scaling
 from jeffnet.bench.scaling import ScalingJob, ScalingResult, default_counts, measure_scaling
 from jeffnet.bench.settings import Settings
 from jeffnet.cli.main import main
@@ -48,7 +48,7 @@ def jobs(monkeypatch):
         return ScalingResult(job, 10.0 * job.devices, {"all-reduce": (3, 2.0**20)}, virtual)
 
     monkeypatch.setattr(scaling, "_measured", measured)
-    monkeypatch.setattr(scaling, "count_devices", lambda settings: ("cpu", 1))
+    monkeypatch.setattr(measure, "count_devices", lambda settings: ("cpu", 1))
     return done
 
 

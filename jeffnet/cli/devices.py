@@ -1,0 +1,33 @@
+"""The options of commands that compute, by which devices are asked for."""
+
+import argparse
+from typing import Any
+
+from jeffnet.cli.model import positive
+
+# As in `jeffnet.devices`, which imports JAX.
+PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
+
+
+def add_device_options(parser: Any) -> None:
+    """Add `--device` and `--num-devices`."""
+    group = parser.add_argument_group("devices")
+    group.add_argument(
+        "--device",
+        choices=PLATFORMS,
+        help="compute there, or stop where there is none; gpu: of any kind (default: what JAX finds, the CPU if "
+        "nothing else)",
+    )
+    group.add_argument(
+        "--num-devices",
+        type=positive,
+        metavar="N",
+        help="stop unless this process has N devices; CUDA_VISIBLE_DEVICES chooses among GPUs",
+    )
+
+
+def start_devices(options: argparse.Namespace) -> None:
+    """Start the devices that the options ask for."""
+    from jeffnet.devices import start_devices
+
+    start_devices(options.device, options.num_devices)

@@ -1,0 +1,120 @@
+"""The devices that JAX starts in this process: those that were asked for, or an error that says why not."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from jeffnet.errors import JeffnetError
+
+# JAX's names; `gpu` is a GPU of any kind.
+PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
+
+_OPTION = "jax_platforms"  # which JAX_PLATFORMS sets
+_LOGGER = logging.getLogger("jax._src.xla_bridge")
+_GIVEN = "whether the container or job was given the GPUs"
+_REMEDIES = {
+    "cuda": f"check nvidia-smi, {_GIVEN}, and whether JAX's plugin is installed: pip install 'jax[cuda13]'",
+    "rocm": f"check rocm-smi, {_GIVEN}, and whether JAX's plugin for ROCm is installed",
+    "gpu": f"check the driver, {_GIVEN}, and whether JAX's plugin for them is installed",
+    "tpu": "check whether another process has the TPU, and whether JAX's plugin is installed: pip install 'jax[tpu]'",
+}
+_REMEDY = "check the driver, whether the container was given the devices, and whether another process has them"
+
+
+class DeviceError(JeffnetError):
+    """Devices that were asked for are missing, or JAX cannot start them."""
+
+
+def jax_platforms(platform: str) -> str:
+    """What `JAX_PLATFORMS` must be so that JAX starts a platform; empty where it is to look for one by itself."""
+    # Orbax and callbacks use the CPU beside any other.
+    return {"cpu": "cpu", "gpu": ""}.get(platform, f"{platform},cpu")
+
+
+def start_devices(platform: str | None = None, count: int | None = None) -> None:
+    """Start JAX's devices, and check that they are those that were asked for.
+
+    JAX by itself passes over a GPU that it does not find and computes on the CPU, even where `JAX_PLATFORMS` names the
+    GPU. Here every platform that is named must be there.
+
+    Args:
+      platform: to compute on, one of `PLATFORMS`; None leaves it to `JAX_PLATFORMS`, and to JAX where that is not set.
+      count: how many devices this process must have; None takes any number.
+
+    Raises:
+      DeviceError: a named platform is missing, with JAX's reason; JAX computes on another one in this process already;
+        or there are more or fewer devices.
+    """
+    before: str | None = getattr(jax.config, _OPTION)
+    names = [platform] if platform else [name for name in (before or "").split(",") if name]
+    asked = f"--device {platform}" if platform else f"JAX_PLATFORMS={before}"
+    try:
+        if platform:
+            jax.config.update(_OPTION, jax_platforms(platform))
+        devices = _started(names, asked)
+    finally:
+        # Read once, when the devices start; from then on it is again what the user set.
+        jax.config.update(_OPTION, before)
+    if count is not None and len(devices) != count:
+        raise DeviceError(
+            f"--num-devices {count}: this process has {len(devices)} of platform {devices[0].platform}; check what the "
+            "container or job was given, and CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _started(names: Sequence[str], asked: str) -> list[Any]:
+    """The devices of this process. Raises DeviceError where a named platform is missing or not the one in use."""
+    name = next((name for name in names if name != "cpu"), "cpu")
+    with _messages() as messages:
+        try:
+            devices = jax.local_devices()
+            found = {}
+            for name in names:
+                found[name] = jax.local_devices(backend=name)
+        # JAX answers JAX_PLATFORMS=cuda on a machine without a GPU by an empty AssertionError.
+        except (RuntimeError, AssertionError) as error:
+            what = f"no {name} device, which {asked} asks for" if names else "no devices"
+            raise DeviceError(f"{what}: {_reason(error, messages)}; {_REMEDIES.get(name, _REMEDY)}") from error
+    if len(names) == 1 and devices[0] not in found[names[0]]:
+        raise DeviceError(
+            f"{asked}: JAX computes on platform {devices[0].platform} in this process already; start another one"
+        )
+    return devices
+
+
+def _reason(error: Exception, messages: Sequence[str]) -> str:
+    """Why a platform is missing: what JAX says, and what it logged of plugins that did not come up."""
+    said = re.sub(r" \((set JAX_PLATFORMS|you may need to uninstall).*|\.? Available backends are .*", "", str(error))
+    # What it passes over without a try.
+    if not said or said.startswith("Unknown backend"):
+        said = "JAX found none"
+    return "; ".join([said.strip().splitlines()[0].rstrip("."), *messages])
+
+
+@contextmanager
+def _messages() -> Iterator[list[str]]:
+    """Warnings that JAX logs within it, in a line each; they are logged after it, unless it ends in an error."""
+    records: list[logging.LogRecord] = []
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+            cause = record.exc_info and record.exc_info[1]
+            message = f"{record.getMessage()}: {cause}" if cause else record.getMessage()
+            lines.append(message.splitlines()[0])
+
+    handler, propagate = Keep(logging.WARNING), _LOGGER.propagate
+    _LOGGER.addHandler(handler)
+    _LOGGER.propagate = False
+    try:
+        yield lines
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.propagate = propagate
+    for record in records:
+        _LOGGER.handle(record)
