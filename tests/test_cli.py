@@ -115,6 +115,44 @@ def test_what_is_compiled_is_kept_where_the_user_says(own, monkeypatch, tmp_path
     assert folder == own if own is not None else Path(folder).parent == tmp_path and "xla-" in folder
 
 
+def test_compiled_programs_are_not_kept_where_others_may_write(monkeypatch, capsys, caplog, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setenv("JEFFNET_CACHE", str(shared / "cache"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    status, out, _ = run(capsys, "list", "tf_mixnet_s")
+    assert status == 0 and "tf_mixnet_s" in out and list(shared.iterdir()) == []
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    assert [f"'{shared}' may be written by others (mode 777)" in line for line in caplog.messages] == [True]
+    caplog.clear()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared))
+    run(capsys, "list", "tf_mixnet_s")
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+    (line,) = caplog.messages
+    assert all(part in line for part in (f"JAX_COMPILATION_CACHE_DIR={shared}", "is not used", "(mode 777)"))
+
+
+@pytest.mark.parametrize("named", ["gs://bucket/folder", ""])
+def test_a_folder_for_compiled_programs_that_is_no_folder_here_is_left_alone(named, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
+    run(capsys, "list", "tf_mixnet_s")
+    assert not caplog.messages
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == named
+
+
+def test_users_who_share_a_cache_keep_compiled_programs_each(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path))
+    folders: list[Path] = []
+    for _ in range(2):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        run(capsys, "list", "tf_mixnet_s")
+        folders.append(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+        assert folders[-1].stat().st_mode & 0o777 == 0o700
+        folders[0].chmod(0o777)  # as another user's is no folder for this one's programs
+    assert folders[1] == folders[0].with_name(f"{folders[0].name}-{os.geteuid()}")
+
+
 def test_a_user_without_a_home_keeps_nothing(monkeypatch, capsys):
     for name in ("JEFFNET_CACHE", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)

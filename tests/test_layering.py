@@ -17,7 +17,7 @@ OBJAX_COMPATIBILITY = "_objax_compat"
 
 # What a part of the package may import of the package. A part that is not named here counts as one of `train`'s
 # neighbours (`evaluate`, `export` ...): it may import all but the command line.
-BASE = frozenset({"arch", "errors", "files", "names", "reading", "_tensorflow"})
+BASE = frozenset({"arch", "code_cache", "errors", "files", "names", "reading", "_tensorflow"})
 ALLOWED = {
     "errors": frozenset({"errors"}),
     "arch": frozenset({"arch", "errors"}),
@@ -25,6 +25,7 @@ ALLOWED = {
     "files": frozenset({"errors", "files"}),
     "names": frozenset(),
     "reading": frozenset(),
+    "code_cache": frozenset({"code_cache", "files"}),
     "ops": BASE | {"ops"},
     "weights": BASE | {"ops", "weights"},
     "data": BASE | {"ops", "data"},
@@ -33,7 +34,7 @@ ALLOWED = {
 }
 ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
 ALLOWED["functional"] |= {"fused"}  # whose functions it offers under its own name too
-ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "files", "names", "reading"})
+ONLY_STANDARD_LIBRARY = frozenset({"arch", "code_cache", "errors", "files", "names", "reading"})
 MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 
 # Imported inside the functions that need them only.

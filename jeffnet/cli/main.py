@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jeffnet
 from jeffnet.cli import bench, convert, info, list_, predict, train, validate
+from jeffnet.code_cache import code_folders, make_code_folder, untrusted
 from jeffnet.errors import JeffnetError
 from jeffnet.files import cache_folder
 from jeffnet.ops.processor import short_fingerprint
@@ -22,6 +23,8 @@ _COMMANDS = (list_, info, predict, validate, train, convert, bench)
 EXIT_CRASH = 70
 
 _MOST_KEPT = 2**30  # bytes; what was used least recently goes first
+
+_logger = logging.getLogger("jeffnet")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    _keep_compiled()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("jeffnet").setLevel(logging.INFO)  # what was taken of a file
+    _keep_compiled()
     logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
     if not options.debug:
         # Orbax's threads tell of what the main one raises, and of what they then leave undone.
@@ -81,14 +84,25 @@ def _run(options: argparse.Namespace) -> int:
 def _keep_compiled() -> None:
     """Keep what XLA compiles in the user's cache folder: the next run of a command starts at once.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder; empty, it switches that off. JAX, not imported yet, reads it.
+    `JAX_COMPILATION_CACHE_DIR` names another folder; empty, it switches that off. JAX, not imported yet, reads it. What
+    lies there is run: a folder into which others may write is not used.
     """
-    try:
-        # A home folder may be shared by machines for which different code is compiled.
-        folder = cache_folder() / f"xla-{short_fingerprint().replace(' ', '-')}"
-    except RuntimeError:  # a user without a home: nothing is kept
-        return
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if named is not None:
+        if named and "://" not in named and (reason := untrusted(named)):
+            _logger.warning("JAX_COMPILATION_CACHE_DIR=%s, which holds programs to run, is not used: %s", named, reason)
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+    else:
+        try:
+            # A home folder may be shared by machines for which different code is compiled.
+            folders = code_folders(f"xla-{short_fingerprint().replace(' ', '-')}")
+        except RuntimeError:  # a user without a home: nothing is kept
+            return
+        usable = next(filter(make_code_folder, folders), None)
+        if usable is not None:
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(usable)
+        elif reason := untrusted(cache_folder()):
+            _logger.warning("compiled programs are not kept: %s; JEFFNET_CACHE can name another folder", reason)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST_KEPT))
 
 

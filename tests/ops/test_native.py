@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,8 @@ def copy_of(file):
 
 
 def refusal(module, caplog):
-    """Why the kernels cannot be loaded, as the error says it; the log says the same, once."""
-    with caplog.at_level(logging.INFO, "jeffnet"):
+    """Why the kernels cannot be loaded, as the error says it; a warning says the same, once."""
+    with caplog.at_level(logging.WARNING, "jeffnet"):
         for _ in range(2):
             assert not module.available()
             with pytest.raises(module.NativeUnavailableError) as raised:
@@ -78,7 +79,21 @@ def refusal(module, caplog):
     reason = str(raised.value)
     assert reason == module.failure() and len(reason.splitlines()) == 1
     assert [reason in record.getMessage() for record in caplog.records].count(True) == 1
+    assert all(record.levelno == logging.WARNING for record in caplog.records)
     return reason
+
+
+def test_the_reason_is_not_logged_to_whom_it_was_told(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in fresh.failure()
+    assert not fresh.available() and not caplog.records
+
+
+def test_compiling_is_a_warning_and_using_again_is_not(compiler, caplog):
+    for expected in (["compiling the C++ kernels, once for this machine: that may take a minute"], []):
+        caplog.clear()
+        native._path()
+        assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == expected
 
 
 def test_without_a_compiler_the_reason_is_said_once(fresh, monkeypatch, tmp_path, caplog):
@@ -109,33 +124,22 @@ def test_a_library_that_cannot_be_loaded_is_named(fresh, compiler, cache, caplog
     assert str(library) in reason and "cannot be loaded" in reason
 
 
-def test_a_user_without_a_home_is_a_reason(fresh, compiler, monkeypatch, caplog):
-    monkeypatch.delenv("JEFFNET_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-
-    def homeless(path):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(fresh.Path, "expanduser", homeless)
-    assert "home directory" in refusal(fresh, caplog)
-
-
 def test_what_was_compiled_is_used_again(compiler, cache):
-    library = native._built()
+    library = native._path()
     assert library.parent == cache and library.read_bytes() == (compiler.folder / "library").read_bytes()
     changed = library.stat().st_mtime_ns
-    assert native._built() == library and library.stat().st_mtime_ns == changed
+    assert native._path() == library and library.stat().st_mtime_ns == changed
     assert len(compiler.calls) == 1 and list(cache.iterdir()) == [library]
 
 
 def test_all_that_it_depends_on_makes_another_library(compiler, cache, monkeypatch):
-    built = {native._built()}
+    built = {native._path()}
     (compiler.folder / "version").write_text("made up 1.1\n")
-    built.add(native._built())
+    built.add(native._path())
     monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, "-funroll-loops"))
-    built.add(native._built())
+    built.add(native._path())
     monkeypatch.setattr(native, "fingerprint", lambda: "another processor")
-    built.add(native._built())
+    built.add(native._path())
     assert len(built) == len(compiler.calls) == 4
     assert "-funroll-loops" not in compiler.calls[1] and "-funroll-loops" in compiler.calls[2]
 
@@ -143,28 +147,132 @@ def test_all_that_it_depends_on_makes_another_library(compiler, cache, monkeypat
 def test_every_source_makes_another_library(compiler, cache, tmp_path):
     folder = tmp_path / "sources"
     shutil.copytree(Path(native.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    built = {copy_of(native.__file__)._built()}
-    assert {copy_of(folder / "__init__.py")._built()} == built
+    built = {copy_of(native.__file__)._path()}
+    assert {copy_of(folder / "__init__.py")._path()} == built
     sources = [path for path in sorted(folder.iterdir()) if path.suffix in (".cc", ".h")]
     for source in sources:
         source.write_text(source.read_text() + "// changed\n")
-        built.add(copy_of(folder / "__init__.py")._built())
+        built.add(copy_of(folder / "__init__.py")._path())
     assert len(built) == 1 + len(sources) > 1
 
 
-def test_where_the_cache_cannot_be_written_a_process_builds_for_itself(compiler, cache, tmp_path, monkeypatch):
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where temporary files lie."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(native.tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_where_the_cache_cannot_be_written_a_user_has_another(compiler, cache, temporary):
     cache.parent.write_text("a file where the folder should be")
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path / "temporary"))
-    library = native._built()
-    assert library.is_relative_to(tmp_path / "temporary")
+    library = native._path()
+    assert library.is_relative_to(temporary)
     assert library.read_bytes() == (compiler.folder / "library").read_bytes()
+    assert native._path() == library and len(compiler.calls) == 1
     assert cache.parent.is_file()
+
+
+def test_a_user_without_a_home_has_one_too(compiler, monkeypatch, temporary):
+    monkeypatch.delenv("JEFFNET_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(native.Path, "expanduser", homeless)
+    assert native._path() == native._path()
+    assert native._path().is_relative_to(temporary) and len(compiler.calls) == 1
+
+
+def test_where_nothing_can_be_kept_a_process_builds_for_itself(compiler, cache, temporary):
+    cache.parent.write_text("a file where the folder should be")
+    (temporary / f"jeffnet-native-{os.geteuid()}").write_text("another one")
+    program = "from jeffnet.ops import native; print(native._path().read_text())"
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    answer = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
+    assert answer == "no library, but there whole\n"
+    assert [path.name for path in temporary.iterdir()] == [f"jeffnet-native-{os.geteuid()}"]
+
+
+def test_where_others_write_nothing_is_built(compiler, cache, temporary):
+    """Neither in the cache nor among temporary files."""
+    cache.parent.mkdir()
+    for folder in (cache.parent, temporary):
+        folder.chmod(0o777)
+    with pytest.raises(native.NativeUnavailableError, match=r"temporary.* may be written by others \(mode 777\): let"):
+        native._path()
+    assert list(cache.parent.iterdir()) == list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "longer"])
+def test_a_damaged_library_is_built_anew(damage, compiler, cache):
+    library = native._path()
+    content = library.read_bytes()
+    flipped = bytes([content[0] ^ 1]) + content[1:]
+    library.write_bytes({"empty": b"", "cut": content[:9], "flipped": flipped, "longer": content + b"\0"}[damage])
+    assert native._path() == library and library.read_bytes() == content
+    assert native._path() == library and len(compiler.calls) == 2
+    assert list(cache.iterdir()) == [library]
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_not_read(kind, compiler, cache):
+    library = native._path()
+    library.unlink()
+    kind(library)
+    assert native._path().read_bytes() == (compiler.folder / "library").read_bytes()
+
+
+@pytest.mark.parametrize("which", ["library", "its folder", "the cache"])
+def test_a_library_that_others_may_write_is_not_loaded(which, compiler, cache, temporary):
+    """The same content, from a folder of this user's own."""
+    library = native._path()
+    {"library": library, "its folder": cache, "the cache": cache.parent}[which].chmod(0o777)
+    another = native._path()
+    assert len(compiler.calls) == 2
+    if which == "library":
+        assert another == library and library.stat().st_mode & 0o022 == 0
+    else:
+        assert another != library and another.is_relative_to(cache.parent if which == "its folder" else temporary)
+    assert native._path() == another and len(compiler.calls) == 2
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_no_umask_gives_others_a_library_to_write(umask, compiler, cache):
+    before = os.umask(umask)
+    try:
+        library = native._path()
+    finally:
+        os.umask(before)
+    for path in (library, cache, cache.parent):
+        assert path.stat().st_mode & 0o022 == 0
+    assert native._path() == library and len(compiler.calls) == 1
+
+
+def test_what_a_compiler_prints_may_be_in_any_encoding(compiler, monkeypatch, caplog):
+    (compiler.folder / "version").write_bytes(b"compilateur fran\xe7ais 1.0\n")
+    first = native._path()
+    (compiler.folder / "version").write_bytes(b"compilateur fran\xe8ais 1.0\n")
+    assert native._path() != first
+    compiler.program.write_text(
+        "#!/bin/sh\nif [ \"$1\" != --version ]; then printf 'fehler \\374\\n' >&2; exit 1; fi\n"
+    )
+    assert "fehler" in refusal(copy_of(native.__file__), caplog)
+
+
+def test_what_killed_processes_left_is_removed(compiler, cache):
+    for name, age in (("build-abandoned", 10_000), ("build-underway", 0)):
+        (cache / name).mkdir(parents=True)
+        os.utime(cache / name, (time.time() - age,) * 2)
+    library = native._path()
+    assert sorted(cache.iterdir()) == sorted([cache / "build-underway", library])
 
 
 def test_processes_that_build_at_once_do_not_disturb_each_other(compiler, cache):
     """Each finds the whole library under its name, whoever was first."""
-    program = "from jeffnet.ops import native; print(native._built().read_text())"
+    program = "from jeffnet.ops import native; print(native._path().read_text())"
     command = [sys.executable, "-c", program]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
     answers = [process.communicate(timeout=120)[0] for process in started]
@@ -178,4 +286,4 @@ def test_a_first_build_leaves_one_library(cache, tmp_path):
         pytest.skip("no C++ compiler")
     program = "from jeffnet.ops import native; native.load(); print(native.library_name())"
     names = {subprocess.check_output([sys.executable, "-c", program], text=True).strip() for _ in range(2)}
-    assert {path.name for path in cache.iterdir()} == names and len(names) == 1
+    assert [path.name.rpartition("-")[0] for path in cache.iterdir()] == list(names)

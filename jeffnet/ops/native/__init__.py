@@ -2,24 +2,31 @@
 
 XLA calls them through its foreign function interface. Where there is no compiler, or the build fails, `load` says so
 and JAX's own operations do the work.
+
+A compiled library is kept under a name that holds a hash of all that it depends on, and one of its content: a damaged
+one is built anew. It is loaded only where nobody but this user and root can have written it.
 """
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jaxlib.version
 
-from jeffnet.files import cache_folder
+from jeffnet.code_cache import code_folders, make_code_folder, untrusted
 from jeffnet.ops.processor import fingerprint
 
 _SOURCES = ("depthwise.cc", "dense.cc", "norm.cc", "inverted.cc")
@@ -39,8 +46,10 @@ _TARGETS = (
 )
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-pthread", "-w")
 _SECONDS = 300
+_BUILD = "build-"
 
 _logger = logging.getLogger("jeffnet")
+_is_reported = False
 
 
 class NativeUnavailableError(RuntimeError):
@@ -61,24 +70,38 @@ def load() -> ctypes.CDLL:
 
 
 def available() -> bool:
-    """Whether `load` succeeds. What stands in the way is logged once."""
-    return failure() is None
+    """Whether `load` succeeds. A warning in the log says what stands in the way, once, and not after `failure` did."""
+    global _is_reported
+    reason = _failure()
+    if reason is not None and not _is_reported:
+        _is_reported = True
+        _logger.warning(
+            "convolutions and training run without the C++ kernels, more slowly: %s; JEFFNET_CONV=shifted chooses that "
+            "without this warning",
+            reason,
+        )
+    return reason is None
+
+
+def failure() -> str | None:
+    """Why `load` cannot succeed, in one line, for the caller to report; None where it does."""
+    global _is_reported
+    _is_reported = True
+    return _failure()
 
 
 @functools.cache
-def failure() -> str | None:
-    """Why `load` cannot succeed, in one line; None where it does."""
+def _failure() -> str | None:
     try:
         _library()
-    except (OSError, RuntimeError) as error:  # a full disk and a user without a home are reasons too
-        _logger.info("convolutions run without the C++ kernels: %s", error)
+    except (OSError, RuntimeError) as error:  # a full disk is a reason too
         return str(error)
     return None
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    path = _built()
+    path = _path()
     try:
         library = ctypes.CDLL(str(path))
         for target in _TARGETS:
@@ -89,12 +112,12 @@ def _library() -> ctypes.CDLL:
 
 
 def library_name() -> str:
-    """The file name of the compiled kernels: another one for other kernels, or for another machine.
+    """The name of the compiled kernels: another one for other kernels, another machine or another compiler.
 
     Raises:
       NativeUnavailableError: as `load`.
     """
-    return Path(load()._name).name
+    return Path(load()._name).name.rpartition("-")[0]
 
 
 def compiler() -> str | None:
@@ -103,40 +126,104 @@ def compiler() -> str | None:
     return shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
-def _built() -> Path:
-    """The shared library for this machine; its name holds a hash of all that it depends on."""
+def _path() -> Path:
+    """The compiled library for this machine."""
+    name, folders = _name(), _folders()
+    return _kept(folders, name) or _built(folders, name)
+
+
+def _name() -> str:
+    """The file name of the library for this machine, up to the hash of its content."""
+    folder = Path(__file__).parent
+    texts = [(folder / name).read_bytes() for name in (*_SOURCES, *_HEADERS)]
+    program = _compiler()
+    facts = [
+        program,
+        _run([program, "--version"]),
+        *_FLAGS,
+        jaxlib.version.__version__,
+        *platform.libc_ver(),
+        fingerprint(),
+    ]
+    content = b"\0".join([*texts, *map(os.fsencode, facts)])
+    return f"kernels-{_hash(content)}"
+
+
+def _compiler() -> str:
     program = compiler()
     if program is None:
         tried = f"CXX={named}" if (named := os.environ.get("CXX")) else "c++, g++, clang++"
         raise NativeUnavailableError(f"no C++ compiler was found ({tried}); the environment variable CXX names one")
-    folder = Path(__file__).parent
-    sources = [folder / name for name in _SOURCES]
-    version = _run([program, "--version"])
-    texts = [(folder / name).read_text() for name in (*_SOURCES, *_HEADERS)]
-    facts = [*texts, program, version, *_FLAGS, jaxlib.version.__version__, fingerprint()]
-    name = f"kernels-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}.so"
-    path = cache_folder() / "native" / name
-    if path.exists():
-        return path
-    _logger.info("compiling the C++ kernels, once for this machine: %s", path)
+    return program
+
+
+def _folders() -> list[Path]:
+    """Where a library may be kept, the first choice first."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place = Path(tempfile.mkdtemp(prefix="build-", dir=path.parent))
-    except OSError:  # a read-only home: this process builds for itself
-        place = Path(tempfile.mkdtemp(prefix="jeffnet-"))
+        folders = code_folders("native")
+    except RuntimeError:  # a user without a home
+        folders = []
+    if hasattr(os, "geteuid"):
+        folders.append(Path(tempfile.gettempdir()).resolve() / f"jeffnet-native-{os.geteuid()}")
+    return folders
+
+
+def _kept(folders: Sequence[Path], name: str) -> Path | None:
+    """A library of this name that is whole and that nobody else can have written; what is damaged is removed."""
+    for folder in folders:
+        for path in sorted(folder.glob(f"{name}-*.so")):
+            if untrusted(path) is not None or not path.is_file():
+                continue
+            with contextlib.suppress(OSError):
+                if path.name == f"{name}-{_hash(path.read_bytes())}.so":
+                    return path
+                path.unlink()
+    return None
+
+
+def _built(folders: Sequence[Path], name: str) -> Path:
+    """A new library, in the first folder into which this process can write; where there is none, for itself alone."""
+    _logger.warning("compiling the C++ kernels, once for this machine: that may take a minute")
+    place = _build_folder(folders)
+    try:
+        _compile(place / "partial.so")
+        file = f"{name}-{_hash((place / 'partial.so').read_bytes())}.so"
+        if place.parent in folders:
+            with contextlib.suppress(OSError):  # such as a folder of this name
+                (place / "partial.so").replace(place.parent / file)
+                shutil.rmtree(place, ignore_errors=True)
+                return place.parent / file
         atexit.register(shutil.rmtree, place, ignore_errors=True)
-        path = place / name
-    partial = place / "partial.so"
-    try:
-        _compile(program, sources, partial)
-        partial.replace(path)
-    finally:
-        if place != path.parent:
-            shutil.rmtree(place, ignore_errors=True)
-    return path
+        return (place / "partial.so").replace(place / file)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
-def _compile(program: str, sources: list[Path], library: Path) -> None:
+def _build_folder(folders: Sequence[Path]) -> Path:
+    """A new folder for this process, in the first of `folders` that can be written to, or among temporary files."""
+    for folder in filter(make_code_folder, folders):
+        _remove_abandoned(folder)
+        with contextlib.suppress(OSError):  # a full disk
+            return Path(tempfile.mkdtemp(prefix=_BUILD, dir=folder))
+    place = Path(tempfile.mkdtemp(prefix="jeffnet-"))
+    if reason := untrusted(place):
+        place.rmdir()
+        raise NativeUnavailableError(f"{reason}: let JEFFNET_CACHE or TMPDIR name a folder that is yours alone")
+    return place
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes left that were killed while they compiled."""
+    for place in folder.glob(f"{_BUILD}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - place.stat().st_mtime > 2 * _SECONDS:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _compile(library: Path) -> None:
+    program, folder = _compiler(), Path(__file__).parent
+    sources = [folder / source for source in _SOURCES]
     objects = [library.with_name(f"{source.stem}.o") for source in sources]
     commands = [
         [program, *_FLAGS, f"-I{jax.ffi.include_dir()}", "-c", str(source), "-o", str(made)]
@@ -145,15 +232,20 @@ def _compile(program: str, sources: list[Path], library: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(_run, commands))
     _run([program, *_FLAGS, "-shared", *map(str, objects), "-o", str(library)])
-    for each in objects:
-        each.unlink()
+    library.chmod(0o755)  # whatever the umask: a library that others may write is not loaded
 
 
 def _run(command: list[str]) -> str:
+    """What a command prints, in whatever encoding that is."""
+    how = {"capture_output": True, "encoding": "utf-8", "errors": "backslashreplace"}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS).stdout
+        return subprocess.run(command, check=True, timeout=_SECONDS, **how).stdout
     except subprocess.CalledProcessError as error:
         first = error.stderr.strip().splitlines()[:3] or [f"exit status {error.returncode}"]
         raise NativeUnavailableError(f"{command[0]} failed: {' / '.join(first)}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeUnavailableError(f"{command[0]} failed: {error}") from error
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
