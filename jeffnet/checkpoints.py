@@ -24,10 +24,11 @@ from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.files import move_durably, partial_folder
 from jeffnet.weights import store
-from jeffnet.weights.checksum import with_checksums
+from jeffnet.weights.checksum import CHECKSUMS_KEY, with_checksums
 from jeffnet.weights.fit import fit
 from jeffnet.weights.keras_writer import write_keras
 from jeffnet.weights.naming import Naming, to_source_names
+from jeffnet.weights.native import tree_checksums, write_msgpack
 from jeffnet.weights.pytorch import write_torch
 from jeffnet.weights.start import Start
 from jeffnet.weights.store import ModelCard
@@ -127,18 +128,17 @@ def write_checkpoint(
 
 
 def _write_linen(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    from flax.serialization import to_bytes
-
     _, variables = load_backend("linen").build(Start(card.plan(), arrays))
-    path.write_bytes(to_bytes(variables))
+    write_msgpack(path, variables, arrays)
 
 
 def _write_nnx(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
     import orbax.checkpoint as ocp
     from flax import nnx
 
+    state = nnx.state(load_backend("nnx").build(Start(card.plan(), arrays)))
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), nnx.state(load_backend("nnx").build(Start(card.plan(), arrays))))
+        checkpointer.save(path.absolute(), state, custom_metadata={CHECKSUMS_KEY: tree_checksums(arrays)})
 
 
 def _write_objax(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:

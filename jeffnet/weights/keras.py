@@ -1,8 +1,8 @@
 """Files of Keras with models of keras.applications: EfficientNet B0 to B7, MobileNetV2 and MobileNetV3.
 
 Read are Keras 3's `.keras` and `.weights.h5`, and the older `.h5`, of a whole model or of its weights. That needs h5py
-alone, runs nothing that is in a file, and opens no other file that one may point to. `jeffnet.weights.keras_writer`
-writes them, with Keras.
+alone, runs nothing that is in a file, and opens no other file that one may point to (`jeffnet.weights.hdf5`).
+`jeffnet.weights.keras_writer` writes them, with Keras.
 
 Ours compute what Keras does for pictures of the size for which its model was built. One that was built for any size, as
 MobileNetV3 is unless told otherwise, pads as if each map that is halved had an even height and width.
@@ -10,17 +10,17 @@ MobileNetV3 is unless told otherwise, pads as if each map that is halved had an 
 Source of layers' names and of their order: keras-team/keras, keras/src/applications.
 """
 
-import io
+import contextlib
 import json
+import shutil
+import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from jeffnet.arch.plan import Conv, Plan, SqueezeExcite, round_channels
@@ -28,13 +28,13 @@ from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_ME
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
 from jeffnet.errors import WeightsError, first_line
+from jeffnet.weights.archive import open_zip
+from jeffnet.weights.hdf5 import MAGIC, Layers, broken, read_layers
 from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.stored import Stored
 
-_MAGIC = b"\x89HDF\r\n\x1a\n"
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
-# Members of an archive are read as a whole: the largest model takes 0.3 GB, its optimizer's state up to twice that.
-_LONGEST = {_CONFIG: 2**26, _WEIGHTS: 2**32}
+_LONGEST = 2**26  # bytes of a model's description
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,18 @@ class KerasFile:
         called, `depthwise_conv2d/kernel`; an optimizer's, counters, and those of the preprocessing are left out.
       model: our name of the model that has just these arrays, but for the classifier; None where there is none.
       preprocessing: what the model does to pixels, and at what size; None where the model is unknown.
+      has_checksums: whether damage to the arrays would be noticed.
     """
 
     arrays: Mapping[str, Stored]
     model: str | None
     preprocessing: Preprocessing | None
+    has_checksums: bool = False
 
 
 def is_hdf5(start: bytes) -> bool:
     """Whether a file that starts so is an HDF5 file."""
-    return start.startswith(_MAGIC)
+    return start.startswith(MAGIC)
 
 
 def is_keras_archive(members: list[str]) -> bool:
@@ -183,15 +185,6 @@ def _names(plan: Plan, present: Iterable[str]) -> dict[str, str]:
 KERAS = Naming("file of Keras", _names, "tensorflow")
 
 
-_Layers = dict[str, dict[str, Stored]]
-# Keras 3 numbers the arrays of a layer: what they are is told by how many axes each has.
-_LEAVES_BY_AXES = {
-    (1, 1, 1, 1): tuple(_NORM_LEAVES.values()),
-    (1, 1, 0): ("mean", "variance", "count"),
-    **{axes: ("kernel", "bias") for axes in ((4,), (4, 1), (2,), (2, 1))},
-}
-
-
 def read_keras(path: Path) -> KerasFile:
     """A file of Keras, recognised by what is in it; its arrays are read when they are used.
 
@@ -202,145 +195,36 @@ def read_keras(path: Path) -> KerasFile:
       WeightsError: h5py is not installed; the file is broken, points to other files, or has no such model.
     """
     try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise WeightsError(f"weights {str(path)!r} are in HDF5: pip install h5py to read them") from error
-    try:
-        config, opened = None, _opening(h5py, path)
-        with open(path, "rb") as file:
-            is_zip = file.read(2) == b"PK"
-        if is_zip:
-            with zipfile.ZipFile(path) as archive:
-                config, content = _member(archive, _CONFIG), _member(archive, _WEIGHTS)
-            opened = _opening(h5py, content)
-        with opened() as file:
-            layers = _Reader(path, opened, h5py.HardLink).layers(file)
-            config = config or file.attrs.get("model_config")
-        return _keras_file(path, layers, list(_described(json.loads(config))) if config else None)
+        with contextlib.ExitStack() as stack:
+            content, config = stack.enter_context(open(path, "rb")), None
+            if is_zip := content.read(2) == b"PK":
+                archive = stack.enter_context(open_zip(path))
+                content = stack.enter_context(tempfile.TemporaryFile())
+                config = _text(archive, _CONFIG)
+                with archive.open(_WEIGHTS) as member:
+                    shutil.copyfileobj(member, content)  # which compares the checksum at its end
+                content.flush()
+            content.seek(0)
+            found = read_layers(path, content, _STEMS)
+        config = config or found.config
+        file = _keras_file(path, found.layers, list(_described(json.loads(config))) if config else None)
+        return replace(file, has_checksums=is_zip or found.has_checksums)
     except WeightsError:
         raise
-    except Exception as error:  # whatever a broken file makes HDF5, zipfile or json raise
-        raise _broken(path, error) from error
+    except Exception as error:  # whatever a broken file makes zipfile or json raise
+        raise broken(path, first_line(error)) from error
 
 
-def _opening(h5py: Any, source: Path | bytes) -> Callable[[], AbstractContextManager[Any]]:
-    """What opens a file, or the content of one, for as short a time as its arrays are read."""
-    if isinstance(source, Path):
-        return lambda: h5py.File(source, "r", locking=False)
-    return lambda: h5py.File(io.BytesIO(source), "r")
-
-
-def _broken(path: Path, error: Exception) -> WeightsError:
-    text = first_line(error)
-    return WeightsError(f"weights {str(path)!r} are not a whole file of Keras: {text}")
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+def _text(archive: zipfile.ZipFile, name: str) -> bytes:
     with archive.open(name) as file:
-        content = file.read(_LONGEST[name])
+        text = file.read(_LONGEST)
         # Only at the end of a member its checksum is compared.
         if file.read(1):
-            raise ValueError(f"its {name} takes more than {_LONGEST[name]:,} bytes")
-    return content
+            raise ValueError(f"its {name} takes more than {_LONGEST:,} bytes")
+    return text
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Finds the layers and their arrays in either arrangement.
-
-    Attributes:
-      path: of the file, for messages.
-      opened: opens it.
-      hard: h5py's kind of link that stays within a file.
-    """
-
-    path: Path
-    opened: Callable[[], AbstractContextManager[Any]]
-    hard: type
-
-    def layers(self, file: Any) -> _Layers:
-        root = self.child(file, "model_weights")
-        root = file if root is None else root
-        listed = self.texts(root, "layer_names")
-        if listed:
-            return self.listed_layers(root, listed)
-        found = list(self.nested_layers(file, set()))
-        named = bool(_STEMS & {name for _, name, _ in found})
-        layers: _Layers = {}
-        for place, name, arrays in found:
-            short = name if named else place.rpartition("/")[2]
-            layers[place if short in layers else short] = arrays
-        return layers
-
-    def listed_layers(self, root: Any, listed: list[str]) -> _Layers:
-        """The older arrangement: attributes list the layers and their weights, of a model in a model all together."""
-        layers: _Layers = {}
-        for layer in listed:
-            group = self.child(root, layer)
-            weights = self.texts(group, "weight_names")
-            is_model = len({weight.rpartition("/")[0] for weight in weights}) > 1
-            for weight in weights:
-                owner, _, leaf = weight.rpartition("/")
-                leaf = leaf.partition(":")[0].removeprefix("depthwise_")
-                layers.setdefault(owner if is_model else layer, {})[leaf] = self.stored(self.child(group, weight))
-        if "Conv/BatchNorm" in layers:  # as MobileNetV3's layers were called before Keras 3
-            return {name.replace("/BatchNorm", "_bn").replace("/", "_").lower(): layers[name] for name in layers}
-        return {name.rpartition("/")[2]: arrays for name, arrays in layers.items()}
-
-    def nested_layers(self, group: Any, seen: set) -> Iterator[tuple[str, str, dict[str, Stored]]]:
-        """The arrangement of Keras 3: where each layer is, the name that it says it has, and its arrays."""
-        for container in ("layers", "_layer_checkpoint_dependencies"):
-            layers = self.child(group, container)
-            for key in () if layers is None else layers:
-                layer = self.child(layers, key)
-                if layer.id in seen:  # a group that is in itself would have no end
-                    continue
-                seen.add(layer.id)
-                variables = self.child(layer, "vars")
-                if variables is not None and len(variables):
-                    arrays = [self.stored(self.child(variables, number)) for number in sorted(variables, key=int)]
-                    numbers = tuple(str(number) for number in range(len(arrays)))
-                    leaves = _LEAVES_BY_AXES.get(tuple(array.ndim for array in arrays), numbers)
-                    yield layer.name, variables.attrs.get("name", key), dict(zip(leaves, arrays, strict=False))
-                yield from self.nested_layers(layer, seen)
-
-    def child(self, group: Any, path: str) -> Any:
-        """What is at a path, or None. Links that might lead to another file are refused."""
-        for key in path.split("/"):
-            link = group.get(key, getlink=True)
-            if link is None:
-                return None
-            if not isinstance(link, self.hard):
-                raise WeightsError(f"weights {str(self.path)!r}: {key!r} in them is a link elsewhere: refused")
-            group = group[key]
-        return group
-
-    def texts(self, group: Any, attribute: str) -> list[str]:
-        """A list in an attribute, or in several where it is too long for one."""
-        parts, more = [group.attrs.get(attribute, ())], f"{attribute}0"
-        while more in group.attrs:
-            parts.append(group.attrs[more])
-            more = f"{attribute}{len(parts) - 1}"
-        return [text.decode() if isinstance(text, bytes) else str(text) for part in parts for text in part]
-
-    def stored(self, dataset: Any) -> Stored:
-        if dataset.external or dataset.is_virtual:
-            raise WeightsError(f"weights {str(self.path)!r}: {dataset.name!r} of them is in another file: refused")
-        # HDF5 has no bfloat16: Keras writes two bytes of nothing in particular and says what they are.
-        is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2
-        name, dtype = dataset.name, np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else dataset.dtype
-
-        def read() -> np.ndarray:
-            try:
-                with self.opened() as file:
-                    return np.asarray(file[name][()]).view(dtype)
-            except Exception as error:
-                raise _broken(self.path, error) from error
-
-        return Stored(tuple(dataset.shape), dtype, read)
-
-
-def _keras_file(path: Path, layers: _Layers, described: list[tuple[str, dict]] | None) -> KerasFile:
+def _keras_file(path: Path, layers: Layers, described: list[tuple[str, dict]] | None) -> KerasFile:
     if not (_STEMS | {"conv2d"}) & set(layers):
         raise WeightsError(
             f"weights {str(path)!r} are of none of the models of keras.applications that jeffnet has: no layer "

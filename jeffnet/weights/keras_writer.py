@@ -13,6 +13,7 @@ import numpy as np
 
 from jeffnet.errors import OutputError
 from jeffnet.files import written_atomically
+from jeffnet.weights.hdf5 import add_checksums
 from jeffnet.weights.keras import KERAS
 from jeffnet.weights.naming import to_source_names
 from jeffnet.weights.store import ModelCard
@@ -59,7 +60,11 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
         text = str(error).strip().splitlines()[0]
         raise OutputError(f"cannot write {str(path)!r}: Keras has no such {card.model}: {text}") from error
     with written_atomically(path) as partial:
-        model.save(partial) if suffix == ".keras" else model.save_weights(partial)
+        if suffix == ".keras":
+            model.save(partial)
+        else:
+            model.save_weights(partial)
+            add_checksums(Path(partial))
 
 
 def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,7 +1,6 @@
 """Weights files, recognised by what is in them, and fitted to a model."""
 
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,19 +14,20 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
-from jeffnet.errors import UnknownModelError, WeightsError
+from jeffnet.errors import UnknownModelError, WeightsError, first_line
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights.checksum import checked_by_metadata
+from jeffnet.weights.archive import check_members, open_zip
+from jeffnet.weights.checksum import CHECKSUMS_KEY, checked_by_metadata
 from jeffnet.weights.fit import fit
 from jeffnet.weights.hub import locate
 from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras
 from jeffnet.weights.naming import Naming, to_canonical_names
-from jeffnet.weights.native import from_objax, is_orbax, read_msgpack, read_orbax
+from jeffnet.weights.native import from_objax, is_msgpack, is_orbax, read_msgpack, read_orbax
 from jeffnet.weights.npz import is_npz, read_npz
 from jeffnet.weights.pytorch import read_torch
 from jeffnet.weights.state_dict import find_state_dict
 from jeffnet.weights.store import METADATA_KEY, ModelCard, parse_card
-from jeffnet.weights.stored import Stored, read_safetensors, stored
+from jeffnet.weights.stored import Stored, read_safetensors
 from jeffnet.weights.tensorflow import find_checkpoint, naming_of, read_tensorflow
 from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM, is_timm
 
@@ -37,6 +37,7 @@ OURS = Naming("jeffnet", lambda plan, present: {name: name for name in (*array_s
 _CLASSIFIER = ("classifier.kernel", "classifier.bias")
 # What files have at the name under which jeffnet and the model hub keep a model's weights in a folder.
 MODEL_FILE = "model.safetensors"
+_OF_ARRAYS, _OF_MEMBERS = "of every array", "of every member of the archive"
 # The beginning of a file of `torch.save` in its older format: a pickle's protocol. The newer one is a zip archive.
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -53,6 +54,7 @@ class WeightsFile:
       model: the model's name where the file tells it otherwise.
       preprocessing: what the weights expect of pictures, where it is not what the zoo says.
       classes: names of the classes, where they are known and not ImageNet's.
+      checksums: of what the file has checksums, which are compared when arrays are read; empty where it has none.
     """
 
     source: str
@@ -62,6 +64,7 @@ class WeightsFile:
     model: str | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
+    checksums: str = ""
 
 
 def find_weights(source: Source, name: str | None = None) -> WeightsFile:
@@ -115,7 +118,7 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         return _read_folder(path)
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
+            start = file.read(33)
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file") from error
@@ -125,19 +128,21 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         return _read_keras(path)
     if start.startswith(_PICKLES):
         return _recognised(path, read_torch(path))
-    # A map of two entries and its first key, as `flax.serialization` writes variables.
-    if start[:1] == b"\x82" and start[2:8] in (b"params", b"batch_"):
-        return WeightsFile(str(path), _in_memory(read_msgpack(path)))
+    if is_msgpack(start):
+        arrays, has_checksums = read_msgpack(path)
+        return WeightsFile(str(path), arrays, checksums=_OF_ARRAYS if has_checksums else "")
     arrays, metadata = read_safetensors(path)
-    arrays = checked_by_metadata(arrays, metadata, str(path))
+    arrays, checksums = checked_by_metadata(arrays, metadata, str(path)), CHECKSUMS_KEY in metadata and _OF_ARRAYS
     if METADATA_KEY in metadata:
-        return WeightsFile(str(path), arrays, card=parse_card(metadata[METADATA_KEY], str(path)))
-    return _recognised(path, find_state_dict(arrays, str(path)))
+        card = parse_card(metadata[METADATA_KEY], str(path))
+        return WeightsFile(str(path), arrays, card=card, checksums=checksums or "")
+    return _recognised(path, find_state_dict(arrays, str(path)), checksums or "")
 
 
 def _read_folder(path: Path) -> WeightsFile:
     if is_orbax(path):
-        return WeightsFile(str(path), _in_memory(read_orbax(path)))
+        arrays, has_checksums = read_orbax(path)
+        return WeightsFile(str(path), arrays, checksums=_OF_ARRAYS if has_checksums else "")
     if (path / MODEL_FILE).is_file():
         return read_weights(path / MODEL_FILE)
     raise WeightsError(
@@ -155,20 +160,26 @@ def _read_tensorflow(prefix: Path) -> WeightsFile:
             f"'stem/conv2d/kernel' or 'MobilenetV3/Conv/weights' among {len(arrays)} variables "
             f"({', '.join(list(arrays)[:3])}, ...)"
         )
-    return WeightsFile(str(prefix), arrays, naming, model=model, preprocessing=preprocessing)
+    return WeightsFile(str(prefix), arrays, naming, model=model, preprocessing=preprocessing, checksums=_OF_ARRAYS)
 
 
 def _read_zip(path: Path) -> WeightsFile:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise WeightsError(f"weights {str(path)!r} are a broken archive: {error}; fetch the file again") from error
+            is_torch = any(member.endswith("data.pkl") for member in members)
+            # torch itself does not look at them.
+            has_checksums = not is_torch or check_members(archive)
+    except Exception as error:  # a broken archive makes zipfile and zlib raise almost anything
+        raise WeightsError(
+            f"weights {str(path)!r} are a broken archive: {first_line(error)}; fetch the file again"
+        ) from error
     if is_npz(members):
         arrays, is_release = read_npz(path)
-        return WeightsFile(str(path), arrays, RELEASE) if is_release else WeightsFile(str(path), from_objax(arrays))
-    if any(member.endswith("data.pkl") for member in members):
-        return _recognised(path, read_torch(path))
+        naming, arrays = (RELEASE, arrays) if is_release else (OURS, from_objax(arrays))
+        return WeightsFile(str(path), arrays, naming, checksums=_OF_MEMBERS)
+    if is_torch:
+        return _recognised(path, read_torch(path), _OF_MEMBERS if has_checksums else "")
     if is_keras_archive(members):
         return _read_keras(path)
     raise WeightsError(
@@ -179,15 +190,15 @@ def _read_zip(path: Path) -> WeightsFile:
 
 def _read_keras(path: Path) -> WeightsFile:
     file = read_keras(path)
-    return WeightsFile(str(path), file.arrays, KERAS, model=file.model, preprocessing=file.preprocessing)
+    checksums = _OF_ARRAYS if file.has_checksums else ""
+    return WeightsFile(
+        str(path), file.arrays, KERAS, model=file.model, preprocessing=file.preprocessing, checksums=checksums
+    )
 
 
-def _in_memory(arrays: Mapping[str, Any]) -> dict[str, Stored]:
-    return {name: stored(array) for name, array in arrays.items()}
-
-
-def _recognised(path: Path, arrays: Mapping[str, Stored]) -> WeightsFile:
-    return WeightsFile(str(path), arrays, TIMM if is_timm(arrays) else EFFICIENTNET_PYTORCH)
+def _recognised(path: Path, arrays: Mapping[str, Stored], checksums: str = "") -> WeightsFile:
+    naming = TIMM if is_timm(arrays) else EFFICIENTNET_PYTORCH
+    return WeightsFile(str(path), arrays, naming, checksums=checksums)
 
 
 def open_weights(

@@ -4,10 +4,14 @@
 * NNX: the model's state as a folder, by `orbax.checkpoint`; Linen's and functional variables written so are read too.
 * Objax: its variables as npz, by `objax.io.save_var_collection`.
 
-Reading needs neither the models nor Objax, and executes nothing of a file.
+Reading needs neither the models nor Objax, and executes nothing of a file. Neither MessagePack nor Orbax has checksums
+of the arrays, so that ours are beside the variables as the collection `checksums`, which Flax's modules do not look at,
+and in the checkpoint's own metadata. Those of training states that others wrote, which have none, are read too.
 """
 
 import json
+import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.errors import WeightsError
-from jeffnet.weights.stored import Stored
+from jeffnet.errors import WeightsError, first_line
+from jeffnet.weights.archive import check_growth
+from jeffnet.weights.checksum import CHECKSUMS_KEY, checked, checksum
+from jeffnet.weights.stored import Stored, stored
 
 _COLLECTIONS = ("params", "batch_stats")
+_CHECKSUMS = "checksums"
+# The first byte of a map of MessagePack, by its number of entries.
+_MAPS = {bytes([0x80 + entries]) for entries in range(1, 16)}
+_log = logging.getLogger("jeffnet")
 _OBJAX_LEAVES = {
     "w": "kernel", "b": "bias", "beta": "bias", "gamma": "scale", "running_mean": "mean", "running_var": "var",
 }  # fmt: skip
@@ -29,8 +39,8 @@ def is_orbax(folder: Path) -> bool:
     return (folder / "_METADATA").is_file()
 
 
-def read_orbax(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint folder.
+def read_orbax(folder: Path) -> tuple[dict[str, Stored], bool]:
+    """The arrays of a checkpoint folder, and whether they have checksums, see `jeffnet.weights.checksum.checked`.
 
     Raises:
       WeightsError: it cannot be read.
@@ -41,14 +51,18 @@ def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     try:
         _check_database(folder.absolute())
         with ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder.absolute()).item_metadata
+            metadata = checkpointer.metadata(folder.absolute())
+            found = metadata.item_metadata
+            size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(found.tree))
+            check_growth(size, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
             # As NumPy arrays: what was spread over the devices of another machine is whole here.
-            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-            tree = checkpointer.restore(folder.absolute(), restore_args=arguments)
-            return from_tree(tree)  # pyright: ignore[reportArgumentType]
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree)
+            tree: Any = checkpointer.restore(folder.absolute(), restore_args=arguments)
+        return _checked(tree, (metadata.custom_metadata or {}).get(CHECKSUMS_KEY), str(folder))
+    except WeightsError:
+        raise
     except Exception as error:  # whatever a broken file makes Orbax and TensorStore raise
-        text = str(error).strip().partition("\n")[0]
-        raise WeightsError(f"checkpoint {str(folder)!r} cannot be read: {text}") from error
+        raise WeightsError(f"checkpoint {str(folder)!r} cannot be read: {first_line(error)}") from error
 
 
 def _check_database(folder: Path) -> None:
@@ -68,8 +82,14 @@ def _check_database(folder: Path) -> None:
             raise WeightsError("some of its files are missing")
 
 
-def read_msgpack(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of `flax.serialization`.
+def is_msgpack(start: bytes) -> bool:
+    """Whether a file that starts so is a map whose first key is a word, as `flax.serialization` writes variables."""
+    length = start[1] & 0x1F if len(start) > 1 and start[1] & 0xE0 == 0xA0 else 0
+    return start[:1] in _MAPS and length > 0 and start[2 : 2 + length].replace(b"_", b"a").isalnum()
+
+
+def read_msgpack(path: Path) -> tuple[dict[str, Stored], bool]:
+    """The arrays of a file of `flax.serialization`, and whether they have checksums, as `read_orbax`.
 
     Raises:
       WeightsError: it cannot be read.
@@ -77,9 +97,54 @@ def read_msgpack(path: Path) -> dict[str, np.ndarray]:
     from flax.serialization import msgpack_restore
 
     try:
-        return from_tree(msgpack_restore(path.read_bytes()))  # pyright: ignore[reportArgumentType]
+        tree: Any = msgpack_restore(path.read_bytes())
+        return _checked(tree, tree.pop(_CHECKSUMS, None), str(path))
+    except WeightsError:
+        raise
     except Exception as error:  # whatever a broken file makes the parser raise, or what is in it instead of variables
-        raise WeightsError(f"weights {str(path)!r} are not a whole MessagePack file of Flax: {error}") from error
+        raise WeightsError(
+            f"weights {str(path)!r} are not a whole MessagePack file of Flax: {first_line(error)}"
+        ) from error
+
+
+def tree_checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Checksums of arrays by canonical name, as they are in Orbax's metadata."""
+    return {name: f"{checksum(array):016x}" for name, array in arrays.items()}
+
+
+def write_msgpack(path: Path, variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write variables as `flax.serialization` does, with the checksums of their arrays.
+
+    Args:
+      path: of the file.
+      variables: by collection.
+      arrays: the same by canonical name.
+    """
+    from flax.serialization import to_bytes
+
+    # As arrays of what JAX has a type for: whoever takes all collections to a device can.
+    sums = {name: np.frombuffer(bytes.fromhex(digits), np.uint8) for name, digits in tree_checksums(arrays).items()}
+    path.write_bytes(to_bytes({**variables, _CHECKSUMS: sums}))
+
+
+def _checked(tree: Mapping[str, Any], sums: Mapping[str, Any] | None, source: str) -> tuple[dict[str, Stored], bool]:
+    arrays = {name: stored(array) for name, array in from_tree(_variables(tree, source)).items()}
+    if sums is None:
+        return arrays, False
+    digits = {
+        name: text if isinstance(text, str) else np.asarray(text, np.uint8).tobytes().hex()
+        for name, text in sums.items()
+    }
+    return checked(arrays, {name: int(text, 16) for name, text in digits.items()}, source), True
+
+
+def _variables(tree: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Of a training state the model's variables: `TrainState` and the like have an optimizer's state beside them."""
+    if "params" not in tree:
+        return tree
+    if left := [str(name) for name in tree if name not in _COLLECTIONS]:
+        _log.warning("%s: took %s; left out %s", source, " and ".join(_COLLECTIONS), ", ".join(left))
+    return {name: tree[name] for name in _COLLECTIONS if name in tree}
 
 
 def from_tree(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:

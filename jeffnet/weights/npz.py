@@ -1,11 +1,13 @@
 """npz files that say the names of their arrays in an array of names: Objax's and those of efficientnet-jax."""
 
+import math
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from jeffnet.errors import WeightsError, first_line
+from jeffnet.weights.archive import open_zip
 from jeffnet.weights.stored import Stored
 
 _NAMES = "names"
@@ -28,7 +30,7 @@ def read_npz(path: Path) -> tuple[dict[str, Stored], bool]:
       WeightsError: it cannot be read, or its arrays have no names.
     """
     try:
-        archive = zipfile.ZipFile(path)  # stays open as long as one of its arrays may be read
+        archive = open_zip(path)  # stays open as long as one of its arrays may be read
         keys = {member.removesuffix(".npy") for member in archive.namelist()}
         if _NAMES not in keys:
             raise WeightsError(f"weights {str(path)!r} are an npz file without {_NAMES!r}: of no known source")
@@ -72,12 +74,20 @@ def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
+        start = file.tell()
     if dtype.hasobject:
         raise ValueError(f"{member} is a pickle, which might run a program: refused")
+    # Before memory is taken for it.
+    if (
+        any(length < 0 for length in shape)
+        or math.prod(shape) * dtype.itemsize != archive.getinfo(member).file_size - start
+    ):
+        raise ValueError(f"{member} has another size than its header says")
     return shape, dtype
 
 
 def _load(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    _header(archive, f"{key}.npy")
     with archive.open(f"{key}.npy") as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 

@@ -300,15 +300,12 @@ def test_bfloat16(reference, tmp_path):
     np.testing.assert_array_equal(kernel, _fitted(read_keras(path))[1]["conv_stem.kernel"].astype(jnp.bfloat16))
 
 
-def test_arrays_are_read_when_they_are_used(reference, tmp_path):
+def test_arrays_can_be_read_when_the_file_is_gone(reference, tmp_path):
     for ending in ENDINGS:
         path = shutil.copy(reference("tensorflow", SMALL) / f"{SMALL}{ending}", tmp_path / f"a{ending}")
         arrays = read_keras(Path(path)).arrays
         os.remove(path)
-        assert arrays["Conv1/kernel"].shape == (3, 3, 3, 16)
-        if ending != ".keras":  # which is in memory
-            with pytest.raises(WeightsError, match=re.escape(str(path))):
-                arrays["Conv1/kernel"].read()
+        assert arrays["Conv1/kernel"].shape == arrays["Conv1/kernel"].read().shape == (3, 3, 3, 16)
 
 
 def _external_link(file, group):
@@ -379,9 +376,26 @@ def test_a_changed_byte_in_an_archive(reference, tmp_path):
 
 
 def test_an_archive_that_is_far_too_long(reference, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules["jeffnet.weights.keras"]._LONGEST, "model.weights.h5", 1000)
-    with pytest.raises(WeightsError, match=r"its model.weights.h5 takes more than 1,000 bytes"):
-        read_keras(reference("tensorflow", SMALL) / f"{SMALL}.keras")
+    path = shutil.copy(reference("tensorflow", SMALL) / f"{SMALL}.keras", tmp_path / "a.keras")
+    monkeypatch.setattr("jeffnet.weights.keras._LONGEST", 1000)
+    with pytest.raises(WeightsError, match=r"its config.json takes more than 1,000 bytes"):
+        read_keras(path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("zeros", "w") as file:
+        for _ in range(100):
+            file.write(bytes(2**20))
+    monkeypatch.setattr("jeffnet.weights.archive.MOST_TIMES", 10)
+    with pytest.raises(WeightsError, match=r"would unpack to .*: refused"):
+        read_keras(path)
+
+
+@pytest.mark.parametrize("death", ["os.kill(os.getpid(), 11)", "raise MemoryError", "os._exit(7)", "print('h5py')"])
+def test_a_death_of_hdf5_is_an_error_and_no_end(death, reference, tmp_path, monkeypatch):
+    """It reads in a process of its own, where what it prints is not mistaken for arrays."""
+    (tmp_path / "h5py.py").write_text(f"import os\n{death}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = reference("tensorflow", SMALL) / f"{SMALL}.weights.h5"
+    with pytest.raises(WeightsError, match=f"{re.escape(str(path))}' are not a whole file of Keras: ."):
+        read_keras(path)
 
 
 @pytest.mark.parametrize("config", [b"{", b"[]", b'{"class_name": 3}', b'{"class_name": "A", "config": {"layers": 5}}'])

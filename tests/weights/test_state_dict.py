@@ -64,7 +64,7 @@ def test_names_of_efficientnet_pytorch():
         {"n_averaged": np.array(5)},
         {"criterion.margins": np.ones((2, 2)), "model.loss.weight": np.ones(3)},
     ],
-    ids=lambda beside: list(beside)[0],
+    ids=lambda beside: next(iter(beside)),
 )
 @pytest.mark.parametrize("prefix", ["", "model.", "module."])
 def test_arrays_of_no_network_are_left_out_with_a_warning(prefix, beside, caplog):
@@ -118,7 +118,7 @@ def test_an_average_of_nothing_is_none(caplog):
     ids=["prefixes", "keys"],
 )
 def test_several_of_equal_standing_are_an_error(content):
-    with pytest.raises(WeightsError, match="'a.pth' have several state dicts: .*save the one that you want alone"):
+    with pytest.raises(WeightsError, match=r"'a.pth' have several state dicts: .*save the one that you want alone"):
         _found(content)
 
 
@@ -127,7 +127,7 @@ def test_the_networks_own_key_comes_before_others():
 
 
 def test_content_that_contains_itself_comes_to_an_end():
-    content = {"a": 1}
+    content: dict = {"a": 1}
     content["self"] = content
     deep = {}
     for _ in range(10**5):

@@ -1,0 +1,256 @@
+"""Files in HDF5, in which Keras keeps the arrays of a model's layers; reading them needs h5py.
+
+HDF5 trusts its files: a damaged one may crash it, and a crafted one do worse. So a process of its own reads a file, and
+what it finds comes back as bytes: all that a broken file can end is that process.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
+import numpy as np
+
+from jeffnet.errors import WeightsError, first_line
+from jeffnet.weights.archive import check_growth
+from jeffnet.weights.checksum import checked, checksum
+from jeffnet.weights.stored import Stored
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+Layers = dict[str, dict[str, Stored]]
+# An attribute of each array in files that jeffnet wrote: HDF5 as Keras uses it has no checksums.
+_CHECKSUM = "jeffnet.checksum"
+# What the process may use at most: a broken file can make HDF5 go round in circles, or ask for any amount of memory.
+_SECONDS, _BYTES = 600, 2**34
+_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+# Keras 3 numbers the arrays of a layer: what they are is told by how many axes each has.
+_LEAVES_BY_AXES = {
+    (1, 1, 1, 1): _NORM,
+    (1, 1, 0): ("mean", "variance", "count"),
+    **{axes: ("kernel", "bias") for axes in ((4,), (4, 1), (2,), (2, 1))},
+}
+
+
+@dataclass(frozen=True)
+class LayersFile:
+    """What such a file holds.
+
+    Attributes:
+      layers: arrays by layer and by what they are, `kernel` for instance.
+      config: Keras's description of the model in JSON, where there is one.
+      has_checksums: whether every array has one, which is compared when it is read.
+    """
+
+    layers: Layers
+    config: str | None
+    has_checksums: bool
+
+
+def read_layers(path: Path, content: BinaryIO, stems: set[str]) -> LayersFile:
+    """The layers of a file of Keras, in either of the arrangements that Keras has had.
+
+    Args:
+      path: what to call it.
+      content: the file.
+      stems: names of layers by which one that says its layers' names is recognised.
+
+    Raises:
+      WeightsError: h5py is not installed, or the file is broken or points to other files.
+    """
+    if importlib.util.find_spec("h5py") is None:
+        raise WeightsError(f"weights {str(path)!r} are in HDF5: pip install h5py to read them")
+    with tempfile.TemporaryFile() as output:
+        done = subprocess.run(
+            [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(sorted(stems))],
+            stdin=content,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(part or os.getcwd() for part in sys.path)},
+            check=False,
+        )
+        if done.returncode:
+            crash = f"HDF5 crashed on it (signal {-done.returncode})" if done.returncode < 0 else "it cannot be read"
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise broken(path, said[-1] if said and done.returncode > 0 else crash)
+        found = np.memmap(output, np.uint8, "r")
+    length = int.from_bytes(found[-8:].tobytes(), "little")
+    listing = json.loads(found[-8 - length : -8].tobytes())
+    if "error" in listing:
+        raise broken(path, listing["error"])
+    return _listed(path, found, listing)
+
+
+def broken(path: Path, reason: str) -> WeightsError:
+    """The error for a file that cannot be read."""
+    return WeightsError(f"weights {str(path)!r} are not a whole file of Keras: {reason}")
+
+
+def add_checksums(path: Path) -> None:
+    """Give every array of a file its checksum."""
+    import h5py
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            item.attrs[_CHECKSUM] = f"{checksum(np.asarray(item[()])):016x}"
+
+    with h5py.File(path, "r+") as file:
+        file.visititems(add)
+
+
+def _listed(path: Path, found: np.ndarray, listing: dict[str, Any]) -> LayersFile:
+    layers: Layers = {}
+    sums: dict[str, int] = {}
+    for layer, leaf, shape, dtype, start, digits in listing["arrays"]:
+        shape, dtype = tuple(shape), np.dtype(dtype)
+        end = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+        def read(part: np.ndarray = found[start:end], shape: tuple = shape, dtype: np.dtype = dtype) -> np.ndarray:
+            return np.array(part).view(dtype).reshape(shape)
+
+        array = Stored(shape, dtype, read)
+        if digits is not None:
+            name = f"{layer}/{leaf}"
+            array = checked({name: array}, {name: int(digits, 16)}, str(path))[name]
+            sums[name] = 1
+        layers.setdefault(layer, {})[leaf] = array
+    return LayersFile(layers, listing["config"], 0 < len(sums) == len(listing["arrays"]))
+
+
+def main() -> None:
+    """The process: reads the file at its standard input, and writes arrays and at the end a list of them."""
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what else is printed shall not get in between
+    _limit()
+    try:
+        listing = _written(output, set(json.loads(sys.argv[1])))
+    except Exception as error:  # whatever a broken file makes HDF5 raise
+        listing = {"error": first_line(error)}
+    text = json.dumps(listing).encode()
+    output.write(text + len(text).to_bytes(8, "little"))
+    output.close()
+    os._exit(0)  # what HDF5 does at the end is of no interest
+
+
+def _limit() -> None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return
+    for kind, most in ((resource.RLIMIT_CPU, _SECONDS), (resource.RLIMIT_AS, _BYTES), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _written(output: BinaryIO, stems: set[str]) -> dict[str, Any]:
+    """Write the arrays; returns the list of them."""
+    import h5py
+
+    with open(0, "rb") as content, h5py.File(content, "r") as file:
+        layers, arrays = _Reader(h5py.HardLink).layers(file, stems), []
+        datasets = [dataset for leaves in layers.values() for dataset in leaves.values()]
+        check_growth(sum(dataset.nbytes for dataset in datasets), os.fstat(content.fileno()).st_size)
+        start = 0
+        for layer, leaves in layers.items():
+            for leaf, dataset in leaves.items():
+                array = np.ascontiguousarray(dataset[()]).reshape(dataset.shape)
+                # HDF5 has no bfloat16: Keras writes two bytes of nothing in particular and says what they are.
+                is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16" and array.itemsize == 2
+                if array.dtype.kind not in "fiub" and not is_bfloat16:
+                    raise ValueError(f"{dataset.name} has elements of type {array.dtype}")
+                digits = dataset.attrs.get(_CHECKSUM)
+                output.write(array.tobytes())
+                dtype = "bfloat16" if is_bfloat16 else array.dtype.str
+                arrays.append((layer, leaf, array.shape, dtype, start, None if digits is None else str(digits)))
+                start += array.nbytes
+        config = file.attrs.get("model_config")
+    return {"arrays": arrays, "config": config.decode() if isinstance(config, bytes) else config}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Finds the layers and their arrays in either arrangement.
+
+    Attributes:
+      hard: h5py's kind of link that stays within a file.
+    """
+
+    hard: type
+
+    def layers(self, file: Any, stems: set[str]) -> dict[str, dict[str, Any]]:
+        """Datasets by layer and by what they are."""
+        root = self.child(file, "model_weights")
+        root = file if root is None else root
+        listed = self.texts(root, "layer_names")
+        if listed:
+            return self.listed_layers(root, listed)
+        found = list(self.nested_layers(file, set()))
+        named = bool(stems & {name for _, name, _ in found})
+        layers: dict[str, dict[str, Any]] = {}
+        for place, name, arrays in found:
+            short = name if named else place.rpartition("/")[2]
+            layers[place if short in layers else short] = arrays
+        return layers
+
+    def listed_layers(self, root: Any, listed: list[str]) -> dict[str, dict[str, Any]]:
+        """The older arrangement: attributes list the layers and their weights, of a model in a model all together."""
+        layers: dict[str, dict[str, Any]] = {}
+        for layer in listed:
+            group = self.child(root, layer)
+            weights = self.texts(group, "weight_names")
+            is_model = len({weight.rpartition("/")[0] for weight in weights}) > 1
+            for weight in weights:
+                owner, _, leaf = weight.rpartition("/")
+                leaf = leaf.partition(":")[0].removeprefix("depthwise_")
+                layers.setdefault(owner if is_model else layer, {})[leaf] = self.dataset(self.child(group, weight))
+        if "Conv/BatchNorm" in layers:  # as MobileNetV3's layers were called before Keras 3
+            return {name.replace("/BatchNorm", "_bn").replace("/", "_").lower(): layers[name] for name in layers}
+        return {name.rpartition("/")[2]: arrays for name, arrays in layers.items()}
+
+    def nested_layers(self, group: Any, seen: set) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """The arrangement of Keras 3: where each layer is, the name that it says it has, and its arrays."""
+        for container in ("layers", "_layer_checkpoint_dependencies"):
+            layers = self.child(group, container)
+            for key in () if layers is None else layers:
+                layer = self.child(layers, key)
+                if layer.id in seen:  # a group that is in itself would have no end
+                    continue
+                seen.add(layer.id)
+                variables = self.child(layer, "vars")
+                if variables is not None and len(variables):
+                    arrays = [self.dataset(self.child(variables, number)) for number in sorted(variables, key=int)]
+                    numbers = tuple(str(number) for number in range(len(arrays)))
+                    leaves = _LEAVES_BY_AXES.get(tuple(array.ndim for array in arrays), numbers)
+                    yield layer.name, variables.attrs.get("name", key), dict(zip(leaves, arrays, strict=False))
+                yield from self.nested_layers(layer, seen)
+
+    def child(self, group: Any, path: str) -> Any:
+        """What is at a path, or None. Links that might lead to another file are refused."""
+        for key in path.split("/"):
+            link = group.get(key, getlink=True)
+            if link is None:
+                return None
+            if not isinstance(link, self.hard):
+                raise ValueError(f"{key!r} in it is a link elsewhere: refused")
+            group = group[key]
+        return group
+
+    def texts(self, group: Any, attribute: str) -> list[str]:
+        """A list in an attribute, or in several where it is too long for one."""
+        parts, more = [group.attrs.get(attribute, ())], f"{attribute}0"
+        while more in group.attrs:
+            parts.append(group.attrs[more])
+            more = f"{attribute}{len(parts) - 1}"
+        return [text.decode() if isinstance(text, bytes) else str(text) for part in parts for text in part]
+
+    def dataset(self, dataset: Any) -> Any:
+        """A dataset that lies in this file."""
+        if dataset.external or dataset.is_virtual:
+            raise ValueError(f"{dataset.name!r} of it is in another file: refused")
+        return dataset
