@@ -477,6 +477,7 @@ def test_which_files_are_of_keras():
 
 def test_without_h5py_the_message_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "a.h5").touch()
     with pytest.raises(WeightsError, match="pip install h5py"):
         read_keras(tmp_path / "a.h5")
 
