@@ -13,9 +13,24 @@ import numpy as np
 from jeffnet.errors import OutputError
 from jeffnet.evaluate import Predictions
 from jeffnet.files import written_atomically
+from jeffnet.names import utf8
+from jeffnet.reading import parse_json, read_text
 
 # Settings that change no score.
 _INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit"})
+# What a row must have: what is compared to find it, and what is shown of it.
+_NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
+_KINDS: dict[str, Any] = {
+    **{"model": str, "weights": (str, type(None)), "data": str, "split": str, "settings": {}},
+    **dict.fromkeys(("top1", "top5", "loss", "num_examples", "images_per_second"), _NUMBER),
+    **dict.fromkeys(("published_top1", "top1_difference"), _MAYBE_NUMBER),
+    "preprocessing": {
+        **{"image_size": (int, list), "crop_pct": _NUMBER, "crop_mode": str, "interpolation": str},
+        **{"mean": list, "std": list},
+    },
+}
+_MISSING: Any = object()
+_BEYOND = 2**63
 
 
 class ResultsFile:
@@ -42,9 +57,10 @@ class ResultsFile:
         self.rows: list[dict[str, Any]] = []
         try:
             if self.path.exists():
-                self.rows = self._parse(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{str(path)!r} has no results of jeffnet ({error}): give another name") from error
+                self.rows = self._parse(read_text(self.path))
+        except (OSError, ValueError, csv.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise OutputError(f"{str(path)!r} has no results of jeffnet ({reason}): give another name") from error
 
     def find(self, model: str | None, weights: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of a model with the same settings, but for those that change no score; None where there is none.
@@ -75,11 +91,16 @@ class ResultsFile:
 
     def _parse(self, text: str) -> list[dict[str, Any]]:
         if self.path.suffix == ".json":
-            rows = json.loads(text)
+            rows = parse_json(text)
         else:
-            rows = [{key: _value(cell) for key, cell in row.items()} for row in csv.DictReader(io.StringIO(text))]
-        for row in rows:
-            _ = row["model"], row["weights"], row["settings"].items()
+            table = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+            rows = [{key: _value(cell) for key, cell in row.items()} for row in table]
+        if not isinstance(rows, list):
+            raise ValueError("it is no list of rows")
+        for number, row in enumerate(rows, 1):
+            _check_row(row, f"row {number}")
+            if (row["published_top1"] is None) != (row["top1_difference"] is None):
+                raise ValueError(f"row {number} has one of 'published_top1' and 'top1_difference' only")
         return rows
 
     def _format(self, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -95,20 +116,20 @@ class ResultsFile:
 def save_predictions(
     path: str | os.PathLike, predictions: Predictions, classes: Sequence[str], name: Callable[[int], str]
 ) -> None:
-    """A table of what a model answered, a row for each picture.
+    r"""A table of what a model answered, a row for each picture.
 
     Args:
       path: ends in `.csv` or `.parquet`.
       predictions: of the model.
       classes: names in the order of the logits.
-      name: of a picture by its number.
+      name: of a picture by its number. Bytes of a name that are not UTF-8 are written as `\xff`.
 
     Raises:
       OutputError: another suffix, or it cannot be written; or for parquet pyarrow is not installed.
     """
-    names = np.array(classes, dtype=object)
+    names = np.array([utf8(name) for name in classes], dtype=object)
     columns: dict[str, list] = {
-        "name": [name(index) for index in predictions.index.tolist()],
+        "name": [utf8(name(index)) for index in predictions.index.tolist()],
         "index": predictions.index.tolist(),
         "label": names[predictions.label].tolist(),
         "right1": predictions.right1.tolist(),
@@ -161,16 +182,29 @@ def _parquet() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
+def _check_row(row: Any, name: str, kinds: Mapping[str, Any] = _KINDS) -> None:
+    """Raises ValueError where a row lacks what is shown or compared of it, or has something else there."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{name} is {str(row)[:50]!r}")
+    for key, kind in kinds.items():
+        value = row.get(key, _MISSING)
+        if isinstance(kind, dict):
+            _check_row(value, f"{key!r} of {name}", kind)
+        elif not isinstance(value, kind) or isinstance(value, bool) or (type(value) is int and abs(value) >= _BEYOND):
+            shown = f"says {str(value)[:30]!r} as" if value is not _MISSING else "lacks"
+            raise ValueError(f"{name} {shown} {key!r}")
+
+
 def _cell(value: Any) -> str:
-    """JSON, from which `_value` makes what it was; but text as it is, unless it would be taken for JSON."""
-    if isinstance(value, str) and _value(value) == value:
+    """JSON, from which `_value` makes what it was; but text as it is, where it is UTF-8 and is not taken for JSON."""
+    if isinstance(value, str) and _value(value) == value == utf8(value):
         return value
     return json.dumps(value)
 
 
-def _value(cell: str) -> Any:
+def _value(cell: Any) -> Any:
     try:
-        return json.loads(cell)
+        return parse_json(cell) if isinstance(cell, str) else cell
     except ValueError:
         return cell
 

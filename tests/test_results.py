@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -22,6 +23,16 @@ def row(model, top1=50.0, weights=None, **settings):
         "model": model,
         "weights": weights,
         "top1": top1,
+        "top5": 99.0,
+        "loss": 0.5,
+        "num_examples": 10,
+        "images_per_second": 5.5,
+        "published_top1": None,
+        "top1_difference": None,
+        "preprocessing": {
+            **{"image_size": 32, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"},
+            **{"mean": [0, 0, 0], "std": [1, 1, 1]},
+        },
         "data": 'a "b", c',
         "split": "5",
         "settings": SETTINGS | settings,
@@ -82,6 +93,47 @@ def test_what_is_no_results_file_is_left_alone(tmp_path):
     with pytest.raises(OutputError, match="does not exist"):
         ResultsFile(tmp_path / "none" / "results.csv")
     assert (tmp_path / "notes.json").read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"preprocessing": {"image_size": 3}}, "'preprocessing' of row 1 lacks 'crop_pct'"),
+        ({"top1": "much"}, "row 1 says 'much' as 'top1'"),
+        ({"loss": 10**400}, "row 1 says '1000"),
+        ({"published_top1": 3.5}, "row 1 has one of"),
+    ],
+)
+def test_rows_with_other_values_are_no_results(tmp_path, suffix, change, fault):
+    path = tmp_path / f"results.{suffix}"
+    ResultsFile(path).add(row("a") | change)
+    with pytest.raises(OutputError, match=f"no results of jeffnet .*{fault}"):
+        ResultsFile(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+@pytest.mark.parametrize("data", [os.fsdecode(b"caf\xe9"), "a\r\nb\tc", "$x$", '"1"', "null", "\ud800", "日本, ä"])
+def test_any_name_comes_back_from_a_file_of_results(tmp_path, suffix, data):
+    results = ResultsFile(tmp_path / f"results.{suffix}")
+    results.add(row("a", data=data) | {"data": data})
+    (again,) = ResultsFile(results.path).rows
+    assert again["data"] == again["settings"]["data"] == data
+    assert ResultsFile(results.path).find("a", None, SETTINGS | {"data": data})
+    results.path.read_bytes().decode()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_predictions_of_odd_names_are_in_utf8(tmp_path, predictions, suffix):
+    path, names = tmp_path / f"p.{suffix}", ["$_a$.png", os.fsdecode(b"caf\xe9.png"), "a\nb", "\ud800", "ä", '"']
+    save_predictions(path, predictions, (os.fsdecode(b"\xff"), "cat", "dog"), names.__getitem__)
+    if suffix == "csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    assert [each["name"] for each in rows] == ["$_a$.png", r"caf\xe9.png", "a\nb", r"\ud800", "ä", '"']
+    assert rows[0]["label"] == r"\xff"
 
 
 def test_predictions_as_a_table(tmp_path, predictions):

@@ -1,6 +1,7 @@
 """Tar archives: which ones a pattern means, and what is where in them."""
 
 import glob
+import io
 import os
 import posixpath
 import re
@@ -9,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jeffnet.errors import DatasetError
+from jeffnet.errors import DatasetError, first_line
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512  # what a tar archive is made of
 _MOST_TEXT = 2**20
+_MOST_OF_A_RANGE = 10**6
 
 
 class Member(NamedTuple):
@@ -55,7 +57,8 @@ def find_archives(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
         raise DatasetError(f"data set {shown!r}: no archive is so named; check the pattern")
     if missing := [path for path in paths if not path.is_file()]:
         raise DatasetError(
-            f"archive {str(missing[0])!r} does not exist ({len(missing)} of {len(paths)} do not): check the path"
+            f"archive {str(missing[0])!r} does not exist ({len(missing)} of {len(paths)} do not), or is no file: check "
+            "the path"
         )
     # Once each: nested braces, like patterns that overlap, give some twice.
     paths = sorted({path.absolute() for path in paths})
@@ -63,7 +66,11 @@ def find_archives(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """All that a pattern with braces means, as in a shell: `{a,b}` and `{000..146}`, zeros in front kept."""
+    """All that a pattern with braces means, as in a shell: `{a,b}` and `{000..146}`, zeros in front kept.
+
+    Raises:
+      DatasetError: a range of more than a million numbers.
+    """
     if not (braces := re.search(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}", pattern)):
         return [pattern]
     inside = braces[1]
@@ -71,6 +78,10 @@ def expand_braces(pattern: str) -> list[str]:
         words = inside.split(",")
     else:
         first, last = inside.split("..")
+        if max(len(first), len(last)) > 18 or int(last) - int(first) >= _MOST_OF_A_RANGE:
+            raise DatasetError(
+                f"pattern {pattern!r} names more than {_MOST_OF_A_RANGE:,} archives: give a shorter range"
+            )
         width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
         words = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     before, after = pattern[: braces.start()], pattern[braces.end() :]
@@ -85,16 +96,17 @@ def read_headers(path: Path, is_text: Callable[[str], bool]) -> tuple[list[Membe
       is_text: whether the contents of a member of this name are wanted; of more than 1 MiB they never are.
 
     Returns:
-      The members in their order, and the contents of those wanted, by name.
+      The members in their order, and the contents of those wanted, by name. All of a member's bytes are in the archive.
+      Bytes of names that are not UTF-8 are surrogates, as in names of files.
 
     Raises:
-      DatasetError: no tar archive, a compressed or truncated one, or one that has a member twice, or a link.
+      DatasetError: no tar archive, a compressed, truncated or damaged one, or one that has a member twice, or a link.
     """
     _refuse_compressed(path)
     members, texts, names = [], {}, set()
     try:
-        with tarfile.open(path, "r:", errors="replace") as archive:
-            for entry in _entries(archive):
+        with _Reader(path) as reader, tarfile.open(fileobj=reader, mode="r:", errors="surrogateescape") as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
+            for entry in _entries(archive, reader.size):
                 name = posixpath.normpath(entry.name).lstrip("/")
                 if entry.isdir() or any(part.startswith(".") for part in name.split("/")):
                     continue
@@ -109,9 +121,12 @@ def read_headers(path: Path, is_text: Callable[[str], bool]) -> tuple[list[Membe
                 members.append(Member(name, entry.offset_data, entry.size))
                 if entry.size <= _MOST_TEXT and is_text(name) and (content := archive.extractfile(entry)):
                     texts[name] = content.read()
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except DatasetError:
+        raise
+    # tarfile answers damaged headers with what Python raises at odd numbers and texts, or at very many of them.
+    except (OSError, tarfile.TarError, EOFError, ValueError, LookupError, RecursionError, OverflowError) as error:
         raise DatasetError(
-            f"archive {str(path)!r} is no tar archive, truncated or damaged ({error}): get it again"
+            f"archive {str(path)!r} is no tar archive, truncated or damaged ({first_line(error)}): get it again"
         ) from error
     return members, texts
 
@@ -123,9 +138,33 @@ def _expand(pattern: str) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All headers, and an error where they do not go on to the archive's end."""
+class _Reader(io.FileIO):
+    """An archive's file for tarfile, which trusts what headers say of lengths: it might read for ever, or everything.
+
+    Raises:
+      tarfile.ReadError: on reading more than any header or text is long, or again and again at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self.size = os.fstat(self.fileno()).st_size
+        self._at_end = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= 2 * _MOST_TEXT:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        content = super().read(size) or b""
+        self._at_end += not content and size > 0
+        if self._at_end > 2:
+            raise tarfile.ReadError("unexpected end of data")
+        return content
+
+
+def _entries(archive: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """All headers, and an error where they do not go on to the archive's end, or a member would lie beyond it."""
     while (entry := archive.next()) is not None:
+        if not 0 <= entry.size <= max(size - entry.offset_data, 0):
+            raise tarfile.ReadError(f"member {entry.name!r} is said to have {entry.size:,} bytes")
         yield entry
         # tarfile keeps every header: with millions of pictures, gigabytes.
         archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,5 +1,6 @@
 """Labelled pictures in NumPy arrays, and in `.npz` files of them."""
 
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -12,11 +13,15 @@ from jeffnet.data.checks import checked_index, checked_labels
 from jeffnet.data.images import MODES, image_mode
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
-from jeffnet.errors import DatasetError
+from jeffnet.errors import DatasetError, first_line
+from jeffnet.reading import check_file
 
 # Names of the arrays of a split: ours, those of keras.datasets, those of MedMNIST.
 _NAMES = (("images_{}", "labels_{}"), ("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 _WITHOUT_SPLIT = ("images", "labels")
+_CLASSES = "classes"
+_ONE_ARRAY = b"\x93NUMPY"
+_MOST_EXPANSION = 1040  # what deflate makes of a byte at most, and more than what is stored as it is
 
 
 class ArraySource:
@@ -100,23 +105,53 @@ def open_npz(path: str | os.PathLike[str], split: str = "train", channels: int |
     """
     path = Path(path).expanduser()
     try:
+        check_file(path, None)
         # Opened here, since NumPy leaves a damaged file open.
         with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
+            if file.read(len(_ONE_ARRAY)) == _ONE_ARRAY:
                 raise DatasetError(f"data set {str(path)!r} is one array: save images and labels with numpy.savez")
-            images, labels = _array_names(arrays.files, split, str(path))
-            classes = [_text(name) for name in arrays["classes"]] if "classes" in arrays else None
-            return ArraySource(arrays[images], arrays[labels], classes, channels, path.name)
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                present = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+                images, labels = _array_names(present, split, str(path))
+                classes = _names(_array(archive, _CLASSES)) if _CLASSES in present else None
+                pixels, numbers = _array(archive, images), _array(archive, labels)
     except FileNotFoundError:
         raise DatasetError(f"data set {str(path)!r} does not exist: check the path") from None
     except DatasetError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = "it holds pickled objects" if "allow_pickle" in str(error) else str(error).partition("\n")[0]
+    except Exception as error:  # damaged files make zipfile, zlib and NumPy raise almost anything
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
         raise DatasetError(
             f"data set {str(path)!r} cannot be read ({reason}): save plain arrays with numpy.savez"
         ) from error
+    return ArraySource(pixels, numbers, classes, channels, path.name)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an npz file, whose header is not believed: the memory it asks for must be that of its contents.
+
+    Raises anything: NumPy's and zipfile's exceptions.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    if member.file_size > _MOST_EXPANSION * member.compress_size:
+        raise ValueError(f"array {name!r} says it has {member.file_size:,} bytes, in {member.compress_size:,}")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError(f"array {name!r} holds pickled objects")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"array {name!r} says it is {dtype} {shape}, in {member.file_size:,} bytes")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _names(array: np.ndarray) -> list[str]:
+    if array.ndim != 1 or array.dtype.kind not in "USiu":
+        raise ValueError(f"{_CLASSES!r} is {array.dtype} {array.shape}, not texts (N,)")
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in array.tolist()]
 
 
 def _array_names(present: Sequence[str], split: str, data: str) -> tuple[str, str]:
@@ -129,7 +164,3 @@ def _array_names(present: Sequence[str], split: str, data: str) -> tuple[str, st
     raise DatasetError(
         f"data set {data!r} has no split {split!r}, only the arrays {', '.join(present)}: add x_{split} and y_{split}"
     )
-
-
-def _text(name: object) -> str:
-    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)

@@ -10,7 +10,7 @@ from jeffnet.errors import DatasetError
 from jeffnet.names import told_apart
 
 # Classes that are known by their numbers only: a greater label is no label, or would make a list as long.
-_MOST_UNNAMED = 2**20
+MOST_UNNAMED = 2**20
 
 
 def checked_labels(
@@ -40,10 +40,10 @@ def checked_labels(
             f"picture {name(least)!r} has the label {labels[least]}: this part of the data set has no labels; give "
             "another split"
         )
-    if classes is None and numbers[greatest] >= _MOST_UNNAMED:
+    if classes is None and numbers[greatest] >= MOST_UNNAMED:
         raise DatasetError(
             f"picture {name(greatest)!r} has the label {labels[greatest]}: labels without names go up to "
-            f"{_MOST_UNNAMED - 1:,}; correct it, or give the names of all classes"
+            f"{MOST_UNNAMED - 1:,}; correct it, or give the names of all classes"
         )
     if classes is None:
         classes = [str(number) for number in range(int(numbers[greatest]) + 1)]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jeffnet.data.checks import checked_index, checked_labels, listed
+from jeffnet.data.checks import MOST_UNNAMED, checked_index, checked_labels, listed
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
+from jeffnet.reading import check_file, parse_json
 
 if TYPE_CHECKING:
     import datasets
@@ -31,6 +32,10 @@ class HubDataset:
     The column of pictures is the first of type `datasets.Image`, preferably called image or img; where there is none,
     the first of structs of `bytes` and `path`. That of labels is called label, labels, fine_label or cls, preferably a
     `datasets.ClassLabel`, which has the names of the classes, else integers; or it is the only ClassLabel.
+
+    A picture that is only a path must lie in the folder of the files, or for data sets of the hub in the caches of its
+    libraries: tables come from others, and must not read this machine's files. Links in the folder are followed, since
+    no table makes any.
 
     Attributes:
       classes: names of the labels; unnamed ones '0' to the greatest.
@@ -63,19 +68,26 @@ class HubDataset:
                 f"data set {self._data!r} needs Hugging Face datasets: pip install 'jeffnet[datasets]'"
             ) from None
         if self._data.startswith("hf:"):
-            self._folder = Path()
+            self._folders = _cache_folders()
             rows, found = _of_hub(self._data, split)
             self._base = f"{self._data.removeprefix('hf:')}/{found}"
         else:
             path = Path(data).expanduser()
-            self._folder = path if path.is_dir() else path.parent
+            self._folders = [path if path.is_dir() else path.parent]
             rows, self._base = _of_files(path, split), path.name
         self._image = _image_column(rows.features, self._data)
         label = _label_column(rows.features, self._data)
-        # Undecoded, since ours is the reader that knows which errors to raise.
-        self._rows = rows.cast_column(self._image, datasets.Image(decode=False)).select_columns([self._image])
+        try:
+            # Undecoded, since ours is the reader that knows which errors to raise.
+            self._rows = rows.cast_column(self._image, datasets.Image(decode=False)).select_columns([self._image])
+            labels = _labels(rows, label)
+        except Exception as error:  # of Arrow, at values of other types than the columns say
+            raise DatasetError(
+                f"data set {self._data!r} cannot be read ({first_line(error)}): check its columns {self._image!r} and "
+                f"{label!r}"
+            ) from error
         classes = getattr(rows.features[label], "names", None)
-        self.labels, self.classes = checked_labels(_labels(rows, label), classes, self._data, self.name)
+        self.labels, self.classes = checked_labels(labels, classes, self._data, self.name)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,23 +95,51 @@ class HubDataset:
     def __getitem__(self, index: int) -> Example:
         index = checked_index(index, len(self))
         name = self.name(index)
-        picture = self._rows[index][self._image] or {}
-        content, path = picture.get("bytes"), picture.get("path")
-        if content is None:
-            if not path:
-                raise ImageError(f"image {name!r} has neither bytes nor a path: remove its row")
-            content = self._folder / path
-        return Example(read_image(content, self.channels, name), int(self.labels[index]), name)
+        try:
+            picture = self._rows[index][self._image] or {}
+            content, path = picture.get("bytes"), picture.get("path")
+        except Exception as error:  # of Arrow, at damaged values
+            raise ImageError(f"image {name!r} cannot be read ({first_line(error)}): remove its row") from error
+        if isinstance(content, bytes):
+            picture = read_image(content, self.channels, name)
+        elif path:
+            picture = read_image(self._inside(path, name), self.channels, name)
+        else:
+            raise ImageError(f"image {name!r} has neither bytes nor a path: remove its row")
+        return Example(picture, int(self.labels[index]), name)
+
+    def _inside(self, path: str, name: str) -> str:
+        """Where a row's path leads, in the first of the folders that it is relative to or lies in."""
+        for folder in map(os.path.abspath, self._folders):
+            place = os.path.normpath(os.path.join(folder, path))
+            if os.path.commonpath([folder, place]) == folder:
+                return place
+        raise ImageError(
+            f"image {name!r} is outside of {str(self._folders[0])!r}, the folder of its data set: put it there, or a "
+            "link to its folder, and a path relative to it into the row"
+        )
 
     def name(self, index: int) -> str:
         """The data set and the picture's path in it, or its number where it has no path."""
         index = checked_index(index, len(self._rows))
         # Of the column itself, since a row would bring the picture with it.
-        path = self._rows.data.column(self._image)[index]["path"].as_py()
+        try:
+            path = self._rows.data.column(self._image)[index]["path"].as_py()
+        except UnicodeDecodeError:
+            path = None
         return f"{self._base}/{path or index}"
 
     def __repr__(self) -> str:
         return f"HubDataset({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+
+
+def _cache_folders() -> list[Path]:
+    """Where the libraries of the hub put files that they download and unpack."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH)
+    return [Path(folder) for folder in (*caches, constants.HF_HUB_CACHE)]
 
 
 def _of_files(path: Path, split: str) -> "datasets.Dataset":
@@ -110,9 +150,33 @@ def _of_files(path: Path, split: str) -> "datasets.Dataset":
         files, root = [path] if path.is_file() else [], path.parent
     if not files:
         raise DatasetError(f"data set {str(path)!r} does not exist or has no parquet files: check the path")
-    chosen = [glob.escape(str(file)) for file in files_of_split(files, root, split)]
+    files = files_of_split(files, root, split)
+    _check_classes(files[0], str(path))
+    chosen = [glob.escape(str(file)) for file in files]
     # The name of a split within `datasets`, where these files are all there is.
     return _load(str(path), "parquet", data_files={"train": chosen}, split="train")
+
+
+def _check_classes(file: Path, data: str) -> None:
+    """Raises DatasetError where the file that tells the types of columns says it has very many classes.
+
+    `datasets` would make a name for each. What else is wrong with the file, it finds.
+    """
+    import pyarrow.parquet
+
+    try:
+        check_file(file, None)
+        metadata = pyarrow.parquet.read_schema(file).metadata or {}
+        features = parse_json(metadata.get(b"huggingface", b"{}"))["info"]["features"].values()
+        count = max(feature.get("num_classes") or 0 for feature in features)
+    except OSError as error:
+        raise DatasetError(f"data set {data!r} cannot be loaded ({first_line(error)}): check its files") from error
+    except Exception:
+        return
+    if count > MOST_UNNAMED:
+        raise DatasetError(
+            f"data set {data!r} says it has {count:,} classes, more than {MOST_UNNAMED:,}: correct {file!s}"
+        )
 
 
 def _of_hub(data: str, split: str) -> tuple["datasets.Dataset", str]:
@@ -225,5 +289,7 @@ def _label_column(features: "datasets.Features", data: str) -> str:
 
 def _labels(rows: "datasets.Dataset", column: str) -> np.ndarray:
     labels = rows.select_columns([column]).with_format("arrow")[:][column]
-    # A missing one counts as unlabelled, as -1 does.
-    return labels.fill_null(-1).to_numpy()
+    if labels.null_count:
+        # A missing one counts as unlabelled, as -1 does.
+        labels = labels.cast("int64").fill_null(-1)
+    return labels.to_numpy()

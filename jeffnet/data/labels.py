@@ -1,19 +1,21 @@
 """From a data set's labels to a model's classes: by name, by number, or by a file that says it."""
 
 import csv
+import io
 import json
 import os
 import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.data.checks import listed
 from jeffnet.errors import DatasetError
+from jeffnet.reading import parse_json, read_text
 
 # The 200 classes that ImageNet-A (arXiv:1907.07174) and ImageNet-R (arXiv:2006.16241) have of the 1,000; ImageNet-V2
 # (arXiv:1902.10811) and ImageNet-Sketch (arXiv:1905.13549) have all.
@@ -44,7 +46,7 @@ def label_table(
     """
     if mapping is not None:
         if missing := [name for name in classes if name not in mapping]:
-            raise DatasetError(f"the label map lacks {listed(missing)} of the data set: add them")
+            raise DatasetError(f"the label map lacks {listed(missing, beside=mapping)} of the data set: add them")
         if wrong := [name for name in classes if not 0 <= mapping[name] < num_classes]:
             raise DatasetError(f"the label map sends {listed(wrong)} outside the model's {num_classes} classes")
         return np.array([mapping[name] for name in classes], np.int32)
@@ -55,7 +57,7 @@ def label_table(
         return np.array([number[name] for name in classes], np.int32)
     if known == imagenet and tuple(classes) == tuple(imagenet_classes().values()):
         return np.arange(num_classes, dtype=np.int32)
-    if known in ((), imagenet) and all(name.isdecimal() and int(name) < num_classes for name in classes):
+    if known in ((), imagenet) and all(re.fullmatch(r"\d{1,18}", name) and int(name) < num_classes for name in classes):
         return np.array([int(name) for name in classes], np.int32)
     if len(classes) == num_classes and not model_classes:
         return np.arange(num_classes, dtype=np.int32)
@@ -66,7 +68,8 @@ def label_table(
         )
     unknown = [name for name in classes if name not in number]
     raise DatasetError(
-        f"the data set has classes that the model has not: {listed(unknown)}; it has {listed(known)}: give a label map"
+        f"the data set has classes that the model has not: {listed(unknown, beside=known)}; it has {listed(known)}: "
+        "give a label map"
     )
 
 
@@ -82,21 +85,34 @@ def read_label_map(path: str | os.PathLike, model_classes: Sequence[str] = ()) -
       DatasetError: it cannot be read, or has something else.
     """
     name, text = repr(os.fspath(path)), _read(path, "label map")
-    try:
-        pairs = list(json.loads(text).items()) if text.lstrip().startswith("{") else list(csv.reader(text.splitlines()))
-        pairs = [(str(source), target) for source, target in filter(None, pairs)]
-    except (ValueError, AttributeError) as error:
-        raise DatasetError(f"label map {name} is neither a JSON object nor CSV of two columns ({error})") from None
     number = {known: index for index, known in enumerate(tuple(model_classes) or tuple(imagenet_classes()))}
-    mapping = {}
-    for source, target in pairs:
-        if isinstance(target, int) or re.fullmatch(r"\s*\d+\s*", str(target)):
-            mapping[source] = int(target)
-        elif target in number:
+    mapping: dict[str, int] = {}
+    for source, target in _pairs(text, name):
+        if source in mapping:
+            raise DatasetError(f"label map {name} has {source!r} twice: remove one of them")
+        if type(target) is int or (isinstance(target, str) and re.fullmatch("[0-9]{1,18}", target.strip())):
+            mapping[source] = target if isinstance(target, int) else int(target.strip())
+        elif isinstance(target, str) and target in number:
             mapping[source] = number[target]
         else:
-            raise DatasetError(f"label map {name} sends {source!r} to {target!r}, which is no class of the model")
+            shown = listed([target], beside=number) if isinstance(target, str) else repr(target)[:50]
+            raise DatasetError(f"label map {name} sends {source!r} to {shown}, which is no class of the model")
     return mapping
+
+
+def _pairs(text: str, name: str) -> list[tuple[str, Any]]:
+    """Names and what a label map says they are, in its order."""
+    try:
+        if text.lstrip().startswith("{"):
+            return json.loads(text, object_pairs_hook=list)
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise DatasetError(f"label map {name} is neither a JSON object nor CSV of two columns ({error})") from None
+    if wrong := next((row for row in rows if len(row) != 2), None):
+        raise DatasetError(
+            f"label map {name} is neither a JSON object nor CSV of two columns: it has the row {','.join(wrong)[:50]!r}"
+        )
+    return [(source, target) for source, target in rows]
 
 
 def read_real_labels(path: str | os.PathLike) -> list[frozenset[int]]:
@@ -110,10 +126,18 @@ def read_real_labels(path: str | os.PathLike) -> list[frozenset[int]]:
       DatasetError: it cannot be read, or is something else.
     """
     try:
-        rows = json.loads(_read(path, "ReaL labels"))
-        return [frozenset(int(label) for label in row) for row in rows]
-    except (ValueError, TypeError) as error:
+        rows = parse_json(_read(path, "ReaL labels"))
+    except ValueError as error:
         raise DatasetError(f"ReaL labels {os.fspath(path)!r} are no list of lists of numbers ({error})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise DatasetError(f"ReaL labels {os.fspath(path)!r} are no list of lists of numbers")
+    for place, row in enumerate(rows):
+        if wrong := [label for label in row if type(label) is not int or label < 0]:
+            raise DatasetError(
+                f"ReaL labels {os.fspath(path)!r} have {str(wrong[0])[:50]!r} for picture {place + 1}: classes are "
+                "numbers from 0 on"
+            )
+    return [frozenset(row) for row in rows]
 
 
 def real_index(name: str, index: int, examples: int, labels: int) -> int:
@@ -178,7 +202,6 @@ def _subsets() -> dict[str, tuple[int, ...]]:
 
 def _read(path: str | os.PathLike, what: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DatasetError(f"{what} {os.fspath(path)!r} cannot be read ({reason})") from None
+        return read_text(os.path.expanduser(path))
+    except OSError as error:
+        raise DatasetError(f"{what} {os.fspath(path)!r} cannot be read ({error.strerror or error})") from None

@@ -1,6 +1,6 @@
 """Labelled pictures in tar archives, read where they lie: WebDataset shards, and archives of class folders."""
 
-import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -9,13 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from jeffnet.data.archives import Member, find_archives, read_headers
-from jeffnet.data.checks import checked_index, checked_labels, listed
-from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
+from jeffnet.data.checks import checked_index, checked_labels, listed, of_unknown_endings
+from jeffnet.data.images import SUFFIXES, image_mode, is_picture, most_bytes, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import KNOWN, files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError
+from jeffnet.reading import MOST_TEXT, parse_json, read_file
 
 _CLASSES = "classes.txt"
+
+_LOGGER = logging.getLogger("jeffnet.data")
 
 
 class _Picture(NamedTuple):
@@ -35,7 +38,8 @@ class TarShards:
     Or class folders as in `ImageFolder`: `[split/]<class>/**/*.jpg`, perhaps all in one more folder.
 
     The split is the one that a folder or the name of an archive tells, see `files_of_split` in `jeffnet.data.splits`,
-    or a folder inside. Where nothing tells, everything serves as 'val'. Hidden files are ignored.
+    or a folder inside. Where nothing tells, everything serves as 'val'. Hidden files are ignored,
+    other files without a picture beside them counted in a warning.
 
     Attributes:
       classes: names of the labels; those of class folders sorted, unnamed labels '0' to the greatest.
@@ -108,6 +112,11 @@ class TarShards:
 
     def _content(self, index: int, name: str) -> bytes:
         offset, size = int(self._offsets[index]), int(self._sizes[index])
+        if (most := most_bytes()) and size > most:
+            raise ImageError(
+                f"image {name!r} has {size:,} bytes, more than {most:,}: scale it down, or raise "
+                "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            )
         try:
             # Opened for each picture, which takes microseconds: a thousand archives would be too many to keep open.
             with self._shards[self._shard[index]].open("rb", buffering=0) as file:
@@ -122,21 +131,31 @@ class TarShards:
     def _read_headers(self) -> tuple[list[_Picture], dict[tuple[int, str], int], tuple[str, ...] | None]:
         """All pictures, the labels that members tell by archive and key, and the names of the classes if one tells."""
         pictures, labels, classes = [], {}, None
+        skipped: list[str] = []
         for shard, path in enumerate(self._shards):
             members, texts = read_headers(path, _is_text)
+            keys, others = set(), []
             for member in members:
                 if is_picture(PurePosixPath(member.name).name):
                     pictures.append(_Picture(shard, member, tuple(member.name.split("/"))))
+                    keys.add(_key(member.name))
+                elif not _is_text(member.name):
+                    others.append(member.name)
+            # Beside a picture there may be anything about it.
+            skipped += [PurePosixPath(name).name for name in others if _key(name) not in keys]
             # First JSON, since a label of its own in `.cls` decides.
             for name in sorted(texts, key=lambda name: name.endswith(".cls")):
                 if PurePosixPath(name).name == _CLASSES:
-                    classes = classes or _lines(texts[name])
+                    classes = classes or _lines(f"{path.name}/{name}", texts[name])
                 elif (label := _parse_label(f"{path.name}/{name}", texts[name])) is not None:
                     labels[shard, _key(name)] = label
         if not pictures:
             raise DatasetError(
                 f"data set {self._data!r} has no pictures: add files of {listed(sorted(SUFFIXES), len(SUFFIXES))}"
+                + (f" ({of_unknown_endings(skipped)})" if skipped else "")
             )
+        if skipped:
+            _LOGGER.warning("%r: %s", self._data, of_unknown_endings(skipped))
         return pictures, labels, classes
 
     def _check_keys(self, pictures: list[_Picture]) -> None:
@@ -213,7 +232,7 @@ def _parse_label(name: str, content: bytes) -> int | None:
         except ValueError:
             raise DatasetError(f"label {name!r} is {content[:20]!r}: write an integer in digits") from None
     try:
-        found = json.loads(content)
+        found = parse_json(content)
     except ValueError:
         return None
     for field in ("label", "cls"):
@@ -226,11 +245,17 @@ def _read_classes(folders: Sequence[Path]) -> tuple[str, ...] | None:
     for folder in folders:
         if (folder / _CLASSES).is_file():
             try:
-                return _lines((folder / _CLASSES).read_bytes())
+                return _lines(str(folder / _CLASSES), read_file(folder / _CLASSES, MOST_TEXT))
             except OSError as error:
-                raise DatasetError(f"{str(folder / _CLASSES)!r} cannot be read ({error.strerror})") from error
+                raise DatasetError(
+                    f"names of classes {str(folder / _CLASSES)!r} cannot be read ({error.strerror}): mend or remove it"
+                ) from error
     return None
 
 
-def _lines(content: bytes) -> tuple[str, ...]:
-    return tuple(line.strip() for line in content.decode("utf-8-sig", "replace").splitlines() if line.strip())
+def _lines(name: str, content: bytes) -> tuple[str, ...]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"names of classes {name!r} are not in UTF-8 (byte {error.start:,}): convert them") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -14,7 +14,7 @@ import numpy as np
 from jeffnet.data.sources import ImageFolder, Source
 from jeffnet.data.splits import split_names
 from jeffnet.data.tensorflow_picture import tensorflow
-from jeffnet.data.tfds_source import is_prepared, open_builder, picture_and_label, undecoded
+from jeffnet.data.tfds_source import check_inside, class_names, is_prepared, open_builder, picture_and_label, undecoded
 from jeffnet.errors import DatasetError
 
 _TFDS = re.compile(r"tfds:\w+(/[\w.-]+)?(:[\d.*]+)?")
@@ -111,8 +111,9 @@ class _Prepared:
         self.where = f"data set {builder.info.full_name!r}"
         self._builder = builder
         self._split, self._files = _split_files(builder, split, self.where)
+        check_inside(builder, self._split, builder.info.full_name)
         self._image, self._label = picture_and_label(builder, builder.info.full_name)
-        self.classes = tuple(builder.info.features[self._label].names)
+        self.classes = class_names(builder, self._label, builder.info.full_name)
         self._ends = list(itertools.accumulate(file.take for file in self._files))
         self._records: Any = None
         if builder.info.file_format.value == "array_record":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jeffnet.data.checks import checked_index, listed
+from jeffnet.data.checks import MOST_UNNAMED, checked_index, listed
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
@@ -48,16 +48,23 @@ class TfdsSource:
         image_mode(channels)
         self.channels = channels
         self._data = name
-        with _quiet():
-            builder = open_builder(name, data_dir)
-            split = _split(builder, split, name)
-            self._image, label = picture_and_label(builder, name)
-            self.classes = tuple(map(str, builder.info.features[label].names))
-            self._label = label
-            self._rows = _rows(builder, split, name)
-        self._file_name = next((key for key in _FILE_NAMES if key in builder.info.features), None)
-        self._base = f"{builder.info.full_name}/{split}"
-        if not len(self):
+        try:
+            with _quiet():
+                builder = open_builder(name, data_dir)
+                split = _split(builder, split, name)
+                self._image, label = picture_and_label(builder, name)
+                self.classes = class_names(builder, label, name)
+                self._label = label
+                check_inside(builder, split, name)
+                self._rows = _rows(builder, split, name)
+            self._file_name = next((key for key in _FILE_NAMES if key in builder.info.features), None)
+            self._base = f"{builder.info.full_name}/{split}"
+            length = len(self)
+        except DatasetError:
+            raise
+        except Exception as error:  # what the data set says of itself is parsed as it is asked for
+            raise _unreadable(name, error) from error
+        if not length:
             raise DatasetError(f"split {split!r} of data set {name!r} is empty: give another")
         self._checked_label(0, self._row(0))  # that a whole split has no labels is better known at once
 
@@ -81,7 +88,7 @@ class TfdsSource:
     def _row(self, index: int) -> dict[str, Any]:
         try:
             return self._rows[index]
-        except (OSError, RuntimeError, ValueError) as error:  # what the reader of array_record raises
+        except Exception as error:  # the readers of array_record and of examples answer damage with many
             raise DatasetError(
                 f"example {index} of data set {self._base!r} cannot be read ({first_line(error)}): prepare it again"
             ) from error
@@ -146,9 +153,11 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
             "file_format='array_record', name its config, or give the data_dir where it is"
         ) from None
     except Exception as error:  # of protocol buffers, of JSON, of the library's own
-        raise DatasetError(
-            f"data set {name!r} cannot be opened ({first_line(error)}): check its name and {_INFO}"
-        ) from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> DatasetError:
+    return DatasetError(f"data set {name!r} cannot be opened ({first_line(error)}): check its name and {_INFO}")
 
 
 def _split(builder: Any, split: str, name: str) -> str:
@@ -186,6 +195,33 @@ def picture_and_label(builder: Any, name: str) -> tuple[str, str]:
     if features[image].np_dtype.kind == "f":
         raise DatasetError(f"pictures of data set {name!r} are floating point numbers: prepare it with uint8")
     return image, label
+
+
+def class_names(builder: Any, label: str, name: str) -> tuple[str, ...]:
+    """The classes of a feature of type ClassLabel.
+
+    Raises:
+      DatasetError: it is said to have more than 2**20.
+    """
+    feature = builder.info.features[label]
+    # Asked first, since there is a name for each of any number.
+    if (count := feature.num_classes or 0) > MOST_UNNAMED:
+        raise DatasetError(
+            f"data set {name!r} says it has {count:,} classes, more than {MOST_UNNAMED:,}: correct its {label!r}"
+        )
+    return tuple(map(str, feature.names))
+
+
+def check_inside(builder: Any, split: str, name: str) -> None:
+    """Raises DatasetError where the data set says that the files of a split are outside of its folder."""
+    splits = builder.info.splits
+    # Of a part of a split, or of several, TFDS makes other objects.
+    infos = [splits[split]] if split in splits else list(splits.values())
+    folder = os.path.normpath(os.fspath(builder.data_dir))
+    for info in infos:
+        file = os.path.normpath(info.filename_template.sharded_filepath(shard_index=0, num_shards=1))
+        if os.path.commonpath([folder, file]) != folder:
+            raise DatasetError(f"data set {name!r} says it has files outside of its folder, such as {file!r}: refused")
 
 
 def undecoded(builder: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
-        if self.std is not None and min(self.std) <= 0:
+        if self.std is not None and not (self.std and min(self.std) > 0):
             raise ConfigError(f"data.std {self.std} must be positive")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jeffnet.files import written_atomically
+from jeffnet.reading import parse_json, read_text
 from jeffnet.versions import versions
 
 ENVIRONMENT_FILE = "environment.json"
@@ -55,7 +56,7 @@ def record_environment(folder: str | Path) -> None:
 def read_environments(folder: str | Path) -> list[dict[str, Any]]:
     """The entries of `environment.json`, the first start's first; none where it is missing or cannot be read."""
     try:
-        entries = json.loads((Path(folder) / ENVIRONMENT_FILE).read_text())
+        entries = parse_json(read_text(Path(folder) / ENVIRONMENT_FILE))
     except (OSError, ValueError):
         return []
     return entries if isinstance(entries, list) else []

@@ -15,6 +15,7 @@ from typing import Any
 
 from jeffnet.errors import OutputError
 from jeffnet.files import written_atomically
+from jeffnet.reading import MOST_TEXT, parse_json, read_file
 from jeffnet.train.boards import Board, TensorBoard, WeightsAndBiases
 from jeffnet.train.config import LogConfig
 
@@ -115,7 +116,7 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, MOST_TEXT)
     except FileNotFoundError:
         return b""
     except OSError as error:
@@ -124,12 +125,14 @@ def _content(path: Path) -> bytes:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None
-    return {name: math.nan if value is None else value for name, value in row.items()}
+    row = {name: math.nan if value is None else value for name, value in row.items()}
+    is_row = all(isinstance(value, float) or (type(value) is int and abs(value) < 2**63) for value in row.values())
+    return row if is_row else None
 
 
 def _number(value: float) -> float:

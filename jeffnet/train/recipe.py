@@ -7,6 +7,7 @@ A recipe is a Python file that defines `config = Config(...)`, or the `config.js
 import dataclasses
 import difflib
 import json
+import math
 import runpy
 import types
 import typing
@@ -14,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, first_line
+from jeffnet.reading import parse_json, read_text
 from jeffnet.train.config import Config
 
+_BEYOND = 2**63
 _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
@@ -30,13 +33,16 @@ def load_recipe(path: str | Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"config {str(path)!r} does not exist; recipes are Python files such as those in configs/")
     if path.suffix == ".json":
-        return from_json(path.read_text(), str(path))
+        try:
+            return from_json(read_text(path), str(path))
+        except OSError as error:
+            raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror or error}") from error
     try:
         config = runpy.run_path(str(path)).get("config")
     except ConfigError:
         raise
     except Exception as error:  # a recipe is the user's code: whatever it raises is about the recipe
-        raise ConfigError(f"config {str(path)!r} fails: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"config {str(path)!r} fails: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"config {str(path)!r} must define `config = Config(...)`, from jeffnet.train.config")
     return config
@@ -73,8 +79,8 @@ def from_json(text: str, source: str) -> Config:
       ConfigError: it is malformed, or has an entry that this version does not know.
     """
     try:
-        return _build(Config, json.loads(text), "")
-    except (ValueError, TypeError, KeyError) as error:
+        return _build(Config, parse_json(text), "")
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ConfigError(f"config {source!r} cannot be read: {error}") from error
 
 
@@ -130,7 +136,7 @@ def _parse(text: str, hint: Any, name: str) -> Any:
             return kind(text)
         items = typing.get_args(kind)
         if dataclasses.is_dataclass(items[0]):
-            return json.loads(text)
+            return parse_json(text)
         parts = text.split(",") if text else []
         if items[-1] is Ellipsis:
             return tuple(items[0](part) for part in parts)
@@ -173,6 +179,8 @@ def _value(value: Any, hint: Any, name: str) -> Any:
         if not isinstance(value, list | tuple) or (items[-1] is not Ellipsis and len(value) != len(items)):
             raise ConfigError(f"{name} {value!r} is not {_described(hint)}")
         return tuple(_value(item, items[0], f"{name}[{number}]") for number, item in enumerate(value))
+    if isinstance(value, int | float) and not abs(value) < _BEYOND and not (hint is float and abs(value) == math.inf):
+        raise ConfigError(f"{name} {str(value)[:50]} is no number to compute with")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if typing.get_origin(hint) is typing.Literal:

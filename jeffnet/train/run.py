@@ -19,6 +19,7 @@ import jax
 from jeffnet.distributed import gathered, on_primary
 from jeffnet.errors import ConfigError, OutputError
 from jeffnet.files import written_atomically
+from jeffnet.reading import read_text
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import Config
 from jeffnet.train.recipe import from_json, to_json
@@ -110,7 +111,7 @@ def read_config(folder: str | os.PathLike) -> Config:
     """
     path = Path(folder) / "config.json"
     try:
-        text = path.read_text()
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(f"{str(folder)!r} is no run folder: cannot read config.json ({error.strerror})") from error
     return from_json(text, str(path))

@@ -1,6 +1,9 @@
 """Arrays and npz files: which types and shapes pass, which arrays are a split, and what is refused."""
 
+import io
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +109,51 @@ def test_files_that_are_no_data_set_are_an_error_of_one_line(tmp_path: Path):
         with pytest.raises(DatasetError, match=fault) as raised:
             open_npz(tmp_path / f"{name}.npz", "val")
         assert "\n" not in str(raised.value) and f"{name}.npz" in str(raised.value)
+
+
+def _npz(path: Path, compression: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+def _array(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_an_array_never_takes_more_memory_than_its_contents(tmp_path: Path):
+    """The header of an array, and that of its member, ask for a terabyte."""
+    labels = _array(LABELS)
+    images = _array(COLOUR).replace(b"(6, 9, 7, 3), }      ", b"(999999, 99, 99, 3), }")
+    assert images != _array(COLOUR)
+    with pytest.raises(DatasetError, match=r"cannot be read \(array 'images' says it is uint8 \(999999, 99, 99, 3\)"):
+        open_npz(_npz(tmp_path / "a.npz", images=images, labels=labels), "val")
+    path = _npz(tmp_path / "b.npz", images=_array(COLOUR), labels=labels)
+    content, size = path.read_bytes(), len(_array(COLOUR))
+    place = content.rindex(size.to_bytes(4, "little"), 0, content.rindex(b"images.npy"))
+    path.write_bytes(content[:place] + (2**31).to_bytes(4, "little") + content[place + 4 :])
+    with pytest.raises(DatasetError, match=r"cannot be read \(array 'images' says it has 2,147,483,648 bytes"):
+        open_npz(path, "val")
+
+
+def test_black_pictures_that_compress_very_well_are_read(tmp_path: Path):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((500, 64, 64, 3), np.uint8), labels=np.zeros(500, int))
+    assert len(open_npz(tmp_path / "a.npz", "val")) == 500
+
+
+def test_a_pipe_is_an_error_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(DatasetError, match="it is a pipe"):
+        open_npz(tmp_path / "a.npz", "val")
+
+
+@pytest.mark.parametrize("label", [2**20, 3 * 10**9, 2**63 + 5])
+def test_a_label_that_is_none_makes_no_list_of_as_many_names(label: int):
+    labels = np.array([0, label, 1, 1, 0, 2], np.uint64)
+    with pytest.raises(DatasetError, match=f"'arrays/1' has the label {label}: labels without names go up to"):
+        ArraySource(COLOUR, labels)
+    with pytest.raises(DatasetError, match=f"has the label {label}, but there are 3 classes"):
+        ArraySource(COLOUR, labels, classes=["a", "b", "c"])

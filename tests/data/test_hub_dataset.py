@@ -1,6 +1,7 @@
 """Parquet files as `datasets` and as pyarrow write them: columns, labels, splits; and what is asked of the hub."""
 
 import io
+import json
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,51 @@ def test_a_picture_may_be_a_path_beside_the_table(tmp_path: Path):
         source[2]
     with pytest.raises(ImageError, match=r"'a.parquet/3' has neither bytes nor a path"):
         source[3]
+
+
+def test_a_path_leads_nowhere_outside_of_the_folder_but_through_links_in_it(tmp_path: Path):
+    for name in ("outside.png", "data/deep/inside.png", "elsewhere/linked.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(7))
+    folder = tmp_path / "data"
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    inside = ["deep/inside.png", "deep/../deep/./inside.png", str(folder / "deep" / "inside.png"), "link/linked.png"]
+    outside = ["../outside.png", str(tmp_path / "outside.png"), "deep/../../outside.png", "/dev/zero", "link/../../x"]
+    outside.append(f"{folder}-2/x.png")
+    unreadable = ["~/x.png", "nul\0.png", "."]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": None, "path": path} for path in inside + outside + unreadable], kind)
+    table = pa.table({"image": images, "label": [0] * len(images)})
+    pq.write_table(table, folder / "val.parquet")
+    source = HubDataset(folder, "val")
+    assert [red(source[number].image) for number in range(len(inside))] == [7] * len(inside)
+    for number, path in enumerate(outside + unreadable, len(inside)):
+        with pytest.raises(ImageError, match="is outside of" if path in outside else r"exist|cannot|folder"):
+            source[number]
+
+
+def test_a_number_of_classes_that_is_none_makes_no_list_of_as_many_names(tmp_path: Path):
+    features = {"image": {"_type": "Image"}, "label": {"num_classes": 3 * 10**9, "_type": "ClassLabel"}}
+    table = pa.table(rows()).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "val.parquet")
+    with pytest.raises(DatasetError, match=r"says it has 3,000,000,000 classes"):
+        HubDataset(tmp_path / "val.parquet", "val")
+
+
+def test_labels_of_small_integers_may_be_missing(tmp_path: Path):
+    labels = pa.array([0, None, 1, 1], pa.uint8())
+    pq.write_table(pa.table({**rows(), "label": labels}), tmp_path / "val.parquet")
+    with pytest.raises(DatasetError, match="has the label -1"):
+        HubDataset(tmp_path / "val.parquet", "val")
+
+
+def test_a_text_in_place_of_a_pictures_bytes_is_not_taken_for_a_path(tmp_path: Path):
+    (tmp_path / "secret.png").write_bytes(encoded(7))
+    kind = pa.struct([("bytes", pa.string()), ("path", pa.string())])
+    images = pa.array([{"bytes": str(tmp_path / "secret.png"), "path": None}], kind)
+    pq.write_table(pa.table({"image": images, "label": [0]}), tmp_path / "val.parquet")
+    with pytest.raises((ImageError, DatasetError)):
+        HubDataset(tmp_path / "val.parquet", "val")[0]
 
 
 def test_a_damaged_picture_is_named_when_it_is_read(tmp_path: Path):

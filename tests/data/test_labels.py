@@ -63,6 +63,16 @@ def test_a_label_map_decides_before_names(tmp_path):
         ("[1, 2]", "no class of the model"),
         ("x\n", "neither"),
         ("x,nothing\n", "no class of the model"),
+        ("x,1\nx,2\n", "has 'x' twice"),
+        ('{"x": 1, "x": 2}', "has 'x' twice"),
+        ('{"x": true}', "no class of the model"),
+        ('{"x": [1]}', "no class of the model"),
+        ('{"x": 1e999}', "no class of the model"),
+        (f"x,{'9' * 5000}", "no class of the model"),
+        ("x,a,b\n", "it has the row 'x,a,b'"),
+        ("x," + "y" * 200_000, "neither"),
+        ('{"x":' * 5000, "neither"),
+        ("x,\u0430", r"'\\u0430' \(which only looks like 'a'\)"),
     ],
 )
 def test_what_is_no_label_map_is_refused(tmp_path, text, fault):
@@ -83,9 +93,14 @@ def test_real_labels_belong_to_the_number_in_a_pictures_name(tmp_path):
     for name, examples in (("ILSVRC2012_val_00000004.JPEG", 3), ("anything", 2)):
         with pytest.raises(DatasetError, match="no ReaL labels"):
             real_index(name, 0, examples, 3)
-    (tmp_path / "real.json").write_text("[1]")
-    with pytest.raises(DatasetError, match="no list of lists"):
-        read_real_labels(tmp_path / "real.json")
+    for text in ("[1]", '{"1": [2]}', '["12"]', "[[" * 5000):
+        (tmp_path / "real.json").write_text(text)
+        with pytest.raises(DatasetError, match="no list of lists"):
+            read_real_labels(tmp_path / "real.json")
+    for text in ("[[], [NaN]]", "[[], [1e999]]", "[[], [-1]]", "[[], [true]]", '[[], ["1"]]'):
+        (tmp_path / "real.json").write_text(text)
+        with pytest.raises(DatasetError, match="for picture 2: classes are numbers from 0 on"):
+            read_real_labels(tmp_path / "real.json")
 
 
 def test_subsets_are_those_of_their_papers():

@@ -179,6 +179,12 @@ def test_a_list_names_archives(tmp_path: Path):
     assert TarShards(paths, "val").labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("pattern", ["{0..9999999999}", "{1..1000001}.tar", f"{{0..{'9' * 5000}}}"])
+def test_a_range_of_more_than_a_million_is_an_error(pattern: str):
+    with pytest.raises(DatasetError, match="more than 1,000,000"):
+        expand_braces(pattern)
+
+
 def test_braces_mean_what_they_do_in_a_shell():
     assert expand_braces("a{08..11}b") == ["a08b", "a09b", "a10b", "a11b"]
     assert expand_braces("{9..11}") == ["9", "10", "11"]
@@ -257,6 +263,98 @@ def test_an_archive_cut_anywhere_is_an_error(tmp_path: Path):
         TarShards(path, "val")
     path.write_bytes(whole)
     assert len(TarShards(path, "val")) == 3
+
+
+def _header(name: str, size: int, kind: bytes = b"0") -> bytes:
+    """A header as tarfile would write it, but for the size, which may be negative."""
+    entry = tarfile.TarInfo(name)
+    block = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"%011o\0" % size if size >= 0 else (size % 256**12).to_bytes(12, "big")
+    block[156:157], block[148:156] = kind, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def _extended(*records: tuple[str, str]) -> bytes:
+    """A header of pax records."""
+    lines = b""
+    for key, value in records:
+        rest = f" {key}={value}\n".encode()
+        length = next(count for count in range(len(rest), len(rest) + 9) if len(str(count)) + len(rest) == count)
+        lines += str(length).encode() + rest
+    return _header("x", len(lines), b"x") + lines + bytes(-len(lines) % 512)
+
+
+_END = bytes(1024)
+_NO_SPARSE_MAP = ("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "a/x.png")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _header("a/x.png", 0) + _header(".x", -512) + _END,
+        _header("a/x.png", -(2**90)) + _END,
+        _header("a/x.png", 2**60) + _END,
+        _header("a/x.png", 5000) + _END,
+        _extended(("size", "-512")) + _header("a/x.png", 0) + _END,
+        _extended(("size", "9" * 30)) + _header("a/x.png", 0) + _END,
+        _header("x", -512, b"x") + _END,
+        _header("x", 2**50, b"L") + _END,
+        _extended(*_NO_SPARSE_MAP) + _header("a/x.png", 0),
+        _extended(*_NO_SPARSE_MAP) + _header("a/x.png", 512) + b"999999999\n" + bytes(502) + _END,
+        (_header("x", 5, b"L") + b"a.png" + bytes(507)) * 3000 + _header("a/x.png", 0) + _END,
+    ],
+    ids=range(11),
+)
+def test_headers_that_lie_about_sizes_are_an_error_at_once(content: bytes, tmp_path: Path):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"a\.tar' (is no tar archive|has no pictures)|is a link or sparse"):
+        TarShards(tmp_path / "a.tar", "val")
+
+
+def test_a_member_larger_than_any_picture_is_an_error_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = TarShards(pack(tmp_path / "a.tar", {"cat/1.png": encoded(1)}), "val")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ImageError, match=r"'a.tar/cat/1.png' has [0-9]+ bytes, more than 60"):
+        source[0]
+
+
+def test_names_that_are_not_utf8_stay_different(tmp_path: Path):
+    folders = [os.fsdecode(name) for name in (b"caf\xe8", b"caf\xe9")]
+    members = {f"{folder}/1.png": encoded(number) for number, folder in enumerate(folders)}
+    source = TarShards(pack(tmp_path / "a.tar", members, tarfile.GNU_FORMAT), "val")
+    assert list(source.classes) == folders
+    assert [source[index].label for index in range(2)] == [0, 1]
+
+
+def test_names_of_classes_that_are_not_utf8_are_an_error(tmp_path: Path):
+    pack(tmp_path / "a.tar", web(0))
+    (tmp_path / "classes.txt").write_bytes("häher\n".encode("latin-1") * 4)
+    with pytest.raises(DatasetError, match=r"classes\.txt' are not in UTF-8"):
+        TarShards(tmp_path / "a.tar", "val")
+
+
+def test_members_without_a_picture_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    TarShards(pack(tmp_path / "a.tar", web(0) | {"0001.txt": b"", "0001.json": b"{}"}), "val")
+    assert not caplog.messages
+    TarShards(pack(tmp_path / "b.tar", web(0) | {"0009.heic": b"", "0009.cls": b"1"}), "val")
+    TarShards(pack(tmp_path / "c.tar", FOLDERS | {"cat/a.heic": b"", "cat/b.HEIC": b""}), "val")
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "1 file of unknown endings skipped: .heic (1)",
+        "2 files of unknown endings skipped: .heic (2)",
+    ]
+
+
+@pytest.mark.parametrize("label", [2**20, 3 * 10**9, 10**30])
+def test_a_label_that_is_none_makes_no_list_of_as_many_names(label: int, tmp_path: Path):
+    pack(tmp_path / "a.tar", {"0.png": encoded(0), "0.cls": str(label).encode()})
+    with pytest.raises(DatasetError, match=f"'a.tar/0.png' has the label {label}: labels without names go up to"):
+        TarShards(tmp_path / "a.tar", "val")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    with pytest.raises(DatasetError, match=f"has the label {label}, but there are 1 classes"):
+        TarShards(tmp_path / "a.tar", "val")
 
 
 @pytest.mark.parametrize(

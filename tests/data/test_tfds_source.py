@@ -1,6 +1,7 @@
 """Data sets prepared by TensorFlow Datasets: read without TensorFlow, whichever split, and what is not prepared."""
 
 import io
+import json
 import logging
 import pickle
 import subprocess
@@ -203,6 +204,29 @@ def test_a_missing_file_or_broken_description_is_an_error_of_one_line(tmp_path: 
         with pytest.raises(DatasetError, match=r"cannot be (opened|read)") as raised:
             TfdsSource(str(tmp_path / name))
         assert "\n" not in str(raised.value)
+
+
+def test_files_outside_of_the_folder_are_refused(tmp_path: Path):
+    write(tmp_path / "outside", {"validation": examples(0)})
+    write(tmp_path / "a", {"validation": examples(0)})
+    path = tmp_path / "a" / "dataset_info.json"
+    description = json.loads(path.read_text())
+    template = description["splits"][0]["filepathTemplate"]
+    for folder in ("../outside", str(tmp_path / "outside")):
+        description["splits"][0]["filepathTemplate"] = f"{folder}/{template}"
+        path.write_text(json.dumps(description))
+        for split in ("val", "validation[:50%]"):
+            with pytest.raises(DatasetError, match="has files outside of its folder"):
+                TfdsSource(str(tmp_path / "a"), split)
+
+
+def test_a_number_of_classes_that_is_none_makes_no_list_of_as_many_names(tmp_path: Path):
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}
+    write(tmp_path / "a", {"validation": examples(0)}, features)
+    path = tmp_path / "a" / "features.json"
+    path.write_text(path.read_text().replace('"numClasses": "2"', '"numClasses": "3000000000"'))
+    with pytest.raises(DatasetError, match=r"says it has 3,000,000,000 classes"):
+        TfdsSource(str(tmp_path / "a"), "val")
 
 
 def test_many_threads_and_a_copy_read_the_same(data_dir: Path):

@@ -1,12 +1,14 @@
 """Configurations: overrides by dotted name, recipes, JSON there and back, and what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from jeffnet.errors import ConfigError
 from jeffnet.train.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, ParamGroup
 from jeffnet.train.recipe import entry_names, from_json, load_recipe, override, to_json
+from jeffnet.train.run import read_config
 
 BASE = Config(model=ModelConfig(name="pt_mnasnet_small"), data=DataConfig(path="digits"))
 
@@ -140,3 +142,23 @@ def test_a_recipe_may_refuse_values_itself(tmp_path):
 
 def test_defaults_are_shared_by_no_two_configurations():
     assert BASE.optimizer == OptimizerConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"\xff\xfe{}", "not text in UTF-8"),
+        (b"[" * 5000, "nested too deeply"),
+        (b'{"seed": 1e999}', "seed inf is no number to compute with"),
+        (b'{"epochs": ' + b"9" * 300 + b"}", "epochs 9+ is no number to compute with"),
+        (b'{"optimizer": {"learning_rate": NaN}}', "optimizer.learning_rate nan is no number"),
+        (b'{"data": {"path": "x", "std": []}}', r"data.std \(\) must be positive"),
+    ],
+)
+def test_a_file_of_odd_bytes_or_numbers_is_an_error_naming_it(content: bytes, fault: str, tmp_path: Path):
+    (tmp_path / "config.json").write_bytes(content)
+    for read in (load_recipe, lambda path: read_config(path.parent)):
+        with pytest.raises(ConfigError, match=rf"(?s)config.*{fault}"):
+            read(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="is no number to compute with"):
+        override(BASE, [("optimizer.learning_rate", "nan")])
