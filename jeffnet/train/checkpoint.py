@@ -5,26 +5,58 @@ JSON what else the run needs in order to go on, with a checksum of every array. 
 with what its devices hold; how arrays are split when they are read need not be how they were.
 """
 
+import asyncio
+import errno
+import itertools
 import logging
 import os
 import re
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.path import atomicity
 
-from jeffnet.distributed import gathered
+from jeffnet.distributed import gathered, on_primary
 from jeffnet.errors import ConfigError, OutputError, TrainingError, first_line
+from jeffnet.files import move_durably
 from jeffnet.train.state import TrainState
 from jeffnet.weights.checksum import checksum_of_part
 
 _ARRAYS, _PROGRESS = "arrays", "progress"
 _CHECKSUMS, _VALUES = "checksums", "values"
 
+# How long to wait before each try to read a checkpoint: what a network disk refuses may pass.
+_SECONDS_BEFORE_READING = (0, 0.5, 4, 15)
+_CHUNK = 2**22  # bytes
+
 _log = logging.getLogger("jeffnet.train")
+
+
+class _Failure(NamedTuple):
+    """Why a checkpoint cannot be read, and whether that says nothing of what is on the disk."""
+
+    reason: str
+    may_pass: bool
+
+
+class _DurablePath(atomicity.AtomicRenameTemporaryPath):
+    """Where Orbax writes a checkpoint, which gets its name when all of it is on the disk."""
+
+    async def finalize(self) -> None:
+        """Let Orbax write its last files and rename the folder, but to a name that still counts as unfinished."""
+        final, self._final_path = self._final_path, self._final_path.with_name(f"{self.get().name}-written")
+        written = Path(self._final_path)
+        try:
+            await super().finalize()
+        finally:
+            self._final_path = final
+        await asyncio.to_thread(move_durably, written, Path(final))
 
 
 class Checkpoints:
@@ -47,6 +79,7 @@ class Checkpoints:
             create=False,
             multiprocessing_options=processes,
             enable_async_checkpointing=True,
+            temporary_path_class=_DurablePath,
             # Made in the background, a folder that cannot be made leaves threads that wait for it for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
@@ -59,6 +92,11 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
         except OSError as error:
             raise OutputError(f"checkpoints {str(folder)!r} cannot be written: {error.strerror or error}") from error
+
+    def remove_unfinished(self) -> None:
+        """Remove what killed processes began to write; nobody may be writing."""
+        for path in self._folder.glob(f"*{atomicity.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     @property
     def steps(self) -> list[int]:
@@ -100,58 +138,94 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The last checkpoint that can be read, and its values; None where there is none at all.
+        """The last checkpoint that is whole, and its values; None where there is none at all.
 
-        One that is damaged is reported and the one before it taken.
+        Damaged ones after it are reported and renamed to `damaged_STEP`, so that the run can write these steps again.
 
         Args:
           template: a state of the same shapes and dtypes, whose arrays may be `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
           ConfigError: a checkpoint is of another model or optimizer than the configuration says.
-          TrainingError: there are checkpoints, and none can be read.
+          TrainingError: there are checkpoints, and all are damaged; or the system cannot read one, which may pass.
         """
+        damaged: dict[int, str] = {}
         for step in self.steps:
             found = self._read(step, template)
-            # One that any process cannot read is none for all of them.
-            wrong = next((text for text in gathered(found if isinstance(found, str) else None) if text), None)
-            if wrong or isinstance(found, str):
-                _log.warning("checkpoint of step %d cannot be read and is left out: %s", step, wrong)
-                continue
-            self._forget_after(step)
-            return found
-        if self.steps:
+            if not isinstance(found, str):
+                self._set_aside(damaged)
+                return found
+            damaged[step] = found
+        if damaged:
             raise TrainingError(
-                f"none of the checkpoints in {str(self._folder)!r} can be read: begin a new run, with model.pretrained "
-                "set to this run's model.safetensors to start from its best model"
+                f"none of the checkpoints in {str(self._folder)!r} can be read ({next(iter(damaged.values()))}): begin "
+                "a new run, with model.pretrained set to this run's model.safetensors to start from its best model"
             )
         return None
 
     def _read(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]] | str:
-        """A checkpoint and its values, or why it cannot be read.
+        """A checkpoint and its values, or in what it is damaged; the same in all processes.
+
+        Raises:
+          ConfigError: it does not fit the template.
+          TrainingError: it cannot be read, which says nothing of what is on the disk.
+        """
+        folder, was_damaged, reason = self._folder / str(step), False, ""
+        for seconds in _SECONDS_BEFORE_READING:
+            time.sleep(seconds)
+            found = self._attempt(step, template)
+            # What any process cannot read is read by none.
+            failures = [_Failure(*each) for each in gathered(found if isinstance(found, _Failure) else None) if each]
+            if not failures and not isinstance(found, _Failure):
+                arrays, progress = found
+                damage = _first_difference(_checksums(arrays), progress[_CHECKSUMS])
+                if damage is None:
+                    leaves = [arrays[name] for name in _flat(template)]
+                    state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), leaves)
+                    return state, progress[_VALUES]
+                failures = [_Failure(f"{damage} is not what was written", may_pass=False)]
+            reason, may_pass = max(failures, key=lambda failure: failure.may_pass)
+            if not may_pass and was_damaged:
+                return reason
+            was_damaged = was_damaged or not may_pass
+            _log.warning("checkpoint %s cannot be read: %s; trying again", folder, reason)
+        raise TrainingError(
+            f"checkpoint {str(folder)!r} cannot be read: {reason}: nothing was changed; resume when the disk answers "
+            "again, or move this folder away to continue from the checkpoint before it"
+        )
+
+    def _attempt(self, step: int, template: TrainState) -> tuple[dict[str, Any], dict[str, Any]] | _Failure:
+        """The arrays and progress that this process reads.
 
         Raises:
           ConfigError: it does not fit the template.
         """
-        wanted = _flat(template)
+        folder, wanted = self._folder / str(step), _flat(template)
         try:
             metadata = self._manager.item_metadata(step)[_ARRAYS]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
             if metadata is None:
                 raise ValueError("it has no arrays")
-            _check_fits(wanted, metadata, self._folder / str(step))
+            _check_fits(wanted, metadata, folder)
             items = {_ARRAYS: ocp.args.StandardRestore(wanted), _PROGRESS: ocp.args.JsonRestore()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))  # pyright: ignore[reportCallIssue]
-            arrays, progress = restored[_ARRAYS], restored[_PROGRESS]
-            found = _checksums(arrays)
-            damaged = [name for name, value in progress[_CHECKSUMS].items() if found[name] != value]
-            if damaged:
-                raise ValueError(f"{damaged[0]} is not what was written")
-        except ConfigError:
+            progress = restored[_PROGRESS]
+            _ = progress[_CHECKSUMS].items(), progress[_VALUES].items()
+            return restored[_ARRAYS], progress
+        except (ConfigError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # whatever a damaged file makes its readers raise
-            return first_line(error) or type(error).__name__
-        leaves = [arrays[name] for name in wanted]
-        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), leaves), progress[_VALUES]
+            refused = _refusal(error) or _unreadable(folder)
+            return _Failure(refused or _short(error), may_pass=bool(refused))
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        """Rename damaged checkpoints."""
+        for step, reason in damaged.items():
+            name = on_primary(lambda step=step: _renamed(self._folder / str(step)))
+            _log.warning(
+                "checkpoint of step %d cannot be read and is left out: %s; it is kept as %s", step, reason, name
+            )
+        if damaged:
+            self._manager.reload()
 
     def close(self) -> None:
         """Wait for the last checkpoint, and let go of Orbax's threads.
@@ -163,12 +237,6 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
-
-    def _forget_after(self, step: int) -> None:
-        """Remove checkpoints of later steps, which were found damaged, so that they can be written again."""
-        for later in self.steps:
-            if later > step:
-                self._manager.delete(later)
 
     def _not_written(self, error: Exception) -> OutputError:
         kept = f"the last is of step {self.steps[0]}" if self.steps else "there is none yet"
@@ -202,9 +270,61 @@ def _check_fits(wanted: Mapping[str, Any], found: Mapping[str, Any], source: Pat
 
 
 def _reason(error: Exception) -> str:
-    """Why the system refused, where the storage library says that in the middle of what it did."""
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(found[1])) if found else first_line(error)
+    return _refusal(error) or _short(error)
+
+
+def _short(error: Exception) -> str:
+    """An error's first line without what TensorStore appends for its own developers."""
+    return re.sub(r" \[(tensorstore_spec|source locations)=.*", "", first_line(error))
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """How the system refused to read or write, also where a library says that in the middle of what it did.
+
+    That a file is missing is no refusal.
+    """
+    while error is not None:
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        code = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+        if code and code not in (errno.ENOENT, errno.ENOTDIR):
+            return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _unreadable(folder: Path) -> str | None:
+    """How the system refuses to read a file in a folder; None where it reads them all."""
+    try:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb", buffering=0) as file:
+                    while file.read(_CHUNK):
+                        pass
+    except OSError as error:
+        return _refusal(error)
+    return None
+
+
+def _renamed(folder: Path) -> str:
+    """The name that a damaged checkpoint has now.
+
+    Raises:
+      OutputError: it cannot be renamed.
+    """
+    name = f"damaged_{folder.name}"
+    for count in itertools.count(2):
+        if not (folder.parent / name).exists():
+            break
+        name = f"damaged_{folder.name}_{count}"
+    try:
+        folder.rename(folder.parent / name)
+    except OSError as error:
+        raise OutputError(f"damaged checkpoint {str(folder)!r} cannot be renamed: {error.strerror or error}") from error
+    return name
+
+
+def _first_difference(found: Mapping[str, int], expected: Mapping[str, int]) -> str | None:
+    return next((name for name in {**expected, **found} if found.get(name) != expected.get(name)), None)
 
 
 def _checksums(arrays: Mapping[str, Any]) -> dict[str, int]:

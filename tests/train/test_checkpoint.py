@@ -1,16 +1,24 @@
 """Checkpoints: what is saved comes back to the bit; what is damaged, or does not fit, is told from what is good."""
 
+import errno
 import logging
+import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jeffnet.errors import ConfigError, OutputError, TrainingError
+from jeffnet.train import checkpoint
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.state import initial_state
+
+# Where one array cannot be read, Orbax gives up while its threads still read the others.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ARRAYS = {
     "conv.kernel": jnp.arange(24.0).reshape(1, 1, 4, 6),
@@ -75,8 +83,10 @@ def test_a_state_may_change_as_soon_as_save_returns(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "json"])
-def test_a_damaged_last_one_is_reported_and_the_one_before_it_taken(damage, tmp_path, caplog):
+def test_a_damaged_last_one_is_renamed_and_the_one_before_it_taken(damage, tmp_path, caplog):
+    """Never deleted, nor renamed over one of the same step that was damaged before."""
     save_some(tmp_path / "c", 3, 7)
+    (tmp_path / "c" / "damaged_7").mkdir()
     files = [path for path in (tmp_path / "c" / "7").rglob("*") if path.is_file()]
     largest = max((path for path in files if "progress" not in str(path)), key=lambda path: path.stat().st_size)
     if damage == "remove":
@@ -93,8 +103,103 @@ def test_a_damaged_last_one_is_reported_and_the_one_before_it_taken(damage, tmp_
         state, values = restore(tmp_path / "c")
     assert_same(state, make_state(3))
     assert values == {"position": 30}
-    assert "step 7 cannot be read" in caplog.text
+    assert "step 7 cannot be read" in caplog.text and "it is kept as damaged_7_2" in caplog.text
+    assert "tensorstore_spec" not in caplog.text
     assert Checkpoints(tmp_path / "c", 3).steps == [3]
+    left = [path for path in (tmp_path / "c" / "damaged_7_2").rglob("*") if path.is_file()]
+    assert len(left) == len(files) - (damage == "remove")
+
+
+def restore_fails(monkeypatch, error, times):
+    """The system refuses to read a checkpoint so many times."""
+    tries, read = iter(range(times)), ocp.CheckpointManager.restore
+
+    def fail(manager, step, **options):
+        if step == 7 and next(tries, None) is not None:
+            raise error
+        return read(manager, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    monkeypatch.setattr(checkpoint, "_SECONDS_BEFORE_READING", (0, 0, 0))
+
+
+REFUSALS = [
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    ValueError("UNKNOWN: Error reading \"zarr\" driver [source locations='file_util.cc:1' os_error_code='5']"),
+]
+
+
+@pytest.mark.parametrize("error", REFUSALS)
+def test_what_cannot_be_read_now_is_read_again(error, tmp_path, monkeypatch):
+    save_some(tmp_path / "c", 3, 7)
+    restore_fails(monkeypatch, error, 2)
+    assert_same(restore(tmp_path / "c")[0], make_state(7))
+
+
+@pytest.mark.parametrize("error", REFUSALS)
+def test_what_stays_unreadable_ends_the_run_and_nothing_is_changed(error, tmp_path, monkeypatch):
+    save_some(tmp_path / "c", 3, 7)
+    restore_fails(monkeypatch, error, 99)
+    with pytest.raises(
+        TrainingError, match=r"c/7' cannot be read: (Input/output error|Stale file handle): nothing was"
+    ):
+        restore(tmp_path / "c")
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path / "c", 3).steps == [7, 3]
+    assert_same(restore(tmp_path / "c")[0], make_state(7))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file of the system that refuses to be read")
+def test_a_file_that_the_system_refuses_to_read_is_no_proof_of_damage(tmp_path, monkeypatch):
+    """Whatever the library that meets it makes of the error."""
+    save_some(tmp_path / "c", 3, 7)
+    monkeypatch.setattr(checkpoint, "_SECONDS_BEFORE_READING", (0, 0))
+    files = sorted((tmp_path / "c" / "7").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    for path in (files[-1], tmp_path / "c" / "7" / "progress" / "metadata"):
+        path.rename(tmp_path / "moved")
+        path.symlink_to("/proc/self/mem")
+        with pytest.raises(TrainingError, match="c/7' cannot be read: Input/output error"):
+            restore(tmp_path / "c")
+        (tmp_path / "moved").replace(path)
+        assert Checkpoints(tmp_path / "c", 3).steps == [7, 3], path
+
+
+def test_a_checkpoint_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    flushed, named = set(), []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def note(descriptor):
+        fsync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def moves(move):
+        def check(source, target, **options):
+            if Path(target) == tmp_path / "c" / "3":
+                named.append({path for path in Path(source).rglob("*") if path.stat().st_ino not in flushed})
+                flushed.clear()
+            move(source, target, **options)
+
+        return check
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", moves(replace))
+    monkeypatch.setattr(os, "rename", moves(rename))
+    save_some(tmp_path / "c", 3)
+    assert named == [set()]
+    assert (tmp_path / "c").stat().st_ino in flushed
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["3"]
+
+
+def test_what_killed_processes_began_to_write_is_removed(tmp_path):
+    save_some(tmp_path / "c", 3)
+    for name in ("9.orbax-checkpoint-tmp", "8.orbax-checkpoint-tmp-written"):
+        (tmp_path / "c" / name / "arrays").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path / "c", 3)
+    assert checkpoints.steps == [3]
+    checkpoints.remove_unfinished()
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["3"]
+    checkpoints.close()
 
 
 def test_where_all_are_damaged_that_is_an_error_and_they_stay(tmp_path):
