@@ -24,7 +24,7 @@ from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.files import move_durably, partial_folder
 from jeffnet.weights import store
-from jeffnet.weights.checksum import CHECKSUMS_KEY, with_checksums
+from jeffnet.weights.checksum import CHECKSUMS_KEY, order_metadata, with_checksums
 from jeffnet.weights.fit import fit
 from jeffnet.weights.keras_writer import write_keras
 from jeffnet.weights.naming import Naming, to_source_names
@@ -168,6 +168,7 @@ def _write_state_dict(naming: Naming) -> "_Writer":
         else:
             state = {name: np.ascontiguousarray(array) for name, array in state.items()}
             save_file(state, path, with_checksums({"format": "pt"}, state))
+            order_metadata(path)
 
     return write
 

@@ -1,6 +1,7 @@
 """Checksums of arrays, which notice an error in any one word and can be added up over the parts of a split array."""
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 
@@ -77,6 +78,18 @@ def with_checksums(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]
     """A safetensors file's metadata with the checksums of these and of the file's arrays."""
     sums = {name: f"{checksum(array):016x}" for name, array in arrays.items()}
     return {**metadata, CHECKSUMS_KEY: json.dumps({"metadata": _checksum_of_texts(metadata), "arrays": sums})}
+
+
+def order_metadata(path: str | os.PathLike) -> None:
+    """Sort the metadata of a safetensors file: the library writes them in an order that differs from file to file."""
+    with open(path, "r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        entries = json.loads(header)
+        entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+        ordered = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode().ljust(len(header))
+        if len(ordered) == len(header):  # as both write JSON
+            file.seek(8)
+            file.write(ordered)
 
 
 def checked_by_metadata(arrays: Mapping[str, Stored], metadata: Mapping[str, str], source: str) -> dict[str, Stored]:

@@ -19,7 +19,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_plan, resolve_name
 from jeffnet.errors import WeightsError
 from jeffnet.files import written_atomically
-from jeffnet.weights.checksum import with_checksums
+from jeffnet.weights.checksum import order_metadata, with_checksums
 
 METADATA_KEY = "jeffnet"
 _FORMAT = 1
@@ -73,6 +73,7 @@ def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: 
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with written_atomically(path) as partial:
         save_file(tensors, partial, metadata=with_checksums({METADATA_KEY: json.dumps(entry)}, tensors))
+        order_metadata(partial)
 
 
 def parse_card(text: str, source: str) -> ModelCard:

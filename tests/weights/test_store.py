@@ -69,6 +69,14 @@ def test_round_trip_is_bit_equal(dtype, tmp_path):
     assert all(loaded[name].tobytes() == arrays[name].tobytes() for name in arrays)
 
 
+def test_the_same_model_is_the_same_file(path):
+    """Whatever the order in which the library writes the metadata."""
+    before = path.read_bytes()
+    for _ in range(5):
+        save_model(path, initial_arrays(PLAN, 0), CARD)
+        assert path.read_bytes() == before
+
+
 def test_jax_arrays_are_written(tmp_path):
     model, variables = create_model(NAME, num_classes=2, in_chans=1)
     save_model(tmp_path / "a", to_canonical(variables, model.plan), CARD)
