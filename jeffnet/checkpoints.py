@@ -21,8 +21,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
-from jeffnet.errors import OutputError, WeightsError
-from jeffnet.files import move_durably, partial_folder
+from jeffnet.errors import JeffnetError, OutputError, WeightsError
+from jeffnet.files import move_durably, not_written, partial_folder
 from jeffnet.weights import store
 from jeffnet.weights.checksum import CHECKSUMS_KEY, order_metadata, with_checksums
 from jeffnet.weights.fit import fit
@@ -41,7 +41,7 @@ def save_checkpoint(
     model: Any,
     name: str,
     *,
-    form: str = "jeffnet",
+    form: str | None = None,
     classes: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
 ) -> ModelCard:
@@ -51,7 +51,7 @@ def save_checkpoint(
       path: to write to; see `write_checkpoint`.
       model: what any backend's `create_model` returns.
       name: of the model in the zoo, which the arrays must fit.
-      form: one of `jeffnet.backends.FORMS`.
+      form: one of `jeffnet.backends.FORMS`; None takes the one that the path's ending means, see `form_of`.
       classes: names of the classes in the order of the logits.
       preprocessing: what the model expects of pictures; None takes the zoo's.
 
@@ -82,8 +82,55 @@ def save_checkpoint(
     return card
 
 
+# The forms that a file whose name ends so may have, the one that it has unless told otherwise first. Names with other
+# endings, or none, tell nothing.
+_TORCH = ("timm", "efficientnet_pytorch")
+_FORMS_BY_ENDING = {
+    ".safetensors": ("jeffnet", *_TORCH),
+    **dict.fromkeys((".pth", ".pt", ".tar", ".bin"), _TORCH),
+    ".npz": ("npz", "objax"),
+    ".msgpack": ("linen",),
+    ".ckpt": ("tensorflow", "nnx"),
+    ".keras": ("keras",),
+    ".h5": ("keras",),
+}
+# Endings of formats that jeffnet does not write.
+_FOREIGN = (
+    *(".onnx", ".tflite", ".pb", ".hdf5", ".mlmodel", ".mlpackage", ".gguf", ".engine", ".xml", ".jit", ".pt2"),
+    *(".pkl", ".pickle", ".npy", ".zip", ".gz", ".json"),
+)
+
+
+def form_of(path: str | os.PathLike, form: str | None = None) -> str:
+    """In which form to write a file, by the ending of its name.
+
+    Args:
+      path: of the file.
+      form: which one is wanted; None takes the one that the ending means, and without one jeffnet's own.
+
+    Raises:
+      OutputError: what is wanted is not what a file of this name would be, or the ending is of a format that cannot be
+        written.
+    """
+    ending = Path(path).suffix.lower()
+    if form is not None and form not in FORMS:
+        raise OutputError(f"form {form!r} is not one of {', '.join(FORMS)}")
+    if ending in _FOREIGN:
+        written = ", ".join(f"*{known} ({' or '.join(forms)})" for known, forms in _FORMS_BY_ENDING.items())
+        raise OutputError(f"cannot write {str(path)!r}: jeffnet writes no {ending} files, but {written}")
+    forms = _FORMS_BY_ENDING.get(ending, FORMS)
+    if form is None:
+        return forms[0]
+    if form not in forms:
+        raise OutputError(
+            f"cannot write {str(path)!r} in the form {form!r}: a file of this name is {' or '.join(forms)}; give "
+            "another name or form"
+        )
+    return form
+
+
 def write_checkpoint(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard, form: str = "jeffnet"
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard, form: str | None = None
 ) -> None:
     """Write a model's arrays; under the name there is never half a checkpoint.
 
@@ -92,7 +139,7 @@ def write_checkpoint(
         must.
       arrays: by canonical name.
       card: of the model. Only jeffnet's own format keeps it.
-      form: one of `jeffnet.backends.FORMS`:
+      form: None takes the one that the path's ending means, see `form_of`; or one of `jeffnet.backends.FORMS`:
         'jeffnet': safetensors with the card.
         'linen': MessagePack of the variables, for `flax.serialization.from_bytes`.
         'nnx': the state, for `orbax.checkpoint.StandardCheckpointer`.
@@ -105,16 +152,14 @@ def write_checkpoint(
 
     Raises:
       WeightsError: the form cannot hold the arrays.
-      OutputError: the path exists, or cannot be written.
+      OutputError: the path exists, has an ending of another form, or cannot be written.
     """
-    if form not in FORMS:
-        raise OutputError(f"form {form!r} is not one of {', '.join(FORMS)}")
-    path = Path(path)
+    path, form = Path(path), form_of(path, form)
     there = [path, *path.parent.glob(f"{glob.escape(path.name)}.index")]
     if any(file.exists() for file in there):
         raise OutputError(f"{str(path)!r} exists: remove it, or give another name")
-    if form == "jeffnet":
-        store.save_model(path, arrays, card)
+    if form in _ATOMIC_WRITERS:
+        _ATOMIC_WRITERS[form](path, arrays, card)
         return
     try:
         with partial_folder(path) as folder:
@@ -123,8 +168,10 @@ def write_checkpoint(
             # A checkpoint of TensorFlow is several files; its index comes last, without which it is none.
             for file in sorted(folder.iterdir()):
                 move_durably(file, path.parent / file.name)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    except JeffnetError:
+        raise
+    except Exception as error:  # of libraries, for a full disk for instance
+        raise not_written(path, error) from error
 
 
 def _write_linen(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
@@ -205,8 +252,8 @@ _WRITERS: dict[str, _Writer] = {
     "efficientnet_pytorch": _write_state_dict(EFFICIENTNET_PYTORCH),
     "npz": _write_npz,
     "tensorflow": _write_tensorflow,
-    "keras": write_keras,
 }
+_ATOMIC_WRITERS: dict[str, _Writer] = {"jeffnet": store.save_model, "keras": write_keras}
 
 
 def _output_stride(plan: Plan, name: str) -> int:

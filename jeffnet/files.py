@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jeffnet.errors import OutputError
+from jeffnet.errors import JeffnetError, OutputError
 
 try:
     import fcntl
@@ -28,6 +28,9 @@ _LONGEST_NAME = 200  # bytes of NAME: file systems take 255 in all
 _LOCK, _CONTENT = "lock", "content"
 # What file systems answer that cannot flush, or not a folder.
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+# How safetensors and TensorStore say the system's answer, and answers of which others have only the text.
+_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _SECONDS_BETWEEN_TRIES = 0.05
 
 _log = logging.getLogger("jeffnet")
@@ -54,8 +57,30 @@ def written_atomically(path: str | os.PathLike) -> Iterator[str]:
             partial.touch()
             yield str(partial)
             move_durably(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    except JeffnetError:
+        raise
+    except Exception as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> Exception:
+    """The OutputError that says why a file could not be written; `error` itself where the system did not refuse."""
+    reason = system_reason(error)
+    return error if reason is None else OutputError(f"cannot write {str(path)!r}: {reason}")
+
+
+def system_reason(error: BaseException | None) -> str | None:
+    """Why the system refused what some library tried: each says that in its own way. None where it is not to blame."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return os.strerror(error.errno) if error.errno else str(error)
+        if found := _ERROR_NUMBER.search(str(error)):
+            return os.strerror(int(found[1] or found[2]))
+        for number in _REFUSALS:
+            if os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

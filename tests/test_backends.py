@@ -4,6 +4,8 @@ Everything is compared in float64 with Linen's models, which `test_timm_parity.p
 random, BatchNorm's too. To add a backend, add a `Driver`: how its users run a model.
 """
 
+import re
+import resource
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +21,7 @@ from jeffnet.arch.plan import with_frozen_norms
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS, backend_of, convert, load_backend, to_start
-from jeffnet.checkpoints import save_checkpoint
+from jeffnet.checkpoints import form_of, save_checkpoint
 from jeffnet.errors import ArchitectureError, JeffnetError, OutputError, UnknownModelError, WeightsError
 from jeffnet.objax import objax
 from jeffnet.weights.start import start_model
@@ -637,6 +639,53 @@ def test_what_does_not_fit_is_not_written(tmp_path):
         with pytest.raises(OutputError, match="exists"):
             save_checkpoint(tmp_path / "a", model, "tiny", form=form)
     assert (tmp_path / "a").read_text() == "precious"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Orbax's threads
+@pytest.mark.parametrize("form", sorted({*ANY_MODEL} | {"timm-pth"}))
+def test_a_full_disk_is_an_error_that_names_the_file(form, tmp_path):
+    """Whatever the library makes of the system's refusal, here of a file that is too large."""
+    if form.endswith("pth"):
+        pytest.importorskip("torch")
+    path = tmp_path / (form.partition("-")[0] + (".pth" if form.endswith("pth") else ""))
+    model = load_backend("functional").create_model("tiny", num_classes=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OutputError, match=f"cannot write {re.escape(repr(str(path)))}: File too large"):
+            save_checkpoint(path, model, "tiny", form=form.partition("-")[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "expected"),
+    [
+        ("a.safetensors", None, "jeffnet"), ("a.safetensors", "timm", "timm"), ("a", None, "jeffnet"),
+        ("a.v2", None, "jeffnet"), ("a.PTH", None, "timm"),
+        ("a.pth.tar", "efficientnet_pytorch", "efficientnet_pytorch"),
+        ("a.npz", None, "npz"), ("a.npz", "objax", "objax"), ("a.msgpack", None, "linen"), ("a.keras", None, "keras"),
+        ("a.weights.h5", None, "keras"), ("model.ckpt", None, "tensorflow"), ("folder", "nnx", "nnx"),
+    ],
+)  # fmt: skip
+def test_the_form_follows_the_ending(name, form, expected):
+    assert form_of(name, form) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "message"),
+    [
+        ("a.onnx", None, r"'a.onnx': jeffnet writes no .onnx files, but \*.safetensors"),
+        ("a.onnx", "jeffnet", "writes no .onnx files"),
+        ("a.pth", "jeffnet", "in the form 'jeffnet': a file of this name is timm or efficientnet_pytorch"),
+        ("a.keras", "npz", "a file of this name is keras"),
+        ("a.safetensors", "linen", "a file of this name is jeffnet or timm"),
+    ],
+)
+def test_an_ending_of_another_form_is_an_error(name, form, message):
+    with pytest.raises(OutputError, match=message):
+        form_of(name, form)
 
 
 @pytest.mark.parametrize("form", ["linen", "nnx", "objax"])

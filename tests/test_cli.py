@@ -264,6 +264,23 @@ def test_convert_to_every_form_and_back(capsys, weights, pictures, tmp_path, sma
     assert "--model" in fails(capsys, "validate", pictures, "--weights", tmp_path / "nnx")
 
 
+def test_convert_writes_what_the_ending_means_or_says_what_it_can(capsys, weights, tmp_path):
+    assert "(linen)" in run(capsys, "convert", weights, tmp_path / "a.msgpack")[1]
+    assert (tmp_path / "a.msgpack").read_bytes()[2:8] in (b"params", b"batch_")
+    message = fails(capsys, "convert", weights, tmp_path / "a.onnx")
+    assert "no .onnx files" in message and "*.safetensors" in message and "*.keras" in message
+    assert not (tmp_path / "a.onnx").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no device that is always full")
+def test_a_full_disk_for_what_is_printed_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "jeffnet", "list"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+
+
 @pytest.mark.parametrize("lost", ["d", "manifest.ocdbt", "ocdbt.process_0/d"])
 def test_a_broken_checkpoint_is_one_line(capsys, weights, tmp_path, lost):
     """In a process of its own, with what it says when it ends."""

@@ -33,12 +33,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=FORMS,
-        default="jeffnet",
-        help="jeffnet: a safetensors file that says of which model it is, for every backend; linen: MessagePack of the "
+        help="the form; by default the one that the destination's ending means (.safetensors: jeffnet, .pth: timm, "
+        ".npz: npz, .msgpack: linen, .keras and .weights.h5: keras, .ckpt: tensorflow), without one jeffnet. "
+        "jeffnet: a safetensors file that says of which model it is, for every backend; linen: MessagePack of the "
         "variables (flax.serialization); nnx: a folder of Orbax; objax: npz of the variables; timm and "
         "efficientnet_pytorch: a state dict, by torch.save if the destination ends in .pth, .pt, .tar or .bin, else in "
         "safetensors; npz: as of efficientnet-jax's release; tensorflow: a checkpoint with the authors' names; "
-        "keras: of keras.applications, to .keras or .weights.h5 (default: %(default)s)",
+        "keras: of keras.applications, to .keras or .weights.h5",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as one object")
     add_device_options(parser)
@@ -47,22 +48,23 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Convert, and say what was written."""
-    from jeffnet.checkpoints import write_checkpoint
+    from jeffnet.checkpoints import form_of, write_checkpoint
     from jeffnet.weights.load import open_weights
 
     # Elsewhere no array comes near a device, which may be another process's alone.
     if options.device or options.num_devices or options.to in ("nnx", "objax") or Path(options.source).is_dir():
         start_devices(options)
+    form = form_of(options.destination, options.to)
     card, arrays = open_weights(
         options.source, options.model, num_classes=options.num_classes, in_chans=options.in_chans
     )
-    write_checkpoint(options.destination, arrays, card, options.to)
+    write_checkpoint(options.destination, arrays, card, form)
     values = sum(array.size for array in arrays.values())
     result = {
         "model": card.model,
         "num_classes": card.num_classes,
         "in_chans": card.in_chans,
-        "form": options.to,
+        "form": form,
         "path": options.destination,
         "arrays": len(arrays),
         "values": values,
@@ -71,5 +73,6 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(result))
         return
     print(
-        f"{card.model}, {card.num_classes} classes: {len(arrays)} arrays of {values:,} values in {options.destination}"
+        f"{card.model}, {card.num_classes} classes: {len(arrays)} arrays of {values:,} values in {options.destination} "
+        f"({form})"
     )

@@ -1,6 +1,7 @@
 """The command `jeffnet`."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import jeffnet
 from jeffnet.cli import bench, convert, info, list_, predict, train, validate
 from jeffnet.code_cache import code_folders, make_code_folder, untrusted
-from jeffnet.errors import JeffnetError
+from jeffnet.errors import JeffnetError, OutputError
 from jeffnet.files import cache_folder
 from jeffnet.ops.processor import short_fingerprint
 
@@ -21,6 +22,8 @@ _COMMANDS = (list_, info, predict, validate, train, convert, bench)
 
 # What the command exits with where something failed that its input is not to blame for: EX_SOFTWARE.
 EXIT_CRASH = 70
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _MOST_KEPT = 2**30  # bytes; what was used least recently goes first
 
@@ -61,6 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         options.run(options)
+        sys.stdout.flush()
     except BrokenPipeError:
         # Whoever reads our output has seen enough; nothing more can be written, not even on exit.
         sys.stderr.close()
@@ -69,6 +73,10 @@ def _run(options: argparse.Namespace) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
+            # Of the standard output: files have their own errors. Python would try to write the rest on exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            error = OutputError(f"cannot write the output: {error.strerror}")
         known = isinstance(error, JeffnetError)
         if options.debug:
             traceback.print_exc()

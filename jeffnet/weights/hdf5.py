@@ -5,6 +5,7 @@ what it finds comes back as bytes: all that a broken file can end is that proces
 """
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -92,16 +93,18 @@ def broken(path: Path, reason: str) -> WeightsError:
     return WeightsError(f"weights {str(path)!r} are not a whole file of Keras: {reason}")
 
 
-def add_checksums(path: Path) -> None:
-    """Give every array of a file its checksum."""
+def with_checksums(content: bytes) -> bytes:
+    """The content of a file, with a checksum of every array in it."""
     import h5py
 
     def add(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             item.attrs[_CHECKSUM] = f"{checksum(np.asarray(item[()])):016x}"
 
-    with h5py.File(path, "r+") as file:
+    changed = io.BytesIO(content)
+    with h5py.File(changed, "r+") as file:
         file.visititems(add)
+    return changed.getvalue()
 
 
 def _listed(path: Path, found: np.ndarray, listing: dict[str, Any]) -> LayersFile:

@@ -4,7 +4,9 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 
 from jeffnet.errors import OutputError
 from jeffnet.files import written_atomically
-from jeffnet.weights.hdf5 import add_checksums
+from jeffnet.weights.hdf5 import with_checksums
 from jeffnet.weights.keras import KERAS
 from jeffnet.weights.naming import to_source_names
 from jeffnet.weights.store import ModelCard
@@ -63,8 +65,12 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
         if suffix == ".keras":
             model.save(partial)
         else:
-            model.save_weights(partial)
-            add_checksums(Path(partial))
+            # Not by `save_weights`: on a full disk HDF5 crashes, where a file in memory does not.
+            with tempfile.TemporaryDirectory() as folder:
+                whole = Path(folder) / "model.keras"
+                model.save(whole)
+                with zipfile.ZipFile(whole) as archive:
+                    Path(partial).write_bytes(with_checksums(archive.read("model.weights.h5")))
 
 
 def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:

@@ -65,7 +65,9 @@ def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         else:
             tensors[name] = torch.from_numpy(array)
-    torch.save(tensors, path)
+    # Of a full disk torch itself says nothing, but the file does.
+    with open(path, "wb") as file:
+        torch.save(tensors, file)
 
 
 def _stored(tensor: Any) -> Stored:
