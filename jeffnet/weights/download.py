@@ -1,4 +1,4 @@
-"""Files from the network in a cache of our own: whole, verified on every use, never half under their final name."""
+"""Files from the network in a cache of our own: verified on every use, never half under their final name."""
 
 import contextlib
 import errno
@@ -71,6 +71,11 @@ def wrong_hash(path: Path, expected: str | None = None) -> str | None:
 def is_remembered(path: Path) -> bool:
     """Whether a file was once found right."""
     return os.path.realpath(path) in _remembered()
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's content, after `sha256:`."""
+    return _digest(path, "sha256")
 
 
 def fetch(url: str, path: Path, expected: str | None = None) -> Path:

@@ -66,7 +66,8 @@ def read_layers(path: Path, content: BinaryIO, stems: set[str]) -> LayersFile:
       WeightsError: h5py is not installed, or the file is broken or points to other files.
     """
     if importlib.util.find_spec("h5py") is None:
-        raise WeightsError(f"weights {str(path)!r} are in HDF5: pip install h5py to read them")
+        missing = ModuleNotFoundError("h5py")
+        raise WeightsError(f"weights {str(path)!r} are in HDF5: pip install h5py to read them") from missing
     with tempfile.TemporaryFile() as output:
         done = subprocess.run(
             [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(sorted(stems))],

@@ -1,7 +1,7 @@
 """Where weights come from: a model's published ones, a repository of the model hub, a URL, or a file of one's own.
 
-What comes over the network is verified and kept: what the hub has in huggingface_hub's cache, with its tokens and
-settings, all else in `jeffnet.weights.download.cache_folder`.
+What comes over the network is verified, or said not to be, and kept: what the hub has in huggingface_hub's cache, with its
+tokens and settings, all else in `jeffnet.weights.download.cache_folder`.
 """
 
 import contextlib
@@ -42,6 +42,7 @@ class Located:
       model: our name of its model, where known.
       preprocessing: what the weights expect of pictures, where their repository tells.
       classes: names of the classes in the order of the logits, where their repository tells.
+      is_verified: False for a download whose address states no hash; True for a file of one's own too.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Located:
     model: str | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
+    is_verified: bool = True
 
 
 def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -> Located:
@@ -61,7 +63,7 @@ def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -
         original release (JEFFNET_RELEASE_URL replaces its address). `hf:owner/name` for a repository of the hub,
         `hf:owner/name/folder/file` for a file of it, each with `@revision` (a branch, tag or commit) at the end if
         wanted. A URL, the beginning of whose file's SHA-256 may stand behind it (`#sha256=d480c9de`) or in its name
-        (`b0-d480c9de.npz`). All else is the path of a file, which is not looked at.
+        (`b0-d480c9de.npz`); the log says where neither does. All else is the path of a file, which is not looked at.
       name: of the model, ours or timm's, for its published weights.
 
     Raises:
@@ -117,12 +119,27 @@ def _of_url(source: str) -> Located:
     digits = fragment.removeprefix("sha256=").lower()
     if fragment and not (fragment.startswith("sha256=") and re.fullmatch("[0-9a-f]{8,64}", digits)):
         raise WeightsError(f"weights {shown!r}: '#{fragment}' is not '#sha256=' with 8 to 64 hexadecimal digits")
-    if not digits and (in_name := _HASH_IN_NAME.search(name)):
+    in_name = _HASH_IN_NAME.search(name)
+    # A name of numbers alone may be one with a date: it states a hash where it is the file's.
+    may_be_number = not digits and in_name is not None and in_name[1].isdecimal()
+    if not digits and in_name and not may_be_number:
         digits = in_name[1]
     # Two URLs may end in the same name.
     folder = cache_folder() / "url" / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / (re.sub(r"[^\w.+-]", "_", name)[-100:].lstrip(".") or "weights")
-    return Located(fetch(url, path, f"sha256:{digits}" if digits else None), shown)
+    if digits:
+        return Located(fetch(url, path, f"sha256:{digits}"), shown)
+    is_new = not (path.is_file() and download.is_remembered(path))
+    fetch(url, path)
+    actual = download.file_hash(path) if is_new or may_be_number else ""
+    if may_be_number and in_name and actual.removeprefix("sha256:").startswith(in_name[1]):
+        return Located(path, shown)
+    if is_new:
+        _log.warning(
+            "%s: not verified, since its address states no hash: append '#%s' to compare it from now on",
+            shown, actual.replace(":", "="),
+        )  # fmt: skip
+    return Located(path, shown, is_verified=False)
 
 
 def _of_hub(source: str) -> Located:

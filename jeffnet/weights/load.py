@@ -81,7 +81,17 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
     if isinstance(source, str) and _is_published(source) and not Path(source).exists():
         source, name = True, source
     located = locate(source, name)
-    file = read_weights(located.path)
+    try:
+        file = read_weights(located.path)
+    except WeightsError as error:
+        if located.is_verified or isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        # Of an answer without a length only its content tells that it was cut.
+        located.path.unlink(missing_ok=True)
+        raise WeightsError(
+            f"weights {located.source!r}: what was downloaded is removed, since it came damaged or cut short, or is "
+            f"something else: try again, or check the address ({error})"
+        ) from error
     return replace(
         file,
         source=located.source,

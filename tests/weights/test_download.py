@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jeffnet.errors import WeightsError
 from jeffnet.weights import download
 from jeffnet.weights.download import FetchError, cache_folder, fetch, wrong_hash
 from jeffnet.weights.hub import locate
+from jeffnet.weights.load import find_weights
 
 BODY = bytes(range(256)) * 800 + b"end"
 HASH = hashlib.sha256(BODY).hexdigest()
@@ -55,7 +58,8 @@ class Handler(BaseHTTPRequestHandler):
             body, status = body[start:], 206
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[: answer.cut])
 
@@ -517,6 +521,49 @@ def test_a_hash_in_a_name_is_verified(name, server):
 def test_a_date_in_a_name_can_be_overruled(server):
     server.answers["/b0-20240131.npz"] = [Answer()]
     assert locate(f"{server.url}/b0-20240131.npz#sha256={HASH[:8]}").path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("name", ["b0-20240131.npz", "b0-20240131235959.npz", "b0-00000001.npz"])
+def test_a_number_in_a_name_is_no_hash_unless_it_is_the_files(name, server, caplog):
+    server.answers[f"/{name}"] = [Answer()]
+    for _ in range(2):
+        located = locate(f"{server.url}/{name}")
+        assert located.path.read_bytes() == BODY and not located.is_verified
+    # Once, with what to do about it.
+    assert caplog.text.count("not verified") == 1 and f"append '#sha256={HASH}'" in caplog.text
+
+
+def test_a_hash_of_digits_alone_is_verified(server, caplog):
+    body = next(text for text in map(b"%d".__mod__, range(10**4)) if hashlib.sha256(text).hexdigest()[:8].isdecimal())
+    digits = hashlib.sha256(body).hexdigest()[:8]
+    server.answers[f"/b0-{digits}.npz"] = [Answer(body)]
+    assert locate(f"{server.url}/b0-{digits}.npz").is_verified
+    assert "not verified" not in caplog.text
+
+
+def test_a_url_without_a_hash_is_said_to_be_not_verified(server, caplog):
+    assert not locate(f"{server.url}/b0.npz").is_verified
+    assert f"{server.url}/b0.npz: not verified" in caplog.text
+    caplog.clear()
+    assert locate(f"{server.url}/b0.npz#sha256={HASH}").is_verified
+    assert caplog.text == ""
+
+
+def test_what_is_cut_without_a_length_is_removed(server, tmp_path):
+    """The connection simply ends: only the file's own structure tells."""
+    array = np.zeros((3, 3), np.float32)
+    save_file({"conv_stem.weight": array}, tmp_path / "a.safetensors")
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    headers = {"Content-Length": "", "Connection": "close"}
+    server.answers["/a.safetensors"] = [
+        Answer(whole, headers=headers, cut=len(whole) - 5),
+        Answer(whole, headers=headers),
+    ]
+    with pytest.raises(WeightsError, match=f"{server.url}/a.safetensors': what was downloaded is removed, .*try again"):
+        find_weights(f"{server.url}/a.safetensors")
+    assert not list((cache_folder() / "url").rglob("a.safetensors"))
+    file = find_weights(f"{server.url}/a.safetensors")
+    np.testing.assert_array_equal(file.arrays["conv_stem.weight"], array)
 
 
 @pytest.mark.parametrize("name", ["b0-1234567.npz", "b0-large.npz", "mobilenet-v2_100.npz", "b0.0123abcd.npz"])
