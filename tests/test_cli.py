@@ -97,6 +97,24 @@ def test_info_adds_up_its_own_layers(capsys):
     assert "depthwise 3x3+5x5+7x7 /2" in out and "4,134,606" in out and "timm/mixnet_s.ft_in1k" in out
 
 
+def test_info_verifies_a_weights_file(capsys, weights, tmp_path, small_model):
+    status, out, _ = run(capsys, "info", weights)
+    assert status == 0 and small_model in out and "of every array: verified" in out
+    found = json.loads(run(capsys, "info", weights, "--json")[1])
+    assert found["num_classes"] == 3 and found["checksums"] == "of every array" and found["arrays"] > 5
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 4
+    (tmp_path / "damaged.safetensors").write_bytes(content)
+    assert "are damaged" in fails(capsys, "info", tmp_path / "damaged.safetensors")
+    assert "does not exist" in fails(capsys, "info", tmp_path / "nothing.safetensors")
+
+
+def test_info_says_that_a_file_of_others_is_not_verified(capsys, tmp_path):
+    save_file({"conv_stem.weight": np.zeros((3, 3), np.float32)}, tmp_path / "a.safetensors")
+    status, out, _ = run(capsys, "info", tmp_path / "a.safetensors")
+    assert status == 0 and "not verified" in out and "timm" in out
+
+
 @pytest.mark.parametrize("command", ["list", "info", "predict", "validate", "train", "convert", "bench"])
 def test_every_command_has_help(capsys, command):
     status, out, _ = run(capsys, command, "--help")

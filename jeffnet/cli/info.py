@@ -1,4 +1,4 @@
-"""`jeffnet info`: one model in detail, or with `--env` what is here to run it on."""
+"""`jeffnet info`: one model or one weights file in detail, or with `--env` what is here to run it on."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from jeffnet.arch.summary import count_macs, count_parameters, layers
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.text import table
-from jeffnet.errors import ArchitectureError, ConfigError
+from jeffnet.errors import ArchitectureError, ConfigError, UnknownModelError
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -18,12 +18,19 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "info",
         parents=[common],
-        help="show a model's layers, cost and preprocessing, or the environment",
-        description="Show a model's layers, parameters, multiply-accumulates, feature maps and preprocessing. Or with "
-        "--env show devices, versions and memory, and test for about a second whether they work.",
-        usage="jeffnet info (MODEL | --env) [options]",
+        help="show a model's layers, cost and preprocessing, a weights file, or the environment",
+        description="Show a model's layers, parameters, multiply-accumulates, feature maps and preprocessing. Or read "
+        "a weights file, show what it says of its model, and compare its checksums. Or with --env show devices, versions "
+        "and memory, and test for about a second whether they work.",
+        usage="jeffnet info (MODEL | FILE | --env) [options]",
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="name of a model, ours or timm's")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="name of a model, ours or timm's; or weights: a path (./NAME where a model has the name), hf:owner/name "
+        "or a URL",
+    )
     parser.add_argument(
         "--env", action="store_true", help="show what is here to run models on and test it; status 1 if that fails"
     )
@@ -44,6 +51,8 @@ def run(options: argparse.Namespace) -> None:
         _show_environment(options)
     elif options.device or options.num_devices:
         raise ConfigError("--device and --num-devices are for --env: a model is shown without any device")
+    elif options.model is not None and _is_weights(options.model):
+        _show_weights(options)
     elif options.model is not None:
         _show_model(options)
     else:
@@ -98,6 +107,70 @@ def _environment_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _is_weights(name: str) -> bool:
+    try:
+        resolve_name(name)
+    except UnknownModelError:
+        return os.path.exists(name) or "/" in name or name.startswith("hf:")
+    return False
+
+
+def _show_weights(options: argparse.Namespace) -> None:
+    """Read all of a weights file, which compares its checksums, and print what it says of itself."""
+    from jeffnet.weights.load import find_weights
+
+    file = find_weights(options.model)
+    values = sum(array.read().size for array in file.arrays.values())
+    card = file.card
+    preprocessing = card.preprocessing if card else file.preprocessing
+    summary = {
+        "path": options.model,
+        "kind": file.naming.title,
+        "model": card.model if card else file.model,
+        "num_classes": card.num_classes if card else None,
+        "in_chans": card.in_chans if card else None,
+        "global_pool": card.global_pool if card else None,
+        "output_stride": card.output_stride if card else None,
+        "classes": list(card.classes if card else file.classes),
+        "preprocessing": vars(preprocessing) if preprocessing else None,
+        "arrays": len(file.arrays),
+        "values": values,
+        "dtypes": sorted({array.dtype.name for array in file.arrays.values()}),
+        "checksums": file.checksums or None,
+    }
+    if options.json:
+        print(json.dumps(summary, indent=1))
+        return
+    classes = summary["classes"]
+    facts = [
+        ("file", f"{options.model} ({summary['kind']})"),
+        ("model", summary["model"] or "not said"),
+        ("arrays", f"{len(file.arrays)} of {values:,} values, {', '.join(summary['dtypes'])}"),
+        (
+            "checksums",
+            f"{file.checksums}: verified"
+            if file.checksums
+            else "none in this file: not verified, damage would go unseen",
+        ),
+    ]
+    if card:
+        named = f": {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}" if classes else ""
+        facts.append(("classes", f"{card.num_classes}{named}"))
+        facts.append(
+            ("built with", f"{card.in_chans} channels, {card.global_pool} pooling, stride {card.output_stride}")
+        )
+    if preprocessing:
+        facts.append(("preprocessing", _preprocessing_text(vars(preprocessing))))
+    for label, text in facts:
+        print(f"{label:<14}{text}")
+
+
+def _preprocessing_text(pre: dict[str, Any]) -> str:
+    return (
+        f"{pre['image_size']} px, crop {pre['crop_pct']}, {pre['interpolation']}, mean {pre['mean']}, std {pre['std']}"
+    )
+
+
 def _show_model(options: argparse.Namespace) -> None:
     name = resolve_name(options.model)
     plan = model_plan(
@@ -150,11 +223,7 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("MACs", f"{summary['macs']:,} at {summary['image_size']} px"),
         ("feature maps", maps),
         ("pre-logits", f"{summary['num_features']}, dropout {summary['drop_rate']}"),
-        (
-            "preprocessing",
-            f"{pre['image_size']} px, crop {pre['crop_pct']}, {pre['interpolation']}, mean {pre['mean']}, "
-            f"std {pre['std']}",
-        ),
+        ("preprocessing", _preprocessing_text(pre)),
     ]
     if weights:
         facts.append(

@@ -1,7 +1,7 @@
 """Where weights come from: a model's published ones, a repository of the model hub, a URL, or a file of one's own.
 
-What comes over the network is verified, or said not to be, and kept: what the hub has in huggingface_hub's cache, with its
-tokens and settings, all else in `jeffnet.weights.download.cache_folder`.
+What comes over the network is verified, or said not to be, and kept: what the hub has in huggingface_hub's cache, with
+its tokens and settings, all else in `jeffnet.weights.download.cache_folder`.
 """
 
 import contextlib
