@@ -30,7 +30,7 @@ from jax.experimental import serialize_executable
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jeffnet.arch.plan import Block, Conv, ConvPart, Plan, SqueezeExcite
+from jeffnet.arch.plan import Block, Conv, ConvPart, Dense, Plan, SqueezeExcite
 from jeffnet.arch.summary import layers
 from jeffnet.backends import to_start
 from jeffnet.errors import ConfigError, WeightsError
@@ -40,6 +40,8 @@ from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.conv import conv_general_dilated, lowering, make_window
 from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
+from jeffnet.ops.depthwise import Window
+from jeffnet.ops.native import limits
 from jeffnet.ops.network import apply_network
 from jeffnet.ops.processor import cache_bytes, short_fingerprint, vector_bits
 
@@ -282,30 +284,42 @@ class _Network:
             for part in op.parts:
                 own = slice(first, first + part.out_channels)
                 kernel = np.asarray(arrays[f"{part.name}.kernel"], np.float64) * scale[own]
-                packed |= self._packed(part.name, part, kernel, bias[own], op.dilation)
+                packed |= self._packed(op, part, kernel, bias[own])
                 first += part.out_channels
         if self.plan.classifier is not None:
-            name = self.plan.classifier.name
-            kernel = np.asarray(arrays[f"{name}.kernel"], np.float64)[None, None]
-            part = ConvPart(name, kernel.shape[2], kernel.shape[3], 1, 1, "SAME")
-            packed |= self._packed(name, part, kernel, np.asarray(arrays[f"{name}.bias"], np.float64), 1)
+            op = _classifier_conv(self.plan.classifier)
+            kernel = np.asarray(arrays[f"{op.name}.kernel"], np.float64)[None, None]
+            packed |= self._packed(op, op.parts[0], kernel, np.asarray(arrays[f"{op.name}.bias"], np.float64))
         return packed
 
-    def _packed(self, name: str, part: ConvPart, kernel: np.ndarray, bias: np.ndarray, dilation: int) -> dict:
+    def _packed(self, op: Conv, part: ConvPart, kernel: np.ndarray, bias: np.ndarray) -> dict:
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        if self._form(part, dilation) == "dense":
+        if self._form(op, part) == "dense":
             kernel, bias = pack_kernel(kernel), pack_bias(bias)
-        return {f"{name}.kernel": kernel, f"{name}.bias": bias}
+        return {f"{part.name}.kernel": kernel, f"{part.name}.bias": bias}
 
-    def _form(self, part: ConvPart, dilation: int) -> str:
-        """Which of the kernels computes a part: 'dense', 'depthwise', or 'jax' for none."""
-        if not self.native:
+    def _form(self, op: Conv, part: ConvPart) -> str:
+        """Which of the kernels computes a part of a convolution: 'dense', 'depthwise', or 'jax' for none."""
+        if not self.native or op.act not in ACTS:
             return "jax"
-        if part.groups == 1 and (dilation == 1 or part.kernel_size == 1):
+        size = (part.kernel_size, part.kernel_size)
+        # 'SAME' pads by less than the kernel reaches.
+        pads = ((0, 0), (0, 0)) if isinstance(part.padding, str) else part.padding
+        window = Window((op.stride, op.stride), pads, (op.dilation, op.dilation))
+        if part.groups == 1 and limits.dense((*size, part.in_channels, part.out_channels), window):
             return "dense"
         depthwise = part.groups == part.in_channels == part.out_channels
-        wide = part.in_channels >= native.load().jeffnet_least_channels(4)
-        return "depthwise" if depthwise and wide else "jax"
+        return "depthwise" if depthwise and limits.depthwise((*size, 1, part.in_channels), window) else "jax"
+
+    def _is_pointwise(self, op: Conv | SqueezeExcite) -> bool:
+        """Whether an operation is one product of all channels at each place."""
+        return (
+            isinstance(op, Conv)
+            and [part.kernel_size for part in op.parts] == [1]
+            and op.stride == 1
+            and op.parts[0].padding in ("SAME", ((0, 0), (0, 0)))
+            and self._form(op, op.parts[0]) == "dense"
+        )
 
     def apply(self, arrays: Mapping[str, Array], images: Array) -> Array:
         """Logits, or pooled features."""
@@ -358,6 +372,8 @@ class _Network:
             last = index + 1 == len(ops)
             if isinstance(op, SqueezeExcite):
                 # The convolution that comes next multiplies by the gate.
+                if gate is not None:
+                    x, means = x * gate, None
                 means = x.mean((1, 2), keepdims=True) if means is None else means
                 gate = self._conv(arrays, op.expand, self._conv(arrays, op.reduce, means))
                 if last:
@@ -372,7 +388,7 @@ class _Network:
         return x
 
     def _gives_means(self, op: Conv) -> bool:
-        return op.act in ACTS and all(self._form(part, op.dilation) == "depthwise" for part in op.parts)
+        return all(self._form(op, part) == "depthwise" for part in op.parts)
 
     def _with_means(self, arrays: Mapping[str, Array], op: Conv, x: Array) -> tuple[Array, Array]:
         """A depthwise convolution, and the means of its outputs over each picture."""
@@ -391,22 +407,21 @@ class _Network:
     def _bands(self, block: Block, x: Array) -> int:
         """Into how many bands pictures are cut to compute a block's first convolutions together; 0 for not at all."""
         match block.ops:
-            case [Conv(parts=[first]) as expand, Conv(parts=[second]) as depthwise, *rest] if self.native:
+            case [expand, Conv(parts=[part]) as depthwise, *rest] if self._is_pointwise(expand) and rest:
                 pass
             case _:
                 return 0
-        pointwise = self._form(first, 1) == "dense" and first.kernel_size == 1 and expand.stride == 1
-        fits = self._form(second, depthwise.dilation) == "depthwise" and depthwise.dilation == 1
-        unpadded = first.padding in ("SAME", ((0, 0), (0, 0)))
-        if not (pointwise and fits and unpadded and depthwise.stride <= second.kernel_size and rest):
+        size = (part.kernel_size,) * 2
+        window = make_window(x.shape[1:3], size, (depthwise.stride,) * 2, part.padding, (depthwise.dilation,) * 2)
+        together = limits.inverted(x.shape, (*size, 1, part.in_channels), window)
+        if not together or self._form(depthwise, part) != "depthwise":
             return 0
-        if not {op.act for op in block.ops if isinstance(op, Conv)} <= set(ACTS):
-            return 0
-        if len(rest) == 1 and not (isinstance(rest[0], Conv) and len(rest[0].parts) == 1):
+        # The kernel of whole blocks ends with a product of all channels and no activation.
+        if len(rest) == 1 and not (self._is_pointwise(rest[0]) and rest[0].act is None):
             return 0
         bands = -(-_threads() // x.shape[0])
         # A band computes the rows under its neighbour's kernels too; that must stay a small part of its work.
-        rows, anew = x.shape[1] / bands, second.kernel_size - depthwise.stride
+        rows, anew = x.shape[1] / bands, part.kernel_size - depthwise.stride
         return bands if bands == 1 or anew <= rows * _MOST_ANEW else 0
 
     def _inverted(
@@ -460,11 +475,11 @@ class _Network:
         kernel, bias = arrays[f"{part.name}.kernel"], arrays[f"{part.name}.bias"]
         size = (part.kernel_size, part.kernel_size)
         window = make_window(x.shape[1:3], size, (op.stride,) * 2, part.padding, (op.dilation,) * 2)
-        form = self._form(part, op.dilation)
-        if form == "dense" and op.act in ACTS:
+        form = self._form(op, part)
+        if form == "dense":
             return dense_conv(x, kernel, bias, size, part.out_channels, window, op.act, gate, shortcut)
         x = x if gate is None else x * gate
-        if form == "depthwise" and op.act in ACTS:
+        if form == "depthwise":
             x, _ = depthwise_act(x, kernel, bias, window, op.act)
         else:
             x = conv_general_dilated(
@@ -476,19 +491,23 @@ class _Network:
 
     def _classifier(self, arrays: Mapping[str, Array], x: Array) -> Array:
         assert self.plan.classifier is not None
-        name, features = self.plan.classifier.name, self.plan.classifier.out_features
-        kernel, bias = arrays[f"{name}.kernel"], arrays[f"{name}.bias"]
-        if not self.native:
-            return x @ kernel[0, 0] + bias
+        op = _classifier_conv(self.plan.classifier)
+        if self._form(op, op.parts[0]) != "dense":
+            return x @ arrays[f"{op.name}.kernel"][0, 0] + arrays[f"{op.name}.bias"]
         rows = x.reshape(-1, 1, 1, x.shape[-1])
-        window = make_window((1, 1), (1, 1), (1, 1), "SAME", (1, 1))
-        with jax.named_scope(name):
-            return dense_conv(rows, kernel, bias, (1, 1), features, window).reshape(*x.shape[:-1], features)
+        return self._conv(arrays, op, rows).reshape(*x.shape[:-1], op.out_channels)
 
 
 def _threads() -> int:
     """How many the kernels use: those of XLA, one for each processor that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _classifier_conv(classifier: Dense) -> Conv:
+    """The classifier as a convolution of pictures of one place."""
+    name = classifier.name
+    part = ConvPart(name, classifier.in_features, classifier.out_features, 1, 1, "SAME")
+    return Conv(name, (part,), 1, 1, True, None, None)
 
 
 def _convolutions(plan: Plan) -> list[Conv]:

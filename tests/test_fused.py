@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import jeffnet.fused as fused_module
 from jeffnet.arch import zoo
-from jeffnet.arch.plan import Conv, with_test_pooling
+from jeffnet.arch.plan import GLOBAL_POOLS, OUTPUT_STRIDES, Conv, with_test_pooling
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.errors import ArchitectureError, ConfigError, JeffnetError, WeightsError
@@ -156,6 +158,79 @@ def test_options(name, options):
 def test_an_abstract_model_is_refused():
     with pytest.raises(ConfigError, match="abstract"):
         fuse(*load_backend("functional").create_model("tiny", abstract=True), batch_size=1, image_size=32)
+
+
+ODD_STAGES = {
+    "kernels": (
+        ("ir_r2_k3_s1_e3_c16_p3", "ir_r1_k3_s1_e3_c16_p1.1"),
+        ("ir_r1_k3.5_s2_e3_c24_a1.3_se0.5_nre", "ds_r2_k3_s1_c24_p3.1_se0.25"),
+        ("er_r2_k1.3_s1_e2_c24_p3_se0.5", "dsa_r1_k1_s2_c16_p1_nhs", "cn_r2_k3.1_s1_c16_skip"),
+    ),
+    "35 rows": (("ir_r1_k35_s1_e1_c16",),),
+}
+
+
+def odd_start(monkeypatch, stages, **options):
+    """Random arrays for a model of the user's own."""
+    spec = {name: options.pop(name) for name in ("padding", "act", "pool_first") if name in options}
+    monkeypatch.setitem(zoo.MODELS, "odd", ModelSpec(stages=stages, stem=16, features=32, **spec))
+    monkeypatch.setitem(zoo.PREPROCESSING, "odd", zoo.PREPROCESSING["tiny"])
+    return random_start("odd", **options)
+
+
+@pytest.mark.parametrize(
+    "stages", [ODD_STAGES["kernels"], pytest.param(ODD_STAGES["35 rows"], marks=pytest.mark.slow)], ids=ODD_STAGES
+)
+def test_blocks_that_no_model_of_the_zoo_has(stages, monkeypatch):
+    """Kernels of any size at any place of a block, and several of them."""
+    start = odd_start(monkeypatch, stages)
+    images = images_of(2, size=(24, 40))
+    fused = fused_of(start, batch_size=2, image_size=(24, 40))
+    assert error(fused(images), exactly(start, images)) < TOLERANCE
+
+
+@st.composite
+def block_strings(draw):
+    kernels = st.lists(st.sampled_from([1, 3, 5]), min_size=1, max_size=2).map(lambda sizes: ".".join(map(str, sizes)))
+    kind = draw(st.sampled_from(["ir", "ds", "dsa", "er", "cn"]))
+    fields = [kind, f"r{draw(st.integers(1, 2))}", f"k{draw(kernels)}", f"s{draw(st.integers(1, 2))}"]
+    fields.append(f"c{draw(st.sampled_from([8, 16, 24, 40]))}")
+    if kind in ("ir", "er"):
+        fields.append(f"e{draw(st.sampled_from([1, 2, 2.5, 4]))}")
+    if kind != "cn" and draw(st.booleans()):
+        fields.append(f"se{draw(st.sampled_from([0.1, 0.25, 1]))}")
+    if kind != "cn" and draw(st.booleans()):
+        fields.append(f"p{draw(kernels)}")
+    if kind == "ir" and draw(st.booleans()):
+        fields.append(f"a{draw(kernels)}")
+    if draw(st.booleans()):
+        fields.append(f"n{draw(st.sampled_from(['re', 'r6', 'hs', 'sw']))}")
+    return "_".join([*fields, *draw(st.sampled_from([(), ("skip",), ("noskip",)]))])
+
+
+@pytest.mark.slow
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(st.data())
+def test_any_block(data):
+    draw = data.draw
+    stages = tuple((block,) for block in draw(st.lists(block_strings(), min_size=1, max_size=3)))
+    options = {
+        "padding": draw(st.sampled_from(["same", "symmetric"])),
+        "pool_first": draw(st.booleans()),
+        "in_chans": draw(st.sampled_from([1, 3, 20])),
+        "global_pool": draw(st.sampled_from(GLOBAL_POOLS)),
+        "output_stride": draw(st.sampled_from(OUTPUT_STRIDES)),
+        "num_classes": draw(st.sampled_from([0, 1, CLASSES])),
+    }
+    size, threads = (draw(st.integers(1, 33)), draw(st.integers(1, 33))), draw(st.sampled_from([1, 2, 64]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_module, "_threads", lambda: threads)
+        start = odd_start(patch, stages, **options)
+        images = images_of(2, size, start.plan.in_chans)
+        exact = exactly(start, images)
+        ours = np.asarray(fused_of(start, batch_size=2, image_size=size, piece=draw(st.integers(1, 2)))(images))
+    assert ours.shape == exact.shape
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=TOLERANCE * max(1, np.abs(exact).max()))
 
 
 def test_dilated_convolutions_of_all_channels(monkeypatch):

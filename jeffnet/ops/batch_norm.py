@@ -21,6 +21,7 @@ from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.dense import ACTS
 from jeffnet.ops.lowerings import calls_fit, define_lowerings, same_axes
+from jeffnet.ops.native import limits
 
 _OPERANDS = 3  # x, scale, bias
 
@@ -53,7 +54,7 @@ def fits(x: Array, scale: Array, bias: Array, act: str | None) -> bool:
         and 0 not in x.shape
         and AxisType.Explicit not in jax.typeof(x).sharding.mesh.axis_types
         and native.available()
-        and x.shape[-1] >= native.load().jeffnet_vector_floats()
+        and limits.norm(x.shape[-1])
     )
 
 

@@ -95,7 +95,8 @@ def conv_general_dilated(
     """
     form = lowering()
     ours = form != "xla" and jax.default_backend() == "cpu" and out_sharding is None and _is_plain(lhs, rhs)
-    if ours and all(step == 1 for step in lhs_dilation or ()) and all(step > 0 for step in rhs_dilation or ()):
+    positive = all(step > 0 for step in (*window_strides, *(rhs_dilation or ()), *rhs.shape[:2]))  # others XLA refuses
+    if ours and positive and all(step == 1 for step in lhs_dilation or ()):
         window = make_window(lhs.shape[1:3], rhs.shape[:2], window_strides, padding, rhs_dilation or (1, 1))
         inside = all(pad >= 0 for pads in window.pads for pad in pads)
         if rhs.shape[2:] == (1, lhs.shape[-1]) and feature_group_count == lhs.shape[-1] > 1 and inside:

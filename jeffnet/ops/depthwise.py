@@ -17,10 +17,8 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jeffnet.ops import native
 from jeffnet.ops.lowerings import calls_fit, is_partitioned, same_axes
-
-_MOST_ROWS = 32  # of a kernel, in the C++
+from jeffnet.ops.native import limits
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -248,14 +246,6 @@ def _native(target: str, a: Array, b: Array, window: Window, shape: tuple[int, .
     return call(a.astype(compute), b.astype(compute), window=np.array(numbers, np.int64)).astype(dtype)
 
 
-def _suits_native(ctx: Any, lowering: str, window: Window, kernel: Any) -> bool:
-    if not calls_fit(ctx, lowering):
-        return False
-    if (max(window.strides) > 1 and max(window.dilation) > 1) or kernel.shape[0] > _MOST_ROWS:
-        return False
-    return kernel.shape[3] >= native.load().jeffnet_least_channels(max(kernel.dtype.itemsize, 4))
-
-
 def _define_lowerings(
     primitive: Primitive, target: str, kernel: int, xla: Any, shifted: Any, partitioned: Any = None
 ) -> None:
@@ -274,7 +264,11 @@ def _define_lowerings(
     def on_cpu(ctx: Any, a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> Any:
         form = partitioned if partitioned and is_partitioned(ctx) else shifted
         function = functools.partial(form, window=window, size=size)
-        if _suits_native(ctx, lowering, window, (*ctx.avals_in, *ctx.avals_out)[kernel]):
+        taps = (*ctx.avals_in, *ctx.avals_out)[kernel]
+        # One rule for all three, so that a model's convolution and its derivatives take the same form.
+        if calls_fit(ctx, lowering) and limits.depthwise_input_gradient(
+            taps.shape, window, max(taps.dtype.itemsize, 4)
+        ):
             function = functools.partial(_native, target, window=window, shape=ctx.avals_out[0].shape)
         return lower(ctx, a, b, function)
 

@@ -13,8 +13,8 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
-from jeffnet.ops import native
 from jeffnet.ops.lowerings import calls_fit, define_lowerings, same_axes
+from jeffnet.ops.native import limits
 
 
 def pointwise_conv(images: Array, kernel: Array, precision: Any = None, lowering: str = "auto") -> Array:
@@ -54,7 +54,7 @@ def _suits_native(ctx: Any, *, precision: Any, lowering: str) -> bool:
         images.dtype == jnp.float32
         and 0 not in (*images.shape, *g.shape)
         and calls_fit(ctx, lowering)
-        and g.shape[-1] >= native.load().jeffnet_vector_floats()
+        and limits.outer_product(images.shape[-1], g.shape[-1])
     )
 
 

@@ -20,7 +20,7 @@ from jeffnet.arch import zoo
 from jeffnet.arch.plan import OUTPUT_STRIDES, Conv, lower
 from jeffnet.arch.summary import output_size
 from jeffnet.errors import ConfigError
-from jeffnet.ops import depthwise, native
+from jeffnet.ops import native
 from jeffnet.ops.conv import NHWC, make_window
 from jeffnet.ops.depthwise import Window, depthwise_conv
 
@@ -268,6 +268,14 @@ def test_many_windows_equal_xla(problem):
     assert_derivatives_equal(map(needs, FORMS), second, *problem)
 
 
+@pytest.mark.parametrize("stride", [3, 4, 5, 6, 9, 10])
+def test_float32_of_any_stride(stride):
+    """The loops for strides 1 and 2 are for no other one, whatever the kernel's width."""
+    needs("native")
+    for taps in (1, 2, 3, 4, 5, 7, 9, 11):
+        assert_rounded(Case(taps, stride, 1, ((0, 0), (0, 0)), taps + stride), 16, taps + stride, taps + 8 * stride)
+
+
 @pytest.mark.parametrize(
     ("image", "kernel"),
     [
@@ -488,4 +496,6 @@ def test_strides_with_dilation_and_few_channels_are_shifted():
     assert not called(by("native", both), wide, jnp.ones((3, 3, 1, 64)))
     assert not called(by("native", PLAIN), narrow, jnp.ones((3, 3, 1, few)))
     assert called(by("native", PLAIN), jnp.ones((2, 9, 9, few + 1)), jnp.ones((3, 3, 1, few + 1)))
-    assert not called(by("native", PLAIN), jnp.ones((2, 99, 9, 64)), jnp.ones((depthwise._MOST_ROWS + 1, 3, 1, 64)))
+    assert not called(
+        by("native", PLAIN), jnp.ones((2, 99, 9, 64)), jnp.ones((native.load().jeffnet_most_rows() + 1, 3, 1, 64))
+    )

@@ -3,15 +3,21 @@
 #ifndef JEFFNET_COMMON_H_
 #define JEFFNET_COMMON_H_
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -41,7 +47,51 @@ using Vector = typename VectorOf<T>::type;
 template <typename T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
 
+// ----------------------------------------------------------------------------------------------------------- checks
+
+// What handlers rely on, they check: a shape that gets here by another way must not read or write outside the buffers.
+// `limits.py` has the same limits, beyond which JAX's own operations are used. With them no position overflows: pictures
+// are smaller than 2^45 in memory.
+constexpr int64_t kMostStep = 1 << 16;  // strides, dilations, sides of kernels
+constexpr int64_t kMostPad = kMostStep * kMostStep;
+constexpr int64_t kMostChannels = 1 << 28;
+constexpr int64_t kMostScratch = 16 << 20;  // bytes, of one thread
+constexpr int64_t kMostSums = 64 << 20;     // bytes, of all threads together
+
+inline bool IsStep(int64_t value) { return 1 <= value && value <= kMostStep; }
+inline bool IsPad(int64_t value) { return 0 <= value && value <= kMostPad; }
+
+template <typename Buffer>
+bool Holds(Buffer& buffer, int64_t count) {
+  return static_cast<int64_t>(buffer.element_count()) == count;
+}
+
+// A handler that returns what it throws as a status: XLA is compiled without exceptions.
+template <auto kHandler>
+struct Caught;
+template <typename... Args, ffi::Error (*kHandler)(Args...)>
+struct Caught<kHandler> {
+  static ffi::Error Call(Args... args) {
+    try {
+      return kHandler(std::move(args)...);
+    } catch (const std::bad_alloc&) {
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");  // short: std::string allocates nothing
+    } catch (const std::exception& error) {
+      return ffi::Error::Internal(error.what());
+    }
+  }
+};
+
 // ---------------------------------------------------------------------------------------------------------- threads
+
+// A forked process has none of its parent's threads, neither ours nor XLA's, but all their locks as they were.
+inline std::atomic<bool> forked{false};
+inline const int kWatchesForks = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
+// How many threads share the work.
+inline int64_t Threads(const ffi::ThreadPool& pool) {
+  return forked.load() ? 1 : std::max<int64_t>(1, pool.num_threads());
+}
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -61,11 +111,13 @@ class Team {
     return *team;
   }
 
-  // Runs `work(0) .. work(tasks - 1)`; false, and nothing is done, where the team is helping another caller.
+  // Runs `work(0) .. work(tasks - 1)`, which throw nothing; false, and nothing is done, where the team is helping another
+  // caller.
   template <typename Work>
   bool Run(int64_t tasks, const Work& work) {
     if (!use_.try_lock()) return false;
     Job job{tasks, &work, [](const void* work, int64_t task) { (*static_cast<const Work*>(work))(task); }};
+    std::fegetenv(&job.rounding);
     job_.store(&job);
     generation_.fetch_add(1);
     if (sleeping_.load()) {
@@ -85,6 +137,7 @@ class Team {
     const int64_t tasks;
     const void* work;
     void (*call)(const void*, int64_t);
+    std::fenv_t rounding{};  // of the caller: XLA's threads take denormals for 0, and helpers must too
     std::atomic<int64_t> next{0};
 
     void Loop() {
@@ -93,7 +146,11 @@ class Team {
   };
 
   explicit Team(int64_t helpers) {
-    for (int64_t helper = 0; helper < helpers; ++helper) std::thread([this] { Help(); }).detach();
+    try {
+      for (int64_t helper = 0; helper < helpers; ++helper) std::thread([this] { Help(); }).detach();
+    } catch (const std::exception&) {
+      // The system gives no more threads. Those that there are help, and they need this object.
+    }
   }
 
   static void Rest(int64_t turn) {
@@ -116,7 +173,10 @@ class Team {
       }
       seen = generation_.load();
       inside_.fetch_add(1);
-      if (Job* job = job_.load()) job->Loop();
+      if (Job* job = job_.load()) {
+        std::fesetenv(&job->rounding);
+        job->Loop();
+      }
       inside_.fetch_sub(1);
     }
   }
@@ -129,30 +189,45 @@ class Team {
 };
 
 // Runs `work(0) .. work(tasks - 1)` on as many threads as XLA has: on the team's, and where that is busy on XLA's own.
+// Throws std::bad_alloc where one of them throws anything.
 template <typename Work>
 void Parallel(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
-  const int64_t threads = std::min<int64_t>(pool.num_threads(), tasks);
+  const int64_t threads = std::min(Threads(pool), tasks);
   if (threads <= 1) {
     for (int64_t task = 0; task < tasks; ++task) work(task);
     return;
   }
-  if (Team::Get(pool.num_threads() - 1).Run(tasks, work)) return;
-  struct State {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto state = std::make_shared<State>();
-  // The caller takes tasks itself and waits only for tasks that have begun, so it cannot wait for a thread that never
-  // comes. A thread that comes after the last task does not touch `work`, which may be gone.
-  const Work* shared = &work;
-  auto loop = [state, shared, tasks] {
-    for (int64_t task; (task = state->next.fetch_add(1)) < tasks;) {
-      (*shared)(task);
-      state->done.fetch_add(1, std::memory_order_release);
+  std::atomic<bool> failed{false};
+  const auto caught = [&work, &failed](int64_t task) noexcept {
+    try {
+      work(task);
+    } catch (...) {
+      failed.store(true);
     }
   };
-  for (int64_t thread = 1; thread < threads; ++thread) pool.Schedule(std::decay_t<decltype(loop)>(loop));
-  loop();
-  while (state->done.load(std::memory_order_acquire) < tasks) std::this_thread::yield();
+  if (!Team::Get(Threads(pool) - 1).Run(tasks, caught)) {
+    struct State {
+      std::atomic<int64_t> next{0}, done{0};
+    };
+    auto state = std::make_shared<State>();
+    // The caller takes tasks itself and waits only for tasks that have begun, so it cannot wait for a thread that never
+    // comes. A thread that comes after the last task does not touch `caught`, which may be gone.
+    const auto* shared = &caught;
+    auto loop = [state, shared, tasks] {
+      for (int64_t task; (task = state->next.fetch_add(1)) < tasks;) {
+        (*shared)(task);
+        state->done.fetch_add(1, std::memory_order_release);
+      }
+    };
+    try {
+      for (int64_t thread = 1; thread < threads; ++thread) pool.Schedule(std::decay_t<decltype(loop)>(loop));
+    } catch (const std::bad_alloc&) {
+      // Fewer threads do the work. Those that come must still find `caught`.
+    }
+    loop();
+    while (state->done.load(std::memory_order_acquire) < tasks) std::this_thread::yield();
+  }
+  if (failed.load()) throw std::bad_alloc();
 }
 
 // ----------------------------------------------------------------------------------------------------------- memory
@@ -185,11 +260,13 @@ inline void AdviseHugePages(const void* buffer, int64_t bytes, int64_t run) {
 // In the order in which `jeffnet.ops.dense` numbers them.
 enum class Act : int64_t { kNone = 0, kRelu = 1, kRelu6 = 2, kSilu = 3, kHardSwish = 4, kSigmoid = 5, kHardSigmoid = 6 };
 
+inline bool IsAct(int64_t number) { return 0 <= number && number <= static_cast<int64_t>(Act::kHardSigmoid); }
+
 // Two products more than the six that a Taylor series needs for float32: n = round(x / ln 2), e^x = 2^n * e^(x - n ln 2).
 template <typename V>
 inline V Exp(V power) {
   static_assert(sizeof(V) == kVectorBytes);
-  typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+  using Ints = Vector<int32_t>;
   // Beyond these 2^n is no normal number; e^-87 is as good as 0 in 1 + e^x.
   const V most = V{} + 88.0f, least = V{} - 87.0f, infinity = V{} + __builtin_inff();
   V x = power > most ? most : power;

@@ -121,10 +121,22 @@ ffi::Error Dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer
     return ffi::Error::InvalidArgument("dense: pictures of four axes and six numbers of the window are needed");
   const Picture g{in_shape[1], in_shape[2], in_shape[3], out_shape[1], out_shape[2], window[0],
                   window[1],   window[2],   window[3],   window[4],    window[5]};
+  if (out_shape[0] != in_shape[0] || g.channels < 1 || g.channels > kMostChannels || !IsStep(g.kernel_height) || !IsStep(g.kernel_width) ||
+      !IsStep(g.stride_y) || !IsStep(g.stride_x) || !IsPad(g.top) || !IsPad(g.left) || !IsAct(act))
+    return ffi::Error::InvalidArgument("dense: outside the limits of the kernel");
+  if (Holds(*out, 0)) return ffi::Error::Success();
   const float* gate = nullptr;
   Product p{};
-  if (gated) gate = more.get<ffi::Buffer<ffi::F32>>(0)->typed_data();
-  if (shortcut) p.shortcut = more.get<ffi::Buffer<ffi::F32>>(gated ? 1 : 0)->typed_data();
+  if (gated) {
+    auto factors = more.get<ffi::Buffer<ffi::F32>>(0);
+    if (!factors || !Holds(*factors, in_shape[0] * g.channels)) return ffi::Error::InvalidArgument("dense: unfit gate");
+    gate = factors->typed_data();
+  }
+  if (shortcut) {
+    auto added = more.get<ffi::Buffer<ffi::F32>>(gated ? 1 : 0);
+    if (!added || !Holds(*added, out->element_count())) return ffi::Error::InvalidArgument("dense: unfit shortcut");
+    p.shortcut = added->typed_data();
+  }
   p.depth = g.kernel_height * g.kernel_width * g.channels;
   p.columns = out_shape[3];
   p.weights = weights.typed_data();
@@ -132,15 +144,15 @@ ffi::Error Dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer
   p.out = out->typed_data();
   p.act = static_cast<Act>(act);
   const int64_t vectors = (p.columns + kWidth - 1) / kWidth;
-  if (static_cast<int64_t>(weights.element_count()) != p.depth * vectors * kWidth ||
-      static_cast<int64_t>(bias.element_count()) != vectors * kWidth)
+  if (!IsPacked(weights, p.depth, p.columns) || !Holds(bias, vectors * kWidth))
     return ffi::Error::InvalidArgument("dense: the weights are not packed for this processor");
 
   const bool padded = g.top || g.left || g.height != g.out_height || g.width != g.out_width;
   const bool pointwise = g.kernel_height == 1 && g.kernel_width == 1 && g.stride_y == 1 && g.stride_x == 1 && !padded;
   const int64_t rows = out_shape[0] * g.out_height * g.out_width, panels = (vectors + kPanelVectors - 1) / kPanelVectors;
-  int64_t group = std::max<int64_t>(kBlockRows, kGroupBytes / (4 * p.depth) / kBlockRows * kBlockRows);
-  const int64_t wanted = 4 * pool.num_threads();
+  const int64_t most = std::max<int64_t>(kBlockRows, kGroupBytes / 4 / p.depth / kBlockRows * kBlockRows);
+  const int64_t wanted = 4 * Threads(pool);
+  int64_t group = most;
   // Enough tasks for all threads: fewer rows each, but not so few that weights are read anew all the time.
   while (group > 4 * kBlockRows && (rows + group - 1) / group < wanted) group -= kBlockRows;
   // Outputs whose kernels lie inside the picture.
@@ -157,10 +169,12 @@ ffi::Error Dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer
     const int64_t first = panels * split / splits, last = panels * (split + 1) / splits;
     static thread_local std::vector<float> gathered;
     auto gather = [&](int64_t from, int64_t many) {
-      if (many <= 0) return;
-      if (static_cast<int64_t>(gathered.size()) < many * p.depth) gathered.resize(many * p.depth);
-      Gather(g, images.typed_data(), gate, from, many, gathered.data());
-      Panels(p, {gathered.data(), p.depth, 1, p.depth, 0}, first, last, from, many);
+      for (const int64_t end = from + many; from < end; from += most) {
+        const int64_t rows = std::min(most, end - from);
+        if (static_cast<int64_t>(gathered.size()) < rows * p.depth) gathered.resize(rows * p.depth);
+        Gather(g, images.typed_data(), gate, from, rows, gathered.data());
+        Panels(p, {gathered.data(), p.depth, 1, p.depth, 0}, first, last, from, rows);
+      }
     };
     if (pointwise && !gate) {
       Panels(p, {images.typed_data() + row * p.depth, p.depth, 1, p.depth, 0}, first, last, row, count);
@@ -227,11 +241,16 @@ void OuterRows(int64_t rows, const float* a, int64_t a_step, const float* const*
 ffi::Error OuterProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ffi::F32> b,
                         ffi::Result<ffi::Buffer<ffi::F32>> out) {
   const auto shape = out->dimensions();
-  if (shape.size() != 2 || shape[1] < kWidth) return ffi::Error::InvalidArgument("outer product: too few columns");
+  if (shape.size() != 2 || shape[0] < 1 || shape[1] < kWidth)
+    return ffi::Error::InvalidArgument("outer product: too few rows or columns");
   const int64_t height = shape[0], width = shape[1], many = static_cast<int64_t>(b.element_count()) / width;
-  const int64_t vectors = (width + kWidth - 1) / kWidth, step = vectors * kWidth, threads = pool.num_threads();
+  if (!Holds(a, many * height) || !Holds(b, many * width))
+    return ffi::Error::InvalidArgument("outer product: the matrices differ in rows");
+  const int64_t vectors = (width + kWidth - 1) / kWidth, step = vectors * kWidth, threads = Threads(pool);
   // Long matrices are shared out by rows, each with sums of its own; short ones by columns of `a`.
-  const int64_t parts = many >= 1024 * threads ? threads : 1, bands = parts > 1 ? 1 : std::min<int64_t>(2 * threads, (height + 7) / 8);
+  const int64_t room = std::max<int64_t>(1, kMostSums / 4 / (height * step));
+  const int64_t parts = many >= 1024 * threads ? std::min(threads, room) : 1;
+  const int64_t bands = parts == threads ? 1 : std::min((2 * threads + parts - 1) / parts, (height + 7) / 8);
   std::vector<float> sums(parts * height * step, 0.0f);
   const int64_t chunk = std::clamp<int64_t>((kGroupBytes / 4) / (height + width), 16, 1024);
   Parallel(pool, parts * bands, [&](int64_t task) {
@@ -268,7 +287,7 @@ ffi::Error OuterProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buff
 }  // namespace
 }  // namespace jeffnet
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, jeffnet::Dense,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, jeffnet::Caught<jeffnet::Dense>::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
@@ -281,7 +300,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, jeffnet::Dense,
                                   .Attr<bool>("gated")
                                   .Attr<bool>("shortcut"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, jeffnet::OuterProduct,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, jeffnet::Caught<jeffnet::OuterProduct>::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()

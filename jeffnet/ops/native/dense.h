@@ -13,6 +13,13 @@ constexpr int kPanelVectors = 3;
 constexpr int kBlockRows = 8;
 constexpr int64_t kGroupBytes = 192 << 10;  // gathered or reused rows of one task: they should stay in the second cache
 
+// Whether a buffer has the size of a packed kernel.
+template <typename Buffer>
+bool IsPacked(Buffer& weights, int64_t depth, int64_t columns) {
+  const int64_t count = weights.element_count(), padded = (columns + kWidth - 1) / kWidth * kWidth;
+  return count % padded == 0 && count / padded == depth;
+}
+
 struct Product {
   int64_t depth, columns;
   const float* weights;  // packed

@@ -58,10 +58,9 @@ void Row<T>::border(int64_t o) const {
   const int64_t first = position < 0 ? (-position + dilation - 1) / dilation : 0;
   const int64_t last = position >= width ? 0 : std::min(taps, (width - 1 - position) / dilation + 1);
   for (int64_t row = 0; row < rows; ++row) {
-    const T* line = in[row] + position * channels;
     for (int64_t tap = first; tap < last; ++tap)
       sum += *reinterpret_cast<const Vector<T>*>(kernel[row] + tap * kernel_step) *
-             *reinterpret_cast<const Vector<T>*>(line + tap * dilation * channels);
+             *reinterpret_cast<const Vector<T>*>(in[row] + (position + tap * dilation) * channels);
   }
   store(out + o * out_step, sum);
 }
@@ -90,21 +89,25 @@ void Row<T>::run() const {
 
 template <typename T>
 void Row<T>::run() const {
-  if (dilation == 1 && sizeof(T) == 4) {
-    switch (taps * 4 + stride) {
-      case 1 * 4 + 1: return run<1, 1>();
-      case 2 * 4 + 1: return run<2, 1>();
-      case 3 * 4 + 1: return run<3, 1>();
-      case 4 * 4 + 1: return run<4, 1>();
-      case 5 * 4 + 1: return run<5, 1>();
-      case 7 * 4 + 1: return run<7, 1>();
-      case 9 * 4 + 1: return run<9, 1>();
-      case 11 * 4 + 1: return run<11, 1>();
-      case 3 * 4 + 2: return run<3, 2>();
-      case 5 * 4 + 2: return run<5, 2>();
-      case 7 * 4 + 2: return run<7, 2>();
-      case 9 * 4 + 2: return run<9, 2>();
-      case 11 * 4 + 2: return run<11, 2>();
+  if (dilation == 1 && sizeof(T) == 4 && stride == 1) {
+    switch (taps) {
+      case 1: return run<1, 1>();
+      case 2: return run<2, 1>();
+      case 3: return run<3, 1>();
+      case 4: return run<4, 1>();
+      case 5: return run<5, 1>();
+      case 7: return run<7, 1>();
+      case 9: return run<9, 1>();
+      case 11: return run<11, 1>();
+    }
+  }
+  if (dilation == 1 && sizeof(T) == 4 && stride == 2) {
+    switch (taps) {
+      case 3: return run<3, 2>();
+      case 5: return run<5, 2>();
+      case 7: return run<7, 2>();
+      case 9: return run<9, 2>();
+      case 11: return run<11, 2>();
     }
   }
   run<0, 0>();
@@ -138,7 +141,7 @@ void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_
                   T* out, const After& after) {
   const int64_t lanes = kLanes<T>, blocks = (g.channels + lanes - 1) / lanes;
   // Neighbouring vectors share cache lines of the pages they lie in: a few go to one thread.
-  const int64_t tasks = std::min(g.batch * blocks, 4 * std::max<int64_t>(1, pool.num_threads()) * g.batch);
+  const int64_t tasks = std::min(g.batch * blocks, 4 * Threads(pool) * g.batch);
   Parallel(pool, tasks, [&](int64_t task) {
     static thread_local std::vector<T> padded;
     padded.assign(tall * wide * lanes, T(0));
@@ -185,11 +188,10 @@ template <typename T>
 void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T* kernel, T* out, const After& after = {}) {
   const int64_t tall = (g.out_height - 1) * g.stride_y + (g.kernel_height - 1) * g.dilation_y + 1;
   const int64_t wide = (g.out_width - 1) * g.stride_x + (g.kernel_width - 1) * g.dilation_x + 1;
-  if (tall * wide * kVectorBytes <= kSmallBytes && g.out_height && g.out_width)
+  if (tall <= kSmallBytes && wide <= kSmallBytes && tall * wide * kVectorBytes <= kSmallBytes)
     return ForwardSmall<T>(pool, g, tall, wide, images, kernel, out, after);
-  const int64_t lines = g.batch * g.out_height;
   // Tasks do not cross pictures where means are wanted: each has sums of its own.
-  const int64_t bands = std::min(g.out_height, (4 * pool.num_threads() + g.batch - 1) / std::max<int64_t>(1, g.batch));
+  const int64_t bands = std::min(g.out_height, (4 * Threads(pool) + g.batch - 1) / g.batch);
   const int64_t tasks = g.batch * bands;
   std::vector<float> sums(after.means ? tasks * g.channels : 0, 0.0f);
   Parallel(pool, tasks, [&](int64_t task) {
@@ -239,14 +241,14 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
 template <typename T>
 void InputGradient(ffi::ThreadPool& pool, const Geometry& g, const T* gradient, const T* kernel, T* out) {
   const int64_t lines = g.batch * g.height;
-  const int64_t tasks = std::min<int64_t>(lines, 4 * pool.num_threads());
+  const int64_t tasks = std::min(lines, 4 * Threads(pool));
   Parallel(pool, tasks, [&](int64_t task) {
     for (int64_t line = lines * task / tasks; line < lines * (task + 1) / tasks; ++line) {
       const int64_t picture = line / g.height, y = line % g.height;
       ForChannels<T>(g.channels, [&](int64_t c) {
         for (int64_t phase = 0; phase < std::min(g.stride_x, g.width); ++phase) {
           Row<T> row;
-          // With a stride the dilation is 1 (`Supported`).
+          // With a stride the dilation is 1 (`Call`).
           const int64_t tap = g.stride_x == 1 ? 0 : Modulo(phase + g.left, g.stride_x);
           row.taps = tap < g.kernel_width ? (g.kernel_width - tap + g.stride_x - 1) / g.stride_x : 0;
           row.out = out + (line * g.width + phase) * g.channels + c;
@@ -316,7 +318,8 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
   const int64_t lanes = kLanes<T>, blocks = (g.channels + lanes - 1) / lanes;
   const int64_t taps = g.kernel_height * g.kernel_width, size = taps * blocks * lanes;
   const int64_t lines = g.batch * g.out_height;
-  const int64_t tasks = std::clamp<int64_t>(pool.num_threads(), 1, std::max<int64_t>(lines, 1));
+  const int64_t most = std::max<int64_t>(1, kMostSums / (size * static_cast<int64_t>(sizeof(T))));
+  const int64_t tasks = std::min({Threads(pool), lines, most});
   std::vector<T> sums(tasks * size, T(0));
   const int64_t reach = (g.kernel_width - 1) * g.dilation_x;
   int64_t first = std::min((g.left + g.stride_x - 1) / g.stride_x, g.out_width);
@@ -358,6 +361,7 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
         }
         plain(0, first);
         plain(last, g.out_width);
+        if (first == last) continue;
         const T* inner[kMostRows];
         for (int64_t row = 0; row < rows; ++row) inner[row] = in[row] + (first * g.stride_x - g.left) * g.channels;
         const T* inner_value = value + first * g.channels;
@@ -389,51 +393,69 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
 
 // The picture's and the outputs' shapes come from whichever buffers have them.
 ffi::ErrorOr<Geometry> MakeGeometry(ffi::AnyBuffer::Dimensions images, ffi::AnyBuffer::Dimensions outputs,
-                                    ffi::AnyBuffer::Dimensions kernel, ffi::Span<const int64_t> window) {
+                                    ffi::AnyBuffer::Dimensions kernel, ffi::Span<const int64_t> window, int64_t bytes) {
   if (images.size() != 4 || outputs.size() != 4 || kernel.size() != 4 || window.size() != 6)
     return ffi::Unexpected(ffi::Error::InvalidArgument("depthwise: four axes and six numbers of the window are needed"));
   Geometry g{images[0], images[1], images[2], images[3], outputs[1], outputs[2], kernel[0],
              kernel[1], window[0], window[1], window[2], window[3], window[4], window[5]};
+  if (outputs[0] != g.batch || outputs[3] != g.channels || kernel[2] != 1 || kernel[3] != g.channels)
+    return ffi::Unexpected(ffi::Error::InvalidArgument("depthwise: the shapes do not belong together"));
+  if (g.channels < kVectorBytes / bytes || g.kernel_height > kMostRows || !IsStep(g.kernel_height) ||
+      !IsStep(g.kernel_width) || !IsStep(g.stride_y) || !IsStep(g.stride_x) || !IsStep(g.dilation_y) ||
+      !IsStep(g.dilation_x) || !IsPad(g.top) || !IsPad(g.left))
+    return ffi::Unexpected(ffi::Error::InvalidArgument("depthwise: outside the limits of the kernels"));
   return g;
 }
 
 enum class Kind { kForward, kInputGradient, kKernelGradient };
 
-template <typename T>
-void Compute(Kind kind, ffi::ThreadPool& pool, const Geometry& g, const void* a, const void* b, void* out) {
-  const T *first = static_cast<const T*>(a), *second = static_cast<const T*>(b);
-  T* result = static_cast<T*>(out);
-  if (kind == Kind::kForward) Forward<T>(pool, g, first, second, result);
-  if (kind == Kind::kInputGradient) InputGradient<T>(pool, g, first, second, result);
-  if (kind == Kind::kKernelGradient) KernelGradient<T>(pool, g, first, second, result);
+template <Kind kind, typename T>
+ffi::Error Compute(ffi::ThreadPool& pool, ffi::AnyBuffer& a, ffi::AnyBuffer& b, ffi::AnyBuffer& out,
+                   ffi::Span<const int64_t> window) {
+  const auto g = kind == Kind::kForward ? MakeGeometry(a.dimensions(), out.dimensions(), b.dimensions(), window, sizeof(T))
+                 : kind == Kind::kInputGradient
+                     ? MakeGeometry(out.dimensions(), a.dimensions(), b.dimensions(), window, sizeof(T))
+                     : MakeGeometry(a.dimensions(), b.dimensions(), out.dimensions(), window, sizeof(T));
+  if (!g) return g.error();
+  if (kind == Kind::kInputGradient && g->stride_x > 1 && g->dilation_x > 1)
+    return ffi::Error::InvalidArgument("depthwise: no gradient of a convolution with strides and dilation");
+  T* result = static_cast<T*>(out.untyped_data());
+  if (Holds(a, 0) || Holds(b, 0) || Holds(out, 0)) {  // sums of nothing
+    std::fill_n(result, out.element_count(), T(0));
+    return ffi::Error::Success();
+  }
+  const T *first = static_cast<const T*>(a.untyped_data()), *second = static_cast<const T*>(b.untyped_data());
+  if (kind == Kind::kForward) Forward<T>(pool, *g, first, second, result);
+  if (kind == Kind::kInputGradient) InputGradient<T>(pool, *g, first, second, result);
+  if (kind == Kind::kKernelGradient) KernelGradient<T>(pool, *g, first, second, result);
+  return ffi::Error::Success();
 }
 
 template <Kind kind>
 ffi::Error Call(ffi::ThreadPool pool, ffi::RunId run, ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> out,
                 ffi::Span<const int64_t> window) {
-  auto geometry = kind == Kind::kForward         ? MakeGeometry(a.dimensions(), out->dimensions(), b.dimensions(), window)
-                  : kind == Kind::kInputGradient ? MakeGeometry(out->dimensions(), a.dimensions(), b.dimensions(), window)
-                                                 : MakeGeometry(a.dimensions(), b.dimensions(), out->dimensions(), window);
-  if (!geometry) return geometry.error();
+  if (b.element_type() != a.element_type() || out->element_type() != a.element_type())
+    return ffi::Error::InvalidArgument("depthwise: operands and result differ in type");
   if (kind == Kind::kForward) AdviseHugePages(out->untyped_data(), out->size_bytes(), run.run_id);
   switch (a.element_type()) {
-    case ffi::F32:
-      Compute<float>(kind, pool, *geometry, a.untyped_data(), b.untyped_data(), out->untyped_data());
-      return ffi::Error::Success();
-    case ffi::F64:
-      Compute<double>(kind, pool, *geometry, a.untyped_data(), b.untyped_data(), out->untyped_data());
-      return ffi::Error::Success();
-    default:
-      return ffi::Error::InvalidArgument("depthwise: float32 or float64");
+    case ffi::F32: return Compute<kind, float>(pool, a, b, *out, window);
+    case ffi::F64: return Compute<kind, double>(pool, a, b, *out, window);
+    default: return ffi::Error::InvalidArgument("depthwise: float32 or float64");
   }
 }
 
 ffi::Error ForwardAct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> kernel,
                       ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::Buffer<ffi::F32>> out,
                       ffi::Result<ffi::Buffer<ffi::F32>> means, ffi::Span<const int64_t> window, int64_t act) {
-  auto geometry = MakeGeometry(images.dimensions(), out->dimensions(), kernel.dimensions(), window);
-  if (!geometry) return geometry.error();
-  Forward<float>(pool, *geometry, images.typed_data(), kernel.typed_data(), out->typed_data(),
+  const auto g = MakeGeometry(images.dimensions(), out->dimensions(), kernel.dimensions(), window, sizeof(float));
+  if (!g) return g.error();
+  if (!Holds(bias, g->channels) || !Holds(*means, g->batch * g->channels) || !IsAct(act))
+    return ffi::Error::InvalidArgument("depthwise: unfit bias, means or activation");
+  if (Holds(*out, 0)) {
+    std::fill_n(means->typed_data(), means->element_count(), __builtin_nanf(""));  // means of nothing
+    return ffi::Error::Success();
+  }
+  Forward<float>(pool, *g, images.typed_data(), kernel.typed_data(), out->typed_data(),
                  {bias.typed_data(), static_cast<Act>(act), means->typed_data()});
   return ffi::Error::Success();
 }
@@ -442,7 +464,7 @@ ffi::Error ForwardAct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::B
 }  // namespace jeffnet
 
 #define JEFFNET_HANDLER(name, kind)                          \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, jeffnet::Call<kind>,            \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, jeffnet::Caught<jeffnet::Call<kind>>::Call, \
                                 xla::ffi::Ffi::Bind()             \
                                     .Ctx<xla::ffi::ThreadPool>()  \
                                     .Ctx<xla::ffi::RunId>()  \
@@ -455,7 +477,7 @@ JEFFNET_HANDLER(jeffnet_depthwise, jeffnet::Kind::kForward);
 JEFFNET_HANDLER(jeffnet_depthwise_input_gradient, jeffnet::Kind::kInputGradient);
 JEFFNET_HANDLER(jeffnet_depthwise_kernel_gradient, jeffnet::Kind::kKernelGradient);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_depthwise_act, jeffnet::ForwardAct,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_depthwise_act, jeffnet::Caught<jeffnet::ForwardAct>::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
@@ -466,5 +488,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_depthwise_act, jeffnet::ForwardAct,
                                   .Attr<xla::ffi::Span<const int64_t>>("window")
                                   .Attr<int64_t>("act"));
 
-// How many channels the kernels need at least.
+// The limits, for `limits.py`.
 extern "C" int64_t jeffnet_least_channels(int64_t bytes) { return jeffnet::kVectorBytes / bytes; }
+extern "C" int64_t jeffnet_most_rows() { return jeffnet::kMostRows; }
+extern "C" int64_t jeffnet_most_step() { return jeffnet::kMostStep; }
+extern "C" int64_t jeffnet_most_scratch() { return jeffnet::kMostScratch; }

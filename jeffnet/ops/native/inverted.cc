@@ -16,13 +16,29 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
                     ffi::Result<F32> out, ffi::Result<F32> means, ffi::Span<const int64_t> window, int64_t expand_act,
                     int64_t act, int64_t bands) {
   const auto shape = x.dimensions(), kernel_shape = kernel.dimensions(), out_shape = out->dimensions();
-  if (shape.size() != 4 || kernel_shape.size() != 4 || out_shape.size() != 4 || window.size() != 3 ||
-      kernel_shape[0] > kMostRows || kernel_shape[3] < kWidth || window[0] > kernel_shape[0])
-    return ffi::Error::InvalidArgument("inverted residual: unfit shapes");
+  if (shape.size() != 4 || kernel_shape.size() != 4 || out_shape.size() != 4 || window.size() != 3)
+    return ffi::Error::InvalidArgument("inverted residual: four axes and three numbers of the window are needed");
   const int64_t height = shape[1], width = shape[2], depth = shape[3], channels = kernel_shape[3];
   const int64_t taps = kernel_shape[0], stride = window[0], top = window[1], left = window[2];
   const int64_t out_height = out_shape[1], out_width = out_shape[2];
   const bool whole = more.size() > 0;
+  if (out_shape[0] != shape[0] || depth < 1 || channels < kWidth || taps < 1 || taps > kMostRows ||
+      kernel_shape[1] != taps || kernel_shape[2] != 1 || stride < 1 || stride > taps || !IsPad(top) || !IsPad(left) ||
+      bands < 1 || bands > kMostStep || !IsAct(expand_act) || !IsAct(act) || more.size() == 1 || more.size() > 3)
+    return ffi::Error::InvalidArgument("inverted residual: outside the limits of the kernel");
+  if (!IsPacked(expand, depth, channels) || !Holds(expand_bias, (channels + kWidth - 1) / kWidth * kWidth) ||
+      !Holds(bias, channels) || (!whole && (out_shape[3] != channels || !Holds(*means, shape[0] * channels))) ||
+      (whole && !Holds(*means, 1)))
+    return ffi::Error::InvalidArgument("inverted residual: the shapes do not belong together");
+  float* mean = means->typed_data();
+  if (Holds(*out, 0)) {
+    std::fill_n(mean, means->element_count(), __builtin_nanf(""));  // means of nothing
+    return ffi::Error::Success();
+  }
+  // Rows in the ring have their padding with them, so that no output is at a border.
+  const int64_t wide = std::max((out_width - 1) * stride + taps, left + width), right = wide - left - width;
+  if (wide > kMostScratch / 4 / channels / (taps + 1))
+    return ffi::Error::InvalidArgument("inverted residual: the rows under a kernel are too large");
   Product widen{}, narrow{};
   widen.depth = depth;
   widen.columns = channels;
@@ -34,9 +50,18 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
   if (whole) {
     narrow.depth = channels;
     narrow.columns = out_shape[3];
-    narrow.weights = more.get<F32>(0)->typed_data();
-    narrow.bias = more.get<F32>(1)->typed_data();
-    narrow.shortcut = more.size() > 2 ? more.get<F32>(2)->typed_data() : nullptr;
+    auto weights = more.get<F32>(0), added = more.get<F32>(1);
+    if (!weights || !IsPacked(*weights, channels, narrow.columns) || !added ||
+        !Holds(*added, (narrow.columns + kWidth - 1) / kWidth * kWidth))
+      return ffi::Error::InvalidArgument("inverted residual: unfit weights of the last convolution");
+    narrow.weights = weights->typed_data();
+    narrow.bias = added->typed_data();
+    if (more.size() > 2) {
+      auto shortcut = more.get<F32>(2);
+      if (!shortcut || !Holds(*shortcut, out->element_count()))
+        return ffi::Error::InvalidArgument("inverted residual: unfit shortcut");
+      narrow.shortcut = shortcut->typed_data();
+    }
     narrow.out = out->typed_data();
     narrow_panels = (narrow.columns + kPanelVectors * kWidth - 1) / (kPanelVectors * kWidth);
   }
@@ -45,8 +70,6 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
   Parallel(pool, tasks, [&](int64_t task) {
     const int64_t picture = task / bands, band = task % bands;
     static thread_local std::vector<float> ring, line;
-    // Rows in the ring have their padding with them, so that no output is at a border.
-    const int64_t wide = std::max((out_width - 1) * stride + taps, left + width), right = wide - left - width;
     if (static_cast<int64_t>(ring.size()) < taps * wide * channels) ring.resize(taps * wide * channels);
     for (int64_t slot = 0; slot < taps; ++slot) {
       float* from = ring.data() + slot * wide * channels;
@@ -98,7 +121,6 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
       }
     }
   });
-  float* mean = means->typed_data();
   if (whole) {
     mean[0] = 0.0f;
     return ffi::Error::Success();
@@ -116,7 +138,7 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
 }  // namespace
 }  // namespace jeffnet
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_inverted, jeffnet::Inverted,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_inverted, jeffnet::Caught<jeffnet::Inverted>::Call,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()

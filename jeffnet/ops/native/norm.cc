@@ -24,7 +24,7 @@ inline void ForBlocks(int64_t channels, const F& block) {
 int64_t Padded(int64_t channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
 
 int64_t Tasks(ffi::ThreadPool& pool, int64_t rows) {
-  return std::clamp<int64_t>(rows / 64, 1, 4 * std::max<int64_t>(1, pool.num_threads()));
+  return std::clamp<int64_t>(rows / 64, 1, 4 * Threads(pool));
 }
 
 // Mean and sum of squared deviations of some rows, which can be merged with those of others (Chan, Golub and LeVeque,
@@ -43,10 +43,20 @@ struct Moments {
   }
 };
 
+// Whether all have one value for each channel.
+template <typename... Buffers>
+bool OnePerChannel(int64_t channels, Buffers&... buffers) {
+  return channels >= kWidth && (Holds(buffers, channels) && ...);
+}
+
+// Whether `x` has whole rows.
+bool HasRows(ffi::Buffer<ffi::F32>& x, int64_t channels) { return x.element_count() % channels == 0; }
+
 ffi::Error Statistics(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::F32>> mean,
                       ffi::Result<ffi::Buffer<ffi::F32>> var) {
-  const int64_t channels = mean->element_count(), rows = x.element_count() / channels, padded = Padded(channels);
-  if (channels < kWidth) return ffi::Error::InvalidArgument("statistics: too few channels");
+  const int64_t channels = mean->element_count();
+  if (!OnePerChannel(channels, *var) || !HasRows(x, channels)) return ffi::Error::InvalidArgument("statistics: unfit shapes");
+  const int64_t rows = x.element_count() / channels, padded = Padded(channels);
   const int64_t tasks = Tasks(pool, rows), chunk = std::max<int64_t>(1, kChunkBytes / (4 * channels));
   std::vector<Moments> moments(tasks, Moments(padded));
   Parallel(pool, tasks, [&](int64_t task) {
@@ -143,8 +153,10 @@ void WithAct(Act act, const F& function) {
 using F32 = ffi::Buffer<ffi::F32>;
 
 ffi::Error Normalize(ffi::ThreadPool pool, ffi::RunId run, F32 x, F32 mean, F32 factor, F32 bias, ffi::Result<F32> out, int64_t act) {
-  const int64_t channels = mean.element_count(), rows = x.element_count() / channels, tasks = Tasks(pool, rows);
-  if (channels < kWidth) return ffi::Error::InvalidArgument("normalize: too few channels");
+  const int64_t channels = mean.element_count();
+  if (!OnePerChannel(channels, factor, bias) || !HasRows(x, channels) || !Holds(*out, x.element_count()) || !IsAct(act))
+    return ffi::Error::InvalidArgument("normalize: unfit shapes or activation");
+  const int64_t rows = x.element_count() / channels, tasks = Tasks(pool, rows);
   AdviseHugePages(out->typed_data(), 4 * rows * channels, run.run_id);
   Parallel(pool, tasks, [&](int64_t task) {
     WithAct(static_cast<Act>(act), [&](auto kind) {
@@ -157,8 +169,11 @@ ffi::Error Normalize(ffi::ThreadPool pool, ffi::RunId run, F32 x, F32 mean, F32 
 
 ffi::Error Sums(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias, F32 gradient, ffi::Result<F32> sums,
                 ffi::Result<F32> products, int64_t act) {
-  const int64_t channels = mean.element_count(), rows = x.element_count() / channels, tasks = Tasks(pool, rows);
-  if (channels < kWidth) return ffi::Error::InvalidArgument("sums: too few channels");
+  const int64_t channels = mean.element_count();
+  if (!OnePerChannel(channels, factor, bias, *sums, *products) || !HasRows(x, channels) ||
+      !Holds(gradient, x.element_count()) || !IsAct(act))
+    return ffi::Error::InvalidArgument("sums: unfit shapes or activation");
+  const int64_t rows = x.element_count() / channels, tasks = Tasks(pool, rows);
   const int64_t padded = Padded(channels);
   std::vector<float> parts(2 * padded * tasks, 0.0f);
   Parallel(pool, tasks, [&](int64_t task) {
@@ -180,8 +195,11 @@ ffi::Error Sums(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias, F32
 
 ffi::Error Gradient(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias, F32 gradient, F32 by_apart, F32 constant,
                     ffi::Result<F32> out, int64_t act) {
-  const int64_t channels = mean.element_count(), rows = x.element_count() / channels, tasks = Tasks(pool, rows);
-  if (channels < kWidth) return ffi::Error::InvalidArgument("gradient: too few channels");
+  const int64_t channels = mean.element_count();
+  if (!OnePerChannel(channels, factor, bias, by_apart, constant) || !HasRows(x, channels) ||
+      !Holds(gradient, x.element_count()) || !Holds(*out, x.element_count()) || !IsAct(act))
+    return ffi::Error::InvalidArgument("gradient: unfit shapes or activation");
+  const int64_t rows = x.element_count() / channels, tasks = Tasks(pool, rows);
   Parallel(pool, tasks, [&](int64_t task) {
     WithAct(static_cast<Act>(act), [&](auto kind) {
       GradientRows<decltype(kind)::value>(rows * task / tasks, rows * (task + 1) / tasks, channels, x.typed_data(),
@@ -198,10 +216,10 @@ ffi::Error Gradient(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias,
 #define JEFFNET_ARGS xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>()
 #define JEFFNET_F32 xla::ffi::Buffer<xla::ffi::F32>
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_statistics, jeffnet::Statistics,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_statistics, jeffnet::Caught<jeffnet::Statistics>::Call,
                               JEFFNET_ARGS.Arg<JEFFNET_F32>().Ret<JEFFNET_F32>().Ret<JEFFNET_F32>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize, jeffnet::Normalize,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize, jeffnet::Caught<jeffnet::Normalize>::Call,
                               JEFFNET_ARGS.Ctx<xla::ffi::RunId>()
                                   .Arg<JEFFNET_F32>()
                                   .Arg<JEFFNET_F32>()
@@ -210,7 +228,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize, jeffnet::Normalize,
                                   .Ret<JEFFNET_F32>()
                                   .Attr<int64_t>("act"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_sums, jeffnet::Sums,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_sums, jeffnet::Caught<jeffnet::Sums>::Call,
                               JEFFNET_ARGS.Arg<JEFFNET_F32>()
                                   .Arg<JEFFNET_F32>()
                                   .Arg<JEFFNET_F32>()
@@ -220,7 +238,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_sums, jeffnet::Sums,
                                   .Ret<JEFFNET_F32>()
                                   .Attr<int64_t>("act"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_gradient, jeffnet::Gradient,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_gradient, jeffnet::Caught<jeffnet::Gradient>::Call,
                               JEFFNET_ARGS.Arg<JEFFNET_F32>()
                                   .Arg<JEFFNET_F32>()
                                   .Arg<JEFFNET_F32>()

@@ -1,0 +1,73 @@
+"""Which shapes the C++ kernels compute. All others are for JAX's operations; the kernels refuse them.
+
+Every function needs kernels that are available. Windows are those of `jeffnet.ops.depthwise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jeffnet.ops import native
+
+if TYPE_CHECKING:
+    from jeffnet.ops.depthwise import Window
+
+_MOST_CHANNELS = 1 << 28
+
+
+def depthwise(kernel: Sequence[int], window: Window, itemsize: int = 4) -> bool:
+    """A depthwise convolution by a kernel `(height, width, 1, C)`, or its gradient by that kernel.
+
+    Args:
+      kernel: its shape.
+      window: how it moves.
+      itemsize: bytes of one number in the arithmetic.
+    """
+    library = native.load()
+    rows, channels = library.jeffnet_most_rows(), library.jeffnet_least_channels(itemsize)
+    return kernel[0] <= rows and kernel[3] >= channels and _fits(kernel[:2], window)
+
+
+def depthwise_input_gradient(kernel: Sequence[int], window: Window, itemsize: int = 4) -> bool:
+    """The gradient of a depthwise convolution by the pictures; arguments as for `depthwise`."""
+    both = max(window.strides) > 1 and max(window.dilation) > 1
+    return depthwise(kernel, window, itemsize) and not both
+
+
+def dense(kernel: Sequence[int], window: Window) -> bool:
+    """A convolution of all channels by a kernel of shape `(height, width, C, features)`."""
+    undilated = all(taps == 1 or step == 1 for taps, step in zip(kernel[:2], window.dilation, strict=True))
+    return undilated and 1 <= kernel[2] <= _MOST_CHANNELS and kernel[3] >= 1 and _fits(kernel[:2], window)
+
+
+def inverted(images: Sequence[int], kernel: Sequence[int], window: Window) -> bool:
+    """A 1x1 convolution and a depthwise one together: the rows under the depthwise kernel fit a thread's scratch space.
+
+    Args:
+      images: shape of the pictures, `(N, H, W, C)`.
+      kernel: of the depthwise kernel, `(height, width, 1, E)`.
+      window: how that moves.
+    """
+    taps, stride = kernel[0], window.strides[0]
+    square = kernel[1] == taps and window.strides[1] == stride and window.dilation == (1, 1)
+    _, out_width = window.out_size(images[1:3], kernel[:2])
+    row = max((out_width - 1) * stride + taps, window.pads[1][0] + images[2]) * kernel[3]
+    small = 4 * row * (taps + 1) <= native.load().jeffnet_most_scratch()
+    return square and stride <= taps and small and images[3] >= 1 and depthwise(kernel, window)
+
+
+def norm(channels: int) -> bool:
+    """BatchNorm of `(..., channels)`."""
+    return channels >= native.load().jeffnet_vector_floats()
+
+
+def outer_product(rows: int, columns: int) -> bool:
+    """A product of two matrices, the first transposed, whose result is `(rows, columns)`."""
+    return rows >= 1 and columns >= native.load().jeffnet_vector_floats()
+
+
+def _fits(kernel_size: Sequence[int], window: Window) -> bool:
+    most = native.load().jeffnet_most_step()
+    steps = (*kernel_size, *window.strides, *window.dilation)
+    return all(1 <= step <= most for step in steps) and all(0 <= before <= most**2 for before, _ in window.pads)
