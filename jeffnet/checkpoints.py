@@ -21,7 +21,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
-from jeffnet.errors import JeffnetError, OutputError, WeightsError
+from jeffnet.errors import EndingError, JeffnetError, OutputError, WeightsError
 from jeffnet.files import move_durably, not_written, partial_folder
 from jeffnet.weights import store
 from jeffnet.weights.checksum import CHECKSUMS_KEY, order_metadata, with_checksums
@@ -109,20 +109,20 @@ def form_of(path: str | os.PathLike, form: str | None = None) -> str:
       form: which one is wanted; None takes the one that the ending means, and without one jeffnet's own.
 
     Raises:
-      OutputError: what is wanted is not what a file of this name would be, or the ending is of a format that cannot be
+      EndingError: what is wanted is not what a file of this name would be, or the ending is of a format that cannot be
         written.
     """
     ending = Path(path).suffix.lower()
     if form is not None and form not in FORMS:
-        raise OutputError(f"form {form!r} is not one of {', '.join(FORMS)}")
+        raise EndingError(f"form {form!r} is not one of {', '.join(FORMS)}")
     if ending in _FOREIGN:
         written = ", ".join(f"*{known} ({' or '.join(forms)})" for known, forms in _FORMS_BY_ENDING.items())
-        raise OutputError(f"cannot write {str(path)!r}: jeffnet writes no {ending} files, but {written}")
+        raise EndingError(f"cannot write {str(path)!r}: jeffnet writes no {ending} files, but {written}")
     forms = _FORMS_BY_ENDING.get(ending, FORMS)
     if form is None:
         return forms[0]
     if form not in forms:
-        raise OutputError(
+        raise EndingError(
             f"cannot write {str(path)!r} in the form {form!r}: a file of this name is {' or '.join(forms)}; give "
             "another name or form"
         )

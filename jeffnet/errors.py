@@ -34,14 +34,34 @@ class ConfigError(JeffnetError):
     """A training configuration with an unknown, ill-typed or contradictory entry."""
 
 
+class UsageError(ConfigError):
+    """Options of a command that do not exist, are missing, contradict one another, or have a value out of range.
+
+    Attributes:
+      exit_code: 2, as of what argparse refuses.
+    """
+
+    exit_code = 2
+
+
 class OutputError(JeffnetError):
     """A place that cannot be written to."""
+
+
+class EndingError(OutputError):
+    """The name of a file whose ending says a form that cannot be written.
+
+    Attributes:
+      exit_code: 2, since an option says so.
+    """
+
+    exit_code = 2
 
 
 class TrainingError(JeffnetError):
     """A training run that cannot go on, such as one whose loss is no longer a number."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of some library says, in one line for a message; the name of its class if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.data.images import upright
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.evaluate import Forward
-from jeffnet.files import written_atomically
+from jeffnet.figures import save_figure
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def predict(
     classes: Sequence[str],
     top: int = 5,
     batch_size: int = 16,
+    exif: bool = True,
 ) -> list[Prediction]:
     """The most probable classes of each picture.
 
@@ -59,9 +61,11 @@ def predict(
       classes: names in the order of the logits.
       top: how many classes; as many as there are at most.
       batch_size: pictures that run together.
+      exif: turn pictures upright first, as their EXIF orientation says; False leaves them as `jeffnet.validate` and
+        timm do.
     """
     predictions = []
-    transform = EvalTransform(preprocessing)
+    transform = EvalTransform(preprocessing, exif=exif)
     for start in range(0, len(pictures), batch_size):
         chosen = pictures[start : start + batch_size]
         pixels = np.stack([transform(picture.image) for picture in chosen])
@@ -76,8 +80,16 @@ def predict(
     return predictions
 
 
-def draw_predictions(pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | os.PathLike) -> None:
-    """A PNG with each picture beside its most probable classes.
+def draw_predictions(
+    pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | os.PathLike, exif: bool = True
+) -> None:
+    """A figure with each picture beside its most probable classes.
+
+    Args:
+      pictures: those that were classified.
+      predictions: of them, in their order.
+      path: of the figure, whose ending says its form: see `jeffnet.figures.FORMS`.
+      exif: show pictures upright, as their EXIF orientation says.
 
     Raises:
       OutputError: it cannot be written.
@@ -91,7 +103,8 @@ def draw_predictions(pictures: Sequence[Picture], predictions: Sequence[Predicti
     for axes in grid.reshape(-1):
         axes.axis("off")
     for (left, right), picture, prediction in zip(grid, pictures, predictions, strict=False):
-        left.imshow(picture.image, cmap="gray" if picture.image.mode == "L" else None, vmin=0, vmax=255)
+        image = upright(picture.image) if exif else picture.image
+        left.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
         left.set_title(_shortened(Path(picture.name).name, 24), fontsize=9)
         right.axis("on")
         places = range(len(prediction.classes))
@@ -100,8 +113,7 @@ def draw_predictions(pictures: Sequence[Picture], predictions: Sequence[Predicti
             right.text(0.02, place, f"{share:6.1%}  {_shortened(name, 26)}", va="center", fontsize=9)
         right.set(xlim=(0, 1), yticks=[], xticks=[], ylim=(len(prediction.classes) - 0.5, -0.5))
         right.spines[:].set_visible(False)
-    with written_atomically(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    save_figure(figure, path)
 
 
 def _shortened(text: str, length: int) -> str:

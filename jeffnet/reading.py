@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import stat
 from typing import Any, NoReturn
 
@@ -16,6 +17,11 @@ _KINDS = (
     (stat.S_ISBLK, "it is a device, not a file"),
     (stat.S_ISSOCK, "it is a socket, not a file"),
 )
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is the address of something in the network, or of a file in the form of one."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def read_file(path: str | os.PathLike[str], most: int | None) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 from jeffnet.arch.imagenet import class_titles
 from jeffnet.errors import OutputError
 from jeffnet.evaluate import Mistake, Predictions
+from jeffnet.figures import save_figure
 from jeffnet.results import write_file
 
 # More names than these would lie upon one another.
@@ -203,9 +204,7 @@ def _draw_mistakes(
 
 
 def _save(figure: Any, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    write_file(path, content.getvalue())
+    save_figure(figure, path)
 
 
 def _shortened(text: str, length: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.errors import OutputError
+from jeffnet.errors import EndingError, OutputError
 from jeffnet.evaluate import Predictions
 from jeffnet.files import written_atomically
 from jeffnet.names import utf8
@@ -40,7 +40,7 @@ class ResultsFile:
       rows: all of the file, in its order.
 
     Raises:
-      OutputError: another suffix, or the file has something else.
+      OutputError: another ending, or the file has something else.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -51,7 +51,7 @@ class ResultsFile:
         """
         self.path = Path(path)
         if self.path.suffix not in (".csv", ".json"):
-            raise OutputError(f"results {str(path)!r}: give a name that ends in .csv or .json")
+            raise EndingError(f"results {str(path)!r}: give a name that ends in .csv or .json")
         if not self.path.parent.is_dir():
             raise OutputError(f"results {str(path)!r}: folder {str(self.path.parent)!r} does not exist, make it")
         self.rows: list[dict[str, Any]] = []
@@ -125,7 +125,7 @@ def save_predictions(
       name: of a picture by its number. Bytes of a name that are not UTF-8 are written as `\xff`.
 
     Raises:
-      OutputError: another suffix, or it cannot be written; or for parquet pyarrow is not installed.
+      OutputError: another ending, or it cannot be written; or for parquet pyarrow is not installed.
     """
     names = np.array([utf8(name) for name in classes], dtype=object)
     columns: dict[str, list] = {
@@ -146,7 +146,7 @@ def check_predictions_path(path: str | os.PathLike) -> None:
     """Raises OutputError where `save_predictions` could not write: better before a long pass than after it."""
     suffix = Path(path).suffix
     if suffix not in (".csv", ".parquet"):
-        raise OutputError(f"predictions {os.fspath(path)!r}: give a name that ends in .csv or .parquet")
+        raise EndingError(f"predictions {os.fspath(path)!r}: give a name that ends in .csv or .parquet")
     if suffix == ".parquet":
         _parquet()
     if not Path(path).parent.is_dir():

@@ -59,6 +59,7 @@ class Settings:
       jit: compile the model.
       on_bad_image: 'error' stops at a picture that cannot be decoded, 'skip' leaves it out and says so.
       workers: processes that read pictures; None takes threads for 'grain' and as many as processors for 'pt'.
+      exif: turn pictures first as their EXIF orientation says, which timm and TensorFlow do not.
       mistakes: of the most confident mistakes, how many to keep with their pixels.
     """
 
@@ -83,6 +84,7 @@ class Settings:
     jit: bool = True
     on_bad_image: OnBadImage = "error"
     workers: int | None = None
+    exif: bool = False
     mistakes: int = 0
 
 
@@ -120,7 +122,7 @@ def validate(
     Raises:
       JeffnetError: the settings or the data will not do, or a model cannot be had.
     """
-    _check(settings)
+    check_settings(settings)
     real = read_real_labels(settings.real_labels) if settings.real_labels else None
     keys = [_pixels(candidate, settings) for candidate in candidates]
     for places in grouped(keys, MOST_TOGETHER):
@@ -148,6 +150,7 @@ def effective_preprocessing(transform: EvalTransform, resize: str | None = None)
         "interpolation": preprocessing.interpolation,
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
+        "exif": transform.exif,
     }
     if resize:
         effective["resize"] = resize
@@ -170,7 +173,8 @@ class _Model:
         return _shared_part(self.transform), self.resize, card.in_chans, card.num_classes, card.classes
 
 
-def _check(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
+    """Raises ConfigError where a setting is outside its range, whatever the data and the models."""
     if settings.batch_size != "auto" and (not isinstance(settings.batch_size, int) or settings.batch_size < 1):
         raise ConfigError(f"batch_size {settings.batch_size!r} is neither a number of pictures nor 'auto'")
     check_mesh(settings.mesh)
@@ -203,7 +207,7 @@ def _transform(preprocessing: Preprocessing, settings: Settings) -> EvalTransfor
     if settings.size and settings.size[0] == settings.size[1]:
         chosen["image_size"] = settings.size[0]
     size = settings.size if settings.size and settings.size[0] != settings.size[1] else None
-    return EvalTransform(replace(preprocessing, **chosen), size, settings.crop_mode)
+    return EvalTransform(replace(preprocessing, **chosen), size, settings.crop_mode, settings.exif)
 
 
 def _shared_part(transform: EvalTransform) -> EvalTransform:

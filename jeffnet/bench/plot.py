@@ -11,7 +11,7 @@ import numpy as np
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.backends import BACKENDS
 from jeffnet.bench.results import CaseResult, Measured
-from jeffnet.files import written_atomically
+from jeffnet.figures import save_figure
 
 # Families by what their names match, the first that does, and their colours.
 _FAMILIES = (
@@ -90,11 +90,11 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 
 def draw(points: Sequence[Point], path: str | os.PathLike, title: str, machine: str) -> None:
-    """A PNG: published top-1 against throughput, the best of them joined by a line.
+    """A figure: published top-1 against throughput, the best of them joined by a line.
 
     Args:
       points: at least one.
-      path: of the picture; its folder must exist.
+      path: of the picture, whose ending says its form; its folder must exist.
       title: above it.
       machine: on which the throughput was measured.
 
@@ -121,8 +121,7 @@ def draw(points: Sequence[Point], path: str | os.PathLike, title: str, machine: 
     axes.legend(fontsize="small", loc="best")
     canvas.draw()  # only now it is known where everything is
     _label(axes, canvas.get_renderer(), sorted(points, key=lambda point: point not in front), few)
-    with written_atomically(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def _shown(results: Sequence[CaseResult]) -> list[CaseResult]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jeffnet.errors import ImageError, first_line
 from jeffnet.reading import read_file
@@ -23,6 +23,16 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
 )
 MODES = {1: "L", 3: "RGB"}
+# What makes a picture of an EXIF orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Of a file: more than the largest picture that is decoded takes without compression, in 16 bits.
 _BYTES_PER_PIXEL = 6
 
@@ -35,8 +45,8 @@ def read_image(
 ) -> Image.Image:
     """Decodes a picture completely.
 
-    Transparency is dropped without blending and an EXIF orientation in a JPEG is not applied, as in timm; 16-bit grey
-    is scaled to 8 bits. Of an animation this is the first frame. Safe to call from several threads.
+    Transparency is dropped without blending and an EXIF orientation is not applied, as in timm (see `upright`); 16-bit
+    grey is scaled to 8 bits. Of an animation this is the first frame. Safe to call from several threads.
 
     Args:
       path_or_bytes: a file's path, or the contents of a file.
@@ -74,6 +84,30 @@ def read_image(
     except Exception as error:
         reason = first_line(error)
         raise ImageError(f"image {name} cannot be decoded ({reason}): replace or remove it") from error
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 where it has none, or what it has is damaged."""
+    try:
+        with _pillow_warnings():
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # As of damaged pixels: almost any exception.
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture turned, and mirrored where needed, as its EXIF orientation says; the same one where it has none.
+
+    What is turned has no metadata any more, so that it is not turned twice.
+    """
+    value = orientation(image)
+    if value == 1:
+        return image
+    turned = image.transpose(_TURNS[value])
+    turned.info.clear()
+    return turned
 
 
 def image_mode(channels: int) -> str:
@@ -137,7 +171,9 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     # The conversion of a palette with transparency warns, and drops the transparency anyway.
     image.info.pop("transparency", None)
     if image.mode == "I" or image.mode.startswith("I;16"):
+        metadata = image.info
         image = _from_16_bits(image)
+        image.info = metadata
     elif image.mode == "F":
         raise ImageError("its pixels are floating point numbers of unknown range")
     return image if image.mode == mode else image.convert(mode)  # convert() would copy

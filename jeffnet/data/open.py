@@ -11,6 +11,7 @@ from jeffnet.data.images import is_picture
 from jeffnet.data.sources import Digits, ImageFolder, Source
 from jeffnet.data.tfds_source import is_prepared
 from jeffnet.errors import DatasetError
+from jeffnet.reading import is_url
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -60,6 +61,11 @@ def open_source(
 
 
 def _open(data: str, split: str, channels: int, classes: Sequence[str] | None, data_dir: str | None) -> Source:
+    if is_url(data):
+        raise DatasetError(
+            f"data set {data!r} is an address: download it and give its folder or file; hf:owner/name reads one of the "
+            "model hub"
+        )
     kind = _kind(data)
     if kind == "digits":
         return Digits(split, channels)

@@ -12,6 +12,7 @@ from jeffnet.data.augment.jitter import ColorJitter
 from jeffnet.data.augment.magnitudes import GREY, Canvas
 from jeffnet.data.augment.operations import Fill
 from jeffnet.data.augment.policies import Policy, parse_policy
+from jeffnet.data.images import upright
 from jeffnet.errors import ConfigError, ImageError
 
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
@@ -33,6 +34,7 @@ class EvalTransform:
       crop_mode: 'center' resizes until the short side is `1 / crop_pct` of the result's and keeps the centre; 'squash'
         resizes both sides to that, whatever becomes of the proportions, and keeps the centre; 'border' resizes until
         the long side is, and fills what is missing with the mean.
+      exif: first turn the picture as its EXIF orientation says, which timm and TensorFlow do not.
 
     Raises:
       ConfigError: a setting outside its range.
@@ -41,6 +43,7 @@ class EvalTransform:
     preprocessing: Preprocessing
     size: tuple[int, int] | None = None
     crop_mode: str = "center"
+    exif: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and not all(side > 0 for side in self.size):
@@ -66,6 +69,7 @@ class EvalTransform:
           ImageError: another mode.
         """
         _check_mode(image)
+        image = upright(image) if self.exif else image
         height, width = self.shape
         window = self.window(image.width, image.height)
         pixels = _pixels(_resized(image, window, width, height, _FILTERS[self.preprocessing.interpolation]))

@@ -38,7 +38,8 @@ def eval_loader(
 ) -> "TensorFlowEvalLoader":
     """Batches for evaluation: every example exactly once, in the data set's order, the last batch padded to full size.
 
-    Files may be JPEG, PNG, GIF (its first frame), BMP or WebP; an EXIF orientation is not applied. Of a JPEG only what
+    Files may be JPEG, PNG, GIF (its first frame), BMP or WebP; an EXIF orientation is applied only where
+    the transform's `exif` is True. Of a JPEG only what
     the crop needs is decoded, so that damage below it goes unnoticed.
 
     Args:
@@ -48,10 +49,10 @@ def eval_loader(
         the files, pictures of any other are decoded by the source, then cropped and resized by TensorFlow.
       split: 'val' means the first of validation, val and test that exists. For TFDS any of its splits, also a part
         such as 'train[:10%]'. Without meaning where `data` is a source.
-      transform: its preprocessing's `image_size`, `crop_pct` and `interpolation`, its `size`, and its `crop_mode`:
-        'center' crops before it resizes, as the authors do, a centred window of the proportions of `size`, the largest
-        that fits times the share to keep; 'squash' crops that share of both sides and resizes it to `size`. The share
-        is the authors' `image_size / (image_size + 32)` where `crop_pct` is that ratio to three places, else
+      transform: its preprocessing's `image_size`, `crop_pct` and `interpolation`, its `size`, its `exif`, and its
+        `crop_mode`: 'center' crops before it resizes, as the authors do, a centred window of the proportions of `size`,
+        the largest that fits times the share to keep; 'squash' crops that share of both sides and resizes it to `size`.
+        The share is the authors' `image_size / (image_size + 32)` where `crop_pct` is that ratio to three places, else
         `crop_pct`.
       batch_size: rows in a batch, of this host; may exceed the number of examples.
       channels: 3 for RGB, 1 for grey; where `data` is a source, those of the source count.
@@ -75,7 +76,7 @@ def eval_loader(
     """
     counts = {"threads": threads or 0, "num_examples": num_examples or 0}
     check_options(batch_size, on_bad_image, **counts)
-    examples = open_examples(data, split, channels, data_dir)
+    examples = open_examples(data, split, channels, data_dir, transform.exif)
     channels = channels if isinstance(data, str) else data.channels
     picture = Picture(transform, channels, resize)
     length = len(examples) if num_examples is None else min(num_examples, len(examples))

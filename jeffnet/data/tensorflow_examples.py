@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jeffnet.data.images import upright
 from jeffnet.data.sources import ImageFolder, Source
 from jeffnet.data.splits import split_names
 from jeffnet.data.tensorflow_picture import tensorflow
@@ -76,7 +77,8 @@ class _Files:
 class Pictures:
     """Any source: it decodes the pictures itself."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, exif: bool = False) -> None:
+        self._exif = exif
         self.classes = source.classes
         self.where = repr(source)
         self.name = source.name
@@ -100,7 +102,7 @@ class Pictures:
 
     def _load(self, index: np.ndarray) -> tuple[np.ndarray, np.integer]:
         example = self._source[int(index)]
-        pixels = np.asarray(example.image)
+        pixels = np.asarray(upright(example.image) if self._exif else example.image)
         return np.atleast_3d(pixels), np.int32(example.label)
 
 
@@ -185,7 +187,7 @@ def _behind(files: Sequence[Any], count: int) -> list[Any]:
     return rest
 
 
-def open_examples(data: str | Source, split: str, channels: int, data_dir: str | None) -> Examples:
+def open_examples(data: str | Source, split: str, channels: int, data_dir: str | None, exif: bool = False) -> Examples:
     """The data set; see `jeffnet.data.tensorflow.eval_loader` for the arguments.
 
     Raises:
@@ -205,7 +207,7 @@ def open_examples(data: str | Source, split: str, channels: int, data_dir: str |
         from jeffnet.data.open import open_source
 
         source = open_source(source, split, channels, data_dir=data_dir)
-    return _Files(source) if isinstance(source, ImageFolder) else Pictures(source)
+    return _Files(source) if isinstance(source, ImageFolder) else Pictures(source, exif)
 
 
 def _split_files(builder: Any, split: str, where: str) -> tuple[str, list[Any]]:

@@ -3,6 +3,7 @@
 Source: tensorflow/tpu, models/official/efficientnet/preprocessing.py, `_decode_and_center_crop`.
 """
 
+import io
 import math
 import re
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jeffnet import _tensorflow
-from jeffnet.data.images import image_mode
+from jeffnet.data.images import FORMATS, image_mode, orientation
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, DatasetError
 
@@ -47,6 +48,7 @@ class Picture:
         self._share = _share(transform.preprocessing.image_size, transform.preprocessing.crop_pct)
         self._interpolation = transform.preprocessing.interpolation
         self._resize = resize
+        self._exif = transform.exif
         self._traced: Any = None
 
     def pixels(self, picture: Any) -> Any:
@@ -54,10 +56,22 @@ class Picture:
         tf = tensorflow()
         if picture.dtype != tf.string:
             return self._from_whole(picture)
+        if not self._exif:
+            return self._from_file(picture)
+        orientation = tf.numpy_function(_orientation, [picture], tf.int32)
+        orientation.set_shape(())
         return tf.cond(
-            tf.io.is_jpeg(picture),
-            lambda: self._from_jpeg(picture),
-            lambda: self._from_whole(self._decoded(picture)),
+            orientation == 1,
+            lambda: self._from_file(picture),
+            lambda: self._from_whole(_upright(self._whole(picture), orientation)),
+        )
+
+    def _from_file(self, content: Any) -> Any:
+        tf = tensorflow()
+        return tf.cond(
+            tf.io.is_jpeg(content),
+            lambda: self._from_jpeg(content),
+            lambda: self._from_whole(self._decoded(content)),
         )
 
     def traced_pixels(self, picture: Any) -> Any:
@@ -74,9 +88,9 @@ class Picture:
         height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
         with tf.control_dependencies([_refuse_large(tf.cast(height, tf.int64) * tf.cast(width, tf.int64))]):
             window = tf.stack(self._filter.window(height, width) if self._filter else self._window(height, width))
-            # The default, as the authors: INTEGER_FAST. Pillow is accurate.
-            method = "INTEGER_ACCURATE" if self._filter else ""
-            image = tf.io.decode_and_crop_jpeg(content, window, channels=self.shape[2], dct_method=method)
+            image = tf.io.decode_and_crop_jpeg(
+                content, window, channels=self.shape[2], dct_method=self._decoding_of_jpeg
+            )
         return self._filter(image, height, width, window) if self._filter else self._resized(image)
 
     def _from_whole(self, image: Any) -> Any:
@@ -85,6 +99,22 @@ class Picture:
         window = tf.stack(self._filter.window(height, width) if self._filter else self._window(height, width))
         image = image[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
         return self._filter(image, height, width, window) if self._filter else self._resized(image)
+
+    @property
+    def _decoding_of_jpeg(self) -> str:
+        # The default, as the authors: INTEGER_FAST. Pillow is accurate.
+        return "INTEGER_ACCURATE" if self._filter else ""
+
+    def _whole(self, content: Any) -> Any:
+        """The whole picture of any format."""
+        tf = tensorflow()
+
+        def jpeg() -> Any:
+            height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
+            with tf.control_dependencies([_refuse_large(tf.cast(height, tf.int64) * tf.cast(width, tf.int64))]):
+                return tf.io.decode_jpeg(content, channels=self.shape[2], dct_method=self._decoding_of_jpeg)
+
+        return tf.cond(tf.io.is_jpeg(content), jpeg, lambda: self._decoded(content))
 
     def _decoded(self, content: Any) -> Any:
         """The whole picture of any format but JPEG."""
@@ -204,6 +234,28 @@ class PillowFilter:
         first = tf.floor(tf.cast(start, tf.float64) * step - reach)
         last = tf.math.ceil(tf.cast(start + kept, tf.float64) * step + reach)
         return tf.maximum(tf.cast(first, tf.int32), 0), tf.minimum(tf.cast(last, tf.int32), side)
+
+
+def _orientation(content: bytes) -> np.int32:
+    """The EXIF orientation of a file's picture; 1 where it has none, or cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return np.int32(orientation(image))
+    # TensorFlow says what is wrong with it.
+    except Exception:
+        return np.int32(1)
+
+
+def _upright(image: Any, orientation: Any) -> Any:
+    """As `jeffnet.data.images.upright`, for an orientation of 2 to 8."""
+    tf = tensorflow()
+    swapped = tf.transpose(image, [1, 0, 2])
+    turned = [
+        (image, [1]), (image, [0, 1]), (image, [0]), (swapped, []), (swapped, [1]), (swapped, [0, 1]), (swapped, [0]),
+    ]  # fmt: skip
+    return tf.switch_case(
+        orientation - 2, [lambda pixels=pixels, axes=axes: tf.reverse(pixels, axes) for pixels, axes in turned]
+    )
 
 
 def _share(image_size: int, crop_pct: float) -> float:

@@ -1,7 +1,6 @@
 """Learning curves as pictures."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.files import written_atomically
+from jeffnet.figures import save_figure
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -208,6 +207,4 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with written_atomically(path) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names that the font lacks are drawn as boxes
-        figure.savefig(partial, format="png", dpi=110)
+    save_figure(figure, path)

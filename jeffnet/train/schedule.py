@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jeffnet.errors import ConfigError
-from jeffnet.files import written_atomically
+from jeffnet.figures import save_figure
 from jeffnet.train.config import ScheduleConfig
 
 Schedule = optax.Schedule
@@ -143,13 +143,13 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
 def draw_schedule(
     schedule: Schedule, steps: int, steps_per_epoch: int, path: str | os.PathLike, title: str = "Learning rate"
 ) -> None:
-    """The learning rate over a run, in epochs and steps, as a PNG.
+    """The learning rate over a run, in epochs and steps, as a figure.
 
     Args:
       schedule: of `make_schedule`.
       steps: of the run.
       steps_per_epoch: what an epoch is.
-      path: of the picture; its folder must exist.
+      path: of the picture, whose ending says its form; its folder must exist.
       title: above it.
 
     Raises:
@@ -168,8 +168,7 @@ def draw_schedule(
     above = axes.secondary_xaxis("top", functions=to_steps)
     above.set_xlabel("step")
     axes.grid(alpha=0.3)
-    with written_atomically(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    save_figure(figure, path)
 
 
 def _own_entries(config: ScheduleConfig, unit: int, warmup: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jeffnet.data.images import FORMATS, SUFFIXES, is_picture, read_image
+from jeffnet.data.images import FORMATS, SUFFIXES, is_picture, orientation, read_image, upright
 from jeffnet.errors import ImageError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
@@ -102,6 +102,26 @@ def test_orientation_of_a_jpeg_is_not_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert read_image(encoded(Image.fromarray(COLOUR), "JPEG", exif=exif)).size == (17, 12)
+
+
+@pytest.mark.parametrize(("value", "steps"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_upright_turns_by_the_orientation_and_once(value: int, steps: int):
+    """Of colour and of grey, also of 16 bits, in every format that has metadata."""
+    exif = Image.Exif()
+    exif[0x0112] = value
+    grey = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    for content, channels in (
+        (encoded(Image.fromarray(COLOUR), "PNG", exif=exif), 3),
+        (encoded(Image.fromarray(COLOUR), "WEBP", lossless=True, exif=exif), 1),
+        (encoded(Image.fromarray(COLOUR), "JPEG", exif=exif), 3),
+        (encoded(Image.fromarray(grey), "PNG", exif=exif), 1),
+        (encoded(Image.fromarray(grey), "PNG", exif=exif), 3),
+    ):
+        stored = read_image(content, channels)
+        turned = upright(stored)
+        np.testing.assert_array_equal(np.asarray(turned), np.rot90(np.asarray(stored), steps))
+        assert turned is stored if value == 1 else orientation(stored) == value
+        assert orientation(turned) == 1 and upright(turned) is turned
 
 
 def test_the_file_is_closed_and_the_picture_complete(tmp_path: Path):

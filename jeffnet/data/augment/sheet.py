@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jeffnet.errors import EndingError
 from jeffnet.files import written_atomically
 
 Row = tuple[str, Sequence[tuple[str, np.ndarray]]]
@@ -13,19 +14,23 @@ Row = tuple[str, Sequence[tuple[str, np.ndarray]]]
 _GAP, _FONT_SIZE, _CAPTION = 6, 11, 15
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 _COLOURS = 256
+_FORMS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".pdf": "PDF",
+}  # fmt: skip
 
 
 def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Writes labelled rows of captioned pictures as a PNG of 256 colours, each picture pixel by pixel.
+    """Writes labelled rows of captioned pictures, each pixel by pixel; a PNG gets 256 colours.
 
     Args:
       rows: label, of one line or several, and the row's captions and pictures, uint8 `(H, W, 3)` or `(H, W, 1)`. Rows
         and pictures may differ in size.
-      path: of the PNG; appears there complete or not at all.
+      path: of a PNG, JPEG, WebP, TIFF or PDF, as its ending says; appears there complete or not at all.
 
     Raises:
-      OutputError: it cannot be written.
+      OutputError: it cannot be written, or its ending is another.
     """
+    form = form_of(path)
     font, labels = ImageFont.load_default(_FONT_SIZE), [label.split("\n") for label, _ in rows]
     margin = 3 * _GAP + max(round(font.getlength(line)) for lines in labels for line in lines)
     # Labels may be higher than the pictures, and captions wider.
@@ -47,4 +52,19 @@ def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         top += height
     with written_atomically(path) as partial:
         # A palette makes the file a third as large.
-        sheet.quantize(_COLOURS).save(partial, format="PNG", optimize=True)
+        drawn = sheet.quantize(_COLOURS) if form == "PNG" else sheet
+        drawn.save(partial, format=form, **({"optimize": True} if form == "PNG" else {}))
+
+
+def form_of(path: str | os.PathLike[str]) -> str:
+    """Pillow's name of the form that a file's ending says.
+
+    Raises:
+      EndingError: no form in which a sheet can be written.
+    """
+    form = _FORMS.get(os.path.splitext(path)[1].lower())
+    if form is None:
+        raise EndingError(
+            f"cannot write a picture as {os.fspath(path)!r}: give a name that ends in {', '.join(_FORMS)}"
+        )
+    return form
