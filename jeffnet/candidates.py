@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jeffnet.arch.zoo import list_models, resolve_name
-from jeffnet.errors import ConfigError, UnknownModelError
+from jeffnet.errors import UnknownModelError, UsageError
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ def select_models(pattern: str | None, weights: str | None = None) -> list[Candi
 
     Raises:
       UnknownModelError: nothing has such a name.
-      ConfigError: neither is given, or one file is to be the weights of several models.
+      UsageError: neither is given, or one file is to be the weights of several models.
     """
     if pattern is None:
         if weights is None:
-            raise ConfigError("give --model NAME for a model's published weights, or --weights SOURCE for others")
+            raise UsageError("give --model NAME for a model's published weights, or --weights SOURCE for others")
         return [Candidate(None, weights)]
     names: dict[str, None] = {}
     for word in filter(None, (part.strip() for part in pattern.split(","))):
@@ -50,7 +50,7 @@ def select_models(pattern: str | None, weights: str | None = None) -> list[Candi
     if weights is None or "{model}" in weights:
         return [Candidate(name, weights and weights.replace("{model}", name)) for name in names]
     if len(names) > 1:
-        raise ConfigError(
+        raise UsageError(
             f"weights {weights!r} for {len(names)} models: put {{model}} where each model's name stands, or give one "
             "model"
         )

@@ -20,7 +20,7 @@ import jax
 from jax._src import distributed  # whose key-value store has no public name
 
 import jeffnet
-from jeffnet.errors import ConfigError, JeffnetError, first_line
+from jeffnet.errors import ConfigError, JeffnetError, UsageError, first_line
 from jeffnet.versions import versions
 
 # A process that has not been heard of for so long counts as gone, and the others stop.
@@ -73,9 +73,7 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
         return
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise ConfigError(
-            f"{', '.join(missing)} missing: give --coordinator, --num-processes and --process-id together"
-        )
+        raise UsageError(f"{', '.join(missing)} missing: give --coordinator, --num-processes and --process-id together")
     if coordinator is not None:
         _check(coordinator, num_processes or 0, process_id or 0)
     # Runs look for SIGTERM themselves; JAX's service would keep it from them.
@@ -249,9 +247,9 @@ def _own_facts() -> dict[str, Any]:
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise ConfigError(f"--coordinator {coordinator!r}: give the address of process 0 as HOST:PORT")
+        raise UsageError(f"--coordinator {coordinator!r}: give the address of process 0 as HOST:PORT")
     if not 0 <= process_id < num_processes:
-        raise ConfigError(
+        raise UsageError(
             f"--process-id {process_id} of --num-processes {num_processes}: give an id from 0 to {num_processes - 1}"
         )
 

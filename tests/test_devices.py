@@ -120,19 +120,21 @@ def test_a_process_that_computes_elsewhere_already_is_refused(eight_gpus):
         ["predict", "digits", "--model", "pt_mnasnet_small"],
         ["validate", "digits", "--model", "pt_mnasnet_small"],
         ["train", "--config", RECIPE, "--output", "nowhere/run"],
-        ["train", "--config", RECIPE, "--plot-schedule", "nowhere/rate.png"],
+        ["train", "--config", RECIPE, "--plot-schedule", "rate.png"],
         ["convert", "pt_mnasnet_small", "nowhere/a.safetensors"],
         ["bench", "pt_mnasnet_small"],
         ["bench", "pt_mnasnet_small", "--scaling"],
     ],
     ids=" ".join,
 )
-def test_every_command_that_computes_stops_without_its_device(capsys, command):
+def test_every_command_that_computes_stops_without_its_device(capsys, monkeypatch, tmp_path, command):
     """Before it reads weights or writes anything."""
+    monkeypatch.chdir(tmp_path)
     assert main([*command, "--device", "tpu"]) == 1
     output = capsys.readouterr()
     assert not output.out
     assert output.err.startswith("error: no tpu device, which --device tpu asks for") and output.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_only_shows_a_recipe_needs_no_device(capsys):

@@ -43,8 +43,8 @@ def put(folder, **files):
         (folder / name.replace("__", ".")).write_text(text)
 
 
-def fails(capsys, *arguments):
-    assert main([*arguments]) == 1
+def fails(capsys, *arguments, status=1):
+    assert main([*arguments]) == status
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     return error
@@ -109,8 +109,9 @@ def test_a_failure_has_one_line_and_status_1(capsys, monkeypatch, form):
 
 
 def test_a_model_or_the_environment_but_one_of_them(capsys):
-    assert "--env" in fails(capsys, "info") and "mixnet_s" in fails(capsys, "info", "mixnet_s", "--env")
-    assert "--device" in fails(capsys, "info", "mixnet_s", "--device", "cpu")
+    assert "--env" in fails(capsys, "info", status=2)
+    assert "mixnet_s" in fails(capsys, "info", "mixnet_s", "--env", status=2)
+    assert "--device" in fails(capsys, "info", "mixnet_s", "--device", "cpu", status=2)
 
 
 def test_expected_numbers_are_those_of_float64(x64):

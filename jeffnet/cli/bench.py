@@ -10,10 +10,11 @@ from jeffnet.backends import BACKENDS
 from jeffnet.bench.contenders import PEERS
 from jeffnet.bench.settings import DTYPES, TASKS
 from jeffnet.cli.devices import add_device_options
-from jeffnet.cli.model import positive
+from jeffnet.cli.model import local_path, positive
+from jeffnet.cli.parser import usage
 from jeffnet.cli.scaling import add_scaling_options, run_scaling
 from jeffnet.cli.text import table
-from jeffnet.errors import ConfigError, JeffnetError, OutputError
+from jeffnet.errors import EndingError, JeffnetError, UsageError
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -45,7 +46,13 @@ def _add_case_options(group: Any) -> None:
     group.add_argument("--batch-size", nargs="+", type=positive, default=(1, 16), metavar="N", help="(default: 1 16)")
     group.add_argument("--dtype", nargs="+", choices=DTYPES, default=("float32",), help="(default: float32)")
     group.add_argument(
-        "--image-size", nargs="+", type=positive, default=(), metavar="N", help="(default: the model's own)"
+        "--image-size",
+        "--img-size",
+        nargs="+",
+        type=positive,
+        default=(),
+        metavar="N",
+        help="(default: the model's own)",
     )
     group.add_argument("--backend", nargs="+", choices=BACKENDS, default=("linen",), help="(default: linen)")
     group.add_argument(
@@ -63,7 +70,7 @@ def _add_case_options(group: Any) -> None:
 def _add_turn_options(group: Any) -> None:
     group.add_argument("--threads", type=positive, metavar="N", help="of each (default: all processors)")
     group.add_argument("--repeats", type=positive, default=5, metavar="N", help="rounds (default: %(default)s)")
-    group.add_argument("--seconds", type=float, default=0.5, help="of each turn (default: %(default)s)")
+    group.add_argument("--seconds", type=_amount, default=0.5, help="of each turn (default: %(default)s)")
     group.add_argument(
         "--peak",
         action=argparse.BooleanOptionalAction,
@@ -77,9 +84,16 @@ def _add_output_options(group: Any) -> None:
         "--price-per-hour", type=_amount, metavar="X", help="of the machine: shows a million images' cost"
     )
     group.add_argument("--watts", type=_amount, metavar="W", help="that it takes: shows a million images' kWh")
-    group.add_argument("--csv", metavar="FILE", help="a line for each row, written again after each case")
+    group.add_argument(
+        "--csv", type=local_path, metavar="FILE", help="a line for each row, written again after each case"
+    )
     group.add_argument("--json", action="store_true", help="one object, with the seconds of every call")
-    group.add_argument("--plot", metavar="FILE.png", help="published top-1 against throughput")
+    group.add_argument(
+        "--plot",
+        type=local_path,
+        metavar="FILE",
+        help="draw published top-1 against throughput: .png, .jpg, .pdf, .svg, ...",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -92,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     candidates = _candidates(options)
     if options.scaling:
         if len(candidates) != 1 or options.weights:
-            raise ConfigError("--scaling takes the name of one model, and no weights")
+            raise UsageError("--scaling takes the name of one model, and no weights")
         with _Bar() as bar:
             run_scaling(options, candidates[0].name, settings, bar.say)
         return
@@ -119,7 +133,7 @@ def _candidates(options: argparse.Namespace) -> list:
     from jeffnet.candidates import Candidate, select_models
 
     if not options.models and options.weights is None:
-        raise ConfigError("give the name of a model, wildcards, or --weights SOURCE; `jeffnet list` shows the models")
+        raise UsageError("give the name of a model, wildcards, or --weights SOURCE; `jeffnet list` shows the models")
     # Without a source, wildcards would mean the models with published weights alone.
     found = select_models(",".join(options.models) or None, options.weights or "{model}")
     return found if options.weights else [Candidate(candidate.name) for candidate in found]
@@ -127,36 +141,37 @@ def _candidates(options: argparse.Namespace) -> list:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Better before a long run than after it."""
-    for option, suffix in (("csv", ".csv"), ("plot", ".png")):
-        path = getattr(options, option)
-        if path is None:
-            continue
-        if Path(path).suffix != suffix:
-            raise OutputError(f"--{option} {path!r}: give a name that ends in {suffix}")
-        if not Path(path).parent.is_dir():
-            raise OutputError(f"--{option} {path!r}: its folder does not exist, make it")
+    from jeffnet.figures import check_output, form_of
+
+    if options.csv is not None and Path(options.csv).suffix != ".csv":
+        raise EndingError(f"--csv {options.csv!r}: give a name that ends in .csv")
+    if options.plot is not None:
+        form_of(options.plot)
+    for path in filter(None, (options.csv, options.plot)):
+        check_output(path)
 
 
 def _settings(options: argparse.Namespace):
     from jeffnet.bench.settings import Settings
 
     compare = PEERS if options.compare == "all" else tuple(filter(None, options.compare.split(",")))
-    return Settings(
-        tasks=TASKS if options.task == "both" else (options.task,),
-        batch_sizes=tuple(options.batch_size),
-        dtypes=tuple(options.dtype),
-        image_sizes=tuple(options.image_size),
-        backends=tuple(options.backend),
-        fused=options.fused,
-        compare=compare,
-        baseline=options.baseline,
-        threads=options.threads,
-        repeats=options.repeats,
-        seconds=options.seconds,
-        peak=options.peak,
-        device=options.device,
-        num_devices=options.num_devices,
-    )
+    with usage():
+        return Settings(
+            tasks=TASKS if options.task == "both" else (options.task,),
+            batch_sizes=tuple(options.batch_size),
+            dtypes=tuple(options.dtype),
+            image_sizes=tuple(options.image_size),
+            backends=tuple(options.backend),
+            fused=options.fused,
+            compare=compare,
+            baseline=options.baseline,
+            threads=options.threads,
+            repeats=options.repeats,
+            seconds=options.seconds,
+            peak=options.peak,
+            device=options.device,
+            num_devices=options.num_devices,
+        )
 
 
 def _print(results: list, prices: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jeffnet.backends import FORMS
 from jeffnet.cli.devices import add_device_options, start_devices
+from jeffnet.cli.model import local_path, positive, whole
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -22,13 +23,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "source",
         help="weights of any kind: a file, a checkpoint, hf:owner/name, a URL, or a model for its published ones",
     )
-    parser.add_argument("destination", help="what to write; must not exist")
+    parser.add_argument("destination", type=local_path, help="what to write; must not exist")
     parser.add_argument("--model", metavar="NAME", help="needed where the source does not say of which model it is")
     parser.add_argument(
-        "--num-classes", type=int, metavar="N", help="start a classifier of N classes where the source has others"
+        "--num-classes", type=whole, metavar="N", help="start a classifier of N classes where the source has others"
     )
     parser.add_argument(
-        "--in-chans", type=int, metavar="N", help="sum or repeat the first convolution for N input channels"
+        "--in-chans", type=positive, metavar="N", help="sum or repeat the first convolution for N input channels"
     )
     parser.add_argument(
         "--to",
@@ -51,10 +52,10 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.checkpoints import form_of, write_checkpoint
     from jeffnet.weights.load import open_weights
 
-    # Elsewhere no array comes near a device, which may be another process's alone.
-    if options.device or options.num_devices or options.to in ("nnx", "objax") or Path(options.source).is_dir():
-        start_devices(options)
     form = form_of(options.destination, options.to)
+    # Elsewhere no array comes near a device, which may be another process's alone.
+    if options.device or options.num_devices or form in ("nnx", "objax") or Path(options.source).is_dir():
+        start_devices(options)
     card, arrays = open_weights(
         options.source, options.model, num_classes=options.num_classes, in_chans=options.in_chans
     )

@@ -9,8 +9,9 @@ from jeffnet.arch.pretrained import PRETRAINED, RELEASE
 from jeffnet.arch.summary import count_macs, count_parameters, layers
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.cli.devices import add_device_options
+from jeffnet.cli.model import positive, whole
 from jeffnet.cli.text import table
-from jeffnet.errors import ArchitectureError, ConfigError, UnknownModelError
+from jeffnet.errors import UnknownModelError, UsageError
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -20,8 +21,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="show a model's layers, cost and preprocessing, a weights file, or the environment",
         description="Show a model's layers, parameters, multiply-accumulates, feature maps and preprocessing. Or read "
-        "a weights file, show what it says of its model, and compare its checksums. Or with --env show devices, versions "
-        "and memory, and test for about a second whether they work.",
+        "a weights file, show what it says of its model, and compare its checksums. Or with --env show devices, "
+        "versions and memory, and test for about a second whether they work.",
         usage="jeffnet info (MODEL | FILE | --env) [options]",
     )
     parser.add_argument(
@@ -34,10 +35,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--env", action="store_true", help="show what is here to run models on and test it; status 1 if that fails"
     )
-    parser.add_argument("--num-classes", type=int, default=1000, help="width of the logits (default: %(default)s)")
-    parser.add_argument("--in-chans", type=int, default=3, help="channels of the pictures (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, help="pixels along each side (default: the model's)")
-    parser.add_argument("--output-stride", type=int, default=32, help="32, 16 or 8 (default: %(default)s)")
+    parser.add_argument("--num-classes", type=whole, default=1000, help="width of the logits (default: %(default)s)")
+    parser.add_argument("--in-chans", type=positive, default=3, help="channels of the pictures (default: %(default)s)")
+    parser.add_argument(
+        "--image-size", "--img-size", type=positive, help="pixels along each side (default: the model's)"
+    )
+    parser.add_argument("--output-stride", type=int, choices=(32, 16, 8), default=32, help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one object")
     add_device_options(parser)
     parser.set_defaults(run=run)
@@ -46,17 +49,17 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the model, or the environment."""
     if options.env and options.model is not None:
-        raise ConfigError(f"--env shows the environment and not {options.model}: leave one of them out")
+        raise UsageError(f"--env shows the environment and not {options.model}: leave one of them out")
     if options.env:
         _show_environment(options)
     elif options.device or options.num_devices:
-        raise ConfigError("--device and --num-devices are for --env: a model is shown without any device")
+        raise UsageError("--device and --num-devices are for --env: a model is shown without any device")
     elif options.model is not None and _is_weights(options.model):
         _show_weights(options)
     elif options.model is not None:
         _show_model(options)
     else:
-        raise ConfigError("give the name of a model, see `jeffnet list`, or --env")
+        raise UsageError("give the name of a model, see `jeffnet list`, or --env")
 
 
 def _show_environment(options: argparse.Namespace) -> None:
@@ -178,8 +181,6 @@ def _show_model(options: argparse.Namespace) -> None:
     )
     preprocessing, weights = model_preprocessing(name), PRETRAINED.get(name)
     size = preprocessing.image_size if options.image_size is None else options.image_size
-    if size < 1:
-        raise ArchitectureError(f"--image-size {size} is not a size: give a positive number of pixels")
     rows = layers(plan, size)
     summary = {
         "name": name,

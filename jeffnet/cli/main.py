@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jeffnet
 from jeffnet.cli import bench, convert, info, list_, predict, train, validate
+from jeffnet.cli.parser import Parser
 from jeffnet.code_cache import code_folders, make_code_folder, untrusted
 from jeffnet.errors import JeffnetError, OutputError
 from jeffnet.files import cache_folder
@@ -115,21 +116,18 @@ def _keep_compiled() -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
     options.arguments = arguments
     # Entries of a recipe are options too, but only the recipe knows them.
     if hasattr(options, "overrides"):
         options.overrides = rest
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(prog="jeffnet", description="EfficientNets and MobileNets for JAX.")
+    parser = Parser(prog="jeffnet", description="EfficientNets and MobileNets for JAX.")
     parser.add_argument("--version", action="version", version=f"jeffnet {jeffnet.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:

@@ -2,8 +2,10 @@
 
 import argparse
 
+from jeffnet.arch.preprocessing import INTERPOLATIONS
 from jeffnet.backends import BACKENDS
-from jeffnet.errors import WeightsError
+from jeffnet.errors import UsageError
+from jeffnet.reading import is_url
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +28,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="pixels along each side (default: the model's)",
     )
-    parser.add_argument("--crop-pct", type=float, help="share of the picture that is kept (default: the model's)")
-    parser.add_argument("--interpolation", help="bicubic or bilinear (default: the model's)")
+    parser.add_argument("--crop-pct", type=share, help="share of the picture that is kept (default: the model's)")
+    parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="(default: the model's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")
 
 
@@ -45,7 +47,7 @@ def open_model(options: argparse.Namespace):
     from jeffnet.backends import load_backend
 
     if options.weights is None and options.model is None:
-        raise WeightsError("give --model NAME for a model's published weights, or --weights SOURCE for others")
+        raise UsageError("give --model NAME for a model's published weights, or --weights SOURCE for others")
     backend = load_backend(options.backend)
     source = True if options.weights is None else options.weights
     *model, card = backend.from_pretrained(source, options.model, dtype=jnp.dtype(options.dtype))
@@ -62,6 +64,31 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 on, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A number in (0, 1], for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share: give a number above 0, up to 1")
+    return value
+
+
+def local_path(text: str) -> str:
+    """A file or folder of this machine, for argparse."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is an address, not a file or folder of this machine")
+    return text
 
 
 def picture_size(text: str) -> tuple[int, int]:

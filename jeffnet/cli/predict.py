@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.cli.devices import add_device_options, start_devices
-from jeffnet.cli.model import add_model_options, open_model
+from jeffnet.cli.model import add_model_options, local_path, open_model, positive
 from jeffnet.cli.text import table
 from jeffnet.errors import DatasetError, WeightsError
+from jeffnet.reading import is_url
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -21,11 +22,26 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="classify pictures",
         description="Show the most probable classes of pictures, as a table and as a picture.",
     )
-    parser.add_argument("pictures", nargs="+", help="picture files, folders of pictures, or `digits` (held-out ones)")
+    parser.add_argument(
+        "pictures", nargs="+", help="picture files, folders of pictures, http(s) addresses, or `digits` (held-out ones)"
+    )
     add_model_options(parser)
-    parser.add_argument("--top", type=int, default=5, help="classes to show (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=24, help="pictures of a folder at most (default: %(default)s)")
-    parser.add_argument("--output", metavar="PNG", help="draw the pictures with their classes into this file")
+    parser.add_argument("--top", type=positive, default=5, help="classes to show (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=positive, default=24, help="pictures of a folder at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=local_path,
+        metavar="FILE",
+        help="draw the pictures with their classes: .png, .jpg, .pdf, .svg, ...",
+    )
+    parser.add_argument(
+        "--exif",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="turn pictures upright as their EXIF orientation says (default: yes; `jeffnet validate` does not)",
+    )
     parser.add_argument("--json", action="store_true", help="one array of objects")
     add_device_options(parser)
     parser.set_defaults(run=run)
@@ -35,10 +51,12 @@ def run(options: argparse.Namespace) -> None:
     """Predict, print the table and draw the picture."""
     from jeffnet.arch.imagenet import class_titles
     from jeffnet.evaluate import make_forward
+    from jeffnet.figures import check_output, form_of
     from jeffnet.predict import draw_predictions, predict
 
-    if options.top < 1 or options.limit < 1:
-        raise DatasetError("--top and --limit must be at least 1")
+    if options.output:
+        form_of(options.output)
+        check_output(options.output)
     start_devices(options)
     apply, variables, card = open_model(options)
     if not card.num_classes:
@@ -46,9 +64,12 @@ def run(options: argparse.Namespace) -> None:
     classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
     pictures = _pictures(options.pictures, options.limit, card.in_chans)
     forward = make_forward(apply, card.preprocessing)
-    predictions = predict(forward, variables, pictures, card.preprocessing, classes, options.top, options.batch_size)
+    predictions = predict(
+        forward, variables, pictures, card.preprocessing, classes, options.top, options.batch_size, options.exif
+    )
+    _tell_turned(pictures, options.exif)
     if options.output:
-        draw_predictions(pictures, predictions, options.output)
+        draw_predictions(pictures, predictions, options.output, options.exif)
     if options.json:
         print(json.dumps([asdict(prediction) for prediction in predictions], indent=1))
         return
@@ -62,16 +83,31 @@ def run(options: argparse.Namespace) -> None:
         print(f"drawn in {options.output}")
 
 
+def _tell_turned(pictures: list[Any], exif: bool) -> None:
+    """Say of how many pictures the EXIF orientation made a difference."""
+    from jeffnet.data.images import orientation
+
+    if turned := sum(orientation(picture.image) != 1 for picture in pictures):
+        how = "were turned upright; --no-exif leaves them" if exif else "were left as they are stored"
+        print(f"{turned} of {len(pictures)} pictures have an EXIF orientation and {how}", file=sys.stderr)
+
+
 def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
     from jeffnet.data.images import SUFFIXES, read_image
     from jeffnet.data.open import open_source
     from jeffnet.data.sources import picture_files
     from jeffnet.predict import Picture
+    from jeffnet.remote import fetch_picture
+    from jeffnet.weights.download import without_password
 
     pictures: list[Picture] = []
     for name in names:
         path = Path(name)
-        if name == "digits":
+        if is_url(name):
+            pictures.append(
+                Picture(without_password(name), read_image(fetch_picture(name), channels, without_password(name)))
+            )
+        elif name == "digits":
             source = open_source(name, "val", channels)
             chosen = [source[index] for index in range(min(limit, len(source)))]
             pictures += [

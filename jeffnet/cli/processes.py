@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from jeffnet.cli.model import positive
+from jeffnet.cli.model import positive, whole
 
 
 def add_process_options(parser: Any) -> None:
@@ -11,7 +11,7 @@ def add_process_options(parser: Any) -> None:
     group = parser.add_argument_group("several processes (not needed with SLURM, Open MPI, Kubernetes, Cloud TPU)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--num-processes", type=positive, metavar="N", help="how many there are; 1: look for no others")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
+    group.add_argument("--process-id", type=whole, metavar="I", help="which this is, from 0")
 
 
 def connect(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jeffnet.cli.model import positive
 from jeffnet.cli.text import table
-from jeffnet.errors import ConfigError
+from jeffnet.errors import UsageError
 
 
 def add_scaling_options(group: Any) -> None:
@@ -30,7 +30,8 @@ def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Cal
     """Measure, and print.
 
     Raises:
-      ConfigError: an option has several values, or none that this has a use for, or does not fit the machines.
+      UsageError: an option has several values, or none that this has a use for.
+      ConfigError: an option does not fit the machines.
       JeffnetError: a process failed.
     """
     from jeffnet.bench.measure import count_devices
@@ -49,10 +50,10 @@ def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Cal
     )
     for name in ("image_size", "dtype", "backend"):
         if len(getattr(options, name)) > 1:
-            raise ConfigError(f"--scaling takes one --{name.replace('_', '-')}")
+            raise UsageError(f"--scaling takes one --{name.replace('_', '-')}")
     for name in ("compare", "baseline", "csv", "plot", "price_per_hour", "watts"):
         if getattr(options, name):
-            raise ConfigError(f"--scaling takes no --{name.replace('_', '-')}: leave it out")
+            raise UsageError(f"--scaling takes no --{name.replace('_', '-')}: leave it out")
     models = _models(job)
     found = count_devices(settings)
     counts = tuple(sorted(set(options.devices))) or default_counts(*found)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jeffnet.cli.devices import add_device_options, start_devices
+from jeffnet.cli.model import local_path
 from jeffnet.cli.processes import add_process_options, connect
-from jeffnet.errors import ConfigError
+from jeffnet.errors import UsageError
 
 if TYPE_CHECKING:
     from jeffnet.train.config import Config
@@ -41,9 +42,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--print-config shows them all; docs/training.md explains them.",
         usage="jeffnet train (--config FILE --output RUN | --resume RUN) [--ENTRY VALUE ...] [options]",
     )
-    parser.add_argument("--config", metavar="FILE", help="recipe: a Python file that defines `config`, see configs/")
-    parser.add_argument("--output", metavar="RUN", help="folder for the run, which is made")
-    parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder from its last checkpoint")
+    parser.add_argument(
+        "--config", type=local_path, metavar="FILE", help="recipe: a Python file that defines `config`, see configs/"
+    )
+    parser.add_argument("--output", type=local_path, metavar="RUN", help="folder for the run, which is made")
+    parser.add_argument(
+        "--resume", type=local_path, metavar="RUN", help="continue the run in this folder from its last checkpoint"
+    )
     parser.add_argument(
         "--continue",
         action="store_true",
@@ -58,12 +63,16 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", metavar="N,N,...", help="a run with each of these seeds, in RUN/seed_N")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
-    parser.add_argument("--plot-schedule", metavar="PNG", help="draw the learning rate over time and stop")
-    parser.add_argument("--plot-augment", metavar="PNG", help="draw some training pictures, augmented, and stop")
+    parser.add_argument(
+        "--plot-schedule", type=local_path, metavar="FILE", help="draw the learning rate over time and stop"
+    )
+    parser.add_argument(
+        "--plot-augment", type=local_path, metavar="FILE", help="draw some training pictures, augmented, and stop"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one object, or a list with --seeds")
     add_device_options(parser)
     add_process_options(parser)
-    parser.set_defaults(run=run, overrides=[])
+    parser.set_defaults(run=run, overrides=[], own=parser.options)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -90,7 +99,7 @@ def _supervised(options: argparse.Namespace) -> int:
     from jeffnet.restarts import supervise
 
     if options.max_restarts < 0:
-        raise ConfigError(f"--max-restarts {options.max_restarts} is negative")
+        raise UsageError(f"--max-restarts {options.max_restarts} is negative")
     # Of an option that is given twice the last counts.
     command = [*_same_command(options.arguments), "--max-restarts=0"]
     if not (options.resume or options.seeds or vars(options)["continue"]):
@@ -118,7 +127,7 @@ def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
 def _run(options: argparse.Namespace) -> None:
     from jeffnet.train.recipe import load_recipe, override
 
-    overrides = _pairs(options.overrides)
+    overrides = _pairs(options.overrides, options.own)
     if options.resume:
         _refuse(options, "config", "output", "continue", "seeds", "print-config", "plot-schedule", "plot-augment")
         from jeffnet.train.loop import resume
@@ -127,12 +136,12 @@ def _run(options: argparse.Namespace) -> None:
         _report(options, [resume(options.resume, overrides)])
         return
     if not options.config:
-        raise ConfigError("give --config FILE and --output RUN, or --resume RUN")
+        raise UsageError("give --config FILE and --output RUN, or --resume RUN")
     config = override(load_recipe(options.config), overrides)
     if _shown(options, config):
         return
     if not options.output:
-        raise ConfigError("give --output RUN, a folder for the run")
+        raise UsageError("give --output RUN, a folder for the run")
     from jeffnet.train.loop import train, train_seeds
 
     start_devices(options)
@@ -149,6 +158,7 @@ def _shown(options: argparse.Namespace, config: "Config") -> bool:
 
         print(to_json(config), end="")
     if options.plot_schedule or options.plot_augment:
+        _check_plots(options)
         start_devices(options)
     if options.plot_schedule:
         from jeffnet.train.preview import plot_schedule
@@ -161,10 +171,20 @@ def _shown(options: argparse.Namespace, config: "Config") -> bool:
     return bool(options.print_config or options.plot_schedule or options.plot_augment)
 
 
+def _check_plots(options: argparse.Namespace) -> None:
+    from jeffnet.data.augment import sheet
+    from jeffnet.figures import check_output, form_of
+
+    for path, form in ((options.plot_schedule, form_of), (options.plot_augment, sheet.form_of)):
+        if path:
+            form(path)
+            check_output(path)
+
+
 def _refuse(options: argparse.Namespace, *names: str) -> None:
     given = [name for name in names if vars(options)[name.replace("-", "_")]]
     if given:
-        raise ConfigError(
+        raise UsageError(
             f"--resume continues a run as it was configured: leave --{given[0]} out, or set "
             "single entries, such as --epochs 20"
         )
@@ -174,7 +194,7 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--seeds {text!r} is not whole numbers joined by commas") from None
+        raise UsageError(f"--seeds {text!r} is not whole numbers joined by commas") from None
 
 
 def _folder(options: argparse.Namespace) -> str:
@@ -219,17 +239,32 @@ def _print_result(result: "Result") -> None:
         print(f"average of the best: top-1 {result.averaged.top1:.2f} %")
 
 
-def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
-    """`['--epochs', '3', '--seed=1']` as names and values."""
+def _pairs(arguments: list[str], own: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """`['--epochs', '3', '--seed=1']` as names of entries and values.
+
+    Args:
+      arguments: what the command has no option for.
+      own: names of its options, which may be meant by a name that is no entry.
+    """
     pairs, rest = [], list(arguments)
     while rest:
-        name = rest.pop(0)
-        if not name.startswith("--"):
-            raise ConfigError(f"{name!r} is no option: entries of the recipe are set by --name value")
-        name, equals, value = name[2:].partition("=")
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UsageError(f"{word!r} is no option: entries of the recipe are set by --name value")
+        name, equals, value = word[2:].partition("=")
+        pairs.append((_entry(name, own), value))
         if not equals:
-            if not rest:
-                raise ConfigError(f"option --{name} needs a value")
-            value = rest.pop(0)
-        pairs.append((name, value))
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"option --{name} needs a value")
+            pairs[-1] = (pairs[-1][0], rest.pop(0))
     return pairs
+
+
+def _entry(name: str, own: Sequence[str]) -> str:
+    """The entry that an option names, with dashes or underscores."""
+    from jeffnet.train.recipe import check_name
+
+    plain = name.replace("-", "_")
+    plain = {"img_size": "data.image_size", "image_size": "data.image_size"}.get(plain, plain)  # as of other commands
+    check_name(plain, name, own)
+    return plain

@@ -7,12 +7,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from jeffnet.arch.preprocessing import INTERPOLATIONS
 from jeffnet.backends import BACKENDS
 from jeffnet.cli.devices import add_device_options, start_devices
-from jeffnet.cli.model import picture_size, positive
+from jeffnet.cli.model import local_path, picture_size, positive, share, whole
+from jeffnet.cli.parser import usage
 from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.cli.text import table
-from jeffnet.errors import ConfigError, JeffnetError
+from jeffnet.errors import ConfigError, JeffnetError, OutputError, UsageError
 
 # Percentage points by which a score may differ from the published one.
 _TOLERANCE = 0.1
@@ -77,9 +79,13 @@ def _add_data_options(group: Any) -> None:
     group.add_argument("--split", default="val", help="of the data set; val is also called validation and test")
     group.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets are prepared")
     group.add_argument("--num-examples", type=positive, metavar="N", help="only the first N pictures")
-    group.add_argument("--workers", type=int, metavar="N", help="processes that read pictures (grain: 0 for threads)")
-    group.add_argument("--label-map", metavar="FILE", help="JSON or CSV: which class of the model each class here is")
-    group.add_argument("--real-labels", metavar="FILE", help="ImageNet's reassessed labels (ReaL's real.json)")
+    group.add_argument("--workers", type=whole, metavar="N", help="processes that read pictures (grain: 0 for threads)")
+    group.add_argument(
+        "--label-map", type=local_path, metavar="FILE", help="JSON or CSV: which class of the model each class here is"
+    )
+    group.add_argument(
+        "--real-labels", type=local_path, metavar="FILE", help="ImageNet's reassessed labels (ReaL's real.json)"
+    )
     group.add_argument(
         "--subset",
         choices=("imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "data"),
@@ -94,9 +100,15 @@ def _add_pixel_options(group: Any) -> None:
     group.add_argument(
         "--img-size", "--image-size", dest="size", type=picture_size, metavar="PIXELS", help="side, or HEIGHTxWIDTH"
     )
-    group.add_argument("--crop-pct", type=float, metavar="SHARE", help="of the resized picture, that is kept")
+    group.add_argument("--crop-pct", type=share, metavar="SHARE", help="of the resized picture, that is kept")
     group.add_argument("--crop-mode", choices=("center", "squash", "border"), default="center", help="as in timm")
-    group.add_argument("--interpolation", choices=("bicubic", "bilinear"))
+    group.add_argument("--interpolation", choices=INTERPOLATIONS)
+    group.add_argument(
+        "--exif",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="turn pictures upright as their EXIF orientation says (default: no, as timm and TensorFlow)",
+    )
     group.add_argument(
         "--tf-resize",
         choices=("legacy", "half_pixel", "antialias", "pillow"),
@@ -108,7 +120,10 @@ def _add_pixel_options(group: Any) -> None:
 def _add_output_options(group: Any) -> None:
     group.add_argument("--json", action="store_true", help="last line: one object, or one array for several models")
     group.add_argument(
-        "--results", metavar="FILE", help=".csv or .json that gets a row for each model; models in it are not run again"
+        "--results",
+        type=local_path,
+        metavar="FILE",
+        help=".csv or .json that gets a row for each model; models in it are not run again",
     )
     group.add_argument(
         "--check",
@@ -116,10 +131,14 @@ def _add_output_options(group: Any) -> None:
         help=f"fail if a top-1 is over {_TOLERANCE} points from the published one (ImageNet's validation set)",
     )
     group.add_argument(
-        "--save-predictions", metavar="FILE", help=".csv or .parquet; {model} in it stands for each model's name"
+        "--save-predictions",
+        type=local_path,
+        metavar="FILE",
+        help=".csv or .parquet; {model} in it stands for each model's name",
     )
     group.add_argument(
         "--report",
+        type=local_path,
         metavar="DIR",
         help="folder for pictures and tables: confusion, calibration, classes, most confident mistakes",
     )
@@ -194,7 +213,8 @@ def describe(row: dict[str, Any]) -> str:
         f"top-1 {row['top1']:.3f} %  top-5 {row['top5']:.3f} %  loss {row['loss']:.4f}",
         f"{size} px, crop {pre['crop_pct']} {pre['crop_mode']}, {pre['interpolation']}"
         + (f" ({pre['resize']})" if "resize" in pre else "")
-        + f", mean {tuple(pre['mean'])}, std {tuple(pre['std'])}",
+        + f", mean {tuple(pre['mean'])}, std {tuple(pre['std'])}, EXIF orientation "
+        + ("applied" if pre.get("exif") else "not applied"),
     ]
     if row["published_top1"] is not None:
         lines.append(f"published: top-1 {row['published_top1']:.3f} %, difference {row['top1_difference']:+.3f}")
@@ -202,19 +222,24 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def _settings(options: argparse.Namespace):
-    from jeffnet.validate import Settings
+    from jeffnet.validate import Settings, check_settings
 
     own = ("jit", "mistakes")  # which are not options of the same name
     chosen = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in own}
-    return Settings(**chosen, jit=not options.no_jit, mistakes=_SHOWN_MISTAKES if options.report else 0)
+    settings = Settings(**chosen, jit=not options.no_jit, mistakes=_SHOWN_MISTAKES if options.report else 0)
+    with usage():
+        check_settings(settings)
+    return settings
 
 
 def _check_outputs(options: argparse.Namespace, models: int) -> None:
     from jeffnet.results import check_predictions_path
 
+    if options.report and Path(options.report).exists() and not Path(options.report).is_dir():
+        raise OutputError(f"--report {options.report!r} is a file: give the name of a folder")
     if options.save_predictions:
         if models > 1 and "{model}" not in options.save_predictions:
-            raise ConfigError(
+            raise UsageError(
                 f"--save-predictions {options.save_predictions!r}: put {{model}} into it for several models"
             )
         check_predictions_path(options.save_predictions)

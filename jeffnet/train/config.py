@@ -5,17 +5,18 @@ default but the model's name and the path of the data.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from jeffnet.backends import BACKENDS
 from jeffnet.data.batches import OnBadImage
 from jeffnet.errors import ConfigError
 from jeffnet.mesh import AUTO, check_mesh
+from jeffnet.train.entries import part
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("model")
 class ModelConfig:
     """The model; see `jeffnet.weights.start.ModelOptions`.
 
@@ -59,7 +60,7 @@ class ModelConfig:
             _check_range("model.bn_devices", self.bn_devices, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("data")
 class DataConfig:
     """The pictures.
 
@@ -96,7 +97,7 @@ class DataConfig:
             raise ConfigError(f"data.std {self.std} must be positive")
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("augment")
 class AugmentConfig:
     """What is done to training pictures: up to `splits` picture by picture on the host, the rest on the device.
 
@@ -161,7 +162,7 @@ class AugmentConfig:
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("optimizer.groups")
 class ParamGroup:
     """Parameters that are trained in another way than the rest. Of several groups that match, the first counts.
 
@@ -182,7 +183,7 @@ class ParamGroup:
             _check_range(f"{where} weight_decay", self.weight_decay, 0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("optimizer")
 class OptimizerConfig:
     """The optimizer; an option that it does not have is an error. None takes the optimizer's own value.
 
@@ -243,7 +244,7 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer.layer_decay {self.layer_decay} is outside (0, 1]; none switches it off")
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("schedule")
 class ScheduleConfig:
     """The learning rate over time, updated every step. Every schedule is at the base rate at its peak.
 
@@ -307,7 +308,7 @@ class ScheduleConfig:
             raise ConfigError(f"schedule.rise {self.rise} is outside [0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("loss")
 class LossConfig:
     """What is minimised.
 
@@ -345,7 +346,7 @@ class LossConfig:
             raise ConfigError(f"loss.temperature {self.temperature} must be positive")
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("ema")
 class EmaConfig:
     """A moving average of parameters and running statistics, evaluated beside the model itself.
 
@@ -377,7 +378,7 @@ class EmaConfig:
         return self.decay is not None or self.form == "cumulative"
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("progressive")
 class ProgressiveConfig:
     """Pictures that grow during the run, and regularisation with them (arXiv:2104.00298, section 4.2).
 
@@ -403,7 +404,7 @@ class ProgressiveConfig:
         _check_range("progressive.image_size", self.image_size, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("checkpoint")
 class CheckpointConfig:
     """What is kept on disk.
 
@@ -432,7 +433,7 @@ class CheckpointConfig:
             raise ConfigError(f"checkpoint.every_minutes {self.every_minutes} must be positive; none switches it off")
 
 
-@dataclass(frozen=True, kw_only=True)
+@part("log")
 class LogConfig:
     """What is told.
 
@@ -450,7 +451,7 @@ class LogConfig:
         _check_range("log.steps", self.steps, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@part()
 class Config:
     """A whole run.
 

@@ -70,23 +70,23 @@ def test_a_crash_fails_after_the_table_and_what_is_not_there_does_not(fakes, cap
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("usage", "arguments", "text"),
     [
-        ((), "give the name of a model"),
-        (("resnet*",), "no model matches 'resnet*'"),
-        (("tf_eficientnet_b3",), "tf_efficientnet_b3"),
-        (("tf_efficientnet_b0", "--compare", "tensorrt"), "compare 'tensorrt' is not one of plain, timm"),
-        (("tf_efficientnet_b0", "--csv", "rows.txt"), "ends in .csv"),
-        (("tf_efficientnet_b0", "--csv", "missing/rows.csv"), "folder does not exist"),
-        (("tf_efficientnet_b0", "--plot", "plot.pdf"), "ends in .png"),
-        (("tf_efficientnet_b[01]", "--weights", "w.safetensors"), "put {model}"),
+        (True, (), "give the name of a model"),
+        (False, ("resnet*",), "no model matches 'resnet*'"),
+        (False, ("tf_eficientnet_b3",), "tf_efficientnet_b3"),
+        (True, ("tf_efficientnet_b0", "--compare", "tensorrt"), "compare 'tensorrt' is not one of plain, timm"),
+        (True, ("tf_efficientnet_b0", "--csv", "rows.txt"), "ends in .csv"),
+        (False, ("tf_efficientnet_b0", "--csv", "missing/rows.csv"), "folder does not exist"),
+        (True, ("tf_efficientnet_b0", "--plot", "plot.bmp"), "ends in .png"),
+        (True, ("tf_efficientnet_b[01]", "--weights", "w.safetensors"), "put {model}"),
     ],
 )
-def test_bad_input_is_one_line(fakes, capsys, monkeypatch, tmp_path, arguments, text):
+def test_bad_input_is_one_line(fakes, capsys, monkeypatch, tmp_path, usage, arguments, text):
     monkeypatch.chdir(tmp_path)
     fakes(linen="Right")
     status, out, err = run(capsys, *arguments)
-    assert status == 1 and not out
+    assert status == (2 if usage else 1) and not out
     assert len(err.splitlines()) == 1 and err.startswith("error: ") and text in err
 
 

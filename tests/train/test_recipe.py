@@ -1,11 +1,14 @@
 """Configurations: overrides by dotted name, recipes, JSON there and back, and what is refused."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, UsageError
+from jeffnet.spelling import ALIASES, nearest
 from jeffnet.train.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, ParamGroup
 from jeffnet.train.recipe import entry_names, from_json, load_recipe, override, to_json
 from jeffnet.train.run import read_config
@@ -54,6 +57,11 @@ def _entry(config, name):
     ("name", "text", "message"),
     [
         ("optimizer.learning_rat", "1", "nearest is --optimizer.learning_rate"),
+        ("lr", "1", "nearest is --optimizer.learning_rate;"),
+        ("learning_rate", "1", "nearest is --optimizer.learning_rate;"),
+        ("loss.smoothing", "0", "nearest is --loss.label_smoothing;"),
+        ("interpolation", "bicubic", "nearest is --data.interpolation or --augment.interpolation;"),
+        ("colour", "1", "unknown option --colour; --print-config shows all"),
         ("epoch", "1", "nearest is --epochs"),
         ("optimizer", "sgd", "optimizer.name"),
         ("epochs.number", "3", "epochs"),
@@ -63,7 +71,7 @@ def _entry(config, name):
         ("augment.scale", "0.5", "2 float values"),
         ("augment.scale", "1,2,3", "2 float values"),
         ("augment.scale.low", "1", "augment.scale has none"),
-        ("optimizer.groups", "classifier", "JSON such as"),
+        ("optimizer.groups", "classifier", "a list such as .* in JSON"),
         ("optimizer.groups", '[{"patern": "x"}]', "unknown entry"),
         ("optimizer.groups", '[{"pattern": 3}]', "type str"),
         ("optimizer.nesterov", "perhaps", "type bool"),
@@ -73,7 +81,7 @@ def _entry(config, name):
     ],
 )
 def test_a_wrong_override_is_refused_with_its_name_and_the_way_out(name, text, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UsageError, match=message):
         override(BASE, [(name, text)])
 
 
@@ -128,6 +136,60 @@ def test_a_recipe_that_fails_says_why(tmp_path, text, message):
         load_recipe(path)
     with pytest.raises(ConfigError, match="does not exist"):
         load_recipe(tmp_path / "missing.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("OptimizerConfig(learning_rate='1e-3')", "optimizer.learning_rate '1e-3' .* type float: write 1e-3 without"),
+        ("OptimizerConfig(lr=1e-3)", "unknown entry optimizer.lr; the nearest is optimizer.learning_rate"),
+        ("OptimizerConfig(nesterov=1)", "optimizer.nesterov 1 is not a value of type bool"),
+        ("Config(lr=1e-3)", "unknown entry lr; the nearest is optimizer.learning_rate"),
+        ("Config(model='b0', data=DataConfig(path='x'))", r"model 'b0' has no entries: write ModelConfig\(...\)"),
+        ("Config(data=DataConfig(path='x'))", "model is missing: Config needs model=..."),
+        ("ModelConfig()", "model.name is missing"),
+        ("ModelConfig('b0')", "ModelConfig takes entries by name: write name='b0'"),
+        ("AugmentConfig(scale=0.5)", "augment.scale 0.5 is not 2 float values"),
+        ("DataConfig(path='x', mean=(0.5, 'a', 1))", r"data.mean\[1\] 'a' is not a value of type float"),
+        ("ParamGroup(pattern='*', learning_rate='2')", "optimizer.groups.learning_rate '2'"),
+        ("LossConfig(label_smoothing=2)", "loss.label_smoothing 2.0 is outside"),
+        ("1 / 0", "fails: ZeroDivisionError"),
+        ("exit(3)", "fails: SystemExit: 3"),
+        ("OptimizerConfig(", "fails: SyntaxError"),
+    ],
+)
+def test_a_wrong_entry_of_a_recipe_is_named_with_file_and_line(tmp_path, text, message):
+    path = tmp_path / "recipe.py"
+    path.write_text(f"from jeffnet.train.config import *\n\nconfig = {text}\n")
+    with pytest.raises(ConfigError, match=rf"config '.*recipe.py', line 3: .*{message}"):
+        load_recipe(path)
+
+
+def test_entries_take_what_python_has_for_their_types():
+    data = DataConfig(path=Path("pictures"), mean=[0, 1, np.float32(0.5)], image_size=np.int64(32))
+    assert data == DataConfig(path="pictures", mean=(0.0, 1.0, 0.5), image_size=32)
+    assert (type(data.mean[0]), type(data.image_size), type(data.path)) == (float, int, str)
+    assert Config(model={"name": "x"}, data=data).model == ModelConfig(name="x")
+
+
+def test_every_name_that_others_have_stands_for_options_that_exist():
+    commands = {"model", "dtype", "weights", "device", "num_devices", "image_size", "workers", "output", "top"}
+    for name, meant in ALIASES.items():
+        assert name == name.lower().replace("-", "_")
+        assert {*meant} <= {*entry_names(), *commands}, name
+
+
+def test_names_in_the_table_of_timm_are_hinted_at():
+    """The guide says what timm's options are called here; so does the message about them."""
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|$", guide.partition("## Coming from timm")[2], re.MULTILINE)
+    asked = 0
+    for theirs, ours in rows:
+        named = {name for name in entry_names() if re.search(rf"`{re.escape(name)}\b", ours)}
+        for name in re.findall(r"`--([a-z-]+)", theirs) if named else ():
+            asked += 1
+            assert {*nearest(name, entry_names())} & named, name
+    assert asked > 50
 
 
 def test_a_recipe_may_refuse_values_itself(tmp_path):

@@ -1,0 +1,157 @@
+"""Entries of a configuration: each has a type, which is checked where a value comes from, Python, JSON or a command."""
+
+import functools
+import math
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, dataclass_transform
+
+from jeffnet.errors import ConfigError
+from jeffnet.spelling import suggestion
+
+_BEYOND = 2**63
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def part(name: str = "") -> Callable[[type], type]:
+    """A class decorator for a part of the configuration: a frozen dataclass that checks what it is made of.
+
+    Its constructor takes lists for tuples, whole numbers for others, paths for text and dictionaries for parts within
+    it. It raises a ConfigError that names the entry where one is unknown, missing or of another type.
+
+    Args:
+      name: what stands before its entries' names, such as `optimizer`.
+    """
+    prefix = f"{name}." if name else ""
+
+    def decorate(kind: type) -> type:
+        kind = dataclass(frozen=True, kw_only=True)(kind)
+        plain = kind.__init__
+
+        @functools.wraps(plain)
+        def checked(self: Any, /, *unnamed: Any, **entries: Any) -> None:
+            if unnamed:
+                raise ConfigError(f"{kind.__name__} takes entries by name: write {_first(kind)}={unnamed[0]!r}")
+            plain(self, **_checked(kind, entries, prefix))
+
+        kind.__init__ = checked
+        return kind
+
+    return decorate
+
+
+def names_of(kind: type) -> list[str]:
+    """Dotted names of all entries of a part, those of the parts within it included."""
+    names = []
+    for name, hint in hints_of(kind).items():
+        within = names_of(typing.cast(type, hint)) if is_dataclass(hint) else []
+        names += [f"{name}.{entry}" for entry in within] or [name]
+    return names
+
+
+@functools.cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """Types of a part's entries by name."""
+    return typing.get_type_hints(kind)
+
+
+def checked_value(value: Any, hint: Any, name: str) -> Any:
+    """A value as the entry of this name has it.
+
+    Args:
+      value: any.
+      hint: the entry's type.
+      name: for errors.
+
+    Raises:
+      ConfigError: it is of another type.
+    """
+    kind = without_none(hint)
+    if value is None and kind is not hint:
+        return None
+    if isinstance(value, int | float) and not abs(value) < _BEYOND and not (kind is float and abs(value) == math.inf):
+        raise ConfigError(f"{name} {str(value)[:50]} is no number to compute with")
+    if is_dataclass(kind):
+        return _checked_part(value, typing.cast(type, kind), name)
+    origin, items = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        if isinstance(value, list | tuple) and (items[-1] is Ellipsis or len(value) == len(items)):
+            return tuple(checked_value(item, items[0], f"{name}[{number}]") for number, item in enumerate(value))
+    elif origin is typing.Literal:
+        if value in items:
+            return value
+    elif (found := _converted(value, kind)) is not None:
+        return found
+    raise ConfigError(f"{name} {value!r} is not {described(kind)}{_way_out(value, kind)}")
+
+
+def without_none(hint: Any) -> Any:
+    """The type of an entry that may also be None; any other type as it is."""
+    if not isinstance(hint, types.UnionType):
+        return hint
+    return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+
+
+def described(kind: Any) -> str:
+    """A type, in an error's message."""
+    items = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(items)}"
+    if not items:
+        return f"a value of type {kind.__name__}"
+    if is_dataclass(items[0]):
+        entries = ", ".join(f'"{field.name}": ...' for field in fields(items[0]))
+        return f"a list such as [{{{entries}}}]"
+    return f"{'a list of' if items[-1] is Ellipsis else len(items)} {items[0].__name__} values"
+
+
+def _checked(kind: type, entries: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    hints = hints_of(kind)
+    for name in entries:
+        if name not in hints:
+            known = [f"{prefix}{each}" for each in names_of(kind)]
+            raise ConfigError(f"unknown entry {prefix}{name}{suggestion(f'{prefix}{name}', known)}")
+    values = {name: checked_value(value, hints[name], f"{prefix}{name}") for name, value in entries.items()}
+    for field in fields(kind):
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise ConfigError(f"{prefix}{field.name} is missing: {kind.__name__} needs {field.name}=...")
+    return values
+
+
+def _checked_part(value: Any, kind: type, name: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, Mapping):
+        return kind(**{str(each): value for each, value in value.items()})
+    raise ConfigError(f"{name} {value!r} has no entries: write {kind.__name__}(...)")
+
+
+def _converted(value: Any, kind: type) -> Any:
+    """A value of a plain type; None where it is of another."""
+    if isinstance(value, bool) or kind is bool:
+        return value if isinstance(value, bool) and kind is bool else None
+    if kind is float and isinstance(value, numbers.Real):
+        return float(value)
+    if kind is int and isinstance(value, numbers.Integral):
+        return int(value)
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fsdecode(value)
+    return value if isinstance(value, kind) else None
+
+
+def _way_out(value: Any, kind: Any) -> str:
+    if isinstance(value, str) and kind in (int, float):
+        try:
+            kind(value)
+        except ValueError:
+            return ""
+        return f": write {value} without quotes"
+    return ""
+
+
+def _first(kind: type) -> str:
+    return fields(kind)[0].name
