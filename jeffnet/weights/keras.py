@@ -30,6 +30,7 @@ from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
 from jeffnet.errors import WeightsError, first_line
 from jeffnet.weights.archive import open_zip
 from jeffnet.weights.hdf5 import MAGIC, Layers, broken, read_layers
+from jeffnet.weights.keras_layers import Layer, check_head, described, pixels
 from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.stored import Stored
 
@@ -206,8 +207,8 @@ def read_keras(path: Path) -> KerasFile:
                 content.flush()
             content.seek(0)
             found = read_layers(path, content, _STEMS)
-        config = config or found.config
-        file = _keras_file(path, found.layers, list(_described(json.loads(config))) if config else None)
+        config = found.config if config is None else config
+        file = _keras_file(path, found.layers, json.loads(config) if config is not None else None)
         return replace(file, has_checksums=is_zip or found.has_checksums)
     except WeightsError:
         raise
@@ -224,14 +225,14 @@ def _text(archive: zipfile.ZipFile, name: str) -> bytes:
     return text
 
 
-def _keras_file(path: Path, layers: Layers, described: list[tuple[str, dict]] | None) -> KerasFile:
+def _keras_file(path: Path, layers: Layers, config: Any) -> KerasFile:
     if not (_STEMS | {"conv2d"}) & set(layers):
         raise WeightsError(
             f"weights {str(path)!r} are of none of the models of keras.applications that jeffnet has: no layer "
             f"{', '.join(sorted(_STEMS))} among {len(layers)} ({', '.join(list(layers)[:3])}, ...)"
         )
-    normalization = next((name for name, leaves in layers.items() if {"mean", "variance"} <= set(leaves)), None)
-    statistics = layers.pop(normalization) if normalization else None
+    around = None if config is None else list(described(config))
+    statistics = {name: layers.pop(name) for name in list(layers) if {"mean", "variance"} <= set(layers[name])}
     dense = [name for name, leaves in layers.items() if "kernel" in leaves and leaves["kernel"].ndim == 2]
     if len(dense) == 1:
         layers["predictions" if _STEMS & set(layers) else "dense"] = layers.pop(dense[0])
@@ -241,15 +242,62 @@ def _keras_file(path: Path, layers: Layers, described: list[tuple[str, dict]] | 
         for leaf, array in leaves.items()
         if array.dtype.kind not in "iub"  # a counter, or the state of a source of random numbers
     }
-    model = next((name for name in _candidates(arrays) if _fits(arrays, name)), None)
+    model, others = _nearest(arrays)
     if model is None:
         return KerasFile(arrays, None, None)
+    try:
+        _check_layers(others, arrays, dense)
+        if around is not None:
+            check_head(around, model_plan(model).pool_first)
+        return KerasFile(arrays, model, _preprocessing(model, arrays, statistics, around))
+    except WeightsError as error:
+        raise WeightsError(f"weights {str(path)!r} are a {model} that Keras computes otherwise: {error}") from error
+
+
+def _check_layers(others: list[str], arrays: Mapping[str, Stored], dense: list[str]) -> None:
+    """Raises WeightsError where there are layers besides a network's and one classifier, or that one is none."""
+    names = list(dict.fromkeys(dense[0] if name == "predictions" and dense else name for name in others))
+    if names:
+        raise WeightsError(
+            f"its layer {', '.join(map(repr, names[:5]))} is none of the network's, which ends in one dense layer"
+        )
+    kernel = next((arrays[name] for name in ("predictions/kernel", "dense/kernel") if name in arrays), None)
+    if kernel is not None and kernel.shape[-1] == 1:
+        raise WeightsError(
+            f"its layer {dense[0]!r} has a single output, of which a softmax makes 1: no classifier of ours"
+        )
+
+
+def _preprocessing(
+    model: str, arrays: Mapping[str, Stored], statistics: Layers, around: list[Layer] | None
+) -> Preprocessing:
     preprocessing = model_preprocessing(model)
-    preprocessing = replace(preprocessing, image_size=_image_size(described or []) or preprocessing.image_size)
-    if statistics:
-        mean, std = _moments(statistics, described)
-        preprocessing = replace(preprocessing, mean=mean, std=std)
-    return KerasFile(arrays, model, preprocessing)
+    if around is None:
+        for leaves in statistics.values():
+            mean, std = _moments(leaves)
+            preprocessing = replace(preprocessing, mean=mean, std=std)
+        return preprocessing
+    preprocessing = replace(preprocessing, image_size=_image_size(around) or preprocessing.image_size)
+    stem = next(array for name, array in arrays.items() if array.ndim == 4 and name.endswith("/kernel"))
+
+    def moments(name: str) -> tuple[np.ndarray, np.ndarray]:
+        leaves = next(iter(statistics.values())) if len(statistics) == 1 else statistics[name]
+        return np.asarray(leaves["mean"]), np.asarray(leaves["variance"])
+
+    found = pixels(around, moments, stem.shape[2])
+    return replace(preprocessing, mean=_known(found[0]), std=_known(found[1])) if found else preprocessing
+
+
+def _nearest(arrays: Mapping[str, Stored]) -> tuple[str | None, list[str]]:
+    """The model of whose arrays none is missing and the fewest are left over, and the layers of these."""
+    nearest: tuple[str | None, list[str]] = (None, [])
+    for model in _candidates(arrays):
+        others = _others(arrays, model)
+        if others is not None and (nearest[0] is None or len(others) < len(nearest[1])):
+            nearest = model, others
+            if not others:
+                break
+    return nearest
 
 
 def _candidates(arrays: Mapping[str, Stored]) -> Iterator[str]:
@@ -263,52 +311,40 @@ def _candidates(arrays: Mapping[str, Stored]) -> Iterator[str]:
             yield f"tf_mobilenetv2_{percent:03d}"
 
 
-def _fits(arrays: Mapping[str, Stored], model: str) -> bool:
+def _others(arrays: Mapping[str, Stored], model: str) -> list[str] | None:
+    """Which layers of a file are none of a model's; None where it has not all of the model's, as they should be."""
     plan = model_plan(model)
     try:
         renamed = to_canonical_names(arrays, KERAS, plan)
     except WeightsError:
-        return False
+        return None
     # How many channels its pictures have, and how many classes there are, is left open.
     different = {"conv_stem.kernel", "classifier.kernel", "classifier.bias"}
-    shapes = {name: array.shape for name, array in renamed.items() if name not in different}
-    return shapes == {name: spec.shape for name, spec in array_specs(plan).items() if name not in different}
+    specs = array_specs(plan)
+    if any(name not in renamed or renamed[name].shape != specs[name].shape for name in specs.keys() - different):
+        return None
+    return [name.rpartition("/")[0] for name in renamed if name not in specs]
 
 
-def _described(config: Any) -> Iterator[tuple[str, dict]]:
-    """The kind and the options of every layer in a model's description, in order."""
-    yield config["class_name"], config["config"]
-    for layer in config["config"].get("layers", ()):
-        yield from _described(layer)
-
-
-def _image_size(described: Iterable[tuple[str, dict]]) -> int | None:
+def _image_size(layers: Iterable[Layer]) -> int | None:
     """The height of square pictures, where that is what the model is made for."""
-    for kind, options in described:
-        if kind == "InputLayer":
-            shape = options.get("batch_shape") or options.get("batch_input_shape") or ()
+    for layer in layers:
+        if layer.kind == "InputLayer":
+            shape = layer.options.get("batch_shape") or layer.options.get("batch_input_shape") or ()
             channels_last, channels_first = shape[1:3], shape[2:4]
             return next((size[0] for size in (channels_last, channels_first) if size and size[0] == size[-1]), None)
     return None
 
 
-def _moments(
-    statistics: Mapping[str, Stored], described: list[tuple[str, dict]] | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """By what the model normalises pixels in [0, 1].
+def _moments(statistics: Mapping[str, Stored]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """By what a model normalises pixels in [0, 1] whose file has its weights alone.
 
     Where the layer of EfficientNet's published weights should have a variance it has the standard deviation, and a
-    Rescaling after it makes up for that. Of this one a file of weights alone does not tell.
+    Rescaling after it makes up for that.
     """
     mean, variance = (np.asarray(statistics[leaf], np.float64).reshape(-1) for leaf in ("mean", "variance"))
     std = np.maximum(np.sqrt(variance), 1e-7)
-    if described is None:
-        std = variance if np.allclose(variance, np.resize(IMAGENET_STD, variance.shape), rtol=1e-6, atol=0) else std
-    else:
-        kinds = [kind for kind, _ in described]
-        for kind, options in described[kinds.index("Normalization") :]:
-            if kind == "Rescaling":
-                std = std / np.asarray(options["scale"], np.float64)
+    std = variance if np.allclose(variance, np.resize(IMAGENET_STD, variance.shape), rtol=1e-6, atol=0) else std
     return _known(mean), _known(std)
 
 

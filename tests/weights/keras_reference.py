@@ -44,7 +44,7 @@ def main(folder, random, *cases):
     # With JAX, Keras takes BatchNorm's inputs for float32 even where they are float64.
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
     for case in cases:
-        {"published": published, "around": around}.get(case, plain)(case, Path(folder), random)
+        {"published": published, "around": around, "heads": heads}.get(case, plain)(case, Path(folder), random)
 
 
 def plain(case, folder, random):
@@ -100,6 +100,60 @@ def around(case, folder, random):
     model.optimizer.build(model.trainable_variables)
     _save(model, folder, case)
     _record(folder, case, pictures, outputs=_predict(model, inputs))
+
+
+def heads(case, folder, random):
+    """One network with other layers before and after it; what Keras computes where ours should do so too."""
+    pictures, inputs = _pictures(None, (33, 33, 3))
+    base = _built("float64", "MobileNetV2", weights=None, include_top=False, input_shape=(33, 33, 3), alpha=0.35)
+    _randomize(base, inputs / 127.5 - 1)
+    layers, results = keras.layers, {}
+    pool = layers.GlobalAveragePooling2D
+    scaled = [layers.Rescaling(1 / 127.5, -1)]
+
+    def dense(*options, units=CLASSES, **more):
+        return layers.Dense(units, *options, kernel_initializer=keras.initializers.RandomNormal(seed=1), **more)
+
+    same = {
+        "softmax": (scaled, [pool(), dense("softmax")]),
+        "linear": (scaled, [pool(), layers.Dropout(0.5), dense()]),
+        "activation": (scaled, [pool(), layers.Flatten(), dense(), layers.Activation("softmax")]),
+        "rescaled": ([layers.Rescaling(1 / 255)], [pool(), dense("softmax")]),
+        "twice": (
+            [layers.Rescaling(1 / 255), layers.Rescaling([2.0, 3.0, 4.0], [0.1, 0.2, -1.0])],
+            [pool(), dense("softmax")],
+        ),
+        "normalized": (
+            [layers.Normalization(mean=[120.0, 110.0, 100.0], variance=[3000.0, 3500.0, 4000.0])],
+            [pool(), dense("softmax")],
+        ),
+        "augmented": (
+            [keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.1)]), *scaled],
+            [pool(), dense("softmax")],
+        ),
+        "headless": (scaled, [pool()]),
+    }  # fmt: skip
+    others = {
+        "max": (scaled, [layers.GlobalMaxPooling2D(name="culprit"), dense("softmax")]),
+        "sigmoid": (scaled, [pool(), dense("sigmoid", units=1, name="culprit")]),
+        "sigmoids": (scaled, [pool(), dense("sigmoid", name="culprit")]),
+        "sigmoid_after": (scaled, [pool(), dense(), layers.Activation("sigmoid", name="culprit")]),
+        "two_dense": (scaled, [pool(), dense("relu", name="culprit"), dense("softmax")]),
+        "norm": (scaled, [pool(), layers.BatchNormalization(name="culprit"), dense("softmax")]),
+        "relu": (scaled, [pool(), layers.ReLU(name="culprit"), dense("softmax")]),
+        "twice_softmax": (scaled, [pool(), dense("softmax"), layers.Softmax(name="culprit")]),
+        "unpooled": (scaled, [layers.Flatten(name="culprit"), dense("softmax")]),
+        "output_scaled": (scaled, [pool(), dense("softmax"), layers.Rescaling(2.0, name="culprit")]),
+        "resized": ([layers.Resizing(33, 33, name="culprit"), *scaled], [pool(), dense("softmax")]),
+        "negative": ([layers.Rescaling(-1.0)], [pool(), dense("softmax")]),
+    }
+    for name, (before, after) in {**same, **others}.items():
+        model = keras.Sequential([layers.Input((33, 33, 3)), *before, base, *after])
+        model.save(folder / f"{case}_{name}.keras")
+        model.save_weights(folder / f"{case}_{name}.weights.h5")
+        if name in same:
+            results[name] = _predict(model, inputs)
+    _record(folder, case, pictures, **results)
 
 
 def _pictures(family, shape):

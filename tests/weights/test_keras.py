@@ -54,7 +54,7 @@ CASES = {
     "v3_large_minimal": ("tf_mobilenetv3_large_minimal_100", 65),
 }
 FAST = {
-    "tensorflow": ("b0", "v2_035", "v2_056", "v3_small", "v3_small_minimal", "around"),
+    "tensorflow": ("b0", "v2_035", "v2_056", "v3_small", "v3_small_minimal", "around", "heads"),
     "jax": ("v2_035",),
 }
 SMALL = "v2_035"
@@ -419,7 +419,52 @@ def test_a_lambda_in_a_description_is_only_read(reference, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
         for name, member in {**members, "config.json": json.dumps(config).encode()}.items():
             archive.writestr(name, member)
-    assert read_keras(tmp_path / "a.keras").model == CASES[SMALL][0]
+    with pytest.raises(WeightsError, match=r"its layer 'lambda' \(Lambda\) makes something else"):
+        read_keras(tmp_path / "a.keras")
+
+
+@pytest.mark.parametrize(
+    "head", ["softmax", "linear", "activation", "rescaled", "twice", "normalized", "augmented", "headless"]
+)
+def test_what_is_around_the_network_is_followed(head, reference):
+    """Other pixels, and whatever changes nothing: the same numbers, from the pictures as they are."""
+    folder = reference("tensorflow", "heads")
+    expected = np.load(folder / "heads.npz")
+    file = read_keras(folder / f"heads_{head}.keras")
+    plan, arrays = _fitted(file, num_classes=0 if head == "headless" else 7)
+    outputs = _logits(plan, arrays, expected["pictures"], file.preprocessing)
+    if head not in ("linear", "headless"):
+        outputs = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+    assert _error(outputs, expected[head]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("max", "its layer 'culprit' .GlobalMaxPooling2D. makes something else"),
+        ("sigmoid", "its layer 'culprit' has a single output"),
+        ("sigmoids", "its layer 'culprit' .Dense. ends in the activation 'sigmoid'"),
+        ("sigmoid_after", "its layer 'culprit' .Activation. ends in the activation 'sigmoid'"),
+        ("two_dense", "its layer 'culprit'.* is none of the network's"),
+        ("norm", "its layer 'culprit' is none of the network's"),
+        ("relu", "its layer 'culprit' .ReLU. makes something else"),
+        ("twice_softmax", "its layer 'culprit' .Softmax. makes something else"),
+        ("unpooled", "its layer 'culprit' .Flatten. makes something else"),
+        ("output_scaled", "its layer 'culprit' .Rescaling. makes something else"),
+        ("resized", "its layer 'culprit' .Resizing. stands before the network"),
+        ("negative", "its layer 'rescaling.*' .Rescaling. leaves no positive scale"),
+    ],
+)
+def test_what_would_compute_something_else_is_refused_by_name(head, message, reference):
+    path = reference("tensorflow", "heads") / f"heads_{head}.keras"
+    with pytest.raises(WeightsError, match=f"{re.escape(str(path))}.* that Keras computes otherwise: {message}"):
+        read_keras(path)
+
+
+@pytest.mark.parametrize("head", ["two_dense", "norm", "sigmoid"])
+def test_so_is_a_file_of_weights_alone_where_it_tells(head, reference):
+    with pytest.raises(WeightsError, match="that Keras computes otherwise: its layer"):
+        read_keras(reference("tensorflow", "heads") / f"heads_{head}.weights.h5")
 
 
 @pytest.mark.parametrize("layers", [("dense",), ()])
