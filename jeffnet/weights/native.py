@@ -79,7 +79,7 @@ def _check_database(folder: Path) -> None:
         # What lies in a file that is gone reads as nothing, without an error.
         keys = store.list().result()
         if not keys or not all(store.read(key).result().value for key in keys):
-            raise WeightsError("some of its files are missing")
+            raise FileNotFoundError("some of its files are missing")
 
 
 def is_msgpack(start: bytes) -> bool:
