@@ -5,6 +5,8 @@ the input, says what is wrong and what to do, in one line where that is possible
 as it is. Any other exception that leaves jeffnet is a defect of jeffnet.
 """
 
+_LONGEST_LINE = 500  # characters of what others say, who may quote all of a file's content
+
 
 class JeffnetError(ValueError):
     """Base of all errors about input: catch it to catch every one of them."""
@@ -63,5 +65,6 @@ class TrainingError(JeffnetError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of some library says, in one line for a message; the name of its class if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error of some library says, in one short line; the name of its class if it says nothing."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."

@@ -1,6 +1,8 @@
 """How a picture becomes a model's input: data beside the architecture, apart from it."""
 
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral
 
 from jeffnet.errors import ArchitectureError
 
@@ -8,6 +10,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INCEPTION_MEAN = (0.5, 0.5, 0.5)
 INCEPTION_STD = (0.5, 0.5, 0.5)
+
+LARGEST_IMAGE = 2**15  # pixels along a side
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -35,11 +39,17 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ArchitectureError(f"image_size {self.image_size} is not a size: give a positive number of pixels")
-        if not 0 < self.crop_pct <= 1:
-            raise ArchitectureError(f"crop_pct {self.crop_pct} is outside (0, 1]")
+        # Sizes come from files too, and pictures are made of them.
+        if not isinstance(self.image_size, Integral) or not 1 <= self.image_size <= LARGEST_IMAGE:
+            raise ArchitectureError(
+                f"image_size {self.image_size} is not a size: give a number of pixels from 1 to {LARGEST_IMAGE:,}"
+            )
+        if not 0 < self.crop_pct <= 1 or self.image_size / self.crop_pct > LARGEST_IMAGE:
+            raise ArchitectureError(
+                f"crop_pct {self.crop_pct} is outside (0, 1], or cuts {self.image_size} pixels from pictures of more than "
+                f"{LARGEST_IMAGE:,}"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise ArchitectureError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
-        if len(self.mean) != len(self.std) or not all(self.std):
-            raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, no std of 0")
+        if len(self.mean) != len(self.std) or not all(self.std) or not all(map(isfinite, (*self.mean, *self.std))):
+            raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, finite, and no std of 0")

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_plan, resolve_name
-from jeffnet.errors import WeightsError
+from jeffnet.errors import WeightsError, first_line
 from jeffnet.files import written_atomically
 from jeffnet.weights.checksum import order_metadata, with_checksums
 
@@ -91,10 +91,13 @@ def parse_card(text: str, source: str) -> ModelCard:
             **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
         )
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
+        if not all(isinstance(name, str) for name in card.classes) or len(card.classes) not in (0, card.num_classes):
+            raise ValueError(f"its classes are not the names of {card.num_classes}")
         resolve_name(card.model)
         card.plan()
     except WeightsError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"weights {source!r} have a malformed description of their model: {error}") from error
+    except Exception as error:  # whatever stands there instead of a description
+        text = f"lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise WeightsError(f"weights {source!r} have a malformed description of their model: {text}") from error
     return card

@@ -86,8 +86,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
                 for name, part in slices.items()
             }
     except (SafetensorError, OSError, TypeError, ValueError) as error:
+        reason = first_line(error)
         raise WeightsError(
-            f"weights {str(path)!r} are not a whole safetensors file, nor a checkpoint of another kind: {error}"
+            f"weights {str(path)!r} are not a whole safetensors file, nor a checkpoint of another kind: {reason}"
         ) from error
     except KeyError as error:
         raise WeightsError(f"weights {str(path)!r} have an array of dtype {error}, which is none of ours") from error

@@ -265,13 +265,21 @@ def test_the_card_is_documented_json(path):
         json.dumps(_card_entry(preprocessing=_card_entry()["preprocessing"] | {"image_size": "28"})),
         json.dumps(_card_entry(preprocessing=_card_entry()["preprocessing"] | {"mean": 0.5})),
         json.dumps(_card_entry(preprocessing=_card_entry()["preprocessing"] | {"surplus": 7})),
+        json.dumps(_card_entry(preprocessing=_card_entry()["preprocessing"] | {"image_size": 10**9})),
+        json.dumps(_card_entry(preprocessing=_card_entry()["preprocessing"] | {"crop_pct": 1e-300})),
+        json.dumps(_card_entry(preprocessing=_card_entry()["preprocessing"] | {"mean": [float("nan")]})),
+        json.dumps(_card_entry(classes=["cat"])),
+        json.dumps(_card_entry(classes=["cat", 3])),
+        json.dumps(_card_entry(classes=["x" * 10**5])),
+        "[" * 10**5,
     ],
 )
 def test_a_malformed_card_is_an_error(text, path):
     """Of every kind, and as one that says so, not as whatever exception its parsing meets."""
     _rewrite(path, {METADATA_KEY: text})
-    with pytest.raises(WeightsError, match=r"malformed|another format"):
+    with pytest.raises(WeightsError, match=r"malformed|another format") as raised:
         read_weights(path)
+    assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize(
