@@ -12,7 +12,7 @@ import numpy as np
 
 from jeffnet.errors import EndingError, OutputError
 from jeffnet.evaluate import Predictions
-from jeffnet.files import written_atomically
+from jeffnet.files import locked, written_atomically
 from jeffnet.names import utf8
 from jeffnet.reading import parse_json, read_text
 
@@ -31,13 +31,14 @@ _KINDS: dict[str, Any] = {
 }
 _MISSING: Any = object()
 _BEYOND = 2**63
+_SECONDS_TO_WAIT = 60  # for other processes, each of which takes a moment to add its row
 
 
 class ResultsFile:
-    """Rows of results in a `.csv` or `.json` file, which is whole after every row.
+    """Rows of results in a `.csv` or `.json` file, which is whole after every row; several processes may add to it.
 
     Attributes:
-      rows: all of the file, in its order.
+      rows: all of the file, in its order, as it was when a row was last added.
 
     Raises:
       OutputError: another ending, or the file has something else.
@@ -54,13 +55,7 @@ class ResultsFile:
             raise EndingError(f"results {str(path)!r}: give a name that ends in .csv or .json")
         if not self.path.parent.is_dir():
             raise OutputError(f"results {str(path)!r}: folder {str(self.path.parent)!r} does not exist, make it")
-        self.rows: list[dict[str, Any]] = []
-        try:
-            if self.path.exists():
-                self.rows = self._parse(read_text(self.path))
-        except (OSError, ValueError, csv.Error) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise OutputError(f"{str(path)!r} has no results of jeffnet ({reason}): give another name") from error
+        self.rows = self._read()
 
     def find(self, model: str | None, weights: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of a model with the same settings, but for those that change no score; None where there is none.
@@ -81,13 +76,24 @@ class ResultsFile:
         """Append a row, or replace that of the same model, weights and settings, and write the file.
 
         Raises:
-          OutputError: it cannot be written; it is then what it was.
+          OutputError: it cannot be read again or written; it is then what it was.
         """
-        before = self.find(row["model"], row["weights"], row["settings"])
         row = dict(json.loads(json.dumps(row)))
-        rows = [row if each is before else each for each in self.rows] if before else [*self.rows, row]
-        write_file(self.path, self._format(rows).encode())
-        self.rows = rows
+        with locked(self.path.with_name(f".{self.path.name}.lock"), _SECONDS_TO_WAIT):
+            self.rows = self._read()  # with what other processes added
+            before = self.find(row["model"], row["weights"], row["settings"])
+            rows = [row if each is before else each for each in self.rows] if before else [*self.rows, row]
+            write_file(self.path, self._format(rows).encode())
+            self.rows = rows
+
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            return self._parse(read_text(self.path))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, csv.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise OutputError(f"{str(self.path)!r} has no results of jeffnet ({reason}): give another name") from error
 
     def _parse(self, text: str) -> list[dict[str, Any]]:
         if self.path.suffix == ".json":

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -80,6 +81,25 @@ def test_a_model_is_found_again_by_what_decides_its_score(tmp_path, suffix):
     assert [each["top1"] for each in ResultsFile(results.path).rows] == [70.0]
     results.add(row("c", weights="w"))
     assert results.find(None, "w", SETTINGS) == results.rows[1]
+
+
+def test_several_processes_add_to_one_file(tmp_path):
+    """What each adds stays, and the models that others validated are found. Locks hold for threads as for processes."""
+    first, second = ResultsFile(tmp_path / "results.csv"), ResultsFile(tmp_path / "results.csv")
+    first.add(row("a"))
+    second.add(row("b"))
+    assert second.find("a", None, SETTINGS) and [each["model"] for each in first.rows] == ["a"]
+
+    def add_some(number):
+        results = ResultsFile(tmp_path / "results.csv")
+        for count in range(8):
+            results.add(row(f"{number}_{count}"))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(add_some, range(4)))
+    found = [each["model"] for each in ResultsFile(tmp_path / "results.csv").rows]
+    assert sorted(found) == sorted(["a", "b", *(f"{number}_{count}" for number in range(4) for count in range(8))])
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
 def test_what_is_no_results_file_is_left_alone(tmp_path):

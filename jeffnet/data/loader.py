@@ -211,7 +211,7 @@ def train_loader(
         .shuffle()
         .repeat()
     )
-    examples = _Examples(source, on_bad_image)
+    examples = Examples(source, on_bad_image)
 
     def batches_from(position: int) -> grain.DatasetIterator:
         # The position in the endless row seeds the augmentation, so that no two epochs and no two copies look the same.
@@ -332,10 +332,11 @@ def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarra
     return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 
-class _Examples:
+class Examples:
     """A source's examples; where bad ones are skipped, the next readable one stands in for one that is not."""
 
     def __init__(self, source: Source, on_bad_image: OnBadImage) -> None:
+        """Of a source; `on_bad_image` as `train_loader` takes it."""
         self._source = source
         self._skips = on_bad_image == "skip"
         self._reported: dict[int, Exception] = {}
@@ -356,7 +357,7 @@ class _Examples:
 
 
 def _training_rows(
-    examples: _Examples,
+    examples: Examples,
     order: grain.MapDataset,
     repeats: int,
     transform: TrainTransform,

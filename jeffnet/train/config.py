@@ -76,7 +76,8 @@ class DataConfig:
       std: likewise.
       threads: that decode and augment pictures.
       workers: processes that do, instead of the threads.
-      on_bad_image: 'error' stops at a picture that cannot be decoded; 'skip' takes another in its place, and says so.
+      on_bad_image: 'error' stops at a picture that cannot be decoded; 'skip' takes another in its place in training,
+        leaves it out in validation, and logs which.
     """
 
     path: str

@@ -73,7 +73,8 @@ def checked_value(value: Any, hint: Any, name: str) -> Any:
     kind = without_none(hint)
     if value is None and kind is not hint:
         return None
-    if isinstance(value, int | float) and not abs(value) < _BEYOND and not (kind is float and abs(value) == math.inf):
+    too_large = isinstance(value, int) and abs(value) >= _BEYOND
+    if too_large or (isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and kind is not float))):
         raise ConfigError(f"{name} {str(value)[:50]} is no number to compute with")
     if is_dataclass(kind):
         return _checked_part(value, typing.cast(type, kind), name)

@@ -1,6 +1,7 @@
 """In what a run ran: versions, devices, the state of the code; and how much memory it takes."""
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -12,13 +13,16 @@ from typing import Any
 
 import jax
 
+from jeffnet.errors import OutputError
 from jeffnet.files import written_atomically
-from jeffnet.reading import parse_json, read_text
+from jeffnet.reading import MOST_TEXT, parse_json, read_file
 from jeffnet.versions import versions
 
 ENVIRONMENT_FILE = "environment.json"
 
 _GIT_SECONDS = 10
+
+_log = logging.getLogger("jeffnet.train")
 
 
 def environment() -> dict[str, Any]:
@@ -44,22 +48,39 @@ def environment() -> dict[str, Any]:
 def record_environment(folder: str | Path) -> None:
     """Add the environment to the list in `environment.json`, which has one entry for every start of the run.
 
+    A damaged list is renamed to `environment.json.damaged`.
+
     Raises:
-      OutputError: it cannot be written.
+      OutputError: it cannot be read or written.
     """
-    path = Path(folder) / ENVIRONMENT_FILE
-    entries = [*read_environments(folder), environment()]
+    path, entries = Path(folder) / ENVIRONMENT_FILE, []
+    try:
+        entries = _entries(path)
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        damaged = path.with_name(f"{ENVIRONMENT_FILE}.damaged")
+        path.replace(damaged)
+        _log.warning("%s is no list of environments and is renamed to %s", path, damaged.name)
+    except OSError as error:  # what cannot be read now must not be written over
+        raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     with written_atomically(path) as partial:
-        Path(partial).write_text(json.dumps(entries, indent=2) + "\n")
+        Path(partial).write_text(json.dumps([*entries, environment()], indent=2) + "\n")
 
 
 def read_environments(folder: str | Path) -> list[dict[str, Any]]:
     """The entries of `environment.json`, the first start's first; none where it is missing or cannot be read."""
     try:
-        entries = parse_json(read_text(Path(folder) / ENVIRONMENT_FILE))
+        return _entries(Path(folder) / ENVIRONMENT_FILE)
     except (OSError, ValueError):
         return []
-    return entries if isinstance(entries, list) else []
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    entries = parse_json(read_file(path, MOST_TEXT))
+    if not isinstance(entries, list):
+        raise ValueError("it is no list")
+    return entries
 
 
 def memory_in_use() -> int | None:

@@ -8,13 +8,14 @@ import json
 import logging
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jeffnet.errors import OutputError
-from jeffnet.files import written_atomically
+from jeffnet.files import flush, written_atomically
 from jeffnet.reading import MOST_TEXT, parse_json, read_file
 from jeffnet.train.boards import Board, TensorBoard, WeightsAndBiases
 from jeffnet.train.config import LogConfig
@@ -22,6 +23,43 @@ from jeffnet.train.config import LogConfig
 METRICS_FILE = "metrics.jsonl"
 
 _log = logging.getLogger("jeffnet.train")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the rows of several steps come to.
+
+    Attributes:
+      loss: mean in training, of the steps that were not skipped; NaN where all were.
+      top1: likewise.
+      images_per_second: while training; 0 where nothing was measured.
+    """
+
+    loss: float
+    top1: float
+    images_per_second: float
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], start: int, end: int) -> Summary:
+    """What the rows of training between two steps come to, each of which is the mean since the row before it.
+
+    Args:
+      rows: of a run.
+      start: the step after which the first one begins.
+      end: the step of the last one.
+    """
+    taken, losses, top1s, before = 0, 0.0, 0.0, start
+    measured, seconds = 0, 0.0  # the latter in units of a step's pictures
+    for row in rows:
+        if "train_loss" not in row or not start < row["step"] <= end:
+            continue
+        steps, before = row["step"] - before, row["step"]
+        if good := steps - row.get("skipped", 0):
+            taken, losses, top1s = taken + good, losses + good * row["train_loss"], top1s + good * row["train_top1"]
+        if speed := row.get("images_per_second"):
+            measured, seconds = measured + steps, seconds + steps / speed
+    speed = measured / seconds if seconds else 0.0
+    return Summary(losses / taken, top1s / taken, speed) if taken else Summary(math.nan, math.nan, speed)
 
 
 class Journal:
@@ -80,6 +118,11 @@ class Journal:
         self._rows.append(row)
         for board in self._boards:
             board.write(row)
+
+    def flush(self) -> None:
+        """Wait until the file's rows are on the disk; raises OutputError where they cannot be written."""
+        if self._lines is not None:
+            self._lines.flush()
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of the run, also those before it went on."""
@@ -170,6 +213,12 @@ class _Lines:
                 self._file.truncate(self._size)
             raise self._not_written(error) from error
         self._size += len(line)
+
+    def flush(self) -> None:
+        try:
+            flush(self._path)
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def close(self) -> None:
         self._file.close()

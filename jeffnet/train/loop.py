@@ -16,16 +16,16 @@ from tqdm import tqdm
 from jeffnet.batch_size import is_out_of_memory
 from jeffnet.data.loader import LoaderState, TrainLoader
 from jeffnet.distributed import any_process, check_agreement, is_primary, on_primary
-from jeffnet.errors import ConfigError, TrainingError
+from jeffnet.errors import ConfigError, ImageError, TrainingError
 from jeffnet.train.card import write_card
 from jeffnet.train.config import Config
 from jeffnet.train.curves import draw_curves, draw_seeds
 from jeffnet.train.environment import format_bytes, memory_in_use, record_environment
 from jeffnet.train.interrupt import InterruptedRunError, StopRequest, stop_requests
-from jeffnet.train.journal import Journal, read_rows
+from jeffnet.train.journal import Journal, read_rows, summarize
 from jeffnet.train.phases import Phase
 from jeffnet.train.recipe import entry, entry_names, override
-from jeffnet.train.run import Run, is_run, read_config
+from jeffnet.train.run import Run, is_run, locked_run, read_config
 from jeffnet.train.scoring import Result, Scorer
 from jeffnet.train.setup import Setup, make_setup
 from jeffnet.train.state import TrainState
@@ -51,7 +51,8 @@ def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool
         where the same pictures are and how they are read, what is kept and what is told may differ.
 
     Raises:
-      JeffnetError: the configuration, the data or the folder will not do, or the loss is no longer a number.
+      JeffnetError: the configuration, the data or the folder will not do, another process trains in the folder, or the
+        loss is no longer a number.
       InterruptedRunError: SIGTERM or SIGINT asked the run to stop; where it stood is saved.
     """
     # Parts first: what will not do is found before anything is written.
@@ -60,9 +61,9 @@ def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool
     _check_agreement(setup, folder, begun)
     if begun:
         _check_same(read_config(folder), config, folder)
-        return _run(Run.open(folder, config), setup, None, progress)
-    state = setup.start()
-    return _run(Run.create(folder, config), setup, state, progress)
+    state = None if begun else setup.start()
+    with locked_run(folder, waits=go_on):
+        return _run(Run.open(folder, config) if begun else Run.create(folder, config), setup, state, progress)
 
 
 def resume(folder: str | Path, overrides: Sequence[tuple[str, str]] = (), progress: bool = True) -> Result:
@@ -78,9 +79,10 @@ def resume(folder: str | Path, overrides: Sequence[tuple[str, str]] = (), progre
       JeffnetError, InterruptedRunError: as `train`.
     """
     config = override(read_config(folder), overrides)
-    setup = make_setup(config)
-    _check_agreement(setup, folder, True)
-    return _run(Run.open(folder, config), setup, None, progress)
+    with locked_run(folder):
+        setup = make_setup(config)
+        _check_agreement(setup, folder, True)
+        return _run(Run.open(folder, config), setup, None, progress)
 
 
 def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
@@ -113,6 +115,7 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
     with contextlib.ExitStack() as stack:
         stack.enter_context(_closed(run))
         values: Mapping[str, Any] = {}
+        on_primary(run.checkpoints.remove_unfinished)
         restored = run.checkpoints.restore(setup.template())
         if restored is not None:
             state, values = restored
@@ -130,6 +133,10 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
         loop.say(f"{setup.description}, {f'continuing after step {step}' if step else 'from the beginning'}")
         try:
             return loop.run(state, values)
+        except ImageError as error:
+            if setup.config.data.on_bad_image == "skip":
+                raise
+            raise ImageError(f"{error}: repair it, or resume with --data.on_bad_image skip") from error
         except FloatingPointError as error:
             raise TrainingError(f"debug_nans found one: {error}") from error
         except jax.errors.JaxRuntimeError as error:
@@ -355,6 +362,7 @@ class _Loop:
         """Begin to write a checkpoint. Never of a state that is no longer numbers: those metrics are read first."""
         self._read(int(state.step))
         self.saved, self.requested[1] = time.monotonic(), False
+        self.journal.flush()  # or a power cut could lose rows of steps that are not taken again
         values = {
             "loader": dict(self.position or {}),
             "pending": self.pending,
@@ -392,14 +400,15 @@ class _Loop:
         self.drawn = time.monotonic()
 
     def _told(self, row: Mapping[str, Any]) -> str:
-        trained = [other for other in self.journal.rows() if "train_loss" in other and other["step"] <= row["step"]][-1]
         text = (
-            f"epoch {row['epoch']:>3}/{self.config.epochs}  loss {trained['train_loss']:.4f}  top-1 "
-            f"{trained['train_top1']:5.1f} %  |  validation loss {row['val_loss']:.4f}  top-1 {row['val_top1']:5.1f} %"
+            f"epoch {row['epoch']:>3}/{self.config.epochs}  loss {row['train_epoch_loss']:.4f}  "
+            f"top-1 {row['train_epoch_top1']:5.1f} %  |  validation loss {row['val_loss']:.4f}  "
+            f"top-1 {row['val_top1']:5.1f} %"
         )
         if "ema_val_top1" in row:
             text += f"  EMA {row['ema_val_top1']:5.1f} %"
-        return f"{text}  |  {trained['images_per_second']:.0f} images/s"
+        speed = summarize(self.journal.rows(), row["step"] - self.setup.steps_per_epoch, row["step"]).images_per_second
+        return f"{text}  |  {speed:.0f} images/s" if speed else text
 
     def _finish(self, state: TrainState) -> Result:
         """What is done once, at the end."""

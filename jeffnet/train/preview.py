@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jeffnet.data.augment.sheet import draw_sheet
-from jeffnet.data.loader import steps_per_epoch
+from jeffnet.data.loader import Examples, steps_per_epoch
 from jeffnet.data.open import open_source
 from jeffnet.errors import DatasetError
 from jeffnet.train.augment import augment_batch
@@ -64,7 +64,8 @@ def plot_augment(config: Config, path: str) -> str:
     transform = train_transform(phase, setup.network.preprocessing)
     # From all over the data set: one that is sorted by classes begins with many of the first.
     numbers = np.unique(np.linspace(0, len(setup.train_set) - 1, _PICTURES).round().astype(int)).tolist()
-    pictures = [setup.train_set[number] for number in numbers]
+    examples = Examples(setup.train_set, config.data.on_bad_image)
+    pictures = [examples[number] for number in numbers]
     labels = jnp.array([picture.label for picture in pictures])
     views = []
     for view in range(_VIEWS):

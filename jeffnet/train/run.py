@@ -9,20 +9,71 @@
   best moving average; `best/` the best few; `averaged.safetensors` their average.
 * `README.md`: the model card, at the end.
 * `wandb_id.txt`, `wandb/`: with Weights & Biases, which run it is there, and the client's files.
+* `train.lock`: while a process trains, which one.
 """
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
 
 from jeffnet.distributed import gathered, on_primary
 from jeffnet.errors import ConfigError, OutputError
-from jeffnet.files import written_atomically
+from jeffnet.files import LockedError, locked, remove_partials, written_atomically
 from jeffnet.reading import read_text
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import Config
 from jeffnet.train.recipe import from_json, to_json
+
+_LOCK = "train.lock"
+# How long a command that goes on with a run waits for the one before it: network disks keep the locks of a host that
+# crashed for 90 seconds.
+_SECONDS_TO_WAIT = 100
+
+_log = logging.getLogger("jeffnet.train")
+
+
+@contextmanager
+def locked_run(folder: str | os.PathLike, waits: bool = False) -> Iterator[None]:
+    """Within it no other command trains in a run's folder, which is made. The first of several processes locks it.
+
+    What commands before it left half written is removed.
+
+    Args:
+      folder: of the run.
+      waits: for a command that is about to end, a while.
+
+    Raises:
+      OutputError: another command trains in the folder, or it cannot be written to.
+    """
+    with ExitStack() as stack:
+        on_primary(lambda: _lock(stack, Path(folder), waits))
+        yield
+
+
+def _lock(stack: ExitStack, folder: Path, waits: bool) -> None:
+    path = folder / _LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(locked(path))
+        except LockedError as error:
+            if not waits:
+                raise
+            _log.warning("%s: waiting up to %d s for it", error, _SECONDS_TO_WAIT)
+            stack.enter_context(locked(path, _SECONDS_TO_WAIT))
+    except LockedError as error:
+        raise OutputError(
+            f"run {str(folder)!r} is being trained: {error}; wait for it or stop it. If it runs no more, as after the "
+            f"crash of another host, remove {str(path)!r}"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"output folder {str(folder)!r} cannot be written to: {error.strerror}") from error
+    remove_partials(folder)
+    remove_partials(folder / "best")
 
 
 class Run:
@@ -41,10 +92,10 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | os.PathLike, config: Config) -> "Run":
-        """A new run's folder.
+        """A new run's folder, which is there and locked.
 
         Raises:
-          OutputError: it cannot be made or written to, or holds a run already.
+          OutputError: it cannot be written to, or holds a run already.
         """
         folder = Path(folder)
         on_primary(lambda: _make(folder, config))
@@ -86,10 +137,6 @@ def _make(folder: Path, config: Config) -> None:
         raise OutputError(
             f"output folder {str(folder)!r} holds a run already: continue it with `--resume {folder}`, or give another"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"output folder {str(folder)!r} cannot be written to: {error.strerror}") from error
     _write_config(folder, config)
 
 

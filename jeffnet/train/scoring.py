@@ -1,5 +1,6 @@
 """Validation during a run, and the models that it keeps."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,17 +17,21 @@ from jeffnet.arch.summary import array_specs
 from jeffnet.data.batches import EvalLoader
 from jeffnet.data.loader import LoaderState
 from jeffnet.distributed import is_primary, wait_for_all
+from jeffnet.errors import ImageError
 from jeffnet.evaluate import Scores, answer, score
 from jeffnet.ops.average import average_arrays
 from jeffnet.train.estimate import make_estimate
-from jeffnet.train.journal import Journal
+from jeffnet.train.journal import Journal, summarize
 from jeffnet.train.run import Run
 from jeffnet.train.setup import Setup
 from jeffnet.train.state import Arrays, TrainState
 from jeffnet.weights.store import save_model
 
+_NAMED = 5  # pictures that are left out, in a message
 # How many batches re-estimate the running statistics of an average, where the configuration does not say.
 _BATCHES_OF_AVERAGE = 50
+
+_log = logging.getLogger("jeffnet.train")
 
 # The rows of `metrics.jsonl` that have scores begin their names with one of these.
 MODEL, EMA, AVERAGED = "val", "ema_val", "averaged_val"
@@ -80,6 +85,7 @@ class Scorer:
           interruptible: passes batches on as long as nobody asks the run to stop.
         """
         self._run, self._setup, self._journal, self._interruptible = run, setup, journal, interruptible
+        self._told_skipped = False
 
         @jax.jit
         def forward(arrays: Arrays, pixels: Array) -> Array:
@@ -106,7 +112,9 @@ class Scorer:
             estimated = self._reestimated(list(models.values()), position, self._setup.config.bn_batches)
             models = dict(zip(models, estimated, strict=True))
         scores = self._scores(list(models.values()), state)
+        trained = summarize(self._journal.rows(), step - self._setup.steps_per_epoch, step)
         row: dict[str, Any] = {"step": step, "epoch": step // self._setup.steps_per_epoch}
+        row |= {"train_epoch_loss": trained.loss, "train_epoch_top1": trained.top1}
         for name, each in zip(models, scores, strict=True):
             row |= {f"{name}_{metric}": value for metric, value in asdict(each).items()}
         self._keep(row, models)
@@ -153,7 +161,27 @@ class Scorer:
         batches = _Interruptible(self._setup.val_batches, lambda loader: self._interruptible(loader, state))
         pairs = [(self._forward, arrays) for arrays in models]
         answers = answer(pairs, batches, layout=self._setup.layout)  # pyright: ignore[reportArgumentType]
+        self._tell_skipped(answers[0].skipped)
         return [score(each.predictions) for each in answers]
+
+    def _tell_skipped(self, skipped: list[int]) -> None:
+        """Log which validation pictures are left out, when they are first met.
+
+        Raises:
+          ImageError: all of them.
+        """
+        loader = self._setup.val_batches
+        if len(skipped) == loader.num_examples:
+            raise ImageError(
+                f"none of the {len(skipped)} validation pictures can be decoded, such as {loader.name(0)!r}"
+            )
+        if skipped and not self._told_skipped and is_primary():
+            names = ", ".join(map(loader.name, skipped[:_NAMED]))
+            _log.warning(
+                "%d of %d validation pictures cannot be decoded and are left out of the scores: %s%s",
+                len(skipped), loader.num_examples, names, ", ..." if len(skipped) > _NAMED else "",
+            )  # fmt: skip
+        self._told_skipped = self._told_skipped or bool(skipped)
 
     def _reestimated(self, models: list[Arrays], position: LoaderState | None, batches: int) -> list[Arrays]:
         """With running statistics of the next so many training batches, which stay the next ones."""

@@ -175,6 +175,7 @@ def make_setup(config: Config) -> Setup:
             data.threads,
             data.workers,
             own_shard(),
+            on_bad_image=data.on_bad_image,
         ),
         steps_per_epoch=epoch_steps,
         schedule=schedule,

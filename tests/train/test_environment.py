@@ -1,5 +1,6 @@
 """What is recorded of a run's surroundings, and its memory."""
 
+import errno
 import importlib.metadata
 import json
 import shutil
@@ -95,11 +96,26 @@ def test_every_start_has_an_entry(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
 
 
-@pytest.mark.parametrize("damaged", ["[{", '{"started": 1}', ""])
+@pytest.mark.parametrize("damaged", [b"[{", b'{"started": 1}', b"", b"\xff\xfe\xff"])
 def test_a_damaged_record_does_not_stop_a_run(damaged, tmp_path):
-    (tmp_path / "environment.json").write_text(damaged)
+    (tmp_path / "environment.json").write_bytes(damaged)
     record_environment(tmp_path)
     assert len(read_environments(tmp_path)) == 1
+    assert (tmp_path / "environment.json.damaged").read_bytes() == damaged
+
+
+def test_a_record_that_cannot_be_read_now_is_not_written_over(tmp_path, monkeypatch):
+    """As on a network disk that is away for a moment."""
+    record_environment(tmp_path)
+    before = (tmp_path / "environment.json").read_bytes()
+
+    def fail(path, most):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(module, "read_file", fail)
+    with pytest.raises(OutputError, match=r"cannot read .*environment\.json': Stale file handle"):
+        record_environment(tmp_path)
+    assert (tmp_path / "environment.json").read_bytes() == before
 
 
 def test_a_record_that_cannot_be_written_is_an_error(tmp_path):

@@ -1,22 +1,28 @@
 """Runs that are killed, asked to stop, or cannot write or read: they say so, and go on as if nothing had been."""
 
+import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jeffnet.errors import ConfigError, ImageError, TrainingError
+from jeffnet.errors import ConfigError, ImageError, OutputError, TrainingError
+from jeffnet.train import run
 from jeffnet.train.config import OptimizerConfig
 from jeffnet.train.interrupt import stop_requests
 from jeffnet.train.journal import Journal
 from jeffnet.train.loop import resume, train
+from jeffnet.train.preview import plot_augment
 from jeffnet.train.recipe import to_json
+from jeffnet.train.run import locked_run
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -52,8 +58,17 @@ def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(config, finis
     wait_for_rows(process, tmp_path / "run", 5)
     kill(process)
     assert process.returncode == -signal.SIGKILL
+    left = [
+        tmp_path / "run" / ".model.safetensors.0123456789abcdef.partial" / "content",
+        tmp_path / "run" / "best" / ".epoch_0001.safetensors.0123456789abcdef.partial",
+        tmp_path / "run" / "checkpoints" / "99.orbax-checkpoint-tmp" / "arrays",
+    ]
+    for folder in left:
+        folder.mkdir(parents=True)
     resume(tmp_path / "run", progress=False)
     assert_same_run(tmp_path / "run", finished[0])
+    assert not any(folder.exists() for folder in left)
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".") or "lock" in path.name]
 
 
 @pytest.mark.slow
@@ -93,6 +108,89 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(number, status, config, f
     assert "Traceback" not in errors
     resume(tmp_path / "run", progress=False)
     assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_a_run_that_is_being_trained_is_refused_to_others(config, finished, monkeypatch):
+    folder = finished[0]
+    before = (folder / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(run, "_SECONDS_TO_WAIT", 0.1)
+    with locked_run(folder):
+        for begin in (
+            partial(resume, folder),
+            partial(train, config, folder),
+            partial(train, config, folder, go_on=True),
+        ):
+            with pytest.raises(
+                OutputError, match=rf"is being trained: .*train.lock' is held by process {os.getpid()} on"
+            ):
+                begin()
+    assert (folder / "metrics.jsonl").read_bytes() == before and not (folder / "train.lock").exists()
+
+
+def test_a_command_that_goes_on_with_a_run_waits_for_the_one_before_it(tmp_path, caplog):
+    """As where a scheduler starts it again while the first still saves."""
+
+    def wait():
+        with locked_run(tmp_path, waits=True):
+            return True
+
+    with ThreadPoolExecutor(1) as threads:
+        with locked_run(tmp_path):
+            waiting = threads.submit(wait)
+            while "waiting up to 100 s" not in caplog.text:
+                time.sleep(0.01)
+            assert not waiting.done()
+        assert waiting.result(10)
+
+
+def test_validation_pictures_that_cannot_be_decoded_are_skipped_where_that_is_asked_for(
+    config, painted, tmp_path, caplog
+):
+    """A run that stopped at one can be resumed without it."""
+    root = painted(8, 3, deviation=25)
+    broken = root / "val" / "red" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    config = replace(config, epochs=2, data=replace(config.data, path=str(root)))
+    with pytest.raises(ImageError, match=r"1\.png.*: repair it, or resume with --data\.on_bad_image skip"):
+        train(config, tmp_path / "run", progress=False)
+    skip = [("data.on_bad_image", "skip")]
+    assert resume(tmp_path / "run", skip, progress=False).last.examples == 8
+    told = [each.getMessage() for each in caplog.records if "left out of the scores" in each.getMessage()]
+    assert len(told) == 1 and told[0].startswith("1 of 9 validation pictures") and "1.png" in told[0]
+    for path in (root / "val").glob("*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ImageError, match="none of the 9 validation pictures can be decoded"):
+        resume(tmp_path / "run", [*skip, ("epochs", "3")], progress=False)
+
+
+def test_a_preview_passes_over_the_pictures_that_training_passes_over(config, painted, tmp_path):
+    root = painted(8, 3, deviation=25)
+    (root / "train" / "blue" / "0.png").write_bytes(b"")
+    data = replace(config.data, path=str(root))
+    with pytest.raises(ImageError, match=r"0\.png"):
+        plot_augment(replace(config, data=data), tmp_path / "a.png")
+    plot_augment(replace(config, data=replace(data, on_bad_image="skip")), tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+
+
+def test_the_line_of_an_epoch_is_of_the_whole_epoch_also_where_it_was_resumed(
+    config, tmp_path, crash_after, capsys, rows
+):
+    """Not of the last row of metrics alone: here of one step in four."""
+    config = replace(config, epochs=1, log=replace(config.log, steps=3))
+    train(config, tmp_path / "whole")
+    with crash_after(3):
+        train(config, tmp_path / "half", progress=False)
+    capsys.readouterr()
+    resume(tmp_path / "half")
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch   1/1"))
+    first, last, scored = rows(tmp_path / "whole")
+    assert (first["step"], last["step"]) == (3, 4)
+    loss, top1 = ((3 * first[name] + last[name]) / 4 for name in ("train_loss", "train_top1"))
+    assert abs(loss - last["train_loss"]) > 1e-3
+    assert line.startswith(f"epoch   1/1  loss {loss:.4f}  top-1 {top1:5.1f} %  |  validation loss")
+    assert (scored["train_epoch_loss"], scored["train_epoch_top1"]) == pytest.approx((loss, top1))
+    assert rows(tmp_path / "half") == rows(tmp_path / "whole")
 
 
 def test_a_signal_that_comes_by_two_ways_is_one():
