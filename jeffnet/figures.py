@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,20 @@ FORMS = {
     ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff",
     ".pdf": "pdf", ".svg": "svg", ".eps": "eps",
 }  # fmt: skip
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Within it figures show texts as they are, whatever a user's settings of Matplotlib say; also a decorator.
+
+    Names come from people: a dollar sign in one begins no formula, and signs that the font lacks are drawn as boxes,
+    without a warning. What a font cannot draw at all must be `jeffnet.names.printable` before.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        yield
 
 
 def form_of(path: str | os.PathLike[str]) -> str:
@@ -44,6 +60,5 @@ def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int = 110) -> No
       OutputError: it cannot be written.
     """
     form = form_of(path)
-    with written_atomically(path) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names that the font lacks are drawn as boxes
+    with written_atomically(path) as partial:
         figure.savefig(partial, format=form, dpi=dpi)

@@ -28,6 +28,11 @@ def printable(name: str) -> str:
     return _ODD.sub(_escape, name)
 
 
+def printable_lines(text: str) -> str:
+    """A message in as many lines as it has, each `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def utf8(name: str) -> str:
     r"""A name for files in UTF-8, such as CSV: as it is, but for bytes that are not UTF-8, which become `\xff`."""
     return _SURROGATES.sub(_escape, name)

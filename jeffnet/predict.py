@@ -15,7 +15,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.images import upright
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.evaluate import Forward
-from jeffnet.figures import save_figure
+from jeffnet.figures import plain_text, save_figure
+from jeffnet.names import shortened
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def predict(
     return predictions
 
 
+@plain_text()
 def draw_predictions(
     pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | os.PathLike, exif: bool = True
 ) -> None:
@@ -105,16 +107,12 @@ def draw_predictions(
     for (left, right), picture, prediction in zip(grid, pictures, predictions, strict=False):
         image = upright(picture.image) if exif else picture.image
         left.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
-        left.set_title(_shortened(Path(picture.name).name, 24), fontsize=9)
+        left.set_title(shortened(Path(picture.name).name, 24), fontsize=9)
         right.axis("on")
         places = range(len(prediction.classes))
         right.barh(places, prediction.probabilities, color="tab:blue", alpha=0.35)
         for place, name, share in zip(places, prediction.classes, prediction.probabilities, strict=True):
-            right.text(0.02, place, f"{share:6.1%}  {_shortened(name, 26)}", va="center", fontsize=9)
+            right.text(0.02, place, f"{share:6.1%}  {shortened(name, 26)}", va="center", fontsize=9)
         right.set(xlim=(0, 1), yticks=[], xticks=[], ylim=(len(prediction.classes) - 0.5, -0.5))
         right.spines[:].set_visible(False)
     save_figure(figure, path)
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -19,6 +19,7 @@ from jeffnet.arch.summary import count_macs, count_parameters
 from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import OutputError
 from jeffnet.files import written_atomically
+from jeffnet.names import markdown, printable, shell_word
 from jeffnet.weights.download import is_offline, one_line
 from jeffnet.weights.load import MODEL_FILE
 from jeffnet.weights.store import ModelCard
@@ -145,7 +146,7 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    title = source.rpartition("/")[2].removeprefix("hf:") or card.model
+    title, dataset = printable(source.rpartition("/")[2].removeprefix("hf:") or card.model), printable(dataset)
     results = [
         EvalResult(
             task_type="image-classification",
@@ -173,7 +174,10 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
         ("classes", f"{card.num_classes}" + (f": {_shown(card.classes)}" if card.classes else "")),
         ("pictures", f"{pre.image_size} px, {card.in_chans} channels, crop {pre.crop_pct}, {pre.interpolation}"),
         ("mean, std", f"{tuple(pre.mean)}, {tuple(pre.std)}, of pixels in [0, 1]"),
-        *((metric, f"{value:g} %" + (f" on {dataset}" if dataset else "")) for metric, value in scores.items()),
+        *(
+            (metric, f"{value:g} %" + (f" on {markdown(dataset)}" if dataset else ""))
+            for metric, value in scores.items()
+        ),
     ]
     table = "\n".join(f"| {left} | {right} |" for left, right in rows)
     shape = f"(1, {pre.image_size}, {pre.image_size}, {card.in_chans})"
@@ -181,7 +185,7 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
 {data.to_yaml()}
 ---
 
-# {title}
+# {markdown(title)}
 
 An image classifier for JAX, made with jeffnet.
 
@@ -194,7 +198,7 @@ An image classifier for JAX, made with jeffnet.
 On the command line:
 
 ```sh
-jeffnet predict photo.jpg --weights {source}
+jeffnet predict photo.jpg --weights {shell_word(source)}
 ```
 
 In Python, with Flax Linen (`jeffnet.nnx`, `jeffnet.objax` and `jeffnet.functional` have the same function):
@@ -212,5 +216,4 @@ logits = jax.jit(model.apply)(variables, images)  # (1, {card.num_classes}), in 
 
 
 def _shown(classes: Sequence[str], most: int = 20) -> str:
-    names = [name.replace("|", "\\|") for name in classes[:most]]  # a bar would end the cell of the table
-    return ", ".join(names) + (", ..." if len(classes) > most else "")
+    return ", ".join(map(markdown, classes[:most])) + (", ..." if len(classes) > most else "")

@@ -46,7 +46,7 @@ def read_file(path: str | os.PathLike[str], most: int | None) -> bytes:
                 break
             step = 2**20
     if most is not None and count > most:
-        _refuse(path, errno.EFBIG, _TOO_LARGE.format(count, most))
+        _refuse(path, errno.EOVERFLOW, _TOO_LARGE.format(count, most))
     return b"".join(parts)
 
 
@@ -99,7 +99,7 @@ def _open(path: str | os.PathLike[str], most: int | None) -> int:
 def _check(path: str | os.PathLike[str], found: os.stat_result, most: int | None) -> None:
     if stat.S_ISREG(found.st_mode):
         if most is not None and found.st_size > most:
-            _refuse(path, errno.EFBIG, _TOO_LARGE.format(found.st_size, most))
+            _refuse(path, errno.EOVERFLOW, _TOO_LARGE.format(found.st_size, most))
         return
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))

@@ -14,7 +14,8 @@ import numpy as np
 from jeffnet.arch.imagenet import class_titles
 from jeffnet.errors import OutputError
 from jeffnet.evaluate import Mistake, Predictions
-from jeffnet.figures import save_figure
+from jeffnet.figures import plain_text, save_figure
+from jeffnet.names import printable, shortened, utf8
 from jeffnet.results import write_file
 
 # More names than these would lie upon one another.
@@ -62,6 +63,7 @@ def confusion(predictions: Predictions, classes: int) -> np.ndarray:
     return table
 
 
+@plain_text()
 def write_report(
     folder: str | os.PathLike,
     predictions: Predictions,
@@ -90,7 +92,7 @@ def write_report(
         raise OutputError(f"cannot make folder {str(folder)!r}: {error.strerror or error}") from error
     table, calibrated = confusion(predictions, len(classes)), calibration(predictions)
     present = np.flatnonzero(table.sum(1) + table.sum(0))
-    title = f"{row['model']}, {row['data']} ({row['split']})"
+    title = printable(f"{row['model']}, {row['data']} ({row['split']})")
     _write_per_class(folder / "per_class.csv", predictions, table, classes, titles)
     _draw_confusion(
         folder / "confusion.png", table[np.ix_(present, present)], [titles[i] for i in present.tolist()], title
@@ -119,13 +121,13 @@ def _write_per_class(
         guessed, others = table[:, label].sum(), table[label].copy()
         others[label] = 0
         writer.writerow([
-            classes[label],
-            titles[label],
+            utf8(classes[label]),
+            utf8(titles[label]),
             int(own.sum()),
             f"{100 * predictions.right1[own].mean():.2f}",
             f"{100 * predictions.right5[own].mean():.2f}",
             f"{100 * table[label, label] / guessed:.2f}" if guessed else "",
-            titles[int(others.argmax())] if others.any() else "",
+            utf8(titles[int(others.argmax())]) if others.any() else "",
         ])  # fmt: skip
     write_file(path, text.getvalue().encode())
 
@@ -144,7 +146,7 @@ def _draw_confusion(path: Path, table: np.ndarray, titles: Sequence[str], title:
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="per cent of the class's pictures")
     axes.set(xlabel="guess", ylabel="class", title=title)
     if named:
-        short = [_shortened(name, 22) for name in titles]
+        short = [shortened(name, 22) for name in titles]
         axes.set_xticks(range(count), short, rotation=90, fontsize=8)
         axes.set_yticks(range(count), short, fontsize=8)
     if count <= 20:
@@ -196,8 +198,8 @@ def _draw_mistakes(
     for axes, mistake in zip(grid, mistakes, strict=False):
         axes.imshow(mistake.pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(
-            f"{mistake.confidence:.1%} {_shortened(titles[mistake.guess], 22)}\n"
-            f"is {_shortened(titles[mistake.label], 24)}\n{_shortened(Path(name(mistake.index)).name, 26)}",
+            f"{mistake.confidence:.1%} {shortened(titles[mistake.guess], 22)}\n"
+            f"is {shortened(titles[mistake.label], 24)}\n{shortened(Path(name(mistake.index)).name, 26)}",
             fontsize=8,
         )
     _save(figure, path)
@@ -205,7 +207,3 @@ def _draw_mistakes(
 
 def _save(figure: Any, path: Path) -> None:
     save_figure(figure, path)
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

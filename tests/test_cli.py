@@ -1,6 +1,9 @@
 """The command line: what it prints, and one clear line for every kind of bad input."""
 
+import csv
+import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -19,6 +22,7 @@ from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS
 from jeffnet.cli.main import _parse, main
+from jeffnet.errors import JeffnetError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.store import ModelCard, save_model
 from jeffnet.weights.timm import timm_name
@@ -317,11 +321,72 @@ def test_what_no_input_is_to_blame_for_has_a_status_of_its_own(capsys, monkeypat
     assert status == 70 and "Traceback" in err and "the bus" in err
 
 
-def test_a_reader_that_stops_early_causes_no_traceback():
-    command = f"{sys.executable} -m jeffnet list --json | head -c 1"
+@pytest.mark.parametrize("arguments", ["list --json", "list tf_efficientnet_b0"])
+@pytest.mark.parametrize(("reader", "unbuffered"), [("head -c 1", "1"), ("true", "")])
+def test_a_reader_that_stops_early_causes_no_traceback(arguments, reader, unbuffered, monkeypatch):
+    """Also where all that is written waits in a buffer until the end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    command = f"(sleep 0.3; {sys.executable} -m jeffnet {arguments}; echo $? >&2) | {reader}"
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert answer.stdout == "["
-    assert not answer.stderr
+    assert answer.stderr in ("0\n", "1\n"), answer.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_full_is_an_error(unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run(
+            [sys.executable, "-m", "jeffnet", "list", "tf_efficientnet_b0"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (answer.returncode, answer.stderr) == (
+        1,
+        "error: cannot write the output: No space left on device\n",
+    )
+
+
+def test_messages_have_no_control_characters(capsys, monkeypatch):
+    def fail(names):
+        logging.getLogger("jeffnet").warning("file %s", "a\x1b[31m")
+        raise JeffnetError("class 'a\x1b[31m\udce9'\n  second line")
+
+    monkeypatch.setattr("jeffnet.cli.list_._chosen", fail, raising=False)
+    monkeypatch.setattr("jeffnet.cli.list_.run", fail)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    status, _, err = run(capsys, "list")
+    assert status == 1
+    assert err == "WARNING: file a\\x1b[31m\nerror: class 'a\\x1b[31m\\xe9'\n  second line\n"
+
+
+ODD_CLASSES = (os.fsdecode(b"caf\xe9"), "$_{5", "a\n\x1b[31m", "日本")
+
+
+def test_no_name_of_a_file_or_class_costs_a_pass(capsys, tmp_path, small_model, monkeypatch):
+    """Names that are no UTF-8, move the cursor or are formulas, on an output that takes ASCII alone."""
+    root, path = tmp_path / "$a$\n", tmp_path / os.fsdecode(b"m\xe9.safetensors")
+    for name in ODD_CLASSES:
+        (root / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "picture.png")
+        (tmp_path / "picture.png").rename(root / "val" / name / os.fsdecode(b"\xe9$x$\n.png"))
+    card = ModelCard(small_model, 4, 3, Preprocessing(32, 1.0), ODD_CLASSES)
+    save_model(path, initial_arrays(card.plan(), 0), card)
+    output = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    files = ["--report", tmp_path / "$r$", "--results", tmp_path / "r.csv", "--save-predictions", tmp_path / "p.csv"]
+    assert run(capsys, "validate", root, "--weights", path, *files)[0] == 0
+    assert run(capsys, "validate", root, "--weights", path, *files)[0] == 0  # the row is found again
+    assert run(capsys, "predict", root, "--weights", path, "--output", tmp_path / "$.png")[0] == 0
+    assert run(capsys, "predict", root, "--weights", path, "--json")[0] == 0
+    shown = output.buffer.getvalue().decode()  # pyright: ignore[reportAttributeAccessIssue]
+    assert output.errors == "strict" and "\x1b" not in shown and r"caf\xe9" in shown
+    predictions = json.loads(shown[shown.index("[\n") :])
+    assert {name for each in predictions for name in each["classes"]} == set(ODD_CLASSES)
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        assert {row["label"] for row in csv.DictReader(file)} == {r"caf\xe9", *ODD_CLASSES[1:]}
+    assert {file.suffix for file in (tmp_path / "$r$").iterdir()} == {".json", ".csv", ".png"}
 
 
 def test_validate_counts_every_picture_whatever_the_batch(capsys, weights, pictures):
@@ -393,15 +458,6 @@ def test_convert_writes_what_the_ending_means_or_says_what_it_can(capsys, weight
     message = fails(capsys, "convert", weights, tmp_path / "a.onnx", status=2)
     assert "no .onnx files" in message and "*.safetensors" in message and "*.keras" in message
     assert not (tmp_path / "a.onnx").exists()
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no device that is always full")
-def test_a_full_disk_for_what_is_printed_is_one_line():
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "jeffnet", "list"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "error: cannot write the output: No space left on device\n"
 
 
 @pytest.mark.parametrize("lost", ["d", "manifest.ocdbt", "ocdbt.process_0/d"])

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,6 +71,17 @@ def test_the_readme_says_how_to_use_it_and_is_right(tmp_path, small_model, capsy
     command = re.search(r"```sh\njeffnet (.*?)\n```", text)[1].replace("photo.jpg", str(tmp_path / "photo.jpg"))
     assert main([*command.split(), "--json"]) == 0
     assert sorted(json.loads(capsys.readouterr().out)[0]["classes"]) == ["cat", "dög"]
+
+
+def test_names_in_the_readme_are_shown_as_they_are(tmp_path, small_model):
+    classes = ("$x$|\n" + os.fsdecode(b"caf\xe9"), "<b>*`")
+    folder = tmp_path / "two words"
+    save_pretrained(
+        folder, _model(small_model), small_model, **{**DESCRIPTION, "classes": classes, "dataset": "a\n$b$"}
+    )
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert r"\$x\$\|\\ncaf\\xe9, \<b\>\*\`" in text and r"91.5 % on a\\n\$b\$ |" in text
+    assert f"--weights '{folder}'\n" in text
 
 
 def test_nothing_is_written_over_and_a_failure_leaves_nothing(tmp_path, small_model):

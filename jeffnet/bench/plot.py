@@ -11,7 +11,8 @@ import numpy as np
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.backends import BACKENDS
 from jeffnet.bench.results import CaseResult, Measured
-from jeffnet.figures import save_figure
+from jeffnet.figures import plain_text, save_figure
+from jeffnet.names import printable
 
 # Families by what their names match, the first that does, and their colours.
 _FAMILIES = (
@@ -89,6 +90,7 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return front
 
 
+@plain_text()
 def draw(points: Sequence[Point], path: str | os.PathLike, title: str, machine: str) -> None:
     """A figure: published top-1 against throughput, the best of them joined by a line.
 
@@ -115,8 +117,8 @@ def draw(points: Sequence[Point], path: str | os.PathLike, title: str, machine: 
         if members:
             axes.scatter(*_coordinates(members).T, s=36, color=colour, label=family, zorder=2)
     _scale(axes, points)
-    axes.set_title(title, parse_math=False)
-    axes.set(xlabel=f"images per second on {machine}", ylabel="published top-1 on ImageNet-1k, %")
+    axes.set_title(printable(title))
+    axes.set(xlabel=f"images per second on {printable(machine)}", ylabel="published top-1 on ImageNet-1k, %")
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize="small", loc="best")
     canvas.draw()  # only now it is known where everything is

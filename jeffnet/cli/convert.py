@@ -8,6 +8,7 @@ from typing import Any
 from jeffnet.backends import FORMS
 from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import local_path, positive, whole
+from jeffnet.names import printable
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -73,7 +74,5 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(
-        f"{card.model}, {card.num_classes} classes: {len(arrays)} arrays of {values:,} values in {options.destination} "
-        f"({form})"
-    )
+    place = printable(options.destination)
+    print(f"{card.model}, {card.num_classes} classes: {len(arrays)} arrays of {values:,} values in {place} ({form})")

@@ -12,6 +12,7 @@ from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.model import positive, whole
 from jeffnet.cli.text import table
 from jeffnet.errors import UnknownModelError, UsageError
+from jeffnet.names import printable
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -165,7 +166,7 @@ def _show_weights(options: argparse.Namespace) -> None:
     if preprocessing:
         facts.append(("preprocessing", _preprocessing_text(vars(preprocessing))))
     for label, text in facts:
-        print(f"{label:<14}{text}")
+        print(f"{label:<14}{printable(text)}")
 
 
 def _preprocessing_text(pre: dict[str, Any]) -> str:
@@ -212,7 +213,7 @@ def _show_model(options: argparse.Namespace) -> None:
     print(table(("layer", "operation", "output", "channels", "parameters", "MACs"), cells))
     print()
     for label, text in _facts(summary):
-        print(f"{label:<14}{text}")
+        print(f"{label:<14}{printable(text)}")
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:

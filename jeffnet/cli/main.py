@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import jeffnet
 from jeffnet.cli import bench, convert, info, list_, predict, train, validate
 from jeffnet.cli.parser import Parser
+from jeffnet.cli.text import PrintableFormatter, any_text
 from jeffnet.code_cache import code_folders, make_code_folder, untrusted
 from jeffnet.errors import JeffnetError, OutputError
 from jeffnet.files import cache_folder
+from jeffnet.names import printable, printable_lines
 from jeffnet.ops.processor import short_fingerprint
 
 # Each module has `add_parser(commands, common)`, whose parser's `run` takes the parsed arguments. What is slow to
@@ -24,6 +26,7 @@ _COMMANDS = (list_, info, predict, validate, train, convert, bench)
 # What the command exits with where something failed that its input is not to blame for: EX_SOFTWARE.
 EXIT_CRASH = 70
 
+# No room on a disk, which is no defect of ours wherever it shows.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _MOST_KEPT = 2**30  # bytes; what was used least recently goes first
@@ -43,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parse(arguments)
     try:
-        status = _run(options)
+        with any_text():
+            status = _run(options)
     except SystemExit as stop:  # as it was asked, or another process did it: no process waits for this one in vain
         return int(stop.code or 0)
     if status and "jax" in sys.modules:
@@ -54,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("jeffnet").setLevel(logging.INFO)  # what was taken of a file
     _keep_compiled()
     logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
@@ -65,29 +71,41 @@ def _run(options: argparse.Namespace) -> int:
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever reads our output has seen enough; nothing more can be written, not even on exit.
-        sys.stderr.close()
+        _forget_output()
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
-            # Of the standard output: files have their own errors. Python would try to write the rest on exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            error = OutputError(f"cannot write the output: {error.strerror}")
+        if isinstance(error, OSError) and error.errno in _FULL:
+            place = repr(error.filename) if error.filename else "the output"
+            error = OutputError(f"cannot write {place}: {error.strerror}")
+            _forget_output()
         known = isinstance(error, JeffnetError)
         if options.debug:
             traceback.print_exc()
         elif known:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         else:
-            text = str(error).strip().partition("\n")[0]
+            text = printable(str(error).strip().partition("\n")[0])
             print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
         return getattr(error, "exit_code", 1) if known else EXIT_CRASH
     return 0
+
+
+def _forget_output() -> None:
+    """Let what cannot be written vanish, which Python would try again on exit, and fail with a status of its own."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _keep_compiled() -> None:

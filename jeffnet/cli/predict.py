@@ -11,6 +11,7 @@ from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import add_model_options, local_path, open_model, positive
 from jeffnet.cli.text import table
 from jeffnet.errors import DatasetError, WeightsError
+from jeffnet.names import printable
 from jeffnet.reading import is_url
 
 
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     head = ("picture", *(str(place + 1) for place in range(len(guesses[0]))))
     print(table(head, [(prediction.name, *row) for prediction, row in zip(predictions, guesses, strict=True)]))
     if options.output:
-        print(f"drawn in {options.output}")
+        print(printable(f"drawn in {options.output}"))
 
 
 def _tell_turned(pictures: list[Any], exif: bool) -> None:
@@ -118,7 +119,8 @@ def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
             if not files:
                 raise DatasetError(f"folder {name!r} has no pictures: files ending in {', '.join(sorted(SUFFIXES))}")
             if len(files) > limit:
-                print(f"{name}: the first {limit} of {len(files)} pictures; --limit shows more", file=sys.stderr)
+                cut = f"{name}: the first {limit} of {len(files)} pictures; --limit shows more"
+                print(printable(cut), file=sys.stderr)
             pictures += [Picture(str(file), read_image(file, channels)) for file in files[:limit]]
         else:
             pictures.append(Picture(name, read_image(path, channels)))

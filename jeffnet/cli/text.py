@@ -1,10 +1,38 @@
 """Text for terminals."""
 
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from jeffnet.names import printable, printable_lines
+
+
+@contextmanager
+def any_text() -> Iterator[None]:
+    """Within it standard output and error take every text: what their encoding lacks is written as escapes."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(OSError, ValueError):  # it is closed, or what waits in it cannot be written
+                stream.reconfigure(errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages without control characters, which names in them may have brought."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: the first to the left, numbers to the right."""
+    """Columns of equal width: the first to the left, numbers to the right; what is not printable as escapes."""
+    head, rows = [printable(cell) for cell in head], [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     right = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(head))]
 

@@ -11,6 +11,7 @@ from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import local_path
 from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.errors import UsageError
+from jeffnet.names import printable, printable_lines, shell_word
 
 if TYPE_CHECKING:
     from jeffnet.train.config import Config
@@ -89,8 +90,8 @@ def run(options: argparse.Namespace) -> None:
         with losses_told():
             _run(options)
     except InterruptedRunError as interrupted:
-        way = "the same command" if options.seeds else f"`jeffnet train --resume {_folder(options)}`"
-        print(f"{interrupted}; continue with {way}", file=sys.stderr)
+        way = "the same command" if options.seeds else f"`jeffnet train --resume {shell_word(_folder(options))}`"
+        print(printable_lines(f"{interrupted}; continue with {way}"), file=sys.stderr)
         raise SystemExit(interrupted.exit_code) from None
 
 
@@ -163,11 +164,11 @@ def _shown(options: argparse.Namespace, config: "Config") -> bool:
     if options.plot_schedule:
         from jeffnet.train.preview import plot_schedule
 
-        print(plot_schedule(config, options.plot_schedule))
+        print(printable(plot_schedule(config, options.plot_schedule)))
     if options.plot_augment:
         from jeffnet.train.preview import plot_augment
 
-        print(plot_augment(config, options.plot_augment))
+        print(printable(plot_augment(config, options.plot_augment)))
     return bool(options.print_config or options.plot_schedule or options.plot_augment)
 
 
@@ -222,7 +223,7 @@ def _report(options: argparse.Namespace, results: "list[Result]") -> None:
         print(f"mean of {len(scores)} seeds: best top-1 {statistics.mean(scores):.2f} %{spread}")
     for what, name in _FILES:
         if (folder / name).exists():
-            print(f"{what:<10}{folder / name}")
+            print(f"{what:<10}{printable(str(folder / name))}")
 
 
 def _print_result(result: "Result") -> None:

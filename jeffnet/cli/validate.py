@@ -15,6 +15,7 @@ from jeffnet.cli.parser import usage
 from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.cli.text import table
 from jeffnet.errors import ConfigError, JeffnetError, OutputError, UsageError
+from jeffnet.names import printable, printable_lines
 
 # Percentage points by which a score may differ from the published one.
 _TOLERANCE = 0.1
@@ -168,7 +169,7 @@ def _run(options: argparse.Namespace) -> None:
     for candidate in candidates:
         row = results.find(candidate.name, candidate.weights, asdict(settings)) if results else None
         if row:
-            print(f"{row['model']}: already in {options.results}", file=sys.stderr)
+            print(printable(f"{row['model']}: already in {options.results}"), file=sys.stderr)
             rows.append(row)
         else:
             waiting.append(candidate)
@@ -177,14 +178,16 @@ def _run(options: argparse.Namespace) -> None:
         if isinstance(outcome, tuple):
             candidate, error = outcome
             failures.append(candidate.name)
-            print(f"{candidate.name}: {error}", file=sys.stderr)
+            print(printable_lines(f"{candidate.name}: {error}"), file=sys.stderr)
             continue
         rows.append(outcome.row)
         if not is_primary():
             continue
-        _write_files(options, outcome, single)
-        if results:  # last: what is in there is not run again
+        report = _write_files(options, outcome, single)
+        if results:  # after them: what is in there is not run again
             results.add(outcome.row)
+        if report:  # last: nothing is lost where nobody reads it
+            print(f"report: {printable(str(report))}", file=sys.stderr)
         if options.json or not single:
             print(describe(outcome.row), file=sys.stderr)
         _tell_skipped(outcome)
@@ -209,7 +212,7 @@ def describe(row: dict[str, Any]) -> str:
     pre = row["preprocessing"]
     size = pre["image_size"] if isinstance(pre["image_size"], int) else "x".join(map(str, pre["image_size"]))
     lines = [
-        f"{row['model']} on {row['num_examples']} {row['split']} pictures of {row['data']}",
+        printable(f"{row['model']} on {row['num_examples']} {row['split']} pictures of {row['data']}"),
         f"top-1 {row['top1']:.3f} %  top-5 {row['top5']:.3f} %  loss {row['loss']:.4f}",
         f"{size} px, crop {pre['crop_pct']} {pre['crop_mode']}, {pre['interpolation']}"
         + (f" ({pre['resize']})" if "resize" in pre else "")
@@ -245,7 +248,8 @@ def _check_outputs(options: argparse.Namespace, models: int) -> None:
         check_predictions_path(options.save_predictions)
 
 
-def _write_files(options: argparse.Namespace, outcome: Any, single: bool) -> None:
+def _write_files(options: argparse.Namespace, outcome: Any, single: bool) -> Path | None:
+    """Write the files besides the results that are wanted; the report's folder, where there is one."""
     from jeffnet.report import write_report
     from jeffnet.results import save_predictions
 
@@ -253,10 +257,11 @@ def _write_files(options: argparse.Namespace, outcome: Any, single: bool) -> Non
     if options.save_predictions:
         path = options.save_predictions.replace("{model}", model)
         save_predictions(path, predictions, outcome.classes, outcome.name)
-    if options.report and len(predictions.index):
-        folder = Path(options.report) if single else Path(options.report) / model
-        write_report(folder, predictions, outcome.answers.mistakes, outcome.classes, outcome.name, outcome.row)
-        print(f"report: {folder}", file=sys.stderr)
+    if not options.report or not len(predictions.index):
+        return None
+    folder = Path(options.report) if single else Path(options.report) / model
+    write_report(folder, predictions, outcome.answers.mistakes, outcome.classes, outcome.name, outcome.row)
+    return folder
 
 
 def _tell_skipped(outcome: Any) -> None:
@@ -264,7 +269,7 @@ def _tell_skipped(outcome: Any) -> None:
     if skipped:
         print(f"left out {len(skipped)} pictures that cannot be decoded:", file=sys.stderr)
         for index in skipped:
-            print(f"  {outcome.name(index)}", file=sys.stderr)
+            print(f"  {printable(outcome.name(index))}", file=sys.stderr)
 
 
 def _print_rows(options: argparse.Namespace, rows: list[dict[str, Any]], single: bool) -> None:

@@ -143,7 +143,7 @@ def read_image_file(path: str | os.PathLike[str], name: str | None = None) -> by
         raise ImageError(f"image {shown} is a folder: give a picture inside it") from None
     except OSError as error:
         remedies = {
-            errno.EFBIG: "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
+            errno.EOVERFLOW: "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
             errno.EINVAL: "replace or remove it",
         }
         remedy = remedies.get(error.errno or 0, "check the path and its permissions")

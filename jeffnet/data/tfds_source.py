@@ -98,7 +98,10 @@ class TfdsSource:
         return f"{self._base}/{name.decode('utf-8', 'replace') if isinstance(name, bytes) else name}"
 
     def _checked_label(self, index: int, row: dict[str, Any]) -> int:
-        label = int(row[self._label])
+        try:
+            label = int(row[self._label])
+        except (TypeError, ValueError):
+            raise DatasetError(f"picture {self._name(index, row)!r} has no label: correct {_INFO}") from None
         if not 0 <= label < len(self.classes):
             raise DatasetError(
                 f"picture {self._name(index, row)!r} has the label {label}, of {len(self.classes)} classes: this split "

@@ -1,13 +1,13 @@
 """The model card of a run: what was trained, how, and how good it is, as the README.md of the run's folder."""
 
 import dataclasses
-import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jeffnet.files import written_atomically
+from jeffnet.names import markdown, shell_word
 from jeffnet.publish import readme
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.environment import read_environments
@@ -51,10 +51,10 @@ def write_card(
         _scores(card, config, rows, result),
         *([f"![Learning curves]({_CURVES})"] if (folder / _CURVES).exists() else []),
         "## Training",
-        _table(("", ""), list(_training(config, rows, result))),
+        _table(("", ""), [(name, markdown(value)) for name, value in _training(config, rows, result)]),
         *_environment(folder),
         "To train it again:",
-        f"```sh\njeffnet train --config {shlex.quote(f'{source}/config.json')} --output RUN\n```",
+        f"```sh\njeffnet train --config {shell_word(f'{source}/config.json')} --output RUN\n```",
     ]
     with written_atomically(folder / CARD_FILE) as partial:
         Path(partial).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -156,11 +156,11 @@ def _environment(folder: Path) -> list[str]:
         devices = " and ".join(f"{device['count']} {device['kind']}" for device in last["devices"])
     except (KeyError, TypeError, AttributeError):  # somebody edited it
         return []
-    return [f"Trained on {devices}, with {versions}."]
+    return [f"Trained on {markdown(devices)}, with {markdown(versions)}."]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

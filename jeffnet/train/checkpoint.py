@@ -25,6 +25,7 @@ from orbax.checkpoint.path import atomicity
 from jeffnet.distributed import gathered, on_primary
 from jeffnet.errors import ConfigError, OutputError, TrainingError, first_line
 from jeffnet.files import move_durably
+from jeffnet.names import shell_word
 from jeffnet.train.state import TrainState
 from jeffnet.weights.checksum import checksum_of_part
 
@@ -242,7 +243,7 @@ class Checkpoints:
         kept = f"the last is of step {self.steps[0]}" if self.steps else "there is none yet"
         return OutputError(
             f"a checkpoint in {str(self._folder)!r} cannot be written: {_reason(error)}; {kept}: make room or mend "
-            f"the folder, then continue with `jeffnet train --resume {self._folder.parent}`"
+            f"the folder, then continue with `jeffnet train --resume {shell_word(str(self._folder.parent))}`"
         )
 
 

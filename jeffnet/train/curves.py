@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.figures import save_figure
+from jeffnet.figures import plain_text, save_figure
+from jeffnet.names import printable
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -62,6 +63,7 @@ _SEED_PANELS = (
 )
 
 
+@plain_text()
 def draw_curves(rows: Rows, path: Path, title: str) -> None:
     """Loss, top-1, learning rate and speed of a run, as a PNG.
 
@@ -90,6 +92,7 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
     _save(figure, path)
 
 
+@plain_text()
 def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
     """Loss and top-1 of runs that differ by their seeds, thin, and their mean, as a PNG.
 
@@ -108,7 +111,7 @@ def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
         curves = {run: curve for run, curve in curves.items() if len(curve[0])}
         named = len(curves) <= _NAMED
         for number, (run, (x, y)) in enumerate(curves.items()):
-            look: dict[str, Any] = {"label": run, "color": f"C{number}"} if named else {"color": "silver"}
+            look: dict[str, Any] = {"label": printable(run), "color": f"C{number}"} if named else {"color": "silver"}
             axes.plot(*_thinned(x, y), lw=0.9, **look, **_marks(len(x), metric))
         if len(curves) > 1:
             axes.plot(*_thinned(*_mean(list(curves.values()))), label="mean", color="black", lw=1.6)
@@ -127,7 +130,7 @@ def _figure(title: str) -> Any:
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     layout: Any = figure.get_layout_engine()
     layout.set(w_pad=0.12, h_pad=0.08)
-    figure.suptitle(title, parse_math=False)  # a dollar in the name of a folder begins no formula
+    figure.suptitle(printable(title))
     return figure
 
 

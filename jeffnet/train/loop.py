@@ -17,6 +17,7 @@ from jeffnet.batch_size import is_out_of_memory
 from jeffnet.data.loader import LoaderState, TrainLoader
 from jeffnet.distributed import any_process, check_agreement, is_primary, on_primary
 from jeffnet.errors import ConfigError, ImageError, TrainingError
+from jeffnet.names import printable_lines, shell_word
 from jeffnet.train.card import write_card
 from jeffnet.train.config import Config
 from jeffnet.train.curves import draw_curves, draw_seeds
@@ -107,7 +108,7 @@ def _check_same(own: Config, config: Config, folder: str | Path) -> None:
         if before != now and not name.startswith(free):
             raise ConfigError(
                 f"{str(folder)!r} holds a run with {name} {before!r}, not {now!r}: give another output folder, or "
-                f"continue that run with `--resume {folder}`"
+                f"continue that run with `--resume {shell_word(str(folder))}`"
             )
 
 
@@ -232,7 +233,7 @@ class _Loop:
     def say(self, text: str) -> None:
         """Tell of something, above the bar."""
         if self.progress:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(printable_lines(text), file=sys.stderr)
             sys.stderr.flush()
 
     def _end_of(self, number: int) -> int:

@@ -10,6 +10,7 @@ from jeffnet.data.augment.sheet import draw_sheet
 from jeffnet.data.loader import Examples, steps_per_epoch
 from jeffnet.data.open import open_source
 from jeffnet.errors import DatasetError
+from jeffnet.names import printable
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config
 from jeffnet.train.schedule import draw_schedule, make_schedule
@@ -80,7 +81,7 @@ def plot_augment(config: Config, path: str) -> str:
         views.append(np.clip(np.rint(np.asarray(pixels)), 0, 255).astype(np.uint8))
     rows = [
         (
-            setup.train_set.classes[int(labels[number])],
+            printable(setup.train_set.classes[int(labels[number])]),
             [(f"view {view + 1}", _flat(pixels[number])) for view, pixels in enumerate(views)],
         )
         for number in range(len(pictures))

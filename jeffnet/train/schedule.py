@@ -14,7 +14,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jeffnet.errors import ConfigError
-from jeffnet.figures import save_figure
+from jeffnet.figures import plain_text, save_figure
+from jeffnet.names import printable
 from jeffnet.train.config import ScheduleConfig
 
 Schedule = optax.Schedule
@@ -140,6 +141,7 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
     return schedule
 
 
+@plain_text()
 def draw_schedule(
     schedule: Schedule, steps: int, steps_per_epoch: int, path: str | os.PathLike, title: str = "Learning rate"
 ) -> None:
@@ -162,7 +164,7 @@ def draw_schedule(
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(shown / steps_per_epoch, np.asarray(schedule(shown)))
-    axes.set(title=title, xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    axes.set(title=printable(title), xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     axes.set_xlim(0, steps / steps_per_epoch)
     to_steps: Any = (lambda epochs: epochs * steps_per_epoch, lambda steps: steps / steps_per_epoch)
     above = axes.secondary_xaxis("top", functions=to_steps)

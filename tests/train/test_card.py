@@ -1,7 +1,10 @@
 """The card of a run: what the hub reads of it, and what a person does, is what the run was."""
 
 import json
+import os
+import re
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,7 +117,7 @@ def test_the_training_is_described(tmp_path):
     assert table["model"] == ["dtype bfloat16"]
     assert table["epochs"] == ["12, in 120 steps"]
     assert table["batch size"] == ["64, in 2 parts"]
-    assert table["optimizer"] == [r"adamw, learning rate 0.002, weight decay 0.05, groups a\|b.* (learning rate 10)"]
+    assert table["optimizer"] == [r"adamw, learning rate 0.002, weight decay 0.05, groups a\|b.\* (learning rate 10)"]
     assert table["schedule"] == ["cosine, warmup 3"]
     assert table["loss"] == ["cross entropy, label smoothing 0.1"]
     assert table["augmentation"] == [
@@ -123,6 +126,18 @@ def test_the_training_is_described(tmp_path):
     assert table["moving average"] == ["exponential, decay 0.99"]
     assert table["seed"] == ["7"]
     assert table["speed"] == ["95 images per second"]
+
+
+def test_odd_names_are_shown_in_one_line_of_utf8(tmp_path):
+    data = replace(CONFIG.data, path=os.fsdecode(b"a|$b$\n\xe9"), val_split="`x`")
+    card = replace(CARD, classes=("$x$\n", os.fsdecode(b"\xe9"), *CARD.classes[2:]))
+    folder = tmp_path / "it's $5\n"
+    text = write(folder, card=card, config=replace(CONFIG, data=data))
+    assert lines(text)["data"] == [r"a\|\$b\$\\n\\xe9, split train; validated on split \`x\`"]
+    assert r"\$x\$\\n, \\xe9" in text
+    (command,) = re.findall(r"jeffnet train --config (.*) --output RUN", text)
+    done = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{folder}/config.json"
 
 
 def test_folders_of_the_machine_are_not_told(tmp_path):

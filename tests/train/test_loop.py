@@ -1,6 +1,7 @@
 """Whole runs on a few small pictures: what they write, that they learn, what each part of a recipe does to them."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,13 @@ def test_nothing_is_written_where_the_configuration_will_not_do(config, tmp_path
         with pytest.raises(error):
             train(changed, tmp_path / name, progress=False)
         assert not (tmp_path / name).exists()
+
+
+def test_a_folder_in_which_no_checkpoint_could_be_written_is_an_error_at_once(config, tmp_path):
+    folder = tmp_path / os.fsdecode(b"run\xe9")
+    with pytest.raises(OutputError, match=r"run.udce9' of the run: its name must be UTF-8"):
+        train(config, folder)
+    assert not folder.exists()
 
 
 def test_an_output_that_cannot_be_written_is_an_error(config, tmp_path):
