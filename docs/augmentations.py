@@ -2,7 +2,7 @@
 
 python docs/augmentations.py
 
-The photographs are scikit-learn's: pip install 'jeffnet[digits]'.
+The photographs are scikit-learn's: pip install scikit-learn.
 """
 
 from collections.abc import Callable, Iterator, Sequence

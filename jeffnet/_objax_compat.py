@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 
+from jeffnet.extras import install
+
 try:
     import objax
 except ModuleNotFoundError as error:
     if error.name not in ("objax", "six"):  # six: Objax needs it without saying so
         raise
-    raise ModuleNotFoundError("the Objax models need Objax: pip install 'jeffnet[objax]'", name=error.name) from error
+    raise ModuleNotFoundError(f"the Objax models need Objax: {install('objax')}", name=error.name) from error
 
 
 def mend(package: ModuleType) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jeffnet.errors import EndingError, OutputError
 from jeffnet.evaluate import Predictions
+from jeffnet.extras import install
 from jeffnet.files import locked, written_atomically
 from jeffnet.names import utf8
 from jeffnet.reading import parse_json, read_text
@@ -184,7 +185,7 @@ def _parquet() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise OutputError("parquet needs pyarrow: pip install 'jeffnet[datasets]', or write .csv") from None
+        raise OutputError(f"parquet needs pyarrow: {install('datasets')}, or write .csv") from None
     return pyarrow, pyarrow.parquet
 
 

@@ -17,7 +17,7 @@ OBJAX_COMPATIBILITY = "_objax_compat"
 
 # What a part of the package may import of the package. A part that is not named here counts as one of `train`'s
 # neighbours (`evaluate`, `export` ...): it may import all but the command line.
-BASE = frozenset({"arch", "code_cache", "errors", "files", "names", "reading", "_tensorflow"})
+BASE = frozenset({"arch", "code_cache", "errors", "extras", "files", "names", "reading", "_tensorflow"})
 ALLOWED = {
     "errors": frozenset({"errors"}),
     "arch": frozenset({"arch", "errors"}),
@@ -25,6 +25,7 @@ ALLOWED = {
     "files": frozenset({"errors", "files"}),
     "names": frozenset(),
     "reading": frozenset(),
+    "extras": frozenset(),
     "code_cache": frozenset({"code_cache", "files"}),
     "ops": BASE | {"ops"},
     "weights": BASE | {"ops", "weights"},

@@ -205,4 +205,4 @@ except ValueError as error:
     print(error)
 """
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "pip install 'jeffnet[objax]'" in answer.stdout
+    assert "pip install objax six" in answer.stdout

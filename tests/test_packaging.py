@@ -1,9 +1,11 @@
 """What users receive: the contents of the distributions, and that the wheel works where nothing else is installed."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import jeffnet
+from jeffnet.extras import PACKAGES, install
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,3 +88,15 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     )
     assert process.returncode == 0, f"{' '.join(command)}\n{process.stdout}\n{process.stderr}"
     return process.stdout
+
+
+def test_the_packages_that_messages_name_are_those_of_the_extras():
+    """Asked for `jeffnet[x]`, pip would look for jeffnet in the registry: messages name the packages themselves."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*PACKAGES} == {*project} - {"dev"}
+    for extra, packages in PACKAGES.items():
+        names = {re.match(r"[\w-]+", requirement)[0] for requirement in project[extra]}
+        assert {*packages.split()} == names - ({"tensorflow"} if "tensorflow-cpu" in packages else {"tensorflow-cpu"})
+    assert install("bench", "keras", "tfds", "tf").count("tensorflow-datasets") == 1
+    for path in (ROOT / "jeffnet").rglob("*.py"):
+        assert "pip install 'jeffnet" not in path.read_text(), path

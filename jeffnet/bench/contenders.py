@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jeffnet.backends import BACKENDS
+from jeffnet.extras import install
 
 _JAX, _TORCH, _ONNX, _KERAS = (f"jeffnet.bench.programs.with_{name}" for name in ("jax", "torch", "onnx", "keras"))
 
@@ -34,7 +35,7 @@ class Contender:
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
         if not missing:
             return None
-        return f"not installed ({', '.join(missing)}): pip install 'jeffnet[{self.extra}]'"
+        return f"not installed ({', '.join(missing)}): {install(*self.extra.split(','))}"
 
 
 CONTENDERS: dict[str, Contender] = {

@@ -16,6 +16,7 @@ from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
+from jeffnet.extras import install
 from jeffnet.reading import check_file, parse_json
 
 if TYPE_CHECKING:
@@ -64,9 +65,7 @@ class HubDataset:
         try:
             import datasets
         except ImportError:
-            raise DatasetError(
-                f"data set {self._data!r} needs Hugging Face datasets: pip install 'jeffnet[datasets]'"
-            ) from None
+            raise DatasetError(f"data set {self._data!r} needs Hugging Face datasets: {install('datasets')}") from None
         if self._data.startswith("hf:"):
             self._folders = _cache_folders()
             rows, found = _of_hub(self._data, split)

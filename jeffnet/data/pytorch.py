@@ -1,4 +1,4 @@
-"""Pictures through PyTorch's DataLoader, for evaluation; needs `pip install 'jeffnet[torch]'`.
+"""Pictures through PyTorch's DataLoader, for evaluation; needs the extra `torch`.
 
 Worker processes decode and transform, and hand whole chunks of a batch over in shared memory. The pixels are those of
 timm's pipeline before normalisation, and of `jeffnet.data.loader`. What worker processes import stays clear of JAX.
@@ -24,6 +24,7 @@ from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import DatasetError, ImageError, JeffnetError, first_line
+from jeffnet.extras import install
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +82,7 @@ def eval_loader(
     try:
         from torch.utils.data import IterableDataset
     except ImportError:
-        raise DatasetError("the loader 'pt' needs PyTorch: pip install 'jeffnet[torch]'") from None
+        raise DatasetError(f"the loader 'pt' needs PyTorch: {install('torch')}") from None
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DatasetError(
             f"data set {type(dataset).__name__} is not map-style: give one with a length and numbered examples"

@@ -13,6 +13,7 @@ from jeffnet.data.checks import checked_index, listed, of_unknown_endings
 from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
 from jeffnet.data.splits import SPLITS, split_names
 from jeffnet.errors import ConfigError, DatasetError
+from jeffnet.extras import install
 
 _LOGGER = logging.getLogger("jeffnet.data")
 
@@ -161,7 +162,7 @@ class Digits:
         try:
             from sklearn.datasets import load_digits
         except ImportError:
-            raise DatasetError("data set 'digits' needs scikit-learn: pip install 'jeffnet[digits]'") from None
+            raise DatasetError(f"data set 'digits' needs scikit-learn: {install('digits')}") from None
         data, labels = map(np.asarray, load_digits(return_X_y=True))
         self.classes = tuple("0123456789")
         self._indices = _stratified(labels, split)

@@ -1,4 +1,4 @@
-"""Pictures through TensorFlow, for evaluation as the papers' authors did it; needs `pip install 'jeffnet[tf]'`.
+"""Pictures through TensorFlow, for evaluation as the papers' authors did it; needs the extra `tf`.
 
 TensorFlow decodes, crops and resizes. Its JPEG decoder is set to be fast, it cuts before it resizes, and it resizes
 without antialiasing: the pixels are not those of the other pipelines, but those that the authors' scores belong to.

@@ -15,6 +15,7 @@ from jeffnet import _tensorflow
 from jeffnet.data.images import FORMATS, image_mode, orientation
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, DatasetError
+from jeffnet.extras import install
 
 RESIZES = ("legacy", "half_pixel", "antialias", "pillow")
 
@@ -342,4 +343,4 @@ def tensorflow() -> Any:
     try:
         return _tensorflow.tensorflow()
     except ImportError:
-        raise DatasetError("reading with TensorFlow needs TensorFlow: pip install 'jeffnet[tf]'") from None
+        raise DatasetError(f"reading with TensorFlow needs TensorFlow: {install('tf')}") from None

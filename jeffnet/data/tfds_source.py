@@ -13,6 +13,7 @@ from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
 from jeffnet.errors import DatasetError, first_line
+from jeffnet.extras import install
 
 _INFO = "dataset_info.json"
 _FILE_NAMES = ("file_name", "filename", "image/filename")
@@ -140,7 +141,7 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         from tensorflow_datasets.core.utils import file_utils
     except ImportError as error:
         raise DatasetError(
-            f"data set {name!r} needs tensorflow-datasets ({first_line(error)}): pip install 'jeffnet[tfds]'"
+            f"data set {name!r} needs tensorflow-datasets ({first_line(error)}): {install('tfds')}"
         ) from None
     folder = Path(name).expanduser()
     place = data_dir or os.environ.get("TFDS_DATA_DIR")

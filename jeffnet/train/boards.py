@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jeffnet.errors import ConfigError, OutputError, first_line
+from jeffnet.extras import install
 from jeffnet.files import written_atomically
 from jeffnet.train.config import LogConfig
 
@@ -190,7 +191,7 @@ def _wandb(project: str) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
-            f"log.wandb_project {project!r} needs Weights & Biases: pip install 'jeffnet[wandb]', or set it to none"
+            f"log.wandb_project {project!r} needs Weights & Biases: {install('wandb')}, or set it to none"
         ) from None
     return wandb
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.errors import OutputError
+from jeffnet.extras import install
 from jeffnet.files import written_atomically
 from jeffnet.weights.hdf5 import with_checksums
 from jeffnet.weights.keras import KERAS
@@ -49,7 +50,7 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
     try:
         import keras
     except ModuleNotFoundError as error:
-        raise OutputError(f"cannot write {str(path)!r} without Keras: pip install 'jeffnet[keras]'") from error
+        raise OutputError(f"cannot write {str(path)!r} without Keras: {install('keras')}") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a number of channels that is not 1 or 3

@@ -18,6 +18,7 @@ from jeffnet.arch.plan import Block, Conv, Plan, SqueezeExcite
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import OutputError, WeightsError, first_line
+from jeffnet.extras import install
 from jeffnet.weights.naming import Naming
 from jeffnet.weights.stored import Stored
 
@@ -100,7 +101,7 @@ def read_tensorflow(prefix: Path) -> tuple[dict[str, Stored], str | None, Prepro
         tf = tensorflow()
     except ImportError as error:
         raise WeightsError(
-            f"weights {str(prefix)!r} are a checkpoint of TensorFlow, which is not installed: pip install 'jeffnet[tf]'"
+            f"weights {str(prefix)!r} are a checkpoint of TensorFlow, which is not installed: {install('tf')}"
         ) from error
     try:
         reader = tf.train.load_checkpoint(str(prefix))
@@ -135,7 +136,7 @@ def write_tensorflow(prefix: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         tf = tensorflow()
     except ImportError as error:
-        raise OutputError("a checkpoint of TensorFlow needs it to be written: pip install 'jeffnet[tf]'") from error
+        raise OutputError(f"a checkpoint of TensorFlow needs it to be written: {install('tf')}") from error
     tensors = [tf.convert_to_tensor(np.ascontiguousarray(array)) for array in arrays.values()]
     tf.raw_ops.SaveV2(
         prefix=str(prefix), tensor_names=list(arrays), shape_and_slices=[""] * len(tensors), tensors=tensors

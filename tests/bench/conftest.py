@@ -58,7 +58,7 @@ def result():
             ),
         ),
         (
-            Failure("openvino", "not installed (openvino): pip install 'jeffnet[bench]'", True),
+            Failure("openvino", "not installed (openvino): pip install openvino", True),
             Failure("keras", "ended with status 3", False),
         ),
         "linen",

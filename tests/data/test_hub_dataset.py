@@ -352,5 +352,5 @@ def test_a_data_set_that_is_not_there_says_how_to_log_in(monkeypatch: pytest.Mon
 
 def test_without_datasets_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DatasetError, match=r"pip install 'jeffnet\[datasets\]'"):
+    with pytest.raises(DatasetError, match=r"pip install datasets"):
         HubDataset("hf:owner/name", "val")

@@ -376,7 +376,7 @@ def test_a_setting_out_of_range_is_an_error_naming_it(folder: ImageFolder, optio
 
 def test_without_pytorch_the_extra_is_named(folder: ImageFolder, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch.utils.data", None)
-    with pytest.raises(DatasetError, match=r"pip install 'jeffnet\[torch\]'"):
+    with pytest.raises(DatasetError, match=r"pip install torch"):
         eval_loader(folder, EVALUATE, 1)
 
 

@@ -239,5 +239,5 @@ def test_digits_are_scikit_learns_pixels_in_8_bits():
 def test_without_scikit_learn_digits_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DatasetError, match=r"pip install 'jeffnet\[digits\]'"):
+    with pytest.raises(DatasetError, match=r"pip install scikit-learn"):
         Digits()

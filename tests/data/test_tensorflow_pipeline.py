@@ -591,5 +591,5 @@ def test_digits_by_their_name():
 
 def test_without_tensorflow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, noise: Noise):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(DatasetError, match=r"pip install 'jeffnet\[tf\]'"):
+    with pytest.raises(DatasetError, match=r"pip install tensorflow-cpu"):
         eval_loader(noise, "val", SMALL, 4)

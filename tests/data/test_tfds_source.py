@@ -277,5 +277,5 @@ assert "tensorflow" not in sys.modules
 
 def test_without_tensorflow_datasets_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(DatasetError, match=r"pip install 'jeffnet\[tfds\]'"):
+    with pytest.raises(DatasetError, match=r"pip install tensorflow-datasets"):
         TfdsSource("toy", "val")

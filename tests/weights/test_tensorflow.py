@@ -202,7 +202,7 @@ def test_another_model_is_refused_with_all_that_does_not_fit(tmp_path):
 def test_without_tensorflow_the_message_says_so(tmp_path, monkeypatch):
     (tmp_path / "model.ckpt.index").write_bytes(bytes.fromhex("57fb808b247547db"))
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(WeightsError, match=r"not installed: pip install 'jeffnet\[tf\]'"):
+    with pytest.raises(WeightsError, match=r"not installed: pip install tensorflow-cpu"):
         read_weights(tmp_path / "model.ckpt")
 
 

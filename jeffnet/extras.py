@@ -1,0 +1,22 @@
+"""Packages that some functions need beyond what jeffnet brings, by the extra of `pyproject.toml` that installs them."""
+
+import sys
+
+_TENSORFLOW = "tensorflow-cpu" if sys.platform == "linux" else "tensorflow"
+# What a user asks pip for: the packages by their own names, since jeffnet may be installed from anywhere.
+PACKAGES = {
+    "digits": "scikit-learn",
+    "objax": "objax six",
+    "torch": "torch torchvision timm",
+    "tf": f"{_TENSORFLOW} tensorflow-datasets importlib_resources",
+    "tfds": "tensorflow-datasets importlib_resources",
+    "datasets": "datasets",
+    "keras": "keras h5py",
+    "bench": "onnx onnxruntime onnxscript openvino",
+    "wandb": "wandb",
+}
+
+
+def install(*extras: str) -> str:
+    """The command that installs what extras have, for a message."""
+    return f"pip install {' '.join(dict.fromkeys(' '.join(PACKAGES[extra] for extra in extras).split()))}"
