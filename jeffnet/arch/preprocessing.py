@@ -46,8 +46,8 @@ class Preprocessing:
             )
         if not 0 < self.crop_pct <= 1 or self.image_size / self.crop_pct > LARGEST_IMAGE:
             raise ArchitectureError(
-                f"crop_pct {self.crop_pct} is outside (0, 1], or cuts {self.image_size} pixels from pictures of more than "
-                f"{LARGEST_IMAGE:,}"
+                f"crop_pct {self.crop_pct} is outside (0, 1], or cuts {self.image_size} pixels from pictures of more "
+                f"than {LARGEST_IMAGE:,}"
             )
         if self.interpolation not in INTERPOLATIONS:
             raise ArchitectureError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
