@@ -16,6 +16,7 @@ from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.errors import UnknownModelError, WeightsError, first_line
 from jeffnet.ops.init import initial_arrays
+from jeffnet.reading import check_file
 from jeffnet.weights.archive import check_members, open_zip
 from jeffnet.weights.checksum import CHECKSUMS_KEY, checked_by_metadata
 from jeffnet.weights.fit import fit
@@ -121,12 +122,13 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
       WeightsError: it is missing, truncated, or holds something else.
     """
     path = Path(path)
-    checkpoint = find_checkpoint(path)
-    if checkpoint:
-        return _read_tensorflow(checkpoint)
-    if path.is_dir():
-        return _read_folder(path)
     try:
+        checkpoint = find_checkpoint(path)
+        if checkpoint:
+            return _read_tensorflow(checkpoint)
+        if path.is_dir():
+            return _read_folder(path)
+        check_file(path, None)
         with open(path, "rb") as file:
             start = file.read(33)
     except OSError as error:

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from jeffnet.errors import OutputError, WeightsError, first_line
+from jeffnet.weights.archive import check_growth
 from jeffnet.weights.state_dict import find_state_dict
 from jeffnet.weights.stored import Stored
 
@@ -75,6 +76,8 @@ def _stored(tensor: Any) -> Stored:
 
     if tensor.is_sparse or tensor.is_quantized:
         raise ValueError("sparse or quantized tensors cannot be read: save the model with dense float tensors")
+    # One value may stand for any number of them.
+    check_growth(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
     if tensor.dtype == torch.bfloat16:
         return Stored(
             tuple(tensor.shape),

@@ -19,6 +19,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import OutputError, WeightsError, first_line
 from jeffnet.extras import install
+from jeffnet.reading import MOST_TEXT, read_file
 from jeffnet.weights.naming import Naming
 from jeffnet.weights.stored import Stored
 
@@ -61,12 +62,13 @@ def find_checkpoint(path: Path) -> Path | None:
 
     Raises:
       WeightsError: a folder with several checkpoints, of which it does not say the latest.
+      OSError: a file cannot be read.
     """
     if path.is_dir():
-        indices = sorted(path.glob(f"*{_INDEX}"))
+        indices = sorted(index for index in path.glob(f"*{_INDEX}") if index.is_file())
         latest = path / "checkpoint"
         if latest.is_file() and indices:
-            found = re.search(r'^model_checkpoint_path: "(.*)"', latest.read_text(errors="replace"), re.MULTILINE)
+            found = re.search(r'^model_checkpoint_path: "(.*)"', _text(latest), re.MULTILINE)
             if found and (path / (Path(found[1]).name + _INDEX)).is_file():
                 return path / Path(found[1]).name
         if len(indices) > 1:
@@ -77,6 +79,10 @@ def find_checkpoint(path: Path) -> Path | None:
         return _prefix(path)
     index = path.with_name(path.name + _INDEX)
     return path if index.is_file() else None
+
+
+def _text(path: Path) -> str:
+    return read_file(path, MOST_TEXT).decode(errors="replace")
 
 
 def _prefix(path: Path) -> Path | None:

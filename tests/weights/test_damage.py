@@ -1,6 +1,7 @@
 """Damaged and crafted files of every kind: none is taken for what was written, all end in an error that names them."""
 
 import io
+import os
 import random
 import shutil
 import tracemalloc
@@ -174,6 +175,27 @@ def test_a_file_that_claims_to_be_huge_is_an_error_before_memory_is_taken(craft,
         assert tracemalloc.get_traced_memory()[1] < 2**26
     finally:
         tracemalloc.stop()
+
+
+def test_a_tensor_that_repeats_one_value_without_end_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {"conv_stem.weight": torch.zeros(3, 3), "classifier.bias": torch.zeros(1).expand(10**12)}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"a.pth' .* would unpack to"):
+        open_weights(tmp_path / "a.pth", NAME)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
+def test_a_pipe_or_a_device_is_not_read(tmp_path):
+    """It would wait for ever, or never end; in a folder too."""
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(WeightsError, match=r"pipe.safetensors': .*it is a pipe"):
+        read_weights(tmp_path / "pipe.safetensors")
+    with pytest.raises(WeightsError, match=r"/dev/zero': .*it is a device"):
+        read_weights("/dev/zero")
+    os.mkfifo(tmp_path / "model.ckpt.index")
+    with pytest.raises(WeightsError, match="is a folder, but"):
+        read_weights(tmp_path)
 
 
 def test_files_of_ours_have_checksums(written):
