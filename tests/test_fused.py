@@ -209,7 +209,7 @@ def block_strings(draw):
 
 
 @pytest.mark.slow
-@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@settings(derandomize=True, deadline=None, database=None, max_examples=40)
 @given(st.data())
 def test_any_block(data):
     draw = data.draw

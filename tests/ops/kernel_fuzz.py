@@ -6,9 +6,11 @@ LD_PRELOAD=... python tests/ops/kernel_fuzz.py --sanitized --examples 500 --seed
 
 import argparse
 import math
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -479,6 +481,18 @@ CHECKS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
 }
 
 
+def sanitized_flags() -> tuple[str, ...]:
+    return (*(flag for flag in native._FLAGS if flag != "-O3"), *SANITIZERS)
+
+
+def sanitizer_libraries() -> list[str]:
+    """What must be loaded before Python, where the compiler has it."""
+    program = native.compiler()
+    ask = lambda name: subprocess.check_output([program, f"-print-file-name={name}"], text=True).strip()  # noqa: E731
+    found = [ask(name) for name in ("libasan.so", "libubsan.so")] if program else []
+    return found if found and all(Path(path).is_absolute() for path in found) else []
+
+
 def fuzz(name: str, examples: int, start: int | None = None) -> None:
     """Draws and checks so many problems; `start` seeds them, and None takes always the same."""
     check, strategy = CHECKS[name]
@@ -504,9 +518,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=CHECKS, nargs="+", default=list(CHECKS))
     options = parser.parse_args(arguments)
     if options.build or options.sanitized:
-        native._FLAGS = tuple(flag for flag in native._FLAGS if flag != "-O3") + SANITIZERS
+        native._FLAGS = sanitized_flags()
     if options.build:
-        native._built()
+        native._path()
         return
     native.load()
     for name in options.only:

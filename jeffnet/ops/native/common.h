@@ -66,7 +66,7 @@ bool Holds(Buffer& buffer, int64_t count) {
   return static_cast<int64_t>(buffer.element_count()) == count;
 }
 
-// A handler that returns what it throws as a status: XLA is compiled without exceptions.
+// A handler that returns what it throws as a status: nothing may be thrown from one library's C++ into another's.
 template <auto kHandler>
 struct Caught;
 template <typename... Args, ffi::Error (*kHandler)(Args...)>
