@@ -20,6 +20,10 @@ class ArchitectureError(JeffnetError):
     """A block string or an architecture option that describes no network."""
 
 
+class UnknownOptionError(ArchitectureError, TypeError):
+    """An option that a model does not have."""
+
+
 class WeightsError(JeffnetError):
     """A weights file or state dict that cannot be read or does not fit the model."""
 

@@ -39,6 +39,7 @@ class Settings:
       data: see `jeffnet.data.open.open_source`; for the loader 'tf' see `jeffnet.data.tensorflow.eval_loader`.
       split: of the data set; 'val' is also called validation and test.
       data_dir: where TensorFlow Datasets are prepared.
+      num_classes: that the models must have; None for any number.
       loader: 'grain', 'tf' or 'pt'.
       backend: one of `jeffnet.backends.BACKENDS`.
       dtype: in which layers compute.
@@ -66,6 +67,7 @@ class Settings:
     data: str
     split: str = "val"
     data_dir: str | None = None
+    num_classes: int | None = None
     loader: str = "grain"
     backend: str = "linen"
     dtype: str = "float32"
@@ -73,7 +75,7 @@ class Settings:
     mesh: str = "auto"
     size: tuple[int, int] | None = None
     crop_pct: float | None = None
-    crop_mode: str = "center"
+    crop_mode: str | None = None
     interpolation: str | None = None
     tf_resize: str | None = None
     num_examples: int | None = None
@@ -225,6 +227,11 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
     transform = _transform(card.preprocessing, settings)
     if not card.num_classes:
         raise ConfigError(f"weights {candidate.weights or candidate.name!r} have no classifier: nothing to validate")
+    if settings.num_classes not in (None, card.num_classes):
+        what = f"weights {candidate.weights or candidate.name!r}"
+        raise ConfigError(f"{what} have {card.num_classes} classes, not num_classes {settings.num_classes}")
+    if card.global_pool == "none" and not card.test_window:
+        raise ConfigError(f"weights {candidate.weights!r} have logits for every place of a map: nothing to score")
     if settings.test_pool:
         own = card.preprocessing.image_size
         if min(transform.shape) <= own:

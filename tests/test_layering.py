@@ -20,7 +20,7 @@ OBJAX_COMPATIBILITY = "_objax_compat"
 BASE = frozenset({"arch", "code_cache", "errors", "extras", "files", "names", "reading", "_tensorflow"})
 ALLOWED = {
     "errors": frozenset({"errors"}),
-    "arch": frozenset({"arch", "errors"}),
+    "arch": frozenset({"arch", "errors", "names"}),
     "_tensorflow": frozenset(),
     "files": frozenset({"errors", "files"}),
     "names": frozenset(),

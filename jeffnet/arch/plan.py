@@ -7,7 +7,7 @@ operation, `Conv` and `SqueezeExcite`, which a backend realises one by one with 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 
 from jeffnet.arch.grammar import BlockSpec, parse_stages
 from jeffnet.arch.spec import ModelSpec, SqueezeRule
@@ -156,6 +156,11 @@ class Plan:
         return self.head.out_channels
 
     @property
+    def output_stride(self) -> int:
+        """Pixels of the input per pixel of the last map, along each side."""
+        return max((feature.stride for feature in self.features), default=self.stem.stride)
+
+    @property
     def blocks(self) -> Iterable[Block]:
         return (block for stage in self.stages for block in stage)
 
@@ -252,6 +257,17 @@ def with_test_pooling(plan: Plan, image_size: int) -> Plan:
     return replace(plan, global_pool="none", test_window=-(-image_size // math.prod(strides)))
 
 
+def trunk(plan: Plan) -> Plan:
+    """What arrays are trained for: the plan without its numbers of classes and channels, pooling, and training options.
+
+    Arrays of one plan compute the same features in another if and only if both have the same trunk.
+    """
+    stem = replace(plan.stem, parts=tuple(replace(part, in_channels=0) for part in plan.stem.parts))
+    stages = tuple(tuple(replace(block, drop_path_rate=0.0) for block in stage) for stage in plan.stages)
+    plan = replace(plan, in_chans=0, stem=stem, stages=stages, classifier=None, global_pool="avg", test_window=0)
+    return replace(plan, drop_rate=0.0, bn_momentum=0.0, frozen_norms=frozenset(), norm_groups=1)
+
+
 def _check_options(
     num_classes: int, in_chans: int, rates: dict[str, float], global_pool: str, output_stride: int
 ) -> None:
@@ -263,8 +279,8 @@ def _check_options(
     if in_chans < 1:
         raise ArchitectureError(f"in_chans {in_chans} is not a number of channels: give 1 or more")
     for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ArchitectureError(f"{name} {rate} is outside [0, 1)")
+        if not isinstance(rate, Real) or not 0 <= rate < 1:
+            raise ArchitectureError(f"{name} {rate!r} is outside [0, 1)")
     if global_pool not in GLOBAL_POOLS:
         raise ArchitectureError(f"global_pool {global_pool!r} is not one of {', '.join(GLOBAL_POOLS)}")
     if output_stride not in OUTPUT_STRIDES:

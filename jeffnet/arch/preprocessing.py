@@ -14,6 +14,7 @@ INCEPTION_STD = (0.5, 0.5, 0.5)
 LARGEST_IMAGE = 2**15  # pixels along a side
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Preprocessing:
       interpolation: 'bicubic' or 'bilinear'.
       mean: per channel, of pixel values in [0, 1]; subtracted.
       std: per channel, of pixel values in [0, 1]; divided by.
+      crop_mode: 'center', 'squash' or 'border', see `jeffnet.data.preprocess.EvalTransform`.
 
     Raises:
       ArchitectureError: a value outside its range.
@@ -37,6 +39,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         # Sizes come from files too, and pictures are made of them.
@@ -51,5 +54,7 @@ class Preprocessing:
             )
         if self.interpolation not in INTERPOLATIONS:
             raise ArchitectureError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if self.crop_mode not in CROP_MODES:
+            raise ArchitectureError(f"crop_mode {self.crop_mode!r} is not one of {', '.join(CROP_MODES)}")
         if len(self.mean) != len(self.std) or not all(self.std) or not all(map(isfinite, (*self.mean, *self.std))):
             raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, finite, and no std of 0")

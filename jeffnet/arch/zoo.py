@@ -42,6 +42,8 @@ def resolve_name(name: str) -> str:
     Raises:
       UnknownModelError: no such model; the message has the nearest names.
     """
+    if not isinstance(name, str):
+        raise UnknownModelError(f"unknown model {name!r}: a name is text, such as 'pt_efficientnet_b0'")
     for candidate in (name, _TIMM_NAMES.get(name), _OTHER_NAMES.get(name), f"pt_{name}"):
         if candidate and _find(candidate):
             return candidate

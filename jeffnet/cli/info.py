@@ -126,16 +126,16 @@ def _show_weights(options: argparse.Namespace) -> None:
     file = find_weights(options.model)
     values = sum(array.read().size for array in file.arrays.values())
     card = file.card
-    preprocessing = card.preprocessing if card else file.preprocessing
+    preprocessing = card.preprocessing if card else file.config.preprocessing or file.preprocessing
     summary = {
         "path": options.model,
         "kind": file.naming.title,
-        "model": card.model if card else file.model,
+        "model": file.stated_model,
         "num_classes": card.num_classes if card else None,
         "in_chans": card.in_chans if card else None,
         "global_pool": card.global_pool if card else None,
         "output_stride": card.output_stride if card else None,
-        "classes": list(card.classes if card else file.classes),
+        "classes": list(card.classes if card else file.config.classes),
         "preprocessing": vars(preprocessing) if preprocessing else None,
         "arrays": len(file.arrays),
         "values": values,

@@ -62,6 +62,8 @@ def run(options: argparse.Namespace) -> None:
     apply, variables, card = open_model(options)
     if not card.num_classes:
         raise WeightsError(f"weights {options.weights!r} have no classifier: there are no classes to show")
+    if card.global_pool == "none" and not card.test_window:
+        raise WeightsError(f"weights {options.weights!r} have logits for every place of the last map: nothing to show")
     classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
     pictures = _pictures(options.pictures, options.limit, card.in_chans)
     forward = make_forward(apply, card.preprocessing)

@@ -57,6 +57,9 @@ def _add_model_options(group: Any) -> None:
         help="a file or checkpoint of any kind, hf:owner/name, or a URL; {model} in it stands for each model's name "
         "(default: the published weights)",
     )
+    group.add_argument(
+        "--num-classes", type=positive, metavar="N", help="classes that the weights must have (default: any number)"
+    )
     group.add_argument("--backend", choices=BACKENDS, default="linen", help="(default: %(default)s)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")
     group.add_argument(
@@ -102,7 +105,7 @@ def _add_pixel_options(group: Any) -> None:
         "--img-size", "--image-size", dest="size", type=picture_size, metavar="PIXELS", help="side, or HEIGHTxWIDTH"
     )
     group.add_argument("--crop-pct", type=share, metavar="SHARE", help="of the resized picture, that is kept")
-    group.add_argument("--crop-mode", choices=("center", "squash", "border"), default="center", help="as in timm")
+    group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="as in timm")
     group.add_argument("--interpolation", choices=INTERPOLATIONS)
     group.add_argument(
         "--exif",

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jeffnet.arch.class_names import class_indices, order_doubt
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.data.checks import listed
 from jeffnet.errors import DatasetError
@@ -21,16 +23,16 @@ from jeffnet.reading import parse_json, read_text
 # (arXiv:1902.10811) and ImageNet-Sketch (arXiv:1905.13549) have all.
 SUBSETS = ("imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "data")
 
+_log = logging.getLogger("jeffnet")
+
 
 def label_table(
     classes: Sequence[str], num_classes: int, model_classes: Sequence[str] = (), mapping: dict[str, int] | None = None
 ) -> np.ndarray:
     """Which of a model's classes each label of a data set is.
 
-    A mapping decides first. Then names do, where the model has names (with 1,000 classes and none, ImageNet's WordNet
-    identifiers): a data set may have a part of its classes. Then numbers, where the data set's classes are numbers, as
-    ImageNet-V2's folders, and the model's are ImageNet's or have no names. Last the order, where there are as many of
-    each and the model has no names.
+    A mapping decides first, else `jeffnet.arch.class_names.class_indices`: names, of which a data set may have a part;
+    numbers, as ImageNet-V2's folders have; or the order, where the model has no names.
 
     Args:
       classes: names of the data set's labels.
@@ -50,26 +52,21 @@ def label_table(
         if wrong := [name for name in classes if not 0 <= mapping[name] < num_classes]:
             raise DatasetError(f"the label map sends {listed(wrong)} outside the model's {num_classes} classes")
         return np.array([mapping[name] for name in classes], np.int32)
-    imagenet = tuple(imagenet_classes())
-    known = tuple(model_classes) or (imagenet if num_classes == 1000 else ())
-    number = {name: index for index, name in enumerate(known)}
-    if all(name in number for name in classes):
-        return np.array([number[name] for name in classes], np.int32)
-    if known == imagenet and tuple(classes) == tuple(imagenet_classes().values()):
-        return np.arange(num_classes, dtype=np.int32)
-    if known in ((), imagenet) and all(re.fullmatch(r"\d{1,18}", name) and int(name) < num_classes for name in classes):
-        return np.array([int(name) for name in classes], np.int32)
-    if len(classes) == num_classes and not model_classes:
-        return np.arange(num_classes, dtype=np.int32)
-    if len(classes) != num_classes and not model_classes:
+    indices = class_indices(classes, num_classes, model_classes)
+    if indices is not None:
+        if doubt := order_doubt(classes, num_classes, model_classes):
+            _log.warning("%s: give a label map if the weights are timm's", doubt)
+        return np.array(indices, np.int32)
+    known = tuple(model_classes) or (tuple(imagenet_classes()) if num_classes == len(imagenet_classes()) else ())
+    if not known:
         raise DatasetError(
             f"the data set has {len(classes)} classes, the model {num_classes}: labels and logits would not match; "
             "give a label map"
         )
-    unknown = [name for name in classes if name not in number]
+    unknown = [name for name in classes if name not in known]
     raise DatasetError(
-        f"the data set has classes that the model has not: {listed(unknown, beside=known)}; it has {listed(known)}: "
-        "give a label map"
+        f"the data set has classes that the model has not: {listed(unknown or classes, beside=known)}; it has "
+        f"{listed(known)}: give a label map"
     )
 
 

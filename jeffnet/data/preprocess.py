@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jeffnet.arch.preprocessing import INTERPOLATIONS, Preprocessing
+from jeffnet.arch.preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing
 from jeffnet.data.augment.jitter import ColorJitter
 from jeffnet.data.augment.magnitudes import GREY, Canvas
 from jeffnet.data.augment.operations import Fill
@@ -16,7 +16,6 @@ from jeffnet.data.images import upright
 from jeffnet.errors import ConfigError, ImageError
 
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
-CROP_MODES = ("center", "squash", "border")
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Draws of a crop before giving up on fitting one into the picture.
@@ -33,7 +32,7 @@ class EvalTransform:
       size: height and width of the result; None takes the square of `preprocessing.image_size`.
       crop_mode: 'center' resizes until the short side is `1 / crop_pct` of the result's and keeps the centre; 'squash'
         resizes both sides to that, whatever becomes of the proportions, and keeps the centre; 'border' resizes until
-        the long side is, and fills what is missing with the mean.
+        the long side is, and fills what is missing with the mean. None takes the preprocessing's.
       exif: first turn the picture as its EXIF orientation says, which timm and TensorFlow do not.
 
     Raises:
@@ -42,12 +41,13 @@ class EvalTransform:
 
     preprocessing: Preprocessing
     size: tuple[int, int] | None = None
-    crop_mode: str = "center"
+    crop_mode: str | None = None
     exif: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and not all(side > 0 for side in self.size):
             raise ConfigError(f"size {self.size} is not a size: give a positive height and width")
+        object.__setattr__(self, "crop_mode", self.crop_mode or self.preprocessing.crop_mode)
         if self.crop_mode not in CROP_MODES:
             raise ConfigError(f"crop_mode {self.crop_mode!r} is not one of {', '.join(CROP_MODES)}")
 

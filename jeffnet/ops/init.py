@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.errors import ArchitectureError
 
 Initializer = Callable[..., Array]
 
@@ -38,7 +39,9 @@ def dense_kernel_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp
     return jax.random.uniform(key, shape, dtype, -reach, reach)
 
 
-def initial_arrays(plan: Plan, rng: int | Array, dtype: DTypeLike = jnp.float32) -> dict[str, np.ndarray]:
+def initial_arrays(
+    plan: Plan, rng: int | Array, dtype: DTypeLike = jnp.float32, salt: str = ""
+) -> dict[str, np.ndarray]:
     """The initial value of every array of a model, by canonical name, without running or compiling anything.
 
     Each array depends on `rng` and on its own name alone: two models that differ in their classifier start with the
@@ -48,11 +51,12 @@ def initial_arrays(plan: Plan, rng: int | Array, dtype: DTypeLike = jnp.float32)
       plan: the model.
       rng: a seed, or a key of `jax.random`.
       dtype: of parameters; running statistics are at least float32.
+      salt: another one draws other values with the same `rng`.
 
     Raises:
-      ValueError: `rng` is neither.
+      ArchitectureError: `rng` is neither.
     """
-    words = _seed_words(rng)
+    words = [*_seed_words(rng), *([zlib.crc32(salt.encode())] if salt else [])]
     return {name: _initial_array(spec, words, np.dtype(dtype)) for name, spec in array_specs(plan).items()}
 
 
@@ -85,9 +89,9 @@ def _dense_reach(shape: tuple[int, ...]) -> float:
 def _seed_words(rng: int | Array) -> list[int]:
     if isinstance(rng, (int, np.integer)):
         if rng < 0:
-            raise ValueError(f"rng {rng} is negative: give a seed of 0 or more, or a key of jax.random")
+            raise ArchitectureError(f"rng {rng} is negative: give a seed of 0 or more, or a key of jax.random")
         return [int(rng)]
     if isinstance(rng, jax.Array) and (jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) or rng.dtype == jnp.uint32):
         key = jax.random.key_data(rng) if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else rng
         return [int(word) for word in np.asarray(key).reshape(-1)]
-    raise ValueError(f"rng {rng!r} is neither a seed nor a key of jax.random")
+    raise ArchitectureError(f"rng {rng!r} is neither a seed nor a key of jax.random")

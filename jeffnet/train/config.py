@@ -7,6 +7,7 @@ default but the model's name and the path of the data.
 import math
 from dataclasses import field
 
+from jeffnet.arch.preprocessing import CROP_MODES
 from jeffnet.backends import BACKENDS
 from jeffnet.data.batches import OnBadImage
 from jeffnet.errors import ConfigError
@@ -21,12 +22,13 @@ class ModelConfig:
     """The model; see `jeffnet.weights.start.ModelOptions`.
 
     Attributes:
-      name: in the zoo.
+      name: in the zoo; None where `pretrained` says it.
       backend: whose layers are trained: 'linen', 'nnx', 'objax' or 'functional'. Files are the same for all.
       in_chans: channels of the pictures, 3 or 1.
       drop_rate: dropout before the classifier; None takes the paper's.
       drop_path_rate: stochastic depth; None takes the paper's.
-      output_stride: 32, 16 or 8.
+      global_pool: 'avg', 'max' or 'avgmax'; None takes what `pretrained` was made with, else 'avg'.
+      output_stride: 32, 16 or 8; None takes what `pretrained` was made with, else 32.
       bn_momentum: share of the old running statistics that a step keeps; None takes the paper's, which suits long runs.
       bn_devices: how many neighbouring devices normalise their shares of a batch together: 1 each its own, which takes
         no communication; None all of them, which is the batch of a single device. Running statistics move by the mean
@@ -35,17 +37,18 @@ class ModelConfig:
         loss is scaled dynamically.
       remat: compute blocks again in the backward pass instead of keeping their values.
       pretrained: weights to start from: a model's name for its published ones, a path, `hf:owner/name` or a URL; the
-        classifier starts anew where its classes differ.
+        classifier starts anew where its classes differ, by name where the weights name them.
       freeze: patterns of canonical names (`conv_stem*`, `blocks.[0-2].*`) of what is not trained. Norms among them keep
         their running statistics and normalise by them.
     """
 
-    name: str
+    name: str | None = None
     backend: str = "linen"
     in_chans: int = 3
     drop_rate: float | None = None
     drop_path_rate: float | None = None
-    output_stride: int = 32
+    global_pool: str | None = None
+    output_stride: int | None = None
     bn_momentum: float | None = None
     bn_devices: int | None = None
     dtype: str = "float32"
@@ -56,8 +59,21 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_choice("model.backend", self.backend, tuple(BACKENDS))
         _check_choice("model.dtype", self.dtype, DTYPES)
+        if self.global_pool is not None:
+            _check_choice("model.global_pool", self.global_pool, ("avg", "max", "avgmax"))
         if self.bn_devices is not None:
             _check_range("model.bn_devices", self.bn_devices, 1)
+
+    @property
+    def known_name(self) -> str:
+        """The name.
+
+        Raises:
+          ConfigError: it is None.
+        """
+        if self.name is None:
+            raise ConfigError("give --model.name NAME, or --model.pretrained WEIGHTS that say of which model they are")
+        return self.name
 
 
 @part("data")
@@ -69,11 +85,12 @@ class DataConfig:
         `tfds:name`, `hf:name`, ..., or `digits`.
       train_split: of the data set, to train on.
       val_split: to validate on.
-      image_size: of training and validation; None takes the model's.
-      crop_pct: of validation; None takes the model's.
-      interpolation: 'bicubic' or 'bilinear'; None takes the model's.
-      mean: of the pixels in [0, 1], by channel; None takes the model's.
+      image_size: of training and validation; None takes what `model.pretrained` expects, else the model's.
+      crop_pct: of validation; None likewise.
+      interpolation: 'bicubic' or 'bilinear'; None likewise.
+      mean: of the pixels in [0, 1], by channel; None likewise.
       std: likewise.
+      crop_mode: of validation, 'center', 'squash' or 'border'; None likewise.
       threads: that decode and augment pictures.
       workers: processes that do, instead of the threads.
       on_bad_image: 'error' stops at a picture that cannot be decoded; 'skip' takes another in its place in training,
@@ -88,12 +105,15 @@ class DataConfig:
     interpolation: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    crop_mode: str | None = None
     threads: int = 4
     workers: int = 0
     on_bad_image: OnBadImage = "error"
 
     def __post_init__(self) -> None:
         _check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
+        if self.crop_mode is not None:
+            _check_choice("data.crop_mode", self.crop_mode, CROP_MODES)
         if self.std is not None and not (self.std and min(self.std) > 0):
             raise ConfigError(f"data.std {self.std} must be positive")
 

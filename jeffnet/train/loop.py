@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jeffnet.arch.class_names import class_difference
 from jeffnet.batch_size import is_out_of_memory
 from jeffnet.data.loader import LoaderState, TrainLoader
 from jeffnet.distributed import any_process, check_agreement, is_primary, on_primary
@@ -25,6 +26,7 @@ from jeffnet.train.environment import format_bytes, memory_in_use, record_enviro
 from jeffnet.train.interrupt import InterruptedRunError, StopRequest, stop_requests
 from jeffnet.train.journal import Journal, read_rows, summarize
 from jeffnet.train.phases import Phase
+from jeffnet.train.pretrained import continued, settled
 from jeffnet.train.recipe import entry, entry_names, override
 from jeffnet.train.run import Run, is_run, locked_run, read_config
 from jeffnet.train.scoring import Result, Scorer
@@ -57,8 +59,9 @@ def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool
       InterruptedRunError: SIGTERM or SIGINT asked the run to stop; where it stood is saved.
     """
     # Parts first: what will not do is found before anything is written.
-    setup = make_setup(config)
     begun = go_on and bool(on_primary(lambda: is_run(folder)))
+    config = continued(config, read_config(folder)) if begun else settled(config)
+    setup = make_setup(config)
     _check_agreement(setup, folder, begun)
     if begun:
         _check_same(read_config(folder), config, folder)
@@ -162,7 +165,14 @@ def _closed(run: Run) -> Iterator[None]:
 
 
 def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the configuration was changed so that a checkpoint's data order is another."""
+    """Raises ConfigError where the data or the configuration changed so that a checkpoint does not go on with them."""
+    before, now = values.get("classes"), list(setup.card.classes)
+    if before is not None and before != now:
+        raise ConfigError(
+            f"the classes of {setup.config.data.path!r} were others when the run was saved: they are "
+            f"{class_difference(now, before)}, and labels would mean something else: give them their names back, or "
+            "begin a new run"
+        )
     if values["steps_per_epoch"] != setup.steps_per_epoch:
         raise ConfigError(
             f"epochs had {values['steps_per_epoch']} steps when the run was saved, and would have "
@@ -368,6 +378,7 @@ class _Loop:
             "loader": dict(self.position or {}),
             "pending": self.pending,
             "steps_per_epoch": self.setup.steps_per_epoch,
+            "classes": list(self.setup.card.classes),
         }
         self.files.checkpoints.save(state, values)
 
@@ -440,12 +451,13 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
     for seed in seeds:
         one, own = Path(folder, f"seed_{seed}"), replace(config, seed=seed)
         if on_primary(lambda one=one: is_run(one)):
-            if read_config(one) != own:
+            if read_config(one) != continued(own, read_config(one)):
                 raise ConfigError(f"{str(one)!r} holds a run of another configuration: give another output folder")
             results.append(resume(one, progress=progress))
         else:
             results.append(train(own, one, progress))
     runs = {f"seed {seed}": read_rows(Path(folder, f"seed_{seed}")) for seed in seeds}
     if is_primary():
-        draw_seeds(runs, Path(folder, "curves.png"), f"{config.model.name}, {config.data.path}")
+        name = read_config(Path(folder, f"seed_{seeds[0]}")).model.name
+        draw_seeds(runs, Path(folder, "curves.png"), f"{name}, {config.data.path}")
     return results

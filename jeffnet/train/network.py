@@ -1,6 +1,6 @@
 """What is trained, whatever its module system: pure functions of arrays by canonical name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -94,12 +94,13 @@ def make_network(config: ModelConfig, preprocessing: Preprocessing, num_classes:
     """
     load_backend(config.backend)
     plan = model_plan(
-        config.name,
+        config.known_name,
         num_classes=num_classes,
         in_chans=config.in_chans,
         drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
-        output_stride=config.output_stride,
+        global_pool=config.global_pool or "avg",
+        output_stride=config.output_stride or 32,
         bn_momentum=config.bn_momentum,
     )
     frozen = frozen_parameters(plan, config.freeze)
@@ -132,8 +133,8 @@ def frozen_parameters(plan: Plan, patterns: tuple[str, ...]) -> frozenset[str]:
     return frozenset(frozen)
 
 
-def initial_arrays(config: ModelConfig, network: Network, seed: int) -> Arrays:
-    """The arrays with which training starts: drawn by a seed, or those of `config.pretrained`.
+def initial_arrays(config: ModelConfig, network: Network, seed: int, classes: Sequence[str]) -> Arrays:
+    """The arrays with which training starts: drawn by a seed, or those of `config.pretrained` for these classes.
 
     Raises:
       WeightsError: the weights cannot be had or read, or do not fit.
@@ -142,9 +143,10 @@ def initial_arrays(config: ModelConfig, network: Network, seed: int) -> Arrays:
         network.plan,
         seed,
         network.compute_dtype,
-        model=config.name,
+        model=config.known_name,
         pretrained=config.pretrained,
         adapt=True,
+        classes=classes,
     )
 
 

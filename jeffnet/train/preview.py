@@ -13,6 +13,7 @@ from jeffnet.errors import DatasetError
 from jeffnet.names import printable
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config
+from jeffnet.train.pretrained import settled
 from jeffnet.train.schedule import draw_schedule, make_schedule
 from jeffnet.train.setup import make_setup, train_transform
 
@@ -60,7 +61,7 @@ def plot_augment(config: Config, path: str) -> str:
       JeffnetError: the configuration or the data will not do.
       OutputError: the file cannot be written.
     """
-    setup = make_setup(config)
+    setup = make_setup(settled(config))
     phase = setup.phases[0]
     transform = train_transform(phase, setup.network.preprocessing)
     # From all over the data set: one that is sorted by classes begins with many of the first.

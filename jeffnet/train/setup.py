@@ -1,6 +1,7 @@
 """What a run consists of, made from its configuration before anything is written."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -21,6 +22,7 @@ from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network, array_shapes, frozen_parameters, initial_arrays, make_network
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.phases import Phase, make_phases
+from jeffnet.train.pretrained import OF_PICTURES, in_order
 from jeffnet.train.schedule import Schedule, make_schedule
 from jeffnet.train.state import TrainState, initial_state
 from jeffnet.train.step import Teacher, TrainStep, make_train_step
@@ -89,7 +91,9 @@ class Setup:
         Raises:
           WeightsError: the weights to start from cannot be had or do not fit.
         """
-        state = self._initial_state(initial_arrays(self.config.model, self.network, self.config.seed))
+        state = self._initial_state(
+            initial_arrays(self.config.model, self.network, self.config.seed, self.card.classes)
+        )
         return self.layout.place(state)
 
     def step(self, phase: Phase) -> TrainStep:
@@ -160,12 +164,13 @@ def make_setup(config: Config) -> Setup:
         config=config,
         network=network,
         card=ModelCard(
-            model=resolve_name(config.model.name),
+            model=resolve_name(config.model.known_name),
             num_classes=num_classes,
             in_chans=config.model.in_chans,
             preprocessing=preprocessing,
             classes=train_set.classes,
-            output_stride=config.model.output_stride,
+            global_pool=network.plan.global_pool,
+            output_stride=config.model.output_stride or 32,
         ),
         train_set=train_set,
         val_batches=eval_loader(
@@ -181,7 +186,7 @@ def make_setup(config: Config) -> Setup:
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule, trained, frozen),
         phases=phases,
-        teacher=_make_teacher(config.loss, network, layout),
+        teacher=_make_teacher(config.loss, network, train_set.classes, layout),
         layout=layout,
     )
 
@@ -214,8 +219,8 @@ def _check_shares(config: Config, layout: Layout) -> None:
 
 def run_preprocessing(config: Config) -> Preprocessing:
     """The model's preprocessing with what the configuration says instead."""
-    own, data = model_preprocessing(config.model.name), config.data
-    chosen = {name: getattr(data, name) for name in ("image_size", "crop_pct", "interpolation", "mean", "std")}
+    own, data = model_preprocessing(config.model.known_name), config.data
+    chosen = {name: getattr(data, name) for name in OF_PICTURES}
     return replace(own, **{name: value for name, value in chosen.items() if value is not None})
 
 
@@ -236,7 +241,7 @@ def train_transform(phase: Phase, preprocessing: Preprocessing) -> TrainTransfor
     )
 
 
-def _make_teacher(config: LossConfig, student: Network, layout: Layout) -> Teacher | None:
+def _make_teacher(config: LossConfig, student: Network, classes: Sequence[str], layout: Layout) -> Teacher | None:
     if config.teacher is None:
         return None
     start, card = start_pretrained(config.teacher, config.teacher_model)
@@ -247,4 +252,7 @@ def _make_teacher(config: LossConfig, student: Network, layout: Layout) -> Teach
         )
     if card.in_chans != student.plan.stem.in_channels:
         raise ConfigError(f"loss.teacher {config.teacher!r} takes pictures of {card.in_chans} channels")
-    return Teacher(Network(start.plan, card.preprocessing, student.backend), layout.place(dict(start.arrays)))
+    if card.global_pool == "none" and not card.test_window:
+        raise ConfigError(f"loss.teacher {config.teacher!r} has logits for every place of its last map: pool them")
+    network = Network(start.plan, card.preprocessing, student.backend)
+    return Teacher(network, layout.place(in_order(dict(start.arrays), card, classes, config.teacher)))

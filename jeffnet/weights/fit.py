@@ -119,9 +119,9 @@ def _is_float(dtype: np.dtype) -> bool:
 
 def _remedy(name: str, shape: tuple[int, ...], plan: Plan) -> str:
     if name == "classifier.kernel" and len(shape) == 2:
-        return f": pass num_classes={shape[1]} to keep the file's classes"
+        return f": pass num_classes={shape[1]} to keep the file's classes, or adapt=True to start a new classifier"
     if name == f"{plan.stem.name}.kernel" and len(shape) == 4:
-        return f": pass in_chans={shape[2]} to keep the file's input channels"
+        return f": pass in_chans={shape[2]} to keep the file's input channels, or adapt=True to sum or repeat them"
     return ""
 
 

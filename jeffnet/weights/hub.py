@@ -7,7 +7,6 @@ its tokens and settings, all else in `jeffnet.weights.download.cache_folder`.
 import contextlib
 import difflib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import PRETRAINED, RELEASE
 from jeffnet.arch.zoo import resolve_name
-from jeffnet.errors import UnknownModelError, WeightsError
+from jeffnet.errors import WeightsError
 from jeffnet.weights import download
 from jeffnet.weights.download import FetchError, cache_folder, fetch, is_offline, one_line, wrong_hash
+from jeffnet.weights.hub_config import CONFIG_FILE, HubConfig, parse_config, read_config
 
 # In the order in which they are looked for.
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -39,17 +38,13 @@ class Located:
     Attributes:
       path: the file, verified where it was downloaded.
       source: what to call it in messages.
-      model: our name of its model, where known.
-      preprocessing: what the weights expect of pictures, where their repository tells.
-      classes: names of the classes in the order of the logits, where their repository tells.
+      config: what is known of them besides; None for a path, beside which there may be a `config.json`.
       is_verified: False for a download whose address states no hash; True for a file of one's own too.
     """
 
     path: Path
     source: str
-    model: str | None = None
-    preprocessing: Preprocessing | None = None
-    classes: tuple[str, ...] = ()
+    config: HubConfig | None = None
     is_verified: bool = True
 
 
@@ -72,6 +67,8 @@ def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -
     """
     if source is True:
         return _published(name)
+    if not isinstance(source, str | os.PathLike):
+        raise WeightsError(f"weights {source!r}: give a path, hf:owner/name, a URL, or the name of a model")
     if isinstance(source, str) and source.startswith("hf:"):
         return _of_hub(source)
     if isinstance(source, str) and re.match("https?://", source, re.IGNORECASE):
@@ -91,7 +88,7 @@ def _published(name: str | None) -> Located:
     repository = _Repository(f"hf:{weights.hub_id}", weights.hub_id)
     try:
         path = repository.weights(WEIGHTS_FILES[:1])
-        return Located(path, repository.source, model)
+        return Located(path, repository.source, HubConfig(model))
     except FetchError as error:
         if not error.unavailable:
             raise
@@ -101,7 +98,7 @@ def _published(name: str | None) -> Located:
     path = cache_folder() / "release" / file
     _log.warning("weights %r: %s; using those of the original release, %s", repository.source, of_hub.reason, url)
     try:
-        return Located(fetch(url, path, f"sha256:{weights.sha256}"), download.without_password(url), model)
+        return Located(fetch(url, path, f"sha256:{weights.sha256}"), download.without_password(url), HubConfig(model))
     except FetchError as error:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "
@@ -128,18 +125,18 @@ def _of_url(source: str) -> Located:
     folder = cache_folder() / "url" / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / (re.sub(r"[^\w.+-]", "_", name)[-100:].lstrip(".") or "weights")
     if digits:
-        return Located(fetch(url, path, f"sha256:{digits}"), shown)
+        return Located(fetch(url, path, f"sha256:{digits}"), shown, HubConfig())
     is_new = not (path.is_file() and download.is_remembered(path))
     fetch(url, path)
     actual = download.file_hash(path) if is_new or may_be_number else ""
     if may_be_number and in_name and actual.removeprefix("sha256:").startswith(in_name[1]):
-        return Located(path, shown)
+        return Located(path, shown, HubConfig())
     if is_new:
         _log.warning(
             "%s: not verified, since its address states no hash: append '#%s' to compare it from now on",
             shown, actual.replace(":", "="),
         )  # fmt: skip
-    return Located(path, shown, is_verified=False)
+    return Located(path, shown, HubConfig(), is_verified=False)
 
 
 def _of_hub(source: str) -> Located:
@@ -159,7 +156,7 @@ def _of_hub(source: str) -> Located:
     repository = _Repository(source, parts["repo"], parts["revision"])
     path = repository.weights((parts["file"],) if parts["file"] else WEIGHTS_FILES)
     config = repository.config(path)
-    return Located(path, source, _model(parts["repo"], config), _preprocessing(source, config), _classes(config))
+    return Located(path, source, parse_config(config, source, parts["repo"]))
 
 
 @dataclass(frozen=True)
@@ -198,19 +195,13 @@ class _Repository:
         # Not of the branch, which may have moved on.
         repository = _Repository(self.source, self.name, self.commit(weights))
         try:
-            path = repository.fetch("config.json", offline)
-            config = json.loads(path.read_text(encoding="utf-8")) if path else {}
-            if not isinstance(config, dict):
-                raise ValueError(f"a {type(config).__name__}")
+            path = repository.fetch(CONFIG_FILE, offline)
         except FetchError as error:
             if not (offline and error.unavailable):
                 raise
             _log.warning("weights %r: %s; what the weights expect of pictures is not known", self.source, error.reason)
             return {}
-        except (OSError, ValueError) as error:
-            _log.warning("weights %r: config.json cannot be read and is left aside: %s", self.source, one_line(error))
-            return {}
-        return config
+        return read_config(path, self.source) if path else {}
 
     def fetch(self, file: str, offline: bool) -> Path | None:
         """A file of the repository, verified; None where the repository has no such file."""
@@ -358,45 +349,3 @@ class _Repository:
     def commit(self, path: Path) -> str:
         """The commit in whose snapshot a cached file is."""
         return path.parts[path.parts.index(self._folder()) + 2]
-
-
-def _model(repository: str, config: dict[str, Any]) -> str | None:
-    published = {weights.hub_id: name for name, weights in PRETRAINED.items()}
-    if repository in published:
-        return published[repository]
-    architecture, tag = config.get("architecture"), _pretrained(config).get("tag")
-    for name in (f"{architecture}.{tag}", str(architecture)):
-        with contextlib.suppress(UnknownModelError):
-            return resolve_name(name)
-    return None
-
-
-def _preprocessing(source: str, config: dict[str, Any]) -> Preprocessing | None:
-    stated = _pretrained(config)
-    if "input_size" not in stated:
-        return None
-    try:
-        _, height, width = stated["input_size"]
-        if height != width:
-            raise ValueError(f"pictures of {height} x {width} are not square")
-        kinds = {"crop_pct": float, "interpolation": str, "mean": _numbers, "std": _numbers}
-        others = {name: kind(stated[name]) for name, kind in kinds.items() if stated.get(name) is not None}
-        return Preprocessing(int(height), **others)
-    except (TypeError, ValueError) as error:
-        _log.warning("weights %r: the preprocessing in config.json is left aside: %s", source, one_line(error))
-        return None
-
-
-def _classes(config: dict[str, Any]) -> tuple[str, ...]:
-    names = config.get("label_names") or _pretrained(config).get("label_names")
-    return tuple(str(name) for name in names) if isinstance(names, list) else ()
-
-
-def _pretrained(config: dict[str, Any]) -> dict[str, Any]:
-    """What timm says of the weights; in its older files it stands with the rest."""
-    stated = config.get("pretrained_cfg", config)
-    return stated if isinstance(stated, dict) else {}
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

@@ -1,15 +1,17 @@
 """Weights files, recognised by what is in them, and fitted to a model."""
 
+import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from jeffnet.arch.class_names import class_difference, class_indices, order_doubt, shown
 from jeffnet.arch.imagenet import imagenet_classes
-from jeffnet.arch.plan import Plan
+from jeffnet.arch.plan import OUTPUT_STRIDES, Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.summary import ArraySpec, array_specs
@@ -20,7 +22,8 @@ from jeffnet.reading import check_file
 from jeffnet.weights.archive import check_members, open_zip
 from jeffnet.weights.checksum import CHECKSUMS_KEY, checked_by_metadata
 from jeffnet.weights.fit import fit
-from jeffnet.weights.hub import locate
+from jeffnet.weights.hub import WEIGHTS_FILES, locate
+from jeffnet.weights.hub_config import HubConfig, check_arguments, config_beside
 from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras
 from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.native import from_objax, is_msgpack, is_orbax, read_msgpack, read_orbax
@@ -36,11 +39,13 @@ from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM, is_timm
 Source = str | os.PathLike | Literal[True]
 OURS = Naming("jeffnet", lambda plan, present: {name: name for name in (*array_specs(plan), *_CLASSIFIER)})
 _CLASSIFIER = ("classifier.kernel", "classifier.bias")
-# What files have at the name under which jeffnet and the model hub keep a model's weights in a folder.
-MODEL_FILE = "model.safetensors"
+# The name under which jeffnet and the model hub keep a model's weights in a folder.
+MODEL_FILE = WEIGHTS_FILES[0]
 _OF_ARRAYS, _OF_MEMBERS = "of every array", "of every member of the archive"
 # The beginning of a file of `torch.save` in its older format: a pickle's protocol. The newer one is a zip archive.
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+_log = logging.getLogger("jeffnet")
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,9 @@ class WeightsFile:
       naming: which these are.
       card: what the file says of its model; None where it is not one of jeffnet's own.
       model: the model's name where the file tells it otherwise.
-      preprocessing: what the weights expect of pictures, where it is not what the zoo says.
-      classes: names of the classes, where they are known and not ImageNet's.
+      preprocessing: what the weights expect of pictures, where the file tells it otherwise and it is not what the zoo
+        says.
+      config: what the `config.json` beside the file, or else the place where it was found, says.
       checksums: of what the file has checksums, which are compared when arrays are read; empty where it has none.
     """
 
@@ -64,8 +70,13 @@ class WeightsFile:
     card: ModelCard | None = None
     model: str | None = None
     preprocessing: Preprocessing | None = None
-    classes: tuple[str, ...] = ()
+    config: HubConfig = field(default_factory=HubConfig)
     checksums: str = ""
+
+    @property
+    def stated_model(self) -> str | None:
+        """The name of the model where anything says it."""
+        return self.card.model if self.card else self.model or self.config.model
 
 
 def find_weights(source: Source, name: str | None = None) -> WeightsFile:
@@ -93,13 +104,11 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
             f"weights {located.source!r}: what was downloaded is removed, since it came damaged or cut short, or is "
             f"something else: try again, or check the address ({error})"
         ) from error
-    return replace(
-        file,
-        source=located.source,
-        model=file.model or located.model,
-        preprocessing=located.preprocessing or file.preprocessing,
-        classes=located.classes,
-    )
+    if located.config is not None:
+        return replace(file, source=located.source, config=located.config)
+    is_timms = file.card is None and file.naming in (TIMM, EFFICIENTNET_PYTORCH)
+    config = config_beside(Path(file.source)) if is_timms else HubConfig()
+    return replace(file, source=located.source, config=config)
 
 
 def _is_published(name: str) -> bool:
@@ -113,15 +122,18 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     """Read weights, recognised by what is in them; large arrays are read when they are used.
 
     Args:
-      path: of jeffnet's own file or of a folder with it; of a timm or `efficientnet_pytorch` state dict, in safetensors
-        or by `torch.save`; of an npz file of efficientnet-jax; of a TensorFlow checkpoint of the papers' authors, see
-        `jeffnet.weights.tensorflow.find_checkpoint`; of a `.keras` or `.h5` file of `keras.applications`; or of a
-        checkpoint of our models that a module system's own tools wrote, see `jeffnet.weights.native`.
+      path: of jeffnet's own file; of a folder with one of `jeffnet.weights.hub.WEIGHTS_FILES`; of a timm or
+        `efficientnet_pytorch` state dict, in safetensors or by `torch.save`; of an npz file of efficientnet-jax; of a
+        TensorFlow checkpoint of the papers' authors, see `jeffnet.weights.tensorflow.find_checkpoint`; of a `.keras` or
+        `.h5` file of `keras.applications`; or of a checkpoint of our models that a module system's own tools wrote, see
+        `jeffnet.weights.native`.
 
     Raises:
       WeightsError: it is missing, truncated, or holds something else.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise WeightsError(f"weights {str(path)!r}: no path, since it has a null character")
     try:
         checkpoint = find_checkpoint(path)
         if checkpoint:
@@ -155,11 +167,12 @@ def _read_folder(path: Path) -> WeightsFile:
     if is_orbax(path):
         arrays, has_checksums = read_orbax(path)
         return WeightsFile(str(path), arrays, checksums=_OF_ARRAYS if has_checksums else "")
-    if (path / MODEL_FILE).is_file():
-        return read_weights(path / MODEL_FILE)
+    for name in WEIGHTS_FILES:
+        if (path / name).is_file():
+            return read_weights(path / name)
     raise WeightsError(
-        f"weights {str(path)!r}: is a folder, but no checkpoint of Orbax, and there is no {MODEL_FILE!r} in it; give a "
-        "weights file"
+        f"weights {str(path)!r}: is a folder, but no checkpoint of Orbax, and there is no "
+        f"{' and no '.join(map(repr, WEIGHTS_FILES))} in it; give a weights file"
     )
 
 
@@ -238,33 +251,84 @@ def open_weights(
       UnknownModelError: no such model.
       WeightsError: the weights cannot be had or read, do not fit the model, or say another name.
     """
-    file = find_weights(source, name)
-    said = file.card.model if file.card else file.model
-    if said is None and name is None:
-        raise WeightsError(f"weights {file.source!r} do not say of which model they are: give its name (--model NAME)")
-    model = resolve_name(name or said or "")
-    if file.card is not None and model != file.card.model:
-        raise WeightsError(f"weights {file.source!r} are of {file.card.model}, not of {name}")
-    card = said_card = file.card or _card_of_arrays(file, model)
+    file, card = describe_weights(source, name)
+    stated_card = card
     if num_classes not in (None, card.num_classes):
         card = replace(card, num_classes=num_classes, classes=())
     if in_chans not in (None, card.in_chans):
         card = replace(card, in_chans=in_chans)
-    initial = initial_arrays(card.plan(), 0) if card != said_card else None
-    return card, _fitted(file, card.plan(), card.model, initial, put)
+    initial = initial_arrays(card.plan(), 0) if card != stated_card else None
+    arrays = to_canonical_names(file.arrays, file.naming, card.plan())
+    return card, fit(arrays, card.plan(), source=file.source, model=card.model, initial=initial, put=put)
 
 
-def _card_of_arrays(file: WeightsFile, model: str) -> ModelCard:
-    """What the arrays tell of their model: its classes are ImageNet's where there are 1,000."""
-    arrays = to_canonical_names(file.arrays, file.naming, model_plan(model))
+def describe_weights(source: Source, name: str | None = None) -> tuple[WeightsFile, ModelCard]:
+    """Weights, none of whose arrays has been read, and what is known of their model.
+
+    Args:
+      source: see `find_weights`.
+      name: the model's, where the source does not say it.
+
+    Raises:
+      UnknownModelError: no such model.
+      WeightsError: the weights cannot be had or read, nobody says of which model they are, they say that they are
+        of one that computes something else, or they do not belong to the `config.json` beside them.
+    """
+    file = find_weights(source, name)
+    if name is None and file.stated_model is None:
+        raise WeightsError(f"weights {file.source!r} do not say of which model they are: give its name (--model NAME)")
+    model = resolve_name(name or file.stated_model or "")
+    _check_model(file, model_plan(model), model)
+    return file, _describe(file, model)
+
+
+def _describe(file: WeightsFile, model: str) -> ModelCard:
+    """The card of weights, or else what their arrays and their `config.json` tell."""
+    if file.card is not None:
+        return file.card
+    config = file.config
+    plan = model_plan(model, output_stride=config.output_stride)
+    check_arguments(config, model, file.source)
+    arrays = to_canonical_names(file.arrays, file.naming, plan)
     bias, stem = arrays.get("classifier.bias"), arrays.get("conv_stem.kernel")
     # What is missing or has another rank than it should is left for `fit` to report.
     num_classes = 0 if bias is None else bias.size if bias.ndim == 1 else 1000
     in_chans = 3 if stem is None or stem.ndim != 4 else stem.shape[2]
-    classes = file.classes if len(file.classes) == num_classes else ()
-    if not classes and num_classes == len(imagenet_classes()):
-        classes = tuple(imagenet_classes())
-    return ModelCard(model, num_classes, in_chans, file.preprocessing or model_preprocessing(model), classes)
+    for what, own, said in (("classes", num_classes, config.num_classes), ("channels", in_chans, config.in_chans)):
+        if said not in (None, own):
+            raise WeightsError(
+                f"weights {file.source!r} have {own} {what}, their config.json says {said}: the two do not belong "
+                "together; correct the entry, or move the weights away from it"
+            )
+    # Of 1,000 classes without names, ImageNet's are assumed.
+    imagenet = tuple(imagenet_classes()) if num_classes == len(imagenet_classes()) else ()
+    if len(config.classes) not in (0, num_classes):
+        _log.warning(
+            "weights %r: config.json names %d classes, and they have %d: the names are left aside",
+            file.source, len(config.classes), num_classes,
+        )  # fmt: skip
+    return ModelCard(
+        model,
+        num_classes,
+        in_chans,
+        config.preprocessing or file.preprocessing or model_preprocessing(model),
+        config.classes if len(config.classes) == num_classes else imagenet,
+        config.global_pool,
+        config.output_stride,
+    )
+
+
+def _check_model(file: WeightsFile, plan: Plan, model: str) -> None:
+    """Raises WeightsError where weights say that they are of a model whose arrays compute something else in `plan`."""
+    stated = file.stated_model
+    if stated is None:
+        return
+    output_stride = min(max(plan.output_stride, OUTPUT_STRIDES[0]), OUTPUT_STRIDES[-1])
+    if trunk(model_plan(stated, output_stride=output_stride)) != trunk(plan):
+        raise WeightsError(
+            f"weights {file.source!r} are of {stated}, not of {model}, which would compute something else with them: "
+            f"give the name {stated}, or weights of {model}"
+        )
 
 
 def load_weights(
@@ -273,6 +337,7 @@ def load_weights(
     *,
     model: str = "the model",
     initial: Mapping[str, np.ndarray] | None = None,
+    classes: Sequence[str] = (),
     put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
 ) -> dict[str, Any]:
     """The arrays of weights, by canonical name, for a model.
@@ -281,21 +346,69 @@ def load_weights(
       source: see `find_weights`.
       plan: the model.
       model: its name, which is also what messages call it.
-      initial: where given, another number of classes or input channels is adapted; see `jeffnet.weights.fit.fit`.
+      initial: where given, another number of classes or input channels is adapted, see `jeffnet.weights.fit.fit`, and
+        another pooling or output stride than the weights were made with is only a warning.
+      classes: names of the model's classes, for adapting: weights of the same names in another order get this one, and
+        those of other classes a new classifier.
       put: what to do with each array as soon as it is read; see `jeffnet.weights.fit.fit`.
 
     Raises:
-      WeightsError: they cannot be had or read, or do not fit.
+      WeightsError: they cannot be had or read, do not fit, or say that they are of another model, or made for another
+        pooling or output stride.
     """
-    return _fitted(find_weights(source, model), plan, model, initial, put)
-
-
-def _fitted(
-    file: WeightsFile,
-    plan: Plan,
-    model: str,
-    initial: Mapping[str, np.ndarray] | None,
-    put: Callable[[ArraySpec, np.ndarray], Any],
-) -> dict[str, Any]:
+    file = find_weights(source, model)
+    _check_model(file, plan, model)
+    card = _description(file, model)
+    if card:
+        _check_options(file, card, plan, model, adapt=initial is not None)
     arrays = to_canonical_names(file.arrays, file.naming, plan)
+    if initial is not None and classes:
+        _match_classifier(arrays, card.classes if card else (), classes, initial, file.source)
     return fit(arrays, plan, source=file.source, model=model, initial=initial, put=put)
+
+
+def _description(file: WeightsFile, model: str) -> ModelCard | None:
+    """See `_describe`; None where the model is one that nobody has named."""
+    try:
+        return _describe(file, file.stated_model or resolve_name(model))
+    except UnknownModelError:
+        return None
+
+
+def _check_options(file: WeightsFile, card: ModelCard, plan: Plan, model: str, adapt: bool) -> None:
+    """Raises WeightsError where weights were made for other options than the defaults and than the model's."""
+    for option, default in (("global_pool", "avg"), ("output_stride", 32), ("test_window", 0)):
+        stated, own = getattr(card, option), getattr(plan, option)
+        if stated == default or getattr(card.plan(), option) == own:
+            continue
+        if not adapt:
+            way_out = f"pass {option}={stated!r}" if option != "test_window" else "load them by from_pretrained"
+            raise WeightsError(
+                f"weights {file.source!r} are of a model with {option} {stated!r}, this {model} has {own!r} and would "
+                f"compute something else: {way_out}, or adapt=True to have it so"
+            )
+        _log.warning("%s: made with %s %r, and used with %r", file.source, option, stated, own)
+
+
+def _match_classifier(
+    arrays: dict[str, Any],
+    own: Sequence[str],
+    classes: Sequence[str],
+    initial: Mapping[str, np.ndarray],
+    source: str,
+) -> None:
+    """Put a classifier's classes into the order of the model's, or a new one in place of one of other classes."""
+    bias = arrays.get("classifier.bias")
+    if bias is None or bias.shape != (len(classes),) or any(name not in initial for name in _CLASSIFIER):
+        return  # what there is to do about that is for `fit`
+    indices = class_indices(classes, len(classes), own)
+    if indices is None:
+        difference = class_difference(own or tuple(imagenet_classes()), classes)
+        _log.warning("%s: new classifier: its classes are %s", source, difference)
+        arrays.update({name: initial[name] for name in _CLASSIFIER})
+    elif indices != tuple(range(len(classes))):
+        _log.warning("%s: its classes are put into the order %s", source, shown(classes))
+        for name in _CLASSIFIER:
+            arrays[name] = arrays[name].map(lambda values: values[..., list(indices)])
+    elif doubt := order_doubt(classes, len(classes), own):
+        _log.warning("%s: %s: name them if it is timm's (save_checkpoint(..., classes=...))", source, doubt)

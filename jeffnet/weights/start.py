@@ -1,6 +1,6 @@
 """With what a model starts, in whatever module system it will be: its Plan, its options and its arrays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypedDict
@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jeffnet.arch.plan import Plan, with_classes
 from jeffnet.arch.summary import STATISTICS, ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan
-from jeffnet.errors import WeightsError
+from jeffnet.errors import ArchitectureError, UnknownOptionError, WeightsError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.norm import statistics_dtype
 from jeffnet.weights.load import Source, load_weights, open_weights
@@ -41,7 +41,7 @@ class ModelOptions(TypedDict, total=False):
       pretrained: True for the published weights, or where others are: a path, `hf:owner/name` or a URL, see
         `jeffnet.weights.load.find_weights`. None or False, the default, draws initial values.
       adapt: where the file has other classes or input channels, start the classifier anew and sum or repeat the first
-        convolution's kernels, instead of an error.
+        convolution's kernels, and where it was made for another pooling or output stride warn, instead of an error.
       abstract: have `jax.ShapeDtypeStruct`s for arrays, which allocate nothing.
     """
 
@@ -111,13 +111,15 @@ def start_model(
       UnknownModelError: no such model.
       ArchitectureError: an option outside its range.
       WeightsError: `pretrained` cannot be read or does not fit.
-      TypeError: no such option.
+      UnknownOptionError: no such option.
     """
     unknown = sorted(architecture.keys() - ModelOptions.__annotations__.keys())
     if unknown:
-        raise TypeError(
+        raise UnknownOptionError(
             f"no option {', '.join(map(repr, unknown))}; there are {', '.join(ModelOptions.__annotations__)}"
         )
+    for option, kind in (("dtype", dtype), ("param_dtype", param_dtype)):
+        _check_float(option, kind)
     plan = model_plan(name, **architecture)
     if abstract:
         arrays = abstract_arrays(plan, param_dtype)
@@ -141,8 +143,19 @@ def start_pretrained(
       UnknownModelError: no such model.
       WeightsError: the file cannot be read, does not fit, or says another name.
     """
+    _check_float("dtype", dtype)
     card, arrays = open_weights(source, name, put=lambda spec, array: jnp.asarray(array, jnp.float32))
     return Start(card.plan(), arrays, dtype), card
+
+
+def _check_float(option: str, dtype: DTypeLike) -> None:
+    """Raises ArchitectureError where something is no dtype of floating point numbers."""
+    try:
+        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise ArchitectureError(f"{option} {dtype!r} is no dtype of floating point numbers, such as 'bfloat16'")
 
 
 def start_of(model: Any, array: Callable[[str], Any]) -> Start:
@@ -162,10 +175,14 @@ def start_of(model: Any, array: Callable[[str], Any]) -> Start:
         except (LookupError, AttributeError, TypeError):
             raise WeightsError(f"the model has no array {name!r}") from None
 
-    plan = model.plan
-    if plan.classifier:
-        plan = with_classes(plan, checked(f"{plan.classifier.name}.bias").shape[-1])
+    classes = checked("classifier.bias").shape[-1] if has_classifier(model) else 0
+    plan = with_classes(model.plan, classes)
     return Start(plan, {name: checked(name) for name in array_specs(plan)}, model.dtype, model.param_dtype, model.remat)
+
+
+def has_classifier(model: Any) -> bool:
+    """Whether a module classifies: its user may have put a classifier where its Plan has none, or taken it away."""
+    return getattr(model, "classifier", None) is not None
 
 
 def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
@@ -192,6 +209,7 @@ def start_arrays(
     model: str = "the model",
     pretrained: Source | bool | None = None,
     adapt: bool = False,
+    classes: Sequence[str] = (),
 ) -> dict[str, Array]:
     """Every array of a model by canonical name: initial values, or those of a weights file.
 
@@ -202,6 +220,7 @@ def start_arrays(
       model: its name, for messages.
       pretrained: see `ModelOptions`.
       adapt: see `ModelOptions`.
+      classes: names of the model's classes, see `jeffnet.weights.load.load_weights`.
 
     Raises:
       WeightsError: the file cannot be read or does not fit.
@@ -213,5 +232,6 @@ def start_arrays(
     if pretrained is None or pretrained is False:
         arrays = initial_arrays(plan, rng, param_dtype)
         return {name: put(spec, arrays[name]) for name, spec in array_specs(plan).items()}
-    initial = initial_arrays(plan, rng, param_dtype) if adapt else None
-    return load_weights(pretrained, plan, model=model, initial=initial, put=put)
+    # A classifier for other classes must not be the one with which a model of the same seed started.
+    initial = initial_arrays(plan, rng, param_dtype, salt="anew" if classes else "") if adapt else None
+    return load_weights(pretrained, plan, model=model, initial=initial, classes=classes, put=put)

@@ -37,6 +37,7 @@ class ModelCard:
       classes: names of the classes in the order of the logits; empty where unknown.
       global_pool: how the last map is pooled.
       output_stride: at which the arrays were trained: with another they compute something else.
+      test_window: of test-time pooling, see `jeffnet.arch.plan.with_test_pooling`; 0 for none.
     """
 
     model: str
@@ -46,16 +47,18 @@ class ModelCard:
     classes: tuple[str, ...] = ()
     global_pool: str = "avg"
     output_stride: int = 32
+    test_window: int = 0
 
     def plan(self) -> Plan:
         """The Plan for which the file's arrays are."""
-        return model_plan(
+        plan = model_plan(
             self.model,
             num_classes=self.num_classes,
             in_chans=self.in_chans,
             global_pool=self.global_pool,
             output_stride=self.output_stride,
         )
+        return dataclasses.replace(plan, test_window=self.test_window)
 
 
 def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:

@@ -31,6 +31,22 @@ def test_folders_named_by_numbers_are_not_taken_in_the_order_of_text():
     np.testing.assert_array_equal(label_table(names, 1000), [int(name) for name in names])
 
 
+def test_ten_digits_are_no_ten_kinds_of_fish():
+    for model_classes in (WNIDS, ()):
+        with pytest.raises(DatasetError, match="the model has not: 0, 1, 2, 3, 4 and 5 more; it has n01440764"):
+            label_table([str(digit) for digit in range(10)], 1000, model_classes)
+
+
+def test_an_order_that_timm_would_not_have_is_said(caplog):
+    names = sorted(str(number) for number in range(1, 13))
+    np.testing.assert_array_equal(label_table(names, 12), np.arange(12))
+    assert "1, 10, 11, 12, 2 and 7 more; timm sorts folders as 1, 2, 3, 4, 5 and 7 more: give a" in caplog.text
+    caplog.clear()
+    label_table(names, 12, names)
+    label_table(["x", "y"], 2)
+    assert caplog.text == ""
+
+
 def test_order_decides_only_where_nothing_has_names():
     np.testing.assert_array_equal(label_table(["x", "y", "z"], 3), [0, 1, 2])
     with pytest.raises(DatasetError, match=r"2 classes, the model 3.*label map"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,21 @@ def test_fine_tuning_trains_what_is_not_frozen_and_nothing_else(config, start_fi
         elif not name.startswith("classifier."):
             assert (tuned[name] != array).any(), name
     assert any(name.startswith("blocks.0.") and name.endswith(STATISTICS) for name in arrays)
+
+
+def test_a_run_does_not_go_on_with_classes_of_other_names(finished, config, tmp_path, pictures):
+    """The order of the folders would be another one, and every label mean something else."""
+    shutil.copytree(pictures, tmp_path / "pictures")
+    shutil.copytree(finished[0], tmp_path / "run")
+    for split in ("train", "val"):
+        (tmp_path / "pictures" / split / "blue").rename(tmp_path / "pictures" / split / "violet")
+    moved = replace(config, data=replace(config.data, path=str(tmp_path / "pictures")))
+    for go_on in (
+        lambda: resume(tmp_path / "run", [("data.path", str(tmp_path / "pictures"))], progress=False),
+        lambda: train(moved, tmp_path / "run", progress=False, go_on=True),
+    ):
+        with pytest.raises(ConfigError, match="they are green, red, violet, not blue, green, red"):
+            go_on()
 
 
 RECIPES = {

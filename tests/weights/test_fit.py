@@ -69,8 +69,8 @@ def test_all_faults_are_in_one_message():
         "  missing    (2): blocks.1.0.conv_dw.kernel, bn2.var",
         "  left over  (1): blocks.9.0.conv_dw.weight",
         "  misshapen  (2): conv_stem.kernel is (3, 3, 1, 8), the model has (3, 3, 3, 8): pass in_chans=1 to keep the "
-        "file's input channels, classifier.kernel is (1280, 1000), the model has (1280, 10): pass num_classes=1000 to "
-        "keep the file's classes",
+        "file's input channels, or adapt=True to sum or repeat them, classifier.kernel is (1280, 1000), the model has "
+        "(1280, 10): pass num_classes=1000 to keep the file's classes, or adapt=True to start a new classifier",
     ]
 
 

@@ -23,6 +23,7 @@ from jeffnet.arch.pretrained import PRETRAINED, Pretrained
 from jeffnet.errors import UnknownModelError, WeightsError
 from jeffnet.weights import download
 from jeffnet.weights.hub import Located, locate
+from jeffnet.weights.hub_config import HubConfig
 
 MODEL, REPOSITORY = "tf_efficientnet_b0_ns", "timm/tf_efficientnet_b0.ns_jft_in1k"
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -239,7 +240,7 @@ def test_a_path_is_returned_as_it_is(hub, tmp_path):
 @pytest.mark.parametrize("name", [MODEL, REPOSITORY.removeprefix("timm/")])
 def test_published_weights_come_from_the_hub(name, hub):
     located = locate(True, name)
-    assert located == Located(located.path, f"hf:{REPOSITORY}", MODEL)
+    assert located == Located(located.path, f"hf:{REPOSITORY}", HubConfig(MODEL))
     assert located.path.read_bytes() == WEIGHTS
     assert hub.asked("release") == []
 
@@ -286,7 +287,7 @@ def _remove_file(hub):
 def test_the_release_stands_in_for_the_hub(fail, why, hub, caplog):
     fail(hub)
     located = locate(True, MODEL)
-    assert located == Located(located.path, f"{hub.url}/release/{hub.file}", MODEL)
+    assert located == Located(located.path, f"{hub.url}/release/{hub.file}", HubConfig(MODEL))
     assert located.path.read_bytes() == RELEASED and located.path.name == hub.file
     (record,) = [
         record for record in caplog.records if record.name == "jeffnet" and "original release" in record.message
@@ -459,7 +460,9 @@ def test_a_hub_that_gives_no_hash(hub, monkeypatch):
 def test_what_a_repository_says_of_its_weights(hub):
     located = locate("hf:me/mine")
     preprocessing = Preprocessing(256, 0.9, "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
-    assert located == Located(located.path, "hf:me/mine", "tf_efficientnet_b0", preprocessing, ("cat", "dög"))
+    assert located == Located(
+        located.path, "hf:me/mine", HubConfig("tf_efficientnet_b0", preprocessing, ("cat", "dög"), num_classes=2)
+    )
     assert located.path.read_bytes() == WEIGHTS
 
 
@@ -492,44 +495,55 @@ def test_what_a_repository_says_of_its_weights(hub):
 def test_configurations(config, model, preprocessing, classes, hub, caplog):
     hub.add("me/mine", {"model.safetensors": WEIGHTS, "config.json": json.dumps(config).encode()})
     located = locate("hf:me/mine")
-    assert located == Located(located.path, "hf:me/mine", model, preprocessing, classes)
+    assert located == Located(located.path, "hf:me/mine", HubConfig(model, preprocessing, classes))
     assert caplog.records == []
 
 
 @pytest.mark.parametrize(
-    "stated",
+    ("entries", "fault"),
     [
-        {"input_size": [3, 64, 32]},
-        {"input_size": 3},
-        {"input_size": [3, 9, 9], "interpolation": "lanczos"},
-        {"input_size": [3, 9, 9], "std": [1]},
+        ({"pretrained_cfg": {"input_size": 3}}, "what jeffnet does not do"),
+        ({"pretrained_cfg": {"input_size": [3, 9, 9], "interpolation": "lanczos"}}, "interpolation 'lanczos'"),
+        ({"pretrained_cfg": {"input_size": [3, 9, 9], "crop_mode": "corner"}}, "crop_mode 'corner'"),
+        ({"pretrained_cfg": {"input_size": [3, 9, 9], "std": [1]}}, "as many of each"),
+        ({"model_args": {"global_pool": "catavgmax"}}, "model_args.global_pool 'catavgmax'"),
+        ({"model_args": {"output_stride": 4}}, "model_args.output_stride 4"),
+        ({"model_args": {"block_args": []}}, "model_args.block_args"),
+        ({"model_args": [1]}, "model_args"),
     ],
 )
-def test_preprocessing_that_is_not_ours_is_left_aside_aloud(stated, hub, caplog):
+def test_what_a_configuration_asks_for_and_is_not_ours_is_refused(entries, fault, hub):
+    config = {"architecture": "mixnet_s", **entries}
+    hub.add("me/mine", {"model.safetensors": WEIGHTS, "config.json": json.dumps(config).encode()})
+    with pytest.raises(WeightsError, match=f"hf:me/mine.*{fault}"):
+        locate("hf:me/mine")
+
+
+def test_of_pictures_that_are_not_square_all_but_the_size_is_followed(hub, caplog):
+    stated = {"input_size": [3, 64, 32], "mean": [0.1, 0.2, 0.3], "crop_pct": 1.0}
     config = {"architecture": "mixnet_s", "pretrained_cfg": stated}
     hub.add("me/mine", {"model.safetensors": WEIGHTS, "config.json": json.dumps(config).encode()})
-    located = locate("hf:me/mine")
-    assert located.model == "pt_mixnet_s" and located.preprocessing is None
-    assert "'hf:me/mine': the preprocessing in config.json is left aside" in caplog.text
+    assert locate("hf:me/mine").config.preprocessing == Preprocessing(224, 1.0, mean=(0.1, 0.2, 0.3))
+    assert "64 x 32, which are not square: 224 px are taken" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_broken_configuration_is_left_aside_aloud(content, hub, caplog):
     hub.add("me/mine", {"model.safetensors": WEIGHTS, "config.json": content})
     located = locate("hf:me/mine")
-    assert located == Located(located.path, "hf:me/mine")
+    assert located == Located(located.path, "hf:me/mine", HubConfig())
     assert "'hf:me/mine': config.json cannot be read" in caplog.text
 
 
 def test_a_repository_without_configuration(hub):
     hub.add("me/mine", {"model.safetensors": WEIGHTS})
     located = locate("hf:me/mine")
-    assert located == Located(located.path, "hf:me/mine")
+    assert located == Located(located.path, "hf:me/mine", HubConfig())
 
 
 def test_a_published_repository_needs_no_configuration(hub):
     hub.add(REPOSITORY, {"model.safetensors": WEIGHTS})
-    assert locate(f"hf:{REPOSITORY}").model == MODEL
+    assert locate(f"hf:{REPOSITORY}").config.model == MODEL
 
 
 def test_a_configuration_that_fails_to_come_is_an_error(hub):
@@ -553,7 +567,7 @@ def test_a_named_file(hub):
     }
     hub.add("me/mine", files)
     located = locate("hf:me/mine/a/snapshots/ä b.pth")
-    assert located.path.read_bytes() == OTHER_WEIGHTS and located.classes == ("cat", "dög")
+    assert located.path.read_bytes() == OTHER_WEIGHTS and located.config.classes == ("cat", "dög")
     assert located.source == "hf:me/mine/a/snapshots/ä b.pth"
 
 
@@ -571,7 +585,7 @@ def test_a_pinned_revision(hub):
     assert locate("hf:me/mine").path.read_bytes() == OTHER_WEIGHTS
     for revision in (FIRST, "v1"):
         located = locate(f"hf:me/mine@{revision}")
-        assert located.path.read_bytes() == WEIGHTS and located.classes == ("cat", "dög")
+        assert located.path.read_bytes() == WEIGHTS and located.config.classes == ("cat", "dög")
         assert locate(f"hf:me/mine/model.safetensors@{revision}").path == located.path
     before = len(hub.requests)
     assert locate(f"hf:me/mine@{FIRST}").path.read_bytes() == WEIGHTS
@@ -583,7 +597,7 @@ def test_a_branch_that_moves_on(hub):
     assert locate("hf:me/mine").path.read_bytes() == WEIGHTS
     hub.add("me/mine", {"model.safetensors": OTHER_WEIGHTS}, SECOND)
     located = locate("hf:me/mine")
-    assert located.path.read_bytes() == OTHER_WEIGHTS and located.classes == ()
+    assert located.path.read_bytes() == OTHER_WEIGHTS and located.config.classes == ()
 
 
 @pytest.mark.parametrize(
@@ -774,7 +788,7 @@ def test_offline_a_configuration_that_was_never_cached_is_missed_aloud(hub, offl
     hf_hub_download("me/mine", "model.safetensors")
     offline()
     located = locate("hf:me/mine")
-    assert located == Located(located.path, "hf:me/mine")
+    assert located == Located(located.path, "hf:me/mine", HubConfig())
     assert "config.json" in caplog.text and "not known" in caplog.text
 
 

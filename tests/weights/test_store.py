@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -335,6 +336,48 @@ def test_create_model_adapts_only_when_asked(path):
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+def test_weights_of_another_function_are_not_taken_into_a_model_of_the_same_shapes(tmp_path):
+    """Padding, epsilon and activation are not in the arrays: the card says them."""
+    loaders = (
+        lambda name, path: create_model(name, num_classes=2, pretrained=path),
+        lambda name, path: open_weights(path, name),
+    )
+    for architecture in ("efficientnet_b0", "mobilenetv3_small_100"):
+        own, other = f"tf_{architecture}", f"pt_{architecture}"
+        arrays = initial_arrays(model_plan(own, num_classes=2), 0)
+        save_model(tmp_path / own, arrays, ModelCard(own, 2, 3, model_preprocessing(own)))
+        for load in loaders:
+            with pytest.raises(WeightsError, match=f"are of {own}, not of {other}"):
+                load(other, tmp_path / own)
+            load(own, tmp_path / own)
+    # Trained otherwise, but the same network.
+    create_model("tf_efficientnet_b0_ns", num_classes=2, pretrained=tmp_path / "tf_efficientnet_b0")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("output_stride", 16), ("global_pool", "max"), ("global_pool", "none"), ("test_window", 7)]
+)
+def test_an_option_that_changes_the_logits_is_kept_or_refused(option, value, tmp_path, caplog):
+    card = replace(CARD, **{option: value})
+    save_model(tmp_path / "a", initial_arrays(PLAN, 0), card)
+    model, _, said = from_pretrained(tmp_path / "a")
+    assert said == card and getattr(model.plan, option) == value
+    options = {"num_classes": 2, "in_chans": 1, "pretrained": tmp_path / "a"}
+    with pytest.raises(WeightsError, match=f"{option} {value!r}, this {NAME} has .*adapt=True"):
+        create_model(NAME, **options)
+    if option != "test_window":
+        assert getattr(create_model(NAME, **options, **{option: value})[0].plan, option) == value
+    assert caplog.text == ""
+    create_model(NAME, **options, adapt=True)
+    assert f"made with {option} {value!r}, and used with" in caplog.text
+
+
+def test_weights_without_options_go_into_a_model_with_any(path):
+    """As published ones do: maps of another stride, features of another pooling, from the same arrays."""
+    for options in ({"output_stride": 8}, {"global_pool": "avgmax"}):
+        create_model(NAME, num_classes=2, in_chans=1, pretrained=path, **options)
 
 
 def test_a_models_own_file_says_what_it_is(path):
