@@ -91,14 +91,15 @@ def backend_of(model: Any) -> str:
     raise JeffnetError(f"{type(module).__name__} is no model of jeffnet: give what create_model returned")
 
 
-def to_start(model: Any) -> "Start":
+def to_start(model: Any, training: bool = False) -> "Start":
     """What is needed to build the same model in any backend.
 
     Args:
-      model: what any backend's `create_model` returns.
+      model: what any backend's `create_model` returns. A classifier of another width may have been put into it.
+      training: whether training must be the same too, not only inference.
 
     Raises:
-      JeffnetError: it is something else, or lacks an array.
+      JeffnetError: it is something else, lacks an array, or its plan does not say what it computes.
     """
     name = backend_of(model)
     backend, arguments = load_backend(name), model if isinstance(model, tuple) else (model,)
@@ -107,7 +108,11 @@ def to_start(model: Any) -> "Start":
         signature.bind(*arguments)
     except TypeError:
         raise JeffnetError(f"a model of {name} is ({', '.join(signature.parameters)}): give both") from None
-    return backend.to_start(*arguments)
+    start = backend.to_start(*arguments)
+    from jeffnet.surgery import check_unchanged
+
+    check_unchanged(name, model, start, training)
+    return start
 
 
 def convert(model: Any, to: str) -> Any:
@@ -121,6 +126,6 @@ def convert(model: Any, to: str) -> Any:
       What that backend's `create_model` returns. Random numbers that the model draws itself start anew.
 
     Raises:
-      JeffnetError: no such backend, or no such model.
+      JeffnetError: no such backend, no such model, or one whose plan does not say what it computes.
     """
-    return load_backend(to).build(to_start(model))
+    return load_backend(to).build(to_start(model, training=True))

@@ -8,6 +8,7 @@ Every `create_model(..., pretrained=...)` and `from_pretrained` reads all of the
 """
 
 import glob
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jeffnet.arch.plan import OUTPUT_STRIDES, Plan
+from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.arch.plan import OUTPUT_STRIDES, Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
@@ -35,11 +37,13 @@ from jeffnet.weights.store import ModelCard
 from jeffnet.weights.tensorflow import hints_of, naming_of, write_tensorflow
 from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM
 
+_log = logging.getLogger("jeffnet")
+
 
 def save_checkpoint(
     path: str | os.PathLike,
     model: Any,
-    name: str,
+    name: str | ModelCard,
     *,
     form: str | None = None,
     classes: Sequence[str] = (),
@@ -50,34 +54,43 @@ def save_checkpoint(
     Args:
       path: to write to; see `write_checkpoint`.
       model: what any backend's `create_model` returns.
-      name: of the model in the zoo, which the arrays must fit.
+      name: of the model in the zoo, which the model must be; or the card that `from_pretrained` gave with it, whose
+        classes (where their number is still the same) and preprocessing then hold where they are not given.
       form: one of `jeffnet.backends.FORMS`; None takes the one that the path's ending means, see `form_of`.
       classes: names of the classes in the order of the logits.
-      preprocessing: what the model expects of pictures; None takes the zoo's.
+      preprocessing: what the model expects of pictures; None takes the card's, or else the zoo's.
 
     Returns:
       What the file, if in jeffnet's own format, says of the model.
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: the model is not one of this name, or the form cannot hold it.
+      WeightsError: the model is not one of this name, was changed so that the file would compute something else, or the
+        form cannot hold it.
       OutputError: the path exists or cannot be written.
     """
-    start = to_start(model)
+    start, known = to_start(model), name if isinstance(name, ModelCard) else None
+    name = known.model if known else str(name)
+    num_classes = start.plan.classifier.out_features if start.plan.classifier else 0
+    if known and not classes and known.num_classes == num_classes:
+        classes = known.classes
     card = ModelCard(
         model=resolve_name(name),
-        num_classes=start.plan.classifier.out_features if start.plan.classifier else 0,
+        num_classes=num_classes,
         in_chans=start.plan.in_chans,
-        preprocessing=preprocessing or model_preprocessing(name),
+        preprocessing=preprocessing or (known.preprocessing if known else model_preprocessing(name)),
         classes=tuple(classes),
         global_pool=start.plan.global_pool,
         output_stride=_output_stride(start.plan, name),
+        test_window=start.plan.test_window,
     )
     if classes and len(classes) != card.num_classes:
         raise WeightsError(f"{len(classes)} names of classes do not fit a model of {card.num_classes}")
     arrays = fit(
         {key: np.asarray(array) for key, array in start.arrays.items()}, card.plan(), source="model", model=name
     )
+    if trunk(start.plan) != trunk(card.plan()):
+        raise WeightsError(f"the model is not a {name}, which would compute something else with its arrays")
     write_checkpoint(path, arrays, card, form)
     return card
 
@@ -138,7 +151,7 @@ def write_checkpoint(
       path: a file, for 'nnx' a folder, for 'tensorflow' the prefix of several files. Must not exist; its own folder
         must.
       arrays: by canonical name.
-      card: of the model. Only jeffnet's own format keeps it.
+      card: of the model. Only jeffnet's own format keeps it; what another loses of it is logged.
       form: None takes the one that the path's ending means, see `form_of`; or one of `jeffnet.backends.FORMS`:
         'jeffnet': safetensors with the card.
         'linen': MessagePack of the variables, for `flax.serialization.from_bytes`.
@@ -155,6 +168,8 @@ def write_checkpoint(
       OutputError: the path exists, has an ending of another form, or cannot be written.
     """
     path, form = Path(path), form_of(path, form)
+    if form != "jeffnet" and (lost := _lost(card)):
+        _log.warning("form %r does not keep %s: who loads it must give them again", form, ", ".join(lost))
     there = [path, *path.parent.glob(f"{glob.escape(path.name)}.index")]
     if any(file.exists() for file in there):
         raise OutputError(f"{str(path)!r} exists: remove it, or give another name")
@@ -172,6 +187,17 @@ def write_checkpoint(
         raise
     except Exception as error:  # of libraries, for a full disk for instance
         raise not_written(path, error) from error
+
+
+def _lost(card: ModelCard) -> list[str]:
+    """What of a card is not in the arrays, and not what is assumed of arrays without a card."""
+    defaults = {"global_pool": "avg", "output_stride": 32, "test_window": 0}
+    lost = [f"{name} {getattr(card, name)!r}" for name, default in defaults.items() if getattr(card, name) != default]
+    if card.preprocessing != model_preprocessing(card.model):
+        lost.append("the preprocessing")
+    if card.classes and card.classes != tuple(imagenet_classes()):
+        lost.append("the names of the classes")
+    return lost
 
 
 def _write_linen(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:

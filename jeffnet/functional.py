@@ -220,10 +220,9 @@ class _Run:
 
     def outputs(self, images: Array, output: str, last_stage: int | None = None) -> list[Array]:
         """See `apply_network`."""
-        images = jnp.asarray(images, self.model.dtype)
-        return apply_network(
-            self.model.plan, images, self._conv, self._block, self._classifier, output=output, last_stage=last_stage
-        )
+        plan, images = self.model.plan, jnp.asarray(images, self.model.dtype)
+        classifier = self._classifier if plan.classifier else None
+        return apply_network(plan, images, self._conv, self._block, classifier, output=output, last_stage=last_stage)
 
     def _block(self, block: arch.Block, x: Array) -> Array:
         def call(x: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:

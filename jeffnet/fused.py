@@ -351,7 +351,7 @@ class _Network:
                 images.astype(self.dtype),
                 lambda op, x: self._conv(arrays, op, x),
                 lambda block, x: self._block(arrays, block, x),
-                lambda x: self._classifier(arrays, x),
+                (lambda x: self._classifier(arrays, x)) if self.plan.classifier else None,
                 output=output,
             )
             return outputs[-1]

@@ -181,7 +181,7 @@ class ImageClassifier(nn.Module):
             jnp.asarray(images, self.dtype),
             lambda op, x: layers.conv(op, x, train),
             lambda block, x: block_class(block, layers, name=block.name.replace(".", "_"))(x, train),
-            classifier,
+            classifier if plan.classifier else None,
             output=output,
             last_stage=last_stage,
         )

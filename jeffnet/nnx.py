@@ -32,7 +32,15 @@ from jeffnet.ops.network import (
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained, statistics
+from jeffnet.weights.start import (
+    ModelOptions,
+    Start,
+    has_classifier,
+    start_model,
+    start_of,
+    start_pretrained,
+    statistics,
+)
 from jeffnet.weights.store import ModelCard
 
 
@@ -99,8 +107,8 @@ class ImageClassifier(nnx.Module):
         layers.add(self, plan.stem)
         self.blocks = nnx.List([nnx.List([Block(block, layers) for block in stage]) for stage in plan.stages])
         layers.add(self, plan.head)
+        self.dropout = nnx.Dropout(plan.drop_rate, deterministic=True)
         if plan.classifier:
-            self.dropout = nnx.Dropout(plan.drop_rate, deterministic=True)
             self.classifier = layers.dense(plan.classifier)
         self.rngs = nnx.Rngs(dropout=start.rng)
 
@@ -156,7 +164,8 @@ class ImageClassifier(nnx.Module):
             jnp.asarray(images, self.dtype),
             lambda op, x: apply_layers(self, op, x),
             apply,
-            lambda x: self.classifier(self.dropout(x, rngs=rngs)),
+            # Also one that its user has put there.
+            (lambda x: self.classifier(self.dropout(x, rngs=rngs))) if has_classifier(self) else None,
             output=output,
             last_stage=last_stage,
         )

@@ -32,7 +32,15 @@ from jeffnet.ops.network import (
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_model, start_of, start_pretrained, statistics
+from jeffnet.weights.start import (
+    ModelOptions,
+    Start,
+    has_classifier,
+    start_model,
+    start_of,
+    start_pretrained,
+    statistics,
+)
 from jeffnet.weights.store import ModelCard
 
 # What Objax's layers call the arrays; the bias of a norm is `beta`.
@@ -114,8 +122,8 @@ class ImageClassifier(objax.Module):
         )
         layers.add(self, plan.head)
         self.generator = _generator(start.rng)
+        self.dropout = objax.nn.Dropout(1 - plan.drop_rate, self.generator)
         if plan.classifier:
-            self.dropout = objax.nn.Dropout(1 - plan.drop_rate, self.generator)
             self.classifier = layers.dense(plan.classifier)
 
     @property
@@ -168,7 +176,8 @@ class ImageClassifier(objax.Module):
             jnp.asarray(images, self.dtype),
             lambda op, x: apply_layers(self, op, x, training),
             apply,
-            lambda x: self.classifier(self.dropout(x, training)),
+            # Also one that its user has put there.
+            (lambda x: self.classifier(self.dropout(x, training))) if has_classifier(self) else None,
             output=output,
             last_stage=last_stage,
         )

@@ -30,7 +30,7 @@ _README = "README.md"
 def save_pretrained(
     folder: str | os.PathLike,
     model: Any,
-    name: str,
+    name: str | ModelCard,
     *,
     classes: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
@@ -44,9 +44,10 @@ def save_pretrained(
     Args:
       folder: made if it is not there; must not have a model or a README yet.
       model: what any backend's `create_model` returns.
-      name: of the model in the zoo.
-      classes: names of the classes in the order of the logits.
-      preprocessing: what the model expects of pictures; None takes the zoo's.
+      name: of the model in the zoo, or the card that `from_pretrained` gave with it, see
+        `jeffnet.checkpoints.save_checkpoint`.
+      classes: names of the classes in the order of the logits; by default the card's.
+      preprocessing: what the model expects of pictures; None takes the card's, or else the zoo's.
       scores: measured ones, in per cent, by name: `{"top-1": 77.7}`.
       dataset: on whose held-out pictures they were measured.
       license: of the weights, by its identifier on the hub (`apache-2.0`).
@@ -86,7 +87,7 @@ def save_pretrained(
 def push_to_hub(
     repository: str,
     model: Any,
-    name: str,
+    name: str | ModelCard,
     *,
     private: bool = False,
     token: str | None = None,
@@ -99,7 +100,7 @@ def push_to_hub(
     Args:
       repository: `owner/name`.
       model: what any backend's `create_model` returns.
-      name: of the model in the zoo.
+      name: as of `save_pretrained`.
       private: whether a repository that is made is private.
       token: of the hub; None takes the one of `hf auth login` or HF_TOKEN.
       revision: a branch; None takes the main one.

@@ -17,13 +17,25 @@ import orbax.checkpoint
 import pytest
 from flax import nnx
 
-from jeffnet.arch.plan import with_frozen_norms
+from jeffnet import linen as jeffnet_linen
+from jeffnet import nnx as jeffnet_nnx
+from jeffnet.arch.plan import with_frozen_norms, with_test_pooling
+from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS, backend_of, convert, load_backend, to_start
 from jeffnet.checkpoints import form_of, save_checkpoint
-from jeffnet.errors import ArchitectureError, JeffnetError, OutputError, UnknownModelError, WeightsError
+from jeffnet.errors import (
+    ArchitectureError,
+    JeffnetError,
+    OutputError,
+    UnknownModelError,
+    UnknownOptionError,
+    WeightsError,
+)
+from jeffnet.fused import fuse
 from jeffnet.objax import objax
+from jeffnet.ops.network import submodule
 from jeffnet.weights.start import start_model
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
@@ -513,7 +525,7 @@ def test_bad_input_is_an_error_that_names_it(backend):
             create_model("tiny", **options)
     with pytest.raises(WeightsError, match="does not exist"):
         create_model("tiny", pretrained="nowhere.safetensors")
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(UnknownOptionError, match="colour"):
         create_model("tiny", colour=1)
     driver = create(backend)
     for shape in ((32, 32, 3), (1, 3, 32, 32), (1, 32, 32, 1)):
@@ -537,6 +549,120 @@ def test_every_pair_of_backends_converts_and_back_to_the_same_bits():
                 for key, array in passed.arrays.items():
                     assert array.dtype == start.arrays[key].dtype
                     np.testing.assert_array_equal(array, start.arrays[key])
+
+
+def _replaced(model, name, layer):
+    parent, _, leaf = name.rpartition(".")
+    setattr(submodule(model, parent) if parent else model, leaf, layer)
+
+
+def _halved(*arguments, **options):
+    return 0.5 * jax.lax.conv_general_dilated(*arguments, **options)
+
+
+def _nnx_conv(**options):
+    return nnx.Conv(16, 16, (1, 1), use_bias=False, rngs=nnx.Rngs(1), **options)
+
+
+class _Lora(nnx.Linear):
+    """A classifier of another class."""
+
+    def __call__(self, inputs):
+        return 2 * super().__call__(inputs)
+
+
+class _Doubled(jeffnet_nnx.ImageClassifier):
+    """A model of another class."""
+
+    def __call__(self, images, *, rngs=None):
+        return 2 * super().__call__(images, rngs=rngs)
+
+
+# What users do to NNX modules, and whether it can be said in a file, or in another backend.
+SURGERY = {
+    "classifier": (
+        lambda m: setattr(m, "classifier", nnx.Linear(64, 7, rngs=nnx.Rngs(1))), True,
+    ),
+    "no classifier": (lambda m: delattr(m, "classifier"), True),
+    "classifier of another class": (lambda m: setattr(m, "classifier", _Lora(64, 7, rngs=nnx.Rngs(1))), False),
+    "classifier of two layers": (
+        lambda m: setattr(m, "classifier", nnx.Sequential(nnx.Linear(64, 7, rngs=nnx.Rngs(1)), nnx.relu)), False,
+    ),
+    "classifier without bias": (
+        lambda m: setattr(m, "classifier", nnx.Linear(64, 7, use_bias=False, rngs=nnx.Rngs(1))), False,
+    ),
+    "layer": (lambda m: _replaced(m, "blocks.1.0.conv_pwl", _nnx_conv()), True),
+    "kernel function": (
+        lambda m: _replaced(m, "blocks.1.0.conv_pwl", _nnx_conv(conv_general_dilated=_halved)),
+        False,
+    ),
+    "stride": (lambda m: setattr(m.conv_stem, "strides", 1), False),
+    "epsilon": (lambda m: setattr(m.bn1, "epsilon", 0.1), False),
+    "block": (lambda m: setattr(m.blocks[2][1], "block", replace(m.blocks[2][1].block, residual=False)), False),
+    "own class": (lambda m: setattr(m, "__class__", _Doubled), False),
+    "momentum": (lambda m: setattr(m.bn1, "momentum", 0.5), True),
+    "dropout": (lambda m: setattr(m.dropout, "rate", 0.5), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("surgery", SURGERY)
+def test_what_users_change_in_a_model_is_kept_or_refused(surgery, tmp_path):
+    change, is_kept = SURGERY[surgery]
+    start = random_start(dtype=jnp.float32, param_dtype=jnp.float32)
+    model, images = load_backend("nnx").build(start), images_of().astype(np.float32)
+    before = model(images)
+    change(model)
+    expected = model(images)
+    is_same = expected.shape == before.shape and bool(jnp.allclose(expected, before))
+    assert is_same == (surgery in ("momentum", "dropout"))
+    if not is_kept:
+        for lose in (
+            lambda: convert(model, "functional"),
+            lambda: save_checkpoint(tmp_path / "a", model, "tiny"),
+            lambda: fuse(model, batch_size=len(images), image_size=images.shape[1]),
+        ):
+            with pytest.raises(WeightsError, match=r"would be lost|has no array 'classifier"):
+                lose()
+        return
+    save_checkpoint(tmp_path / "a", model, "tiny")
+    again, _ = load_backend("nnx").from_pretrained(tmp_path / "a")
+    np.testing.assert_allclose(again(images), expected, rtol=1e-4, atol=1e-4)
+    if surgery in ("momentum", "dropout"):
+        with pytest.raises(WeightsError, match=r"would be lost"):
+            convert(model, "functional")
+        return
+    functional, variables = convert(model, "functional")
+    np.testing.assert_allclose(functional.apply(variables, images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["nnx", "objax"])
+def test_a_classifier_put_into_a_model_without_one_classifies(backend, tmp_path):
+    module = load_backend(backend)
+    model, images = module.create_model("tiny", num_classes=0), images_of().astype(np.float32)
+    other = module.create_model("tiny", num_classes=7, rng=3)
+    model.classifier = other.classifier
+    apply, variables = module.inference(model)
+    logits = apply(variables, images)
+    assert logits.shape == (BATCH, 7)
+    assert to_start(model).plan.classifier.out_features == 7
+    save_checkpoint(tmp_path / "a", model, "tiny")
+    functional, arrays, card = load_backend("functional").from_pretrained(tmp_path / "a")
+    assert card.num_classes == 7
+    np.testing.assert_allclose(functional.apply(arrays, images), logits, rtol=1e-4, atol=1e-5)
+    if backend == "objax":
+        model.bn1.eps = 0.1
+        with pytest.raises(WeightsError, match=r"bn1 has eps 0\.1.*would be lost"):
+            save_checkpoint(tmp_path / "b", model, "tiny")
+
+
+def test_a_subclass_of_a_linen_model_is_not_taken_for_ours():
+    class Doubled(jeffnet_linen.ImageClassifier):
+        def __call__(self, images, train=False):
+            return 2 * super().__call__(images, train)
+
+    model, variables = load_backend("linen").create_model("tiny", num_classes=2)
+    with pytest.raises(WeightsError, match="Doubled has a __call__ of its own"):
+        convert((Doubled(model.plan), variables), "nnx")
 
 
 @every_backend
@@ -621,6 +747,44 @@ def test_a_card_says_how_the_model_is_built(tmp_path):
     save_checkpoint(tmp_path / "a.safetensors", model, "tiny", classes=("cat", "dog"))
     _, _, card = load_backend("linen").from_pretrained(tmp_path / "a.safetensors")
     assert (card.output_stride, card.global_pool, card.classes) == (8, "max", ("cat", "dog"))
+
+
+def test_test_time_pooling_is_kept(tmp_path):
+    start = random_start(dtype=jnp.float32, param_dtype=jnp.float32)
+    model = load_backend("functional").build(replace(start, plan=with_test_pooling(start.plan, 32)))
+    images = np.random.default_rng(0).normal(size=(2, 48, 48, 3)).astype(np.float32)
+    save_checkpoint(tmp_path / "a", model, "tiny")
+    again, variables, card = load_backend("functional").from_pretrained(tmp_path / "a")
+    assert card.test_window == model[0].plan.test_window > 0
+    np.testing.assert_array_equal(again.apply(variables, images), model[0].apply(model[1], images))
+
+
+def test_a_model_is_not_saved_under_the_name_of_another(tmp_path):
+    """The arrays of both have the same shapes."""
+    model = load_backend("functional").create_model("tf_mobilenetv3_small_100", num_classes=2)
+    with pytest.raises(WeightsError, match="not a pt_mobilenetv3_small_100"):
+        save_checkpoint(tmp_path / "a", model, "pt_mobilenetv3_small_100")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_form_does_not_keep_is_said(tmp_path, caplog):
+    model = load_backend("functional").create_model("tiny", num_classes=2, global_pool="max")
+    preprocessing = Preprocessing(48)
+    save_checkpoint(tmp_path / "own", model, "tiny", classes=("a", "b"), preprocessing=preprocessing)
+    bare = load_backend("functional").create_model("tiny", num_classes=2)
+    save_checkpoint(tmp_path / "bare", bare, "tiny", form="timm")
+    assert caplog.text == ""
+    save_checkpoint(tmp_path / "timm", model, "tiny", form="timm", classes=("a", "b"), preprocessing=preprocessing)
+    assert "'timm' does not keep global_pool 'max', the preprocessing, the names of the classes" in caplog.text
+
+
+def test_a_card_stands_for_the_name_and_brings_what_it_says(tmp_path):
+    model = load_backend("functional").create_model("tiny", num_classes=2)
+    card = save_checkpoint(tmp_path / "a", model, "tiny", classes=("a", "b"), preprocessing=Preprocessing(48))
+    assert save_checkpoint(tmp_path / "b", model, card) == card
+    assert save_checkpoint(tmp_path / "c", model, card, classes=("x", "y")).classes == ("x", "y")
+    other = load_backend("functional").create_model("tiny", num_classes=3)
+    assert save_checkpoint(tmp_path / "d", other, card) == replace(card, num_classes=3, classes=())
 
 
 def test_what_does_not_fit_is_not_written(tmp_path):

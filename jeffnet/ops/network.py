@@ -82,7 +82,7 @@ def apply_network(
     images: Array,
     conv: Callable[[Conv, Array], Array],
     block: Callable[[Block, Array], Array],
-    classifier: Layer,
+    classifier: Layer | None,
     *,
     output: str = "logits",
     last_stage: int | None = None,
@@ -94,7 +94,7 @@ def apply_network(
       images: `(N, H, W, C)`, of the dtype in which to compute.
       conv: applies a convolution with its norm and activation.
       block: applies a block.
-      classifier: dropout and the dense layer; not called where the Plan has no classifier.
+      classifier: dropout and the dense layer; None for features.
       output: 'logits', 'pre_logits' or 'features'.
       last_stage: of the features wanted, -1 for the stem's; None for all.
 
@@ -116,7 +116,7 @@ def apply_network(
     return outputs if output == "features" else [_head(plan, outputs[-1], conv, classifier, output)]
 
 
-def _head(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier: Layer, output: str) -> Array:
+def _head(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier: Layer | None, output: str) -> Array:
     if not plan.pool_first:
         x = conv(plan.head, x)
     x = pool_windows(x, plan.test_window) if plan.test_window else global_pool(x, plan.global_pool)
@@ -124,7 +124,7 @@ def _head(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier
         x = conv(plan.head, x)
     if plan.global_pool != "none":
         x = x.reshape(x.shape[0], -1)
-    if output == "pre_logits" or plan.classifier is None:
+    if output == "pre_logits" or classifier is None:
         return x
     logits = classifier(x)
     return global_pool(logits, "avgmax").reshape(x.shape[0], -1) if plan.test_window else logits
