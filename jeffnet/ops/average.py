@@ -9,6 +9,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jeffnet.errors import ConfigError
+
 FORMS = ("exponential", "cumulative")
 
 
@@ -46,15 +48,17 @@ def update_average(
       Other arrays are those of `value`.
 
     Raises:
-      ValueError: another form, or trees or shapes that differ.
+      ConfigError: another form, or trees or shapes that differ.
     """
     if form not in FORMS:
-        raise ValueError(f"form {form!r} is not one of {', '.join(FORMS)}")
+        raise ConfigError(f"form {form!r} is not one of {', '.join(FORMS)}")
     step = 1 - ema_decay(updates, decay, warmup) if form == "exponential" else 1 / (jnp.asarray(updates, float) + 1)
 
     def moved(old: Array, new: Array) -> Array:
         if old.shape != new.shape:
-            raise ValueError(f"an average of shape {old.shape} and a value of shape {new.shape}: they must be the same")
+            raise ConfigError(
+                f"an average of shape {old.shape} and a value of shape {new.shape}: they must be the same"
+            )
         if not jnp.issubdtype(old.dtype, jnp.floating):
             return new
         compute = jnp.promote_types(old.dtype, jnp.float32)
@@ -74,13 +78,13 @@ def average_arrays(models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
       Arrays of the last one's dtypes; the mean is taken in float64. Arrays that are not floats are the last one's.
 
     Raises:
-      ValueError: no models, or ones that differ in names or shapes.
+      ConfigError: no models, or ones that differ in names or shapes.
     """
     if not models:
-        raise ValueError("no models to average")
+        raise ConfigError("no models to average")
     shapes = [{name: array.shape for name, array in model.items()} for model in models]
     if any(shape != shapes[0] for shape in shapes):
-        raise ValueError("models to average differ in their arrays' names or shapes")
+        raise ConfigError("models to average differ in their arrays' names or shapes")
     averages = {}
     for name, last in models[-1].items():
         if jnp.issubdtype(last.dtype, jnp.floating):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jeffnet.errors import ConfigError
 from jeffnet.ops.box import inside
 from jeffnet.ops.image import per_channel
 
@@ -49,13 +50,13 @@ def random_erasing(
       Array shaped and typed like `images`.
 
     Raises:
-      ValueError: another mode, or images of other dimensions or no float dtype.
+      ConfigError: another mode, or images of other dimensions or no float dtype.
       JeffnetError: `mean` or `std` does not fit the channels.
     """
     if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+        raise ConfigError(f"mode {mode!r} is not one of {', '.join(MODES)}")
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images of shape {images.shape}, {images.dtype}: expected floats (N, H, W, C)")
+        raise ConfigError(f"images of shape {images.shape}, {images.dtype}: expected floats (N, H, W, C)")
     box_key, noise_key = jax.random.split(key)
     pictures, height, width, channels = images.shape
     boxes = draw_boxes(box_key, pictures, height, width, prob=prob, count=count, area=area, ratio=ratio)

@@ -6,6 +6,8 @@ import optax
 from jax import Array
 from jax.typing import DTypeLike
 
+from jeffnet.errors import ConfigError
+
 # Below it, a class's mean probability counts as this in the Jensen-Shannon divergence, as in timm.
 _LEAST_MIXTURE = 1e-7
 
@@ -25,10 +27,10 @@ def soft_targets(
       `(N, num_classes)`, `dtype`.
 
     Raises:
-      ValueError: labels of other dimensions.
+      ConfigError: labels of other dimensions.
     """
     if labels.ndim != 1:
-        raise ValueError(f"labels of shape {labels.shape}: expected (N,)")
+        raise ConfigError(f"labels of shape {labels.shape}: expected (N,)")
     targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.promote_types(dtype, jnp.float32))
     return optax.smooth_labels(targets, label_smoothing).astype(dtype)
 
@@ -45,10 +47,10 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
       `(N,)`, at least float32.
 
     Raises:
-      ValueError: other shapes, which would broadcast to a loss of every example against every other.
+      ConfigError: other shapes, which would broadcast to a loss of every example against every other.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
+        raise ConfigError(
             f"logits of shape {logits.shape} and labels of shape {labels.shape}: expected (N, classes), (N,)"
         )
     logits = _precise(logits)
@@ -66,7 +68,7 @@ def soft_cross_entropy(logits: Array, targets: Array) -> Array:
       `(N,)`, at least float32.
 
     Raises:
-      ValueError: other shapes.
+      ConfigError: other shapes.
     """
     _check_alike(logits, "targets", targets)
     return optax.softmax_cross_entropy(_precise(logits), _precise(targets))
@@ -87,7 +89,7 @@ def binary_cross_entropy(
       `(N,)`, at least float32.
 
     Raises:
-      ValueError: other shapes.
+      ConfigError: other shapes.
 
     Source: Wightman et al., "ResNet strikes back", arXiv:2110.00476.
     """
@@ -109,12 +111,12 @@ def jensen_shannon_divergence(logits: Array) -> Array:
       `(N,)`, at least float32; 0 where all views agree.
 
     Raises:
-      ValueError: other dimensions.
+      ConfigError: other dimensions.
 
     Source: Hendrycks et al., "AugMix", arXiv:1912.02781.
     """
     if logits.ndim != 3:
-        raise ValueError(f"logits of shape {logits.shape}: expected (views, N, classes)")
+        raise ConfigError(f"logits of shape {logits.shape}: expected (views, N, classes)")
     log_probabilities = jax.nn.log_softmax(_precise(logits))
     probabilities = jnp.exp(log_probabilities)
     mixture = jnp.maximum(probabilities.mean(0), _LEAST_MIXTURE)
@@ -136,7 +138,7 @@ def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0,
       `(N,)`, at least float32.
 
     Raises:
-      ValueError: other shapes.
+      ConfigError: other shapes.
     """
     _check_alike(logits, "teacher_logits", teacher_logits)
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
@@ -170,6 +172,6 @@ def _precise(x: Array) -> Array:
 
 def _check_alike(logits: Array, name: str, other: Array) -> None:
     if logits.ndim != 2 or other.shape != logits.shape:
-        raise ValueError(
+        raise ConfigError(
             f"logits of shape {logits.shape} and {name} of shape {other.shape}: expected (N, classes) twice"
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jeffnet.errors import ConfigError
 from jeffnet.ops.box import inside
 
 MODES = ("batch", "elem")
@@ -44,10 +45,10 @@ def mix_batch(
       Pictures and targets, shaped and typed like the given ones; those themselves where nothing can be mixed.
 
     Raises:
-      ValueError: another mode, or images and targets that do not fit.
+      ConfigError: another mode, or images and targets that do not fit.
     """
     if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+        raise ConfigError(f"mode {mode!r} is not one of {', '.join(MODES)}")
     dtype = images.dtype if dtype is None else dtype
     _check(images, targets, dtype)
     if prob == 0 or (mixup == 0 and cutmix == 0):
@@ -83,7 +84,7 @@ def mix(images: Array, targets: Array, share: Array, box: Array, dtype: DTypeLik
       of its own that the picture keeps on average.
 
     Raises:
-      ValueError: images and targets that do not fit.
+      ConfigError: images and targets that do not fit.
     """
     dtype = images.dtype if dtype is None else dtype
     _check(images, targets, dtype)
@@ -177,9 +178,9 @@ def _weighted(x: Array, other: Array, share: Array, dtype: DTypeLike) -> Array:
 
 def _check(images: Array, targets: Array, dtype: DTypeLike) -> None:
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
-        raise ValueError(
+        raise ConfigError(
             f"images of shape {images.shape} and targets of shape {targets.shape}: expected (N, H, W, C), (N, classes)"
         )
     for name, kind in (("images", dtype), ("targets", targets.dtype)):
         if not jnp.issubdtype(kind, jnp.floating):
-            raise ValueError(f"{name} of {jnp.dtype(kind)}, which would round what is mixed: give floats")
+            raise ConfigError(f"{name} of {jnp.dtype(kind)}, which would round what is mixed: give floats")

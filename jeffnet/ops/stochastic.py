@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jeffnet.errors import ArchitectureError
+
 
 def drop_path(x: Array, rate: float, rng: Array) -> Array:
     """Stochastic depth: zero whole examples of a residual branch, scale the others to keep the mean.
@@ -17,12 +19,12 @@ def drop_path(x: Array, rate: float, rng: Array) -> Array:
       Array shaped and typed like `x`.
 
     Raises:
-      ValueError: `rate` outside [0, 1).
+      ArchitectureError: `rate` outside [0, 1).
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", arXiv:1603.09382.
     """
     if not 0 <= rate < 1:
-        raise ValueError(f"drop path rate {rate} is outside [0, 1)")
+        raise ArchitectureError(f"drop path rate {rate} is outside [0, 1)")
     if rate == 0:
         return x
     keep = 1 - rate

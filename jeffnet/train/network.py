@@ -133,7 +133,7 @@ def frozen_parameters(plan: Plan, patterns: tuple[str, ...]) -> frozenset[str]:
     return frozenset(frozen)
 
 
-def initial_arrays(config: ModelConfig, network: Network, seed: int, classes: Sequence[str]) -> Arrays:
+def initial_arrays(config: ModelConfig, network: Network, seed: int, classes: Sequence[str] = ()) -> Arrays:
     """The arrays with which training starts: drawn by a seed, or those of `config.pretrained` for these classes.
 
     Raises:
