@@ -26,6 +26,7 @@ from jeffnet.errors import OutputError, WeightsError
 from jeffnet.functional import ImageClassifier, to_variables
 from jeffnet.ops.image import normalize
 from jeffnet.weights.fit import fit
+from jeffnet.weights.hdf5 import with_checksums
 from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras
 from jeffnet.weights.keras_writer import write_keras
 from jeffnet.weights.naming import to_canonical_names
@@ -373,6 +374,22 @@ def test_a_changed_byte_in_an_archive(reference, tmp_path):
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="not a whole file of Keras: Bad CRC-32"):
         read_keras(path)
+
+
+def test_a_flipped_bit_in_an_array_with_a_checksum_is_noticed(reference, tmp_path):
+    """HDF5 itself would not: Keras writes no checksums, but what we write of it has them."""
+    path = tmp_path / "a.weights.h5"
+    path.write_bytes(with_checksums((reference("tensorflow", SMALL) / f"{SMALL}.weights.h5").read_bytes()))
+    file = read_keras(path)
+    assert file.has_checksums and file.arrays["Conv1/kernel"].read().shape == (3, 3, 3, 16)
+    with h5py.File(path) as whole:
+        kernel = _layers(whole)["Conv1"]["0"]
+        place = kernel.id.get_offset() + kernel.nbytes // 2
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"are damaged: Conv1/kernel is not what was written"):
+        read_keras(path).arrays["Conv1/kernel"].read()
 
 
 def test_an_archive_that_is_far_too_long(reference, tmp_path, monkeypatch):
