@@ -1,11 +1,12 @@
-"""TensorFlow, where it is needed: quiet, and without a GPU, whose memory it would take whole."""
+"""TensorFlow, where it is needed: quiet, on the CPU, and otherwise as the user's program has it."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from typing import Any
+
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def tensorflow() -> Any:
@@ -14,32 +15,45 @@ def tensorflow() -> Any:
     Raises:
       ImportError: it is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "tensorflow" in sys.modules:
-        import tensorflow as tf
-    else:
+    if "tensorflow" not in sys.modules:
         with _silence():
-            import tensorflow as tf
-    _hide_gpus()
+            import tensorflow  # noqa: F401
+    import tensorflow as tf
+
     return tf
 
 
-@cache
-def _hide_gpus() -> None:
-    import tensorflow as tf
+def on_cpu() -> Any:
+    """A context within which TensorFlow computes on the CPU: on a GPU it would take all of its memory from JAX."""
+    return tensorflow().device("CPU:0")
 
+
+def hide_gpus() -> None:
+    """Keep TensorFlow from GPUs for as long as this process runs: for a process that is ours alone."""
     # What is in use already stays visible.
     with suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
+        tensorflow().config.set_visible_devices([], "GPU")
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Within it nothing reaches standard error.
+    """Within it nothing reaches standard error, and TensorFlow reads that it is to log errors only.
 
     As it is loaded TensorFlow announces oneDNN before anybody can tell it not to. Without oneDNN it would be silent,
     but its pipelines 1.6 times as slow.
     """
+    before = os.environ.get(_LOG_LEVEL)
+    os.environ.setdefault(_LOG_LEVEL, "3")
+    try:
+        with _no_standard_error():
+            yield
+    finally:
+        if before is None:
+            del os.environ[_LOG_LEVEL]
+
+
+@contextmanager
+def _no_standard_error() -> Iterator[None]:
     try:
         kept = os.dup(2)
     except OSError:  # closed, or not there at all

@@ -33,6 +33,7 @@ _MOST_SECONDS = 3600
 _PART = 2**20  # bytes of a message
 _LAST_SECONDS = 3
 _rounds = itertools.count()
+_PREEMPTION = "jax_enable_preemption_service"
 
 # What the command exits with where another process is gone: EX_PROTOCOL.
 EXIT_LOST = 76
@@ -76,8 +77,9 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
         raise UsageError(f"{', '.join(missing)} missing: give --coordinator, --num-processes and --process-id together")
     if coordinator is not None:
         _check(coordinator, num_processes or 0, process_id or 0)
-    # Runs look for SIGTERM themselves; JAX's service would keep it from them.
-    jax.config.update("jax_enable_preemption_service", False)
+    # Runs look for SIGTERM themselves; JAX's service would keep it from them. Read once, as it is started.
+    before = getattr(jax.config, _PREEMPTION)
+    jax.config.update(_PREEMPTION, False)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -97,6 +99,8 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
         # JAX was used already, by a program that calls us: it is too late to look for others.
         if coordinator is not None:
             raise ConfigError(f"--coordinator {coordinator}: {first_line(error)}") from error
+    finally:
+        jax.config.update(_PREEMPTION, before)
 
 
 def is_primary() -> bool:

@@ -1,5 +1,6 @@
 """The command line: what it prints, and one clear line for every kind of bad input."""
 
+import contextlib
 import csv
 import io
 import json
@@ -9,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -128,8 +131,37 @@ def test_every_command_has_help(capsys, command):
     assert f"usage: jeffnet {command}" in out and "--debug" in out
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """The environment that a command made for itself, which is otherwise the caller's again after it."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
+        monkeypatch.setenv(name, "")  # so that what was set before comes back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("jeffnet.cli.main._restored", contextlib.nullcontext)
+
+
+def test_a_program_that_calls_main_has_its_settings_back(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(
+        "jeffnet.cli.info._show_environment", lambda _: os.environ.update(XLA_PYTHON_CLIENT_PREALLOCATE="x")
+    )
+    monkeypatch.setattr("jeffnet.cli.train._run", lambda _: None)
+    loggers = [logging.getLogger(name) for name in ("", "jeffnet", "huggingface_hub", "absl", "asyncio", "jax")]
+
+    def settings():
+        states = [(logger.level, logger.propagate, logger.handlers[:], logger.disabled) for logger in loggers]
+        return dict(os.environ), warnings.filters[:], sys.unraisablehook, states, jax.config.values.copy()
+
+    before = settings()
+    for command in (["list", "b0"], ["info", "--env"], ["train", "--num-processes", "1"], ["list", "nothing"]):
+        run(capsys, *command)
+        for one, other in zip(before, settings(), strict=True):
+            assert one == other, command
+
+
 @pytest.mark.parametrize("own", [None, "", "/elsewhere"])
-def test_what_is_compiled_is_kept_where_the_user_says(own, monkeypatch, tmp_path):
+def test_what_is_compiled_is_kept_where_the_user_says(environment, own, monkeypatch, tmp_path):
     monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     if own is not None:
@@ -139,7 +171,7 @@ def test_what_is_compiled_is_kept_where_the_user_says(own, monkeypatch, tmp_path
     assert folder == own if own is not None else Path(folder).parent == tmp_path and "xla-" in folder
 
 
-def test_compiled_programs_are_not_kept_where_others_may_write(monkeypatch, capsys, caplog, tmp_path):
+def test_compiled_programs_are_not_kept_where_others_may_write(environment, monkeypatch, capsys, caplog, tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
@@ -158,14 +190,16 @@ def test_compiled_programs_are_not_kept_where_others_may_write(monkeypatch, caps
 
 
 @pytest.mark.parametrize("named", ["gs://bucket/folder", ""])
-def test_a_folder_for_compiled_programs_that_is_no_folder_here_is_left_alone(named, monkeypatch, capsys, caplog):
+def test_a_folder_for_compiled_programs_that_is_no_folder_here_is_left_alone(
+    environment, named, monkeypatch, capsys, caplog
+):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
     run(capsys, "list", "tf_mixnet_s")
     assert not caplog.messages
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == named
 
 
-def test_users_who_share_a_cache_keep_compiled_programs_each(monkeypatch, capsys, tmp_path):
+def test_users_who_share_a_cache_keep_compiled_programs_each(environment, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path))
     folders: list[Path] = []
     for _ in range(2):
@@ -177,7 +211,7 @@ def test_users_who_share_a_cache_keep_compiled_programs_each(monkeypatch, capsys
     assert folders[1] == folders[0].with_name(f"{folders[0].name}-{os.geteuid()}")
 
 
-def test_a_user_without_a_home_keeps_nothing(monkeypatch, capsys):
+def test_a_user_without_a_home_keeps_nothing(environment, monkeypatch, capsys):
     for name in ("JEFFNET_CACHE", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
 

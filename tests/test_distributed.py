@@ -111,9 +111,15 @@ def test_one_process_alone_asks_nobody():
 def initialized(monkeypatch):
     """What JAX would have been told."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **options: calls.append(arguments))
-    monkeypatch.setattr(jax.config, "update", lambda *arguments: None)
-    return calls
+
+    def initialize(*arguments, **options):
+        assert jax.config.jax_enable_preemption_service is False
+        calls.append(arguments)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    before = jax.config.values.copy()
+    yield calls
+    assert jax.config.values == before, "what is set for JAX's service is set for it alone"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,6 @@ def test_without_a_cluster_a_process_is_alone_and_other_faults_are_told(monkeypa
 
         monkeypatch.setattr(jax.distributed, "initialize", initialize)
 
-    monkeypatch.setattr(jax.config, "update", lambda *arguments: None)
     fail(ValueError("coordinator_address should be defined."))
     distributed.connect()
     fail(ValueError("something else"))

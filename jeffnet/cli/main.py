@@ -1,13 +1,14 @@
 """The command `jeffnet`."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jeffnet
 from jeffnet.cli import bench, convert, info, list_, predict, train, validate
@@ -31,6 +32,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _MOST_KEPT = 2**30  # bytes; what was used least recently goes first
 
+# What commands set of the process.
+_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE", "XLA_PYTHON_CLIENT_PREALLOCATE")
+_LOGGERS = ("jeffnet", "huggingface_hub", "absl", "asyncio")
+
 _logger = logging.getLogger("jeffnet")
 
 
@@ -46,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parse(arguments)
     try:
-        with any_text():
+        # A program that calls us goes on after it; a process of our own ends, and in ending still needs the settings.
+        with any_text(), contextlib.nullcontext() if arguments is None else _restored():
             status = _run(options)
     except SystemExit as stop:  # as it was asked, or another process did it: no process waits for this one in vain
         return int(stop.code or 0)
@@ -55,6 +61,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         leave(status)
     return status
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """After it the process has its settings back that commands change."""
+    variables = {name: os.environ.get(name) for name in _VARIABLES}
+    loggers = [(logger, logger.level, logger.propagate) for logger in map(logging.getLogger, _LOGGERS)]
+    root, hook = logging.getLogger(), sys.unraisablehook
+    handlers, level = root.handlers[:], root.level
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        for logger, logger_level, propagate in loggers:
+            logger.setLevel(logger_level)
+            logger.propagate = propagate
+        sys.unraisablehook, root.handlers[:] = hook, handlers
+        root.setLevel(level)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """`jeffnet validate`: score models on labelled pictures."""
 
 import argparse
+import contextlib
 import json
 import sys
 from dataclasses import asdict, fields
@@ -152,6 +153,11 @@ def run(options: argparse.Namespace) -> None:
     """Validate, and print the scores."""
     from jeffnet.distributed import losses_told
 
+    if options.loader == "tf" and options.arguments is None:
+        from jeffnet._tensorflow import hide_gpus
+
+        with contextlib.suppress(ImportError):  # whose error is that of the loader
+            hide_gpus()
     connect(options)
     with losses_told():
         _run(options)
@@ -206,7 +212,7 @@ def _check_agreement(options: argparse.Namespace) -> None:
     """Raises ConfigError where other processes were given other options."""
     from jeffnet.distributed import check_agreement
 
-    own = ("run", "process_id", "debug")
+    own = ("run", "process_id", "debug", "arguments")
     check_agreement({f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jeffnet._tensorflow import on_cpu
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, check_options
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.data.sources import Source
@@ -121,7 +122,7 @@ class TensorFlowEvalLoader:
         for number in range(start, len(self)):
             count = min(self._batch_size, len(self._indices(number)))
             try:
-                batch = self._padded(next(iterator)) if count else self._padding()
+                batch = self._padded(_next(iterator)) if count else self._padding()
             except failures() as error:
                 # tf.data does not say which element failed. What was read ahead is lost, and read again.
                 batch = self._one_by_one(number, error)
@@ -156,8 +157,9 @@ class TensorFlowEvalLoader:
         options = tf.data.Options()
         options.deterministic = True
         parallel = tf.data.AUTOTUNE if self._threads is None else self._threads or None
-        rows = self._examples.rows(indices).map(load, num_parallel_calls=parallel)
-        return iter(rows.batch(self._batch_size).prefetch(_AHEAD).with_options(options).as_numpy_iterator())
+        with on_cpu():
+            rows = self._examples.rows(indices).map(load, num_parallel_calls=parallel)
+            return iter(rows.batch(self._batch_size).prefetch(_AHEAD).with_options(options).as_numpy_iterator())
 
     def _one_by_one(self, number: int, error: Exception) -> EvalBatch:
         """A batch in which something failed: raises the ImageError of the picture, or masks it.
@@ -166,7 +168,8 @@ class TensorFlowEvalLoader:
         """
         batch = self._padding()
         try:
-            rows = list(self._examples.rows(self._indices(number)[: self._batch_size]))
+            with on_cpu():
+                rows = list(self._examples.rows(self._indices(number)[: self._batch_size]))
         except failures() as unreadable:
             rows, error = [], unreadable
         for row, (index, stored) in enumerate(rows):
@@ -184,8 +187,9 @@ class TensorFlowEvalLoader:
 
     def _load(self, index: int, stored: Any) -> tuple[np.ndarray, int]:
         try:
-            picture, label = self._examples.read(stored)
-            return self._picture.traced_pixels(picture).numpy(), int(label)
+            with on_cpu():
+                picture, label = self._examples.read(stored)
+                return self._picture.traced_pixels(picture).numpy(), int(label)
         except failures() as error:
             raise ImageError(f"image {self._examples.described(index)} {fault(error)}") from error
 
@@ -220,3 +224,8 @@ class TensorFlowEvalLoader:
             raise DatasetError(
                 f"{self._examples.where} has pictures without a label, such as {name}: use another split"
             )
+
+
+def _next(iterator: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    with on_cpu():
+        return next(iterator)

@@ -45,10 +45,8 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
         raise OutputError(f"cannot write {str(path)!r}: name it *{' or *'.join(_SUFFIXES)}")
     name, options = _constructor(card)
     moments = [_per_channel(moment, card) for moment in (card.preprocessing.mean, card.preprocessing.std)]
-    if "keras" not in sys.modules and importlib.util.find_spec("tensorflow") is None:
-        os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras itself would ask for TensorFlow
     try:
-        import keras
+        keras = _keras()
     except ModuleNotFoundError as error:
         raise OutputError(f"cannot write {str(path)!r} without Keras: {install('keras')}") from error
     try:
@@ -72,6 +70,22 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
                 model.save(whole)
                 with zipfile.ZipFile(whole) as archive:
                     Path(partial).write_bytes(with_checksums(archive.read("model.weights.h5")))
+
+
+def _keras() -> Any:
+    """Keras, with a backend that is there where the user chose none."""
+    asks_for_tensorflow = "KERAS_BACKEND" not in os.environ and "keras" not in sys.modules
+    if not asks_for_tensorflow or importlib.util.find_spec("tensorflow") is not None:
+        import keras
+
+        return keras
+    os.environ["KERAS_BACKEND"] = "jax"
+    try:
+        import keras
+
+        return keras
+    finally:
+        del os.environ["KERAS_BACKEND"]
 
 
 def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet._tensorflow import tensorflow
+from jeffnet._tensorflow import on_cpu, tensorflow
 from jeffnet.arch.plan import Block, Conv, Plan, SqueezeExcite
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
@@ -143,10 +143,11 @@ def write_tensorflow(prefix: Path, arrays: Mapping[str, np.ndarray]) -> None:
         tf = tensorflow()
     except ImportError as error:
         raise OutputError(f"a checkpoint of TensorFlow needs it to be written: {install('tf')}") from error
-    tensors = [tf.convert_to_tensor(np.ascontiguousarray(array)) for array in arrays.values()]
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix), tensor_names=list(arrays), shape_and_slices=[""] * len(tensors), tensors=tensors
-    )
+    with on_cpu():
+        tensors = [tf.convert_to_tensor(np.ascontiguousarray(array)) for array in arrays.values()]
+        tf.raw_ops.SaveV2(
+            prefix=str(prefix), tensor_names=list(arrays), shape_and_slices=[""] * len(tensors), tensors=tensors
+        )
 
 
 def hints_of(model: str) -> tuple[str, ...]:

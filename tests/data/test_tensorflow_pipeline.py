@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jeffnet import _tensorflow
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data import tensorflow_picture
 from jeffnet.data.batches import EvalBatch, EvalLoader, Shard
@@ -587,6 +588,24 @@ def test_digits_by_their_name():
     loader = eval_loader("digits", "val", SMALL, 64, channels=1)
     batch = next(iter(loader))
     assert loader.classes == tuple("0123456789") and batch["image"].shape == (64, 8, 8, 1)
+
+
+def test_the_users_tensorflow_stays_as_it_is(tf: Any, monkeypatch: pytest.MonkeyPatch, pictures: ImageFolder):
+    """Its GPUs stay visible to it, what is done here is done on the CPU, and no environment variable is left."""
+    devices: list[str] = []
+    device = tf.device
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *_: pytest.fail("GPUs are hidden"))
+    monkeypatch.setattr(tf, "device", lambda name: devices.append(name) or device(name))
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    batches = list(eval_loader(pictures, "val", SMALL, 4))
+    assert {*devices} == {"CPU:0"} and len(devices) > len(batches)
+    assert "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+    for own in (None, "1"):
+        if own:
+            monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", own)
+        with _tensorflow._silence():
+            assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == (own or "3")
+        assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == own
 
 
 def test_without_tensorflow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, noise: Noise):
