@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from jeffnet.arch import zoo
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.spec import ModelSpec
-from jeffnet.cli.main import _parse, main
+from jeffnet.cli.main import EXIT_CRASH, _parse, main
 from jeffnet.cli.train import _pairs
+from jeffnet.distributed import EXIT_LOST
+from jeffnet.errors import EndingError, UsageError
 from jeffnet.nnx import from_pretrained
+from jeffnet.train.interrupt import EXIT_CODES
 from jeffnet.train.recipe import load_recipe, override
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +71,17 @@ def test_the_table_of_models_is_what_the_command_prints(capsys):
     assert table.count("jeffnet validate") == len(PRETRAINED)
     for line in re.findall(r"`(jeffnet validate .*?)`", table):
         test_the_commands_parse(line)
+
+
+def test_the_table_of_statuses_has_those_that_commands_end_with():
+    table = README.partition("| status | meaning |")[2].partition("\n\n")[0]
+    listed = {
+        int(code): text
+        for codes, text in re.findall(r"^\| ([\d, ]+) \| (.*) \|$", table, re.M)
+        for code in codes.split(",")
+    }
+    assert {0, 1, EXIT_CRASH, UsageError.exit_code, EndingError.exit_code, EXIT_LOST, *EXIT_CODES.values()} == {*listed}
+    assert listed[UsageError.exit_code].startswith("wrong usage") and "SIGTERM" in listed[EXIT_CODES[signal.SIGTERM]]
 
 
 def test_files_that_the_readme_names_exist():
