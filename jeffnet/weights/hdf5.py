@@ -70,7 +70,8 @@ def read_layers(path: Path, content: BinaryIO, stems: set[str]) -> LayersFile:
         raise WeightsError(f"weights {str(path)!r} are in HDF5: pip install h5py to read them") from missing
     with tempfile.TemporaryFile() as output:
         done = subprocess.run(
-            [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(sorted(stems))],
+            # Without the current folder on its path, in which a file from elsewhere may lie beside modules from there.
+            [sys.executable, "-P", "-c", f"from {__name__} import main; main()", json.dumps(sorted(stems))],
             stdin=content,
             stdout=output,
             stderr=subprocess.PIPE,
