@@ -51,8 +51,8 @@ def read_file(path: str | os.PathLike[str], most: int | None) -> bytes:
 
 
 def check_file(path: str | os.PathLike[str], most: int | None) -> None:
-    """Raises the OSError that `read_file` would raise, without reading."""
-    os.close(_open(path, most))
+    """Raises the OSError of `read_file` where there is no regular file of that size, without opening it."""
+    _check(path, os.stat(_named(path)), most)
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
@@ -82,10 +82,8 @@ def parse_json(text: str | bytes) -> Any:
 
 def _open(path: str | os.PathLike[str], most: int | None) -> int:
     """A descriptor of a regular file."""
-    if "\0" in os.fsdecode(path):
-        _refuse(path, errno.EINVAL, "its name has a null character")
     # Asked before it is opened, since some devices act upon that; and again, since it may be another by then.
-    _check(path, os.stat(path), most)
+    check_file(path, most)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags)
     try:
@@ -94,6 +92,13 @@ def _open(path: str | os.PathLike[str], most: int | None) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _named(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path, if a file can be called so."""
+    if "\0" in os.fsdecode(path):
+        _refuse(path, errno.EINVAL, "its name has a null character")
+    return path
 
 
 def _check(path: str | os.PathLike[str], found: os.stat_result, most: int | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jeffnet.errors import ImageError, first_line
-from jeffnet.reading import read_file
+from jeffnet.reading import check_file, read_file
 
 # A closed list, since Pillow would hand an EPS file, whatever its suffix, to Ghostscript, which runs programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
@@ -133,21 +133,33 @@ def read_image_file(path: str | os.PathLike[str], name: str | None = None) -> by
     Raises:
       ImageError: it is missing, unreadable, a folder, pipe or device, or larger than `most_bytes`.
     """
-    shown = repr(name or os.fspath(path))
-    try:
+    with _file_errors(name or os.fspath(path)):
         # Everything at once: opening the file in Pillow would put the wait for a slow disk under the lock.
         return read_file(path, most_bytes())
+
+
+def check_image_file(path: str | os.PathLike[str]) -> None:
+    """Raises the ImageError of `read_image_file` where there is no regular file of that size, without opening it."""
+    with _file_errors(os.fspath(path)):
+        check_file(path, most_bytes())
+
+
+@contextmanager
+def _file_errors(name: str) -> Iterator[None]:
+    """Within it what is wrong with a picture's file is an ImageError."""
+    try:
+        yield
     except FileNotFoundError:
-        raise ImageError(f"image {shown} does not exist: check the path") from None
+        raise ImageError(f"image {name!r} does not exist: check the path") from None
     except IsADirectoryError:
-        raise ImageError(f"image {shown} is a folder: give a picture inside it") from None
+        raise ImageError(f"image {name!r} is a folder: give a picture inside it") from None
     except OSError as error:
         remedies = {
             errno.EOVERFLOW: "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
             errno.EINVAL: "replace or remove it",
         }
         remedy = remedies.get(error.errno or 0, "check the path and its permissions")
-        raise ImageError(f"image {shown} cannot be read ({error.strerror or error}): {remedy}") from error
+        raise ImageError(f"image {name!r} cannot be read ({error.strerror or error}): {remedy}") from error
 
 
 @contextmanager

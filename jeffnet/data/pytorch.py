@@ -7,6 +7,7 @@ timm's pipeline before normalisation, and of `jeffnet.data.loader`. What worker 
 import math
 import multiprocessing
 import operator
+import os
 import pickle
 import struct
 import warnings
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, available_cpus, check_options, load_rows
-from jeffnet.data.images import image_mode, read_image
+from jeffnet.data.images import check_image_file, image_mode, read_image
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import DatasetError, ImageError, JeffnetError, first_line
@@ -233,13 +234,18 @@ class _Examples:
             return dataset.name(index)
         if callable(getattr(dataset, "filename", None)):  # timm's; that of CIFAR10 is a string
             return str(dataset.filename(index))
-        files = getattr(dataset, "samples", None) or getattr(dataset, "imgs", None)
+        return self._listed_file(index) or f"example {index}"
+
+    def _listed_file(self, index: int) -> str | None:
+        """Of a data set that has a list of files, as those of torchvision, the one of the example."""
+        files = getattr(self._dataset, "samples", None) or getattr(self._dataset, "imgs", None)
         if isinstance(files, list) and isinstance(files[index], tuple) and isinstance(files[index][0], str):
             return files[index][0]
-        return f"example {index}"
+        return None
 
     def _read_file(self, index: int) -> tuple[Image.Image, Any]:
         dataset = self._dataset
+        self._check_file(str(dataset.filename(index, absolute=True)))
         try:
             file, label, *_ = dataset.reader[index]
             with file:
@@ -250,7 +256,15 @@ class _Examples:
             label = dataset.target_transform(label)
         return read_image(content, self.shape[2], self.name(index)), label
 
+    def _check_file(self, path: str) -> None:
+        """Raises the ImageError of a pipe, device or huge file, which the data set would read without end."""
+        # What is called so may lie in an archive.
+        if os.path.exists(path):
+            check_image_file(path)
+
     def _ask(self, index: int) -> tuple[Any, Any]:
+        if (path := self._listed_file(index)) is not None:
+            self._check_file(path)
         try:
             example = self._dataset[index]
         except _DAMAGE as error:

@@ -186,6 +186,7 @@ class TensorFlowEvalLoader:
         return batch
 
     def _load(self, index: int, stored: Any) -> tuple[np.ndarray, int]:
+        self._examples.check(index)
         try:
             with on_cpu():
                 picture, label = self._examples.read(stored)

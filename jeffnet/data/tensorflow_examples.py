@@ -5,19 +5,23 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from jeffnet.data.images import upright
+from jeffnet.data.images import check_image_file, upright
 from jeffnet.data.sources import ImageFolder, Source
 from jeffnet.data.splits import split_names
 from jeffnet.data.tensorflow_picture import tensorflow
 from jeffnet.data.tfds_source import check_inside, class_names, is_prepared, open_builder, picture_and_label, undecoded
-from jeffnet.errors import DatasetError
+from jeffnet.errors import DatasetError, ImageError
 
+_THREADS = 16
 _TFDS = re.compile(r"tfds:\w+(/[\w.-]+)?(:[\d.*]+)?")
 
 
@@ -40,6 +44,10 @@ class Examples(Protocol):
         """An example's name, in an error's message."""
         ...
 
+    def check(self, index: int) -> None:
+        """Raises the ImageError of an example that cannot be read, where that is known without TensorFlow."""
+        ...
+
     def rows(self, indices: range) -> Any:
         """A `tf.data.Dataset` of pairs: the number of an example, and what `read` takes."""
         ...
@@ -50,7 +58,7 @@ class Examples(Protocol):
 
 
 class _Files:
-    """Files in folders; TensorFlow reads them."""
+    """Files in folders; TensorFlow reads them, but not what it would wait for, as a pipe, or could not hold."""
 
     def __init__(self, folder: ImageFolder) -> None:
         self.classes = folder.classes
@@ -64,14 +72,34 @@ class _Files:
     def described(self, index: int) -> str:
         return repr(str(self._folder.path(index)))
 
+    def check(self, index: int) -> None:
+        check_image_file(self._folder.path(index))
+
     def rows(self, indices: range) -> Any:
-        paths = np.array([os.fsencode(self._folder.path(index)) for index in indices], object)
+        # No file is called '', so that reading it fails, and `check` says why.
+        paths = np.array(
+            [b"" if index in self._refused else os.fsencode(self._folder.path(index)) for index in indices], object
+        )
         numbers = np.array(indices, np.int64)
         return tensorflow().data.Dataset.from_tensor_slices((numbers, (paths, self._folder.labels[numbers])))
 
     def read(self, stored: Any) -> tuple[Any, Any]:
         path, label = stored
         return tensorflow().io.read_file(path), label
+
+    @cached_property
+    def _refused(self) -> frozenset[int]:
+        """Numbers of the files that TensorFlow must not open."""
+
+        def is_refused(index: int) -> bool:
+            try:
+                self.check(index)
+            except ImageError:
+                return True
+            return False
+
+        with ThreadPoolExecutor(_THREADS) as threads:  # on a network's disk each takes a while
+            return frozenset(compress(range(len(self)), threads.map(is_refused, range(len(self)))))
 
 
 class Pictures:
@@ -89,6 +117,9 @@ class Pictures:
 
     def described(self, index: int) -> str:
         return repr(self.name(index))
+
+    def check(self, index: int) -> None:
+        """The source's own errors arrive as they are."""
 
     def rows(self, indices: range) -> Any:
         return _twice(indices)
@@ -133,6 +164,9 @@ class _Prepared:
 
     def described(self, index: int) -> str:
         return f"{self.name(index)!r} of {self.where}"
+
+    def check(self, index: int) -> None:
+        """Only TensorFlow reads these."""
 
     def rows(self, indices: range) -> Any:
         if self._records is not None:

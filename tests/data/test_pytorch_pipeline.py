@@ -241,6 +241,21 @@ def test_damage_under_another_librarys_data_set_is_found_too(kind: str, damaged:
         list(eval_loader(dataset, EVALUATE, 4, workers=0))
 
 
+@pytest.mark.parametrize("kind", ["jeffnet", "timm", "torchvision"])
+def test_a_pipe_is_an_error_at_once(kind: str, folder: ImageFolder):
+    from timm.data.dataset_factory import create_dataset
+    from torchvision.datasets import ImageFolder as TorchvisionImageFolder
+
+    root = str(folder.path(0).parents[1])
+    dataset = {"timm": lambda: create_dataset("", root), "torchvision": lambda: TorchvisionImageFolder(root)}.get(
+        kind, lambda: folder
+    )()
+    folder.path(1).unlink()
+    os.mkfifo(folder.path(1))
+    with pytest.raises(ImageError, match=r"cannot be read \(it is a pipe"):
+        list(eval_loader(dataset, EVALUATE, 4, workers=0))
+
+
 def test_timms_transform_of_labels_is_kept(folder: ImageFolder):
     from timm.data.dataset_factory import create_dataset
 

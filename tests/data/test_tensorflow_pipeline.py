@@ -320,7 +320,7 @@ def test_skipped_pictures_are_masked_and_the_others_stay_what_they_are(bad: list
         (b"\xff\x0a jpeg xl", r"is not a JPEG, PNG, GIF, BMP or WebP file: convert or remove it"),
         (b"\xff\xd8\xff\xe0 cut short", r"cannot be decoded \(.+\): replace or remove it"),
         (b"\x89PNG\r\n\x1a\n", r"cannot be decoded \(.+\): replace or remove it"),
-        (None, r"cannot be decoded \(.*No such file.*\): replace or remove it"),
+        (None, "does not exist: check the path"),
     ],
 )
 def test_a_bad_picture_is_an_error_naming_it_after_the_batches_before_it(content, fault, tmp_path: Path):
@@ -346,8 +346,23 @@ def test_a_bad_picture_whose_name_is_no_text_is_named(tmp_path: Path):
     assert joined(eval_loader(source, "val", SMALL, 2, on_bad_image="skip"))["mask"].tolist() == [False, True]
     source.path(1).unlink()
     assert not joined(eval_loader(source, "val", SMALL, 2, on_bad_image="skip"))["mask"].any()
-    with pytest.raises(ImageError, match=r"udcff\.png' cannot be decoded \(.*No such file"):
+    with pytest.raises(ImageError, match=r"udcff\.png' does not exist"):
         list(eval_loader(source, "val", SMALL, 1).batches(1))
+
+
+def test_a_pipe_a_device_or_a_huge_file_is_an_error_at_once(tmp_path: Path):
+    good = encoded(Image.new("RGB", (9, 9)), "PNG")
+    source = folder(tmp_path, {f"{number}.png": good for number in range(4)})
+    for number in (1, 2, 3):
+        source.path(number).unlink()
+    os.mkfifo(source.path(1))
+    source.path(2).symlink_to("/dev/zero")
+    with source.path(3).open("wb") as file:
+        file.truncate(2**40)
+    assert joined(eval_loader(source, "val", SMALL, 2, on_bad_image="skip"))["mask"].tolist() == [True] + [False] * 3
+    for number, fault in ((1, "is a pipe"), (2, "is a device"), (3, "1,099,511,627,776 bytes")):
+        with pytest.raises(ImageError, match=rf"\.png' cannot be read \(it .*{fault}"):
+            list(eval_loader(source, "val", SMALL, 1).batches(number))
 
 
 def test_a_truncated_photograph_is_named(tmp_path: Path, photo: Image.Image):
