@@ -148,6 +148,8 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file") from error
     if start.startswith(b"PK"):
         return _read_zip(path)
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"weights {str(path)!r}: a pointer to a file of Git LFS: run `git lfs pull` in the clone")
     if is_hdf5(start):
         return _read_keras(path)
     if start.startswith(_PICKLES):
@@ -276,7 +278,10 @@ def describe_weights(source: Source, name: str | None = None) -> tuple[WeightsFi
     """
     file = find_weights(source, name)
     if name is None and file.stated_model is None:
-        raise WeightsError(f"weights {file.source!r} do not say of which model they are: give its name (--model NAME)")
+        raise WeightsError(
+            f"weights {file.source!r} do not say of which model they are: give its name (--model NAME, or --model.name "
+            "NAME to train)"
+        )
     model = resolve_name(name or file.stated_model or "")
     _check_model(file, model_plan(model), model)
     return file, _describe(file, model)
@@ -327,7 +332,7 @@ def _check_model(file: WeightsFile, plan: Plan, model: str) -> None:
     if trunk(model_plan(stated, output_stride=output_stride)) != trunk(plan):
         raise WeightsError(
             f"weights {file.source!r} are of {stated}, not of {model}, which would compute something else with them: "
-            f"give the name {stated}, or weights of {model}"
+            f"give weights of {model}, or the name {stated} (--model, or --model.name to train)"
         )
 
 

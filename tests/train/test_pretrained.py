@@ -62,7 +62,7 @@ def test_an_option_against_the_weights_is_said(config, weights, caplog):
 
 def test_weights_of_another_model_are_refused_by_name(config, weights, small_model):
     path, _ = weights()
-    with pytest.raises(WeightsError, match=f"are of {small_model}, not of pt_mobilenetv3_small_075.*give the name"):
+    with pytest.raises(WeightsError, match=f"are of {small_model}, not of pt_mobilenetv3_small_075.*--model.name"):
         settled(replace(config, model=ModelConfig(name="pt_mobilenetv3_small_075", pretrained=path)))
 
 

@@ -112,6 +112,14 @@ def test_arguments_that_say_what_the_model_is_are_no_fault():
         check_arguments(config, "pt_efficientnet_b0", "a")
 
 
+def test_a_clone_without_its_large_files_says_how_to_get_them(clone):
+    folder = clone()
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 9\n"
+    (folder / "model.safetensors").write_text(pointer)
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*git lfs pull"):
+        open_weights(folder)
+
+
 def test_names_of_other_classes_than_there_are_are_left_aside_aloud(clone, caplog):
     assert open_weights(clone({**CONFIG, "label_names": ["a", "b", "c"]}))[0].classes == ()
     assert "names 3 classes, and they have 2" in caplog.text
