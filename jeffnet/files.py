@@ -116,7 +116,7 @@ def move_durably(partial: Path, path: Path) -> None:
         try:
             before = os.stat(path)
             if not stat.S_ISREG(before.st_mode):  # a folder, or a device, which a file must not replace
-                raise OSError(errno.EEXIST, "something else than a file has this name")
+                raise OSError("something else than a file has this name")
             mode = before.st_mode
         except FileNotFoundError:
             mode = os.stat(partial.parent).st_mode & 0o666  # as the umask says; some libraries give their files 0600
