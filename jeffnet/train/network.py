@@ -1,11 +1,12 @@
 """What is trained, whatever its module system: pure functions of arrays by canonical name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -133,8 +134,21 @@ def frozen_parameters(plan: Plan, patterns: tuple[str, ...]) -> frozenset[str]:
     return frozenset(frozen)
 
 
-def initial_arrays(config: ModelConfig, network: Network, seed: int, classes: Sequence[str] = ()) -> Arrays:
+def initial_arrays(
+    config: ModelConfig,
+    network: Network,
+    seed: int,
+    classes: Sequence[str] = (),
+    place: Callable[[np.ndarray], Array] = jnp.asarray,
+) -> Arrays:
     """The arrays with which training starts: drawn by a seed, or those of `config.pretrained` for these classes.
+
+    Args:
+      config: of the model.
+      network: which it describes.
+      seed: of what is drawn.
+      classes: names of the model's classes.
+      place: puts an array on devices; each is, before the next is drawn or read.
 
     Raises:
       WeightsError: the weights cannot be had or read, or do not fit.
@@ -147,6 +161,7 @@ def initial_arrays(config: ModelConfig, network: Network, seed: int, classes: Se
         pretrained=config.pretrained,
         adapt=True,
         classes=classes,
+        place=place,
     )
 
 

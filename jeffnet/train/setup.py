@@ -86,15 +86,14 @@ class Setup:
         )
 
     def start(self) -> TrainState:
-        """The state before the first step.
+        """The state before the first step, made where it lies: no device ever has more than its part and one array.
 
         Raises:
           WeightsError: the weights to start from cannot be had or do not fit.
         """
-        state = self._initial_state(
-            initial_arrays(self.config.model, self.network, self.config.seed, self.card.classes)
-        )
-        return self.layout.place(state)
+        arrays = initial_arrays(self.config.model, self.network, self.config.seed, self.card.classes, self.layout.place)
+        shardings = self.layout.shardings(jax.eval_shape(self._initial_state, arrays))
+        return jax.jit(self._initial_state, out_shardings=shardings, donate_argnums=0)(arrays)
 
     def step(self, phase: Phase) -> TrainStep:
         """The step of a phase."""
@@ -244,7 +243,7 @@ def train_transform(phase: Phase, preprocessing: Preprocessing) -> TrainTransfor
 def _make_teacher(config: LossConfig, student: Network, classes: Sequence[str], layout: Layout) -> Teacher | None:
     if config.teacher is None:
         return None
-    start, card = start_pretrained(config.teacher, config.teacher_model)
+    start, card = start_pretrained(config.teacher, config.teacher_model, place=layout.place)
     if card.num_classes != student.num_classes:
         raise ConfigError(
             f"loss.teacher {config.teacher!r} has {card.num_classes} classes, the data {student.num_classes}: give a "

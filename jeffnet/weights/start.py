@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -130,7 +131,11 @@ def start_model(
 
 
 def start_pretrained(
-    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source,
+    name: str | None = None,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    place: Callable[[np.ndarray], Array] = jnp.asarray,
 ) -> tuple[Start, ModelCard]:
     """The start of the model whose weights these are, with their own number of classes and input channels.
 
@@ -138,13 +143,14 @@ def start_pretrained(
       source: any that `jeffnet.weights.load.find_weights` takes.
       name: of the model; not needed where the weights say it.
       dtype: in which layers compute.
+      place: puts an array on devices; each is, before the next is read.
 
     Raises:
       UnknownModelError: no such model.
       WeightsError: the file cannot be read, does not fit, or says another name.
     """
     _check_float("dtype", dtype)
-    card, arrays = open_weights(source, name, put=lambda spec, array: jnp.asarray(array, jnp.float32))
+    card, arrays = open_weights(source, name, put=lambda spec, array: place(np.asarray(array, np.float32)))
     return Start(card.plan(), arrays, dtype), card
 
 
@@ -210,6 +216,7 @@ def start_arrays(
     pretrained: Source | bool | None = None,
     adapt: bool = False,
     classes: Sequence[str] = (),
+    place: Callable[[np.ndarray], Array] = jnp.asarray,
 ) -> dict[str, Array]:
     """Every array of a model by canonical name: initial values, or those of a weights file.
 
@@ -221,13 +228,14 @@ def start_arrays(
       pretrained: see `ModelOptions`.
       adapt: see `ModelOptions`.
       classes: names of the model's classes, see `jeffnet.weights.load.load_weights`.
+      place: puts an array on devices; each is, before the next is read.
 
     Raises:
       WeightsError: the file cannot be read or does not fit.
     """
 
-    def put(spec: ArraySpec, array: Any) -> Array:
-        return jnp.asarray(array, array_dtype(spec, param_dtype))
+    def put(spec: ArraySpec, array: np.ndarray) -> Array:
+        return place(np.asarray(array, array_dtype(spec, param_dtype)))
 
     if pretrained is None or pretrained is False:
         arrays = initial_arrays(plan, rng, param_dtype)

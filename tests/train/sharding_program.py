@@ -3,11 +3,17 @@
 python sharding_program.py CASE ...
 """
 
+import collections
+import contextlib
 import dataclasses
+import gc
 import json
 import os
 import re
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,12 +22,16 @@ os.environ["JAX_ENABLE_X64"] = "1"
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 import jeffnet.mesh
+from jeffnet.arch import zoo
 from jeffnet.arch.plan import lower, with_norm_groups
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.mesh import make_layout
+from jeffnet.ops.init import initial_arrays
+from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import (
     AugmentConfig,
     Config,
@@ -34,9 +44,11 @@ from jeffnet.train.config import (
 from jeffnet.train.estimate import make_estimate
 from jeffnet.train.network import Network
 from jeffnet.train.optim import make_optimizer
+from jeffnet.train.setup import make_setup
 from jeffnet.train.state import initial_state
 from jeffnet.train.step import Teacher, make_train_step
 from jeffnet.weights.start import start_arrays, statistics
+from jeffnet.weights.store import ModelCard, save_model
 
 jeffnet.mesh._LEAST_SPLIT = 16  # the arrays of the small network count as large
 
@@ -227,7 +239,103 @@ def sent_kinds() -> list[str]:
     return re.findall(r" (all-gather|all-to-all|reduce-scatter|collective-permute|all-reduce)(?:-start)?\(", text)
 
 
+class Peak:
+    """The most bytes that any device was seen to get within the `with` statement, every few milliseconds."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._before = bytes_on_devices(jax.live_arrays())
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> "Peak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.002):
+            with contextlib.suppress(RuntimeError):  # one was deleted meanwhile
+                now = bytes_on_devices(jax.live_arrays())
+                self.bytes = max([self.bytes, *(size - self._before[device] for device, size in now.items())])
+
+
+def bytes_on_devices(arrays) -> collections.Counter:
+    found = {}  # arrays may share memory
+    for array in arrays:
+        if not array.is_deleted():
+            for shard in array.addressable_shards:
+                place = shard.device, shard.data.unsafe_buffer_pointer()
+                found[place] = max(shard.data.nbytes, found.get(place, 0))
+    total: collections.Counter = collections.Counter()
+    for (device, _), size in found.items():
+        total[device] += size
+    return total
+
+
+def painted(root: Path) -> None:
+    for number in range(12):
+        path = root / ("train" if number < 8 else "val") / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(batch_of(number)["image"][0]).save(path)
+
+
+def started(kind: str, mesh: str) -> dict[str, float]:
+    """How a run starts, and starts again from a checkpoint, on a mesh.
+
+    Returns:
+      Peaks on a device over what its share of the state and one array take, and whether the arrays are those with which
+      it would start on one device, to the bit.
+    """
+    zoo.MODELS["small"], zoo.PREPROCESSING["small"] = dataclasses.replace(SPEC, features=256), PREPROCESSING
+    with tempfile.TemporaryDirectory() as folder:
+        painted(Path(folder))
+        weights = os.path.join(folder, "weights.safetensors")
+        card = ModelCard("small", 2, 3, PREPROCESSING, classes=("a", "b"))
+        save_model(weights, initial_arrays(card.plan(), 5), card)
+        config = Config(
+            model=ModelConfig(name="small", pretrained=weights if kind == "pretrained" else None),
+            data=DataConfig(path=folder),
+            loss=LossConfig(distillation=0.5, teacher=weights) if kind == "taught" else LossConfig(),
+            optimizer=OptimizerConfig(name="adamw", learning_rate=0.1),
+            ema=EmaConfig(decay=0.9),
+            batch_size=8,
+            epochs=1,
+            mesh=mesh,
+        )
+        return start_on(config, Path(folder, "checkpoints"))
+
+
+def start_on(config: Config, folder: Path) -> dict[str, float]:
+    alone = make_setup(dataclasses.replace(config, mesh="data=1"))
+    expected = [np.array(leaf) for leaf in jax.tree.leaves((alone.start(), alone.teacher and alone.teacher.arrays))]
+    del alone
+    gc.collect()
+    with Peak() as peak:
+        setup = make_setup(config)
+        state = setup.start()
+    leaves = jax.tree.leaves((state, setup.teacher and setup.teacher.arrays))
+    share, one = max(bytes_on_devices(leaves).values()), max(leaf.nbytes for leaf in leaves)
+    same = all(np.array_equal(own, other) for own, other in zip(map(np.asarray, leaves), expected, strict=True))
+    checkpoints = Checkpoints(folder, 1)
+    checkpoints.save(state.replace(step=state.step + 1), {})
+    checkpoints.wait()
+    del state, leaves
+    gc.collect()
+    with Peak() as restored:
+        assert checkpoints.restore(setup.template())
+    checkpoints.close()
+    return {"start": peak.bytes / (share + one), "restore": restored.bytes / (share + one), "same": same}
+
+
 OTHERS = {
+    "start": lambda: started("drawn", "data=4,fsdp=2"),
+    "start-8": lambda: started("drawn", "data=1,fsdp=8"),
+    "start-pretrained": lambda: started("pretrained", "data=4,fsdp=2"),
+    "start-taught": lambda: started("taught", "data=2,fsdp=4"),
     **{f"by-{devices}": lambda devices=devices: by_groups(devices) for devices in (1, 2, 4)},
     "estimate": estimated,
     "collectives": sent_kinds,

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("sharding_program.py")
-QUICK = ("everything", "groups-linen", "by-2", "collectives")
+# What measures memory comes before what leaves arrays behind.
+QUICK = ("start", "everything", "groups-linen", "by-2", "collectives")
+STARTS = ("start-8", "start-pretrained", "start-taught")
 SLOW = (
     "estimate",
     "views",
@@ -37,10 +39,10 @@ def quick():
 
 @pytest.fixture(scope="module")
 def slow():
-    return results_of(SLOW)
+    return results_of(STARTS + SLOW)
 
 
-@pytest.mark.parametrize("name", [name for name in QUICK if name != "collectives"])
+@pytest.mark.parametrize("name", [name for name in QUICK if name not in ("collectives", "start")])
 def test_eight_devices_compute_what_one_does(quick, name):
     assert quick[name] < 1e-10
 
@@ -58,3 +60,20 @@ def test_devices_exchange_sums_and_mixed_pictures_but_no_maps(quick):
     kinds = quick["collectives"]
     assert kinds.count("collective-permute") == 1
     assert set(kinds) == {"collective-permute", "all-reduce"}
+
+
+def assert_starts_split(found):
+    """No device ever had more than its share of the state and one array; the values are those of one device."""
+    assert found["same"]
+    assert 0.3 < found["start"] <= 1 and 0.3 < found["restore"] <= 1, found
+
+
+def test_a_run_starts_and_continues_with_its_state_split(quick):
+    assert_starts_split(quick["start"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STARTS)
+def test_a_run_starts_with_its_state_split_in_every_case(slow, name):
+    """On more devices, from pretrained weights, with a teacher."""
+    assert_starts_split(slow[name])
