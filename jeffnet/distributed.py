@@ -4,12 +4,15 @@ Each process calls `connect` before it uses JAX. From then on `jax.devices()` ar
 them runs in all of them at once: every process must call the same functions in the same order.
 """
 
+import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,19 +24,22 @@ from jax._src import distributed  # whose key-value store has no public name
 
 import jeffnet
 from jeffnet.errors import ConfigError, JeffnetError, UsageError, first_line
+from jeffnet.heartbeats import BAD_CAST, called_on_loss
 from jeffnet.versions import versions
 
 # A process that has not been heard of for so long counts as gone, and the others stop.
 HEARTBEAT_SECONDS = 30
-# How long processes wait for the others to start.
+# How long processes wait for the others to start, and to end.
 START_SECONDS = 300
 
-# How long a process waits for the others where they exchange something: as long as one may be busy alone.
-_MOST_SECONDS = 3600
+# How often a process says that it waits for another, which is alive: it may be busy alone for any time.
+_PATIENCE_SECONDS = 600
 _PART = 2**20  # bytes of a message
 _LAST_SECONDS = 3
 _rounds = itertools.count()
 _PREEMPTION = "jax_enable_preemption_service"
+_connected = threading.Event()
+_LOGGER = logging.getLogger("jeffnet")
 
 # What the command exits with where another process is gone: EX_PROTOCOL.
 EXIT_LOST = 76
@@ -81,26 +87,32 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
     before = getattr(jax.config, _PREEMPTION)
     jax.config.update(_PREEMPTION, False)
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        with called_on_loss(_end_lost):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                initialization_timeout=START_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=START_SECONDS,
+            )
+        _connected.set()
     except ValueError as error:
         # So JAX says that it recognises no cluster.
         if coordinator is not None or "coordinator_address" not in str(error):
             raise
-    except jax.errors.JaxRuntimeError as error:
-        raise LostProcessError(f"not all processes started within {START_SECONDS} s: {first_line(error)}") from error
     except RuntimeError as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) or str(error) == BAD_CAST:
+            reason = "" if str(error) == BAD_CAST else f": {first_line(error)}"
+            raise LostProcessError(f"not all processes started within {START_SECONDS} s{reason}") from error
         # JAX was used already, by a program that calls us: it is too late to look for others.
         if coordinator is not None:
             raise ConfigError(f"--coordinator {coordinator}: {first_line(error)}") from error
     finally:
         jax.config.update(_PREEMPTION, before)
+    if _connected.is_set():
+        # Processes tell each other their devices, for which they have a few minutes: now they are together.
+        jax.devices()
 
 
 def is_primary() -> bool:
@@ -117,10 +129,19 @@ def losses_told() -> Iterator[None]:
         loss = _loss(error)
         if loss is None or jax.process_count() == 1:
             raise
-        raise LostProcessError(
-            f"another of the {jax.process_count()} processes is gone or does not answer ({first_line(loss)}): start "
-            "all of them again"
-        ) from error
+        raise LostProcessError(_lost(jax.process_count(), f" ({first_line(loss)})")) from error
+
+
+def _lost(count: int, detail: str = "") -> str:
+    return f"another of the {count} processes is gone or does not answer{detail}: start all of them again"
+
+
+def _end_lost() -> None:
+    """End this process, from a thread of JAX's; Python's streams may be locked by the one that is interrupted."""
+    if _connected.is_set():
+        bar = "\n" if os.isatty(2) else ""  # of progress may be in the line
+        os.write(2, f"{bar}error: {_lost(distributed.global_state.num_processes)}\n".encode())
+        os._exit(EXIT_LOST)
 
 
 def gathered(value: Any) -> list[Any]:
@@ -151,7 +172,13 @@ def gathered_bytes(content: bytes) -> list[bytes]:
 def _received(client: Any, number: int, process: int) -> bytes:
     pieces, more = [], True
     while more:
-        piece = client.blocking_key_value_get_bytes(_key(number, process, len(pieces)), 1000 * _MOST_SECONDS)
+        try:
+            piece = client.blocking_key_value_get_bytes(_key(number, process, len(pieces)), 1000 * _PATIENCE_SECONDS)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            _LOGGER.warning("waiting for process %d, which is alive, for %d s more", process, _PATIENCE_SECONDS)
+            continue
         more = bool(piece[0])
         pieces.append(piece[1:])
     return b"".join(pieces)
@@ -191,6 +218,22 @@ def any_process(flag: bool) -> bool:
 def wait_for_all() -> None:
     """Until every process came here."""
     gathered(None)
+
+
+def compile_together(function: Callable, *arguments: Any) -> None:
+    """Compile a function for a call to come, in all processes, and wait until all have.
+
+    Processes that run a program connect to each other first, for which Gloo gives them 30 seconds.
+
+    Args:
+      function: of `jax.jit`, or a `functools.partial` of one.
+      arguments: those of the call.
+    """
+    if jax.process_count() == 1:
+        return
+    whole = functools.partial(function, *arguments)
+    whole.func.lower(*whole.args).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    wait_for_all()
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:

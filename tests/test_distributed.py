@@ -1,7 +1,9 @@
 """How processes find each other and what they agree on: two real ones over loopback, and what needs only one."""
 
 import argparse
+import functools
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -49,21 +51,26 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def found():
-    """By both processes."""
+def start(program, numbers=(0, 1)):
+    """Processes of these numbers that run a program, of two."""
     with socket.socket() as listening:
         listening.bind(("localhost", 0))
         address = f"localhost:{listening.getsockname()[1]}"
-    processes = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, address, str(number)],
+            [sys.executable, "-c", program, address, str(number)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in (0, 1)
+        for number in numbers
     ]
+
+
+@pytest.fixture(scope="module")
+def found():
+    """By both processes."""
+    processes = start(PROGRAM)
     try:
         outputs = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -95,6 +102,92 @@ def test_processes_that_differ_all_hear_in_what(found):
         assert kind == "ConfigError"
         assert "process 1 differs from process 0: epochs 4 instead of 3; new 1 instead of None" in text
         assert "path" not in text
+
+
+# The second waits for what the first would give.
+WAITING = """
+import sys, time
+from jeffnet import distributed
+
+number = int(sys.argv[2])
+distributed.connect(sys.argv[1], 2, number)
+print("connected", flush=True)
+if number == 0:
+    time.sleep(600)
+with distributed.losses_told():
+    distributed.gathered(None)
+"""
+
+
+def test_a_process_ends_with_one_message_when_the_first_is_killed():
+    """Which it is that the others ask who is there: JAX by itself aborts, with a native stack."""
+    first, second = start(WAITING)
+    try:
+        for process in (first, second):
+            assert process.stdout.readline() == "connected\n"
+        first.kill()
+        _, told = second.communicate(timeout=100)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert second.returncode == 76
+    message = r"error: another of the 2 processes is gone or does not answer: start all of them again"
+    assert re.fullmatch(message, told.splitlines()[-1]) and len(told.splitlines()) <= 2, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_others_do_not_join_says_so(number):
+    program = WAITING.replace("number = ", "distributed.START_SECONDS = 1; number = ")
+    (process,) = start(program, (number,))
+    try:
+        _, told = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and told.splitlines()[-1].endswith(
+        "LostProcessError: not all processes started within 1 s"
+    )
+
+
+class SlowProcess:
+    """A client of the service for which another process takes its time."""
+
+    def __init__(self, refusals):
+        self.refusals = refusals
+
+    def blocking_key_value_get_bytes(self, key, milliseconds):
+        if self.refusals:
+            raise jax.errors.JaxRuntimeError(self.refusals.pop())
+        return b"\0done"
+
+
+def test_a_process_waits_for_a_slow_one_as_long_as_that_is_alive(caplog):
+    slow = SlowProcess(["DEADLINE_EXCEEDED: GetKeyValue() timed out"] * 3)
+    assert distributed._received(slow, 5, 1) == b"done"
+    assert [record.message for record in caplog.records] == [
+        "waiting for process 1, which is alive, for 600 s more"
+    ] * 3
+    with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE"):
+        distributed._received(SlowProcess(["UNAVAILABLE: Socket closed"]), 5, 1)
+
+
+def test_what_several_processes_are_to_run_is_compiled_in_all_of_them_first(monkeypatch):
+    traced = []
+
+    @jax.jit
+    def double(array):
+        traced.append("compiled")
+        return 2 * array
+
+    distributed.compile_together(double, jax.numpy.ones(3))
+    assert traced == []  # alone there is nobody to wait for
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "wait_for_all", lambda: traced.append("waited"))
+    call = functools.partial(double, jax.numpy.ones(3))
+    distributed.compile_together(call)
+    call()
+    assert traced == ["compiled", "waited"]
 
 
 def test_one_process_alone_asks_nobody():
@@ -158,6 +251,12 @@ def test_without_a_cluster_a_process_is_alone_and_other_faults_are_told(monkeypa
 
     fail(ValueError("coordinator_address should be defined."))
     distributed.connect()
+    fail(RuntimeError("std::bad_cast"))  # in place of the reason
+    with pytest.raises(distributed.LostProcessError, match=r"not all processes started within 300 s$"):
+        distributed.connect("host:1", 2, 1)
+    fail(RuntimeError("must be called before any JAX calls"))
+    with pytest.raises(ConfigError, match="--coordinator host:1: must be called before"):
+        distributed.connect("host:1", 2, 1)
     fail(ValueError("something else"))
     with pytest.raises(ValueError, match="something else"):
         distributed.connect()

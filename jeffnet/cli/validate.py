@@ -151,7 +151,7 @@ def _add_output_options(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Validate, and print the scores."""
-    from jeffnet.distributed import losses_told
+    from jeffnet.distributed import losses_told, wait_for_all
 
     if options.loader == "tf" and options.arguments is None:
         from jeffnet._tensorflow import hide_gpus
@@ -161,6 +161,7 @@ def run(options: argparse.Namespace) -> None:
     connect(options)
     with losses_told():
         _run(options)
+        wait_for_all()  # the first writes files, for any time
 
 
 def _run(options: argparse.Namespace) -> None:

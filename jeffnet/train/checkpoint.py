@@ -190,6 +190,7 @@ class Checkpoints:
                 return reason
             was_damaged = was_damaged or not may_pass
             _log.warning("checkpoint %s cannot be read: %s; trying again", folder, reason)
+            found = arrays = None  # there may be no memory for them twice
         raise TrainingError(
             f"checkpoint {str(folder)!r} cannot be read: {reason}: nothing was changed; resume when the disk answers "
             "again, or move this folder away to continue from the checkpoint before it"

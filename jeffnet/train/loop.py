@@ -16,7 +16,14 @@ from tqdm import tqdm
 from jeffnet.arch.class_names import class_difference
 from jeffnet.batch_size import is_out_of_memory
 from jeffnet.data.loader import LoaderState, TrainLoader
-from jeffnet.distributed import any_process, check_agreement, is_primary, on_primary
+from jeffnet.distributed import (
+    any_process,
+    check_agreement,
+    compile_together,
+    is_primary,
+    on_primary,
+    wait_for_all,
+)
 from jeffnet.errors import ConfigError, ImageError, TrainingError
 from jeffnet.names import printable_lines, shell_word
 from jeffnet.train.card import write_card
@@ -162,6 +169,7 @@ def _closed(run: Run) -> Iterator[None]:
             run.checkpoints.close()
         raise
     run.checkpoints.close()
+    wait_for_all()  # the first has more to do at the end, for any time; JAX's own waiting has a limit
 
 
 def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
@@ -270,7 +278,10 @@ class _Loop:
         in_flight: deque[Metrics] = deque()
         since = time.monotonic(), done
         for count in range(done + 1, end + 1):
-            state, metrics = step(state, feed.next())
+            batch = feed.next()
+            if step is not self.compiled:
+                compile_together(step, state, batch)
+            state, metrics = step(state, batch)
             self.position = feed.position
             if step is not self.compiled:  # compiling it does not count as slowness
                 jax.block_until_ready(metrics)
