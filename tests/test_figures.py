@@ -20,7 +20,7 @@ from jeffnet.train.config import ScheduleConfig
 from jeffnet.train.curves import draw_curves, draw_seeds
 from jeffnet.train.schedule import draw_schedule, make_schedule
 
-ODD = ["$^$ bill$_{", "$x$ \\frac{ %_#& a\n\x1b[31m 日本\u202e \ud800" + os.fsdecode(b"caf\xe9")]
+ODD = ["$^$ bill_{", "$x$ \\frac{ %_#& a\n\x1b[31m 日本\u202e \ud800" + os.fsdecode(b"caf\xe9")]
 
 
 def _predictions(path: Path, name: str) -> None:
