@@ -5,11 +5,52 @@
     model, variables = create_model("pt_efficientnet_b0")
     logits = model.apply(variables, images)
 
-Importing this package is cheap: JAX is loaded by what needs it.
+Importing this package is cheap: its modules, such as `jeffnet.linen`, are imported when they are first used, and JAX by
+what needs it.
 """
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from jeffnet.arch.zoo import list_models, model_preprocessing
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "list_models", "model_preprocessing"]
+
+if TYPE_CHECKING:
+    from jeffnet import arch as arch
+    from jeffnet import backends as backends
+    from jeffnet import bench as bench
+    from jeffnet import candidates as candidates
+    from jeffnet import checkpoints as checkpoints
+    from jeffnet import data as data
+    from jeffnet import distributed as distributed
+    from jeffnet import errors as errors
+    from jeffnet import evaluate as evaluate
+    from jeffnet import functional as functional
+    from jeffnet import fused as fused
+    from jeffnet import linen as linen
+    from jeffnet import mesh as mesh
+    from jeffnet import nnx as nnx
+    from jeffnet import objax as objax
+    from jeffnet import ops as ops
+    from jeffnet import predict as predict
+    from jeffnet import publish as publish
+    from jeffnet import train as train
+    from jeffnet import validate as validate
+    from jeffnet import weights as weights
+else:
+
+    def __getattr__(name: str) -> Any:
+        if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    import pkgutil
+
+    modules = (each.name for each in pkgutil.iter_modules(__path__) if not each.name.startswith("_"))
+    return sorted({*globals(), *modules})

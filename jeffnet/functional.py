@@ -220,9 +220,17 @@ class _Run:
 
     def outputs(self, images: Array, output: str, last_stage: int | None = None) -> list[Array]:
         """See `apply_network`."""
-        plan, images = self.model.plan, jnp.asarray(images, self.model.dtype)
-        classifier = self._classifier if plan.classifier else None
-        return apply_network(plan, images, self._conv, self._block, classifier, output=output, last_stage=last_stage)
+        plan = self.model.plan
+        return apply_network(
+            plan,
+            images,
+            self.model.dtype,
+            self._conv,
+            self._block,
+            self._classifier if plan.classifier else None,
+            output=output,
+            last_stage=last_stage,
+        )
 
     def _block(self, block: arch.Block, x: Array) -> Array:
         def call(x: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:

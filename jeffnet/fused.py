@@ -13,6 +13,7 @@ its outputs at hand, and the batch goes through the network in pieces that fit t
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -42,11 +43,11 @@ from jeffnet.ops.conv import conv_general_dilated, lowering, make_window
 from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
 from jeffnet.ops.depthwise import Window
 from jeffnet.ops.native import limits
-from jeffnet.ops.network import apply_network
+from jeffnet.ops.network import apply_network, as_floats
 from jeffnet.ops.processor import cache_bytes, short_fingerprint, vector_bits
 
 _METADATA_KEY = "jeffnet-fused"
-_FORMAT = 1
+_FORMAT = 2
 _EXECUTABLE = "executable"
 _MOST_ANEW = 0.15
 
@@ -139,18 +140,19 @@ class FusedModel:
         """Logits `(N, num_classes)`, or pooled features where the model has no classifier.
 
         Args:
-          images: `(N, H, W, C)` with N from 1 to the batch size, normalised.
+          images: `(N, H, W, C)` with N from 0 to the batch size, normalised.
 
         Raises:
+          ArchitectureError: pictures of integers: pixels that were not normalised.
           ConfigError: another shape.
         """
-        count = images.shape[0] if getattr(images, "ndim", 0) == 4 else 0
-        if not 1 <= count <= self.images.shape[0] or images.shape[1:] != self.images.shape[1:]:
-            limit = f"(1 to {self.images.shape[0]}, {', '.join(map(str, self.images.shape[1:]))})"
+        count = images.shape[0] if getattr(images, "ndim", 0) == 4 else -1
+        if not 0 <= count <= self.images.shape[0] or images.shape[1:] != self.images.shape[1:]:
+            limit = f"(0 to {self.images.shape[0]}, {', '.join(map(str, self.images.shape[1:]))})"
             raise ConfigError(
                 f"images of shape {getattr(images, 'shape', None)}: compiled for {limit}; fuse for others"
             )
-        batch = jnp.asarray(images, self.images.dtype)
+        batch = as_floats(images, self.images.dtype)
         shared = self.images.sharding is not None
         if count < self.images.shape[0]:
             batch = jnp.pad(batch, ((0, self.images.shape[0] - count), (0, 0), (0, 0), (0, 0)))
@@ -190,28 +192,35 @@ class FusedModel:
             "images": [list(self.images.shape), self.images.dtype.name],
             "piece": self.piece,
         }
+        text = json.dumps(about)
         with written_atomically(path) as partial:
-            save_file(arrays, partial, {_METADATA_KEY: json.dumps(about)})
+            save_file(arrays, partial, {_METADATA_KEY: f"{_checksum(text, arrays)} {text}"})
 
 
 def load_fused(path: str | os.PathLike) -> FusedModel:
     """A compiled model from the file that `FusedModel.save` wrote; traces and compiles nothing.
 
-    The file holds machine code and a pickle: load only files that you trust.
+    The file holds machine code and a pickle, which are run: load only files from a source that you trust. Its checksum
+    finds damage, not malice.
 
     Raises:
-      WeightsError: no such file, another kind of file, or one for another machine or version of JAX.
+      WeightsError: no such file, another kind of file, a damaged one, or one for another machine or version of JAX.
     """
     if not Path(path).is_file():
         raise WeightsError(f"'{path}' is no file")
     try:
         with safe_open(path, "numpy") as file:
-            about = (file.metadata() or {}).get(_METADATA_KEY)
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if about else {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise WeightsError(f"'{path}' is no fused model: {error}") from error
-    if about is None:
+            entry = (file.metadata() or {}).get(_METADATA_KEY)
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if entry else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"'{path}' is no fused model, or is cut off: {error}") from error
+    if entry is None:
         raise WeightsError(f"'{path}' is no fused model: make one by `fuse(...).save(path)`")
+    checksum, _, about = entry.partition(" ")
+    if checksum != _checksum(about, arrays):
+        raise WeightsError(
+            f"'{path}' is damaged, by its checksum, or of an older version: copy it again, or fuse the model anew"
+        )
     facts = json.loads(about)
     here = _conditions()
     made_for = facts["made for"]
@@ -222,7 +231,7 @@ def load_fused(path: str | os.PathLike) -> FusedModel:
         raise WeightsError(
             f"'{path}' was compiled elsewhere ({'; '.join(other) or 'another format'}): fuse the model anew"
         )
-    if native.available():
+    if here["kernels"] != "none":
         native.load()  # registers what the executable calls
     payload = arrays.pop(_EXECUTABLE).tobytes()
     images = jax.ShapeDtypeStruct(tuple(facts["images"][0]), jnp.dtype(facts["images"][1]))
@@ -231,6 +240,15 @@ def load_fused(path: str | os.PathLike) -> FusedModel:
         payload, in_tree, jax.tree.structure(0), execution_devices=jax.devices()[:1]
     )
     return FusedModel(compiled, jax.device_put(arrays), images, facts["piece"], payload)
+
+
+def _checksum(about: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Of all that a file holds; an executable with a flipped bit may do anything."""
+    digest = hashlib.sha256(about.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"\0{name} {array.dtype} {array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -253,7 +271,7 @@ def _conditions() -> dict[str, str]:
         "jaxlib": jaxlib.version.__version__,
         "platform": device.platform,
         "device": short_fingerprint() if device.platform == "cpu" else device.device_kind,
-        "kernels": native.library_name() if native.available() else "none",
+        "kernels": native.library_name() if device.platform == "cpu" and native.available() else "none",
     }
 
 
@@ -348,7 +366,8 @@ class _Network:
         def run(images: Array) -> Array:
             outputs = apply_network(
                 self.plan,
-                images.astype(self.dtype),
+                images,
+                self.dtype,
                 lambda op, x: self._conv(arrays, op, x),
                 lambda block, x: self._block(arrays, block, x),
                 (lambda x: self._classifier(arrays, x)) if self.plan.classifier else None,

@@ -178,7 +178,8 @@ class ImageClassifier(nn.Module):
 
         return apply_network(
             plan,
-            jnp.asarray(images, self.dtype),
+            images,
+            self.dtype,
             lambda op, x: layers.conv(op, x, train),
             lambda block, x: block_class(block, layers, name=block.name.replace(".", "_"))(x, train),
             classifier if plan.classifier else None,

@@ -161,7 +161,8 @@ class ImageClassifier(nnx.Module):
 
         return apply_network(
             self.plan,
-            jnp.asarray(images, self.dtype),
+            images,
+            self.dtype,
             lambda op, x: apply_layers(self, op, x),
             apply,
             # Also one that its user has put there.

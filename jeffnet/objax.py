@@ -173,7 +173,8 @@ class ImageClassifier(objax.Module):
 
         return apply_network(
             self.plan,
-            jnp.asarray(images, self.dtype),
+            images,
+            self.dtype,
             lambda op, x: apply_layers(self, op, x, training),
             apply,
             # Also one that its user has put there.

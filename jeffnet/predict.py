@@ -14,6 +14,7 @@ from PIL import Image
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.images import upright
 from jeffnet.data.preprocess import EvalTransform
+from jeffnet.errors import OutputError
 from jeffnet.evaluate import Forward
 from jeffnet.figures import plain_text, save_figure
 from jeffnet.names import shortened
@@ -94,8 +95,10 @@ def draw_predictions(
       exif: show pictures upright, as their EXIF orientation says.
 
     Raises:
-      OutputError: it cannot be written.
+      OutputError: there are no pictures, or it cannot be written.
     """
+    if not pictures:
+        raise OutputError(f"no pictures to draw into {str(path)!r}")
     from matplotlib.figure import Figure
 
     columns = min(3, len(pictures))

@@ -531,6 +531,63 @@ def test_bad_input_is_an_error_that_names_it(backend):
     for shape in ((32, 32, 3), (1, 3, 32, 32), (1, 32, 32, 1)):
         with pytest.raises(ArchitectureError, match=r"\(N, H, W, 3\)"):
             driver.evaluate(driver.variables, np.zeros(shape, np.float32))
+    with pytest.raises(ArchitectureError, match=r"\(2, 0, 32, 3\): they have no pixels"):
+        driver.evaluate(driver.variables, np.zeros((2, 0, 32, 3), np.float32))
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tiny", {}),
+        ("tiny_flat", {"num_classes": 0}),
+        ("tiny_flat", {"global_pool": "none"}),
+        ("tiny_flat", {"global_pool": "avgmax", "remat": True}),
+    ],
+)
+def test_no_pictures_give_no_logits(name, options, backend):
+    """Nor pre-logits and maps; each of the shape that pictures give, but for their number."""
+    driver = create(backend, name, **options)
+    outputs = run(driver.evaluate, driver.variables, images_of(batch=0))
+    some = jax.eval_shape(driver.evaluate, driver.variables, images_of(batch=2))
+    for none, two in zip(jax.tree.leaves(outputs), jax.tree.leaves(some), strict=True):
+        assert (none.shape, none.dtype) == ((0, *two.shape[1:]), two.dtype)
+
+
+@every_backend
+def test_no_pictures_in_test_time_pooling_and_in_training(backend):
+    start = random_start("tiny_flat", dtype=jnp.float32, param_dtype=jnp.float32)
+    driver = build(backend, replace(start, plan=with_test_pooling(start.plan, 16)))
+    model = driver.model if backend in ("nnx", "objax") else (driver.model, driver.variables)
+    apply, variables = load_backend(backend).inference(*(model if isinstance(model, tuple) else (model,)))
+    assert run(apply, variables, images_of(batch=0)).shape == (0, CLASSES)
+    with pytest.raises(ArchitectureError, match=r"BatchNorm in training over an array of shape \(0, .*no statistics"):
+        driver.train(driver.variables, images_of(batch=0), jax.random.key(0))
+
+
+def test_the_gradient_of_no_pictures_is_zero():
+    driver = create("functional")
+
+    def loss(params):
+        return driver.model.apply({**driver.variables, "params": params}, images_of(batch=0)).sum()
+
+    gradients = run(jax.grad(loss), driver.variables["params"])
+    assert gradients.keys() == driver.variables["params"].keys()
+    assert not any(np.asarray(gradient).any() for gradient in gradients.values())
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.bool_, np.complex64])
+def test_pixels_that_were_not_normalised_are_refused(dtype, backend):
+    """Of them a model would make nonsense without a word."""
+    driver, images = create(backend, "tiny_flat"), images_of().astype(dtype)
+    message = (
+        rf"images of {np.dtype(dtype).name}: the model takes normalised floats; .*normalize\(images, p.mean, p.std\)"
+    )
+    with pytest.raises(ArchitectureError, match=message):
+        driver.evaluate(driver.variables, images)
+    with pytest.raises(ArchitectureError, match=message):
+        jax.eval_shape(driver.train, driver.variables, images, jax.random.key(0))
 
 
 def test_every_pair_of_backends_converts_and_back_to_the_same_bits():

@@ -377,21 +377,28 @@ def test_pictures_too_small_for_test_time_pooling():
         fused_of(replace(start, plan=with_test_pooling(start.plan, 64)), image_size=32)
 
 
-@pytest.mark.parametrize(
-    "shape", [(0, *SIZE, 3), (BATCH + 1, *SIZE, 3), (1, *SIZE, 1), (1, *SIZE[::-1], 3), (*SIZE, 3)]
-)
+@pytest.mark.parametrize("shape", [(BATCH + 1, *SIZE, 3), (1, *SIZE, 1), (1, *SIZE[::-1], 3), (*SIZE, 3)])
 def test_pictures_of_another_shape(shape):
     start, *_ = exact_tiny()
     fused = fused_of(start)
-    message = rf"images of shape \({', '.join(map(str, shape))}\): compiled for \(1 to 3, 48, 64, 3\); fuse for others"
+    message = rf"images of shape \({', '.join(map(str, shape))}\): compiled for \(0 to 3, 48, 64, 3\); fuse for others"
     with pytest.raises(ConfigError, match=message):
         fused(np.zeros(shape, np.float32))
 
 
-def test_pictures_that_are_no_array():
-    start, *_ = exact_tiny()
+def test_pictures_that_are_no_array_or_no_floats():
+    fused = fused_of(random_start("tiny_flat"))
     with pytest.raises(ConfigError, match="images of shape None"):
-        fused_of(start)(images_of().tolist())
+        fused(images_of().tolist())
+    with pytest.raises(ArchitectureError, match="images of uint8: the model takes normalised floats"):
+        fused(images_of().astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": 0, "global_pool": "none"}], ids=str)
+def test_no_pictures_give_no_logits(options):
+    fused = fused_of(random_start("tiny_flat", **options))
+    some, none = fused(images_of(2)), fused(images_of(0))
+    assert none.shape == (0, *some.shape[1:]) and none.dtype == some.dtype
 
 
 # ----------------------------------------------------------------------------------------------------- memory, files
@@ -566,12 +573,27 @@ def test_nothing_goes_into_the_compilation_cache(tmp_path):
 
 
 def rewritten(path, to, change):
-    """A copy of a fused model's file with other metadata."""
+    """A copy of a fused model's file with another description."""
     with safe_open(path, "numpy") as file:
-        metadata = file.metadata()
-    (name,) = metadata
-    save_file(load_file(path), to, {name: json.dumps(change(json.loads(metadata[name])))})
+        ((key, entry),) = file.metadata().items()
+    arrays, about = load_file(path), json.dumps(change(json.loads(entry.partition(" ")[2])))
+    save_file(arrays, to, {key: f"{fused_module._checksum(about, arrays)} {about}"})
     return to
+
+
+def test_a_flipped_bit_anywhere_is_an_error(saved, tmp_path):
+    """In the header, in the executable and in the arrays: before anything of it is run."""
+    whole, path = bytearray(saved[1].read_bytes()), tmp_path / "flipped.fused"
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    places = [*range(9), *rng.integers(8, header, 100), *rng.integers(header, len(whole), 30), header, len(whole) - 1]
+    for place in places:
+        whole[place] ^= (bit := 1 << int(rng.integers(8)))
+        path.write_bytes(whole)
+        with pytest.raises(WeightsError, match=r"flipped\.fused' (is damaged|is no fused model)"):
+            load_fused(path)
+        whole[place] ^= bit
+    assert whole == saved[1].read_bytes()
 
 
 @pytest.mark.parametrize("condition", ["jax", "jaxlib", "platform", "device", "kernels"])
@@ -598,7 +620,7 @@ def test_a_file_for_a_machine_with_a_compiler(saved, monkeypatch):
     if not native.available():
         pytest.skip(f"no C++ kernels: {native.failure()}")
     monkeypatch.setattr(native, "available", lambda: False)
-    with pytest.raises(WeightsError, match=r"compiled elsewhere \(kernels: kernels-[0-9a-f]+\.so, here none\)"):
+    with pytest.raises(WeightsError, match=r"compiled elsewhere \(kernels: kernels-[0-9a-f]+, here none\)"):
         load_fused(saved[1])
 
 
@@ -619,7 +641,7 @@ def test_a_file_of_another_kind(saved, tmp_path):
     whole = saved[1].read_bytes()
     for name, content in (("empty", b""), ("short", whole[:-1000]), ("tiny", whole[:4]), ("text", b"hello " * 100)):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(WeightsError, match=f"{name}' is no fused model: "):
+        with pytest.raises(WeightsError, match=f"{name}' is no fused model, or is cut off: "):
             load_fused(tmp_path / name)
 
 

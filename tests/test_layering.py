@@ -1,6 +1,8 @@
 """Who may import whom: read off the sources, and off what a fresh interpreter has loaded."""
 
 import ast
+import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,6 +188,27 @@ print("\\nloaded:", *sorted({{name.partition(".")[0] for name in sys.modules}}))
 
 def test_importing_jeffnet_loads_nothing_heavy():
     assert heavy_modules_after("import jeffnet") == set()
+
+
+def test_modules_are_attributes_of_the_package():
+    """They are imported when they are first asked for."""
+    public = {each.name for each in pkgutil.iter_modules(jeffnet.__path__) if not each.name.startswith("_")}
+    assert public <= set(dir(jeffnet))
+    program = "import jeffnet; print(jeffnet.linen.create_model.__module__, jeffnet.nnx.__name__)"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout == "jeffnet.linen jeffnet.nnx\n"
+    with pytest.raises(AttributeError, match="module 'jeffnet' has no attribute 'lines'"):
+        jeffnet.lines  # noqa: B018
+    assert not hasattr(jeffnet, "_missing") and not hasattr(jeffnet, "__missing__")
+
+
+def test_type_checkers_know_the_modules_that_the_documents_name():
+    (block,) = [node for node in ast.parse(Path(jeffnet.__file__).read_text()).body if isinstance(node, ast.If)]
+    known = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    documents = [PACKAGE.parent / "README.md", *PACKAGE.parent.glob("docs/*.md")]
+    named = {name for each in documents for name in re.findall(r"\bjeffnet\.(\w+)", each.read_text(encoding="utf-8"))}
+    assert named & set(dir(jeffnet)) - set(jeffnet.__all__) <= known
+    assert set(BACKENDS) <= known <= set(dir(jeffnet))
 
 
 def test_listing_models_loads_nothing_heavy():

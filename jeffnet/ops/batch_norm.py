@@ -20,7 +20,7 @@ from jax.sharding import AxisType
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.dense import ACTS
-from jeffnet.ops.lowerings import calls_fit, define_lowerings, same_axes
+from jeffnet.ops.lowerings import calls_fit, define_lowerings, run_compiled, same_axes
 from jeffnet.ops.native import limits
 
 _OPERANDS = 3  # x, scale, bias
@@ -144,7 +144,7 @@ def _primitive(name: str, function: Callable[..., tuple]) -> Primitive:
         return outputs, [0] * len(outputs)
 
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(evaluate)
+    run_compiled(primitive, evaluate)
     batching.primitive_batchers[primitive] = batch
     return primitive
 

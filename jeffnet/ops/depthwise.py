@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jeffnet.ops.lowerings import calls_fit, is_partitioned, same_axes
+from jeffnet.ops.lowerings import calls_fit, is_partitioned, run_compiled, same_axes
 from jeffnet.ops.native import limits
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -77,7 +77,7 @@ def _primitive(name: str, shape: Callable[..., tuple[int, ...]]) -> Primitive:
         return primitive.bind(a, b, window=window, size=size, lowering=lowering)
 
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(evaluate)
+    run_compiled(primitive, evaluate)
     return primitive
 
 

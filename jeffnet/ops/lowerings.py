@@ -44,8 +44,8 @@ def calls_fit(ctx: Any, lowering: str) -> bool:
         return False
     if is_partitioned(ctx):
         return False
-    if not native.available() and lowering == "native":
-        raise ConfigError(f"lowering 'native': {native.failure()}; choose 'auto' or 'shifted' to do without")
+    if lowering == "native" and (reason := native.failure()):
+        raise ConfigError(f"lowering 'native': {reason}; choose 'auto' or 'shifted' to do without")
     return native.available()
 
 
@@ -55,6 +55,16 @@ def is_partitioned(ctx: Any) -> bool:
     if (mesh := getattr(axis_context, "mesh", None)) is not None:
         return any(size > 1 for name, size in mesh.shape.items() if name not in axis_context.manual_axes)
     return getattr(axis_context, "num_devices", 1) not in (1, None)
+
+
+def run_compiled(primitive: Primitive, evaluate: Callable[..., Any]) -> None:
+    """Run a primitive outside of `jax.jit` by a compiled function, as JAX runs its own; under `jax.disable_jit` too."""
+
+    def run(*operands: Array, **parameters: Any) -> Any:
+        with jax.disable_jit(False):
+            return evaluate(*operands, **parameters)
+
+    primitive.def_impl(run)
 
 
 def define_lowerings(

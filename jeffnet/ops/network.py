@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike, DTypeLike
 
 from jeffnet.arch.plan import Block, Conv, ConvPart, Plan, SqueezeExcite
 from jeffnet.errors import ArchitectureError
@@ -79,7 +81,8 @@ def apply_block(
 
 def apply_network(
     plan: Plan,
-    images: Array,
+    images: ArrayLike,
+    dtype: DTypeLike,
     conv: Callable[[Conv, Array], Array],
     block: Callable[[Block, Array], Array],
     classifier: Layer | None,
@@ -91,7 +94,8 @@ def apply_network(
 
     Args:
       plan: what to compute.
-      images: `(N, H, W, C)`, of the dtype in which to compute.
+      images: `(N, H, W, C)`, of a floating dtype; N may be 0.
+      dtype: in which to compute.
       conv: applies a convolution with its norm and activation.
       block: applies a block.
       classifier: dropout and the dense layer; None for features.
@@ -103,10 +107,14 @@ def apply_network(
       `(N, classes)` or pooled features `(N, F)`, `(N, H', W', ...)` without pooling.
 
     Raises:
-      ArchitectureError: the images have another rank or number of channels than the Plan takes.
+      ArchitectureError: the images have another rank or number of channels than the Plan takes, no height or width, or
+        are integers.
     """
+    images = as_floats(images, dtype)
     if images.ndim != 4 or images.shape[-1] != plan.in_chans:
         raise ArchitectureError(f"images of shape {images.shape}: the model takes (N, H, W, {plan.in_chans})")
+    if 0 in images.shape[1:]:
+        raise ArchitectureError(f"images of shape {images.shape}: they have no pixels")
     outputs = [conv(plan.stem, images)]
     for stage in plan.stages[: None if last_stage is None else last_stage + 1]:
         x = outputs[-1]
@@ -116,6 +124,21 @@ def apply_network(
     return outputs if output == "features" else [_head(plan, outputs[-1], conv, classifier, output)]
 
 
+def as_floats(images: Any, dtype: DTypeLike) -> Array:
+    """Pictures in the dtype in which to compute.
+
+    Raises:
+      ArchitectureError: they are integers or booleans, such as pixels that were not normalised.
+    """
+    given = images.dtype if hasattr(images, "dtype") else np.asarray(images).dtype
+    if not jnp.issubdtype(given, jnp.floating):
+        raise ArchitectureError(
+            f"images of {given}: the model takes normalised floats; for pixels of 0 to 255 call "
+            "normalize(images, p.mean, p.std) of jeffnet.ops.image, with p = jeffnet.model_preprocessing(name)"
+        )
+    return jnp.asarray(images, dtype)
+
+
 def _head(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier: Layer | None, output: str) -> Array:
     if not plan.pool_first:
         x = conv(plan.head, x)
@@ -123,11 +146,11 @@ def _head(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier
     if plan.pool_first:
         x = conv(plan.head, x)
     if plan.global_pool != "none":
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], x.shape[-1])
     if output == "pre_logits" or classifier is None:
         return x
     logits = classifier(x)
-    return global_pool(logits, "avgmax").reshape(x.shape[0], -1) if plan.test_window else logits
+    return global_pool(logits, "avgmax").reshape(x.shape[0], logits.shape[-1]) if plan.test_window else logits
 
 
 def submodule(module: Any, name: str) -> Any:

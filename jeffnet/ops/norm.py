@@ -69,8 +69,10 @@ def norm_train(
       those of the groups, which is what the groups were normalised by on average.
 
     Raises:
-      ArchitectureError: the batch cannot be cut into so many groups.
+      ArchitectureError: the batch is empty, or cannot be cut into so many groups.
     """
+    if 0 in x.shape:
+        raise ArchitectureError(f"BatchNorm in training over an array of shape {x.shape}: nothing has no statistics")
     if groups > 1:
         if x.shape[0] % groups:
             raise ArchitectureError(f"a batch of {x.shape[0]} cannot be cut into {groups} groups for BatchNorm")

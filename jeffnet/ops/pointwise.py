@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
-from jeffnet.ops.lowerings import calls_fit, define_lowerings, same_axes
+from jeffnet.ops.lowerings import calls_fit, define_lowerings, run_compiled, same_axes
 from jeffnet.ops.native import limits
 
 
@@ -75,7 +75,7 @@ def _primitive(name: str, function: Any) -> Primitive:
         return jax.vmap(functools.partial(function, **how), tuple(dims))(*operands), 0
 
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(evaluate)
+    run_compiled(primitive, evaluate)
     batching.primitive_batchers[primitive] = batch
     return primitive
 
