@@ -24,6 +24,7 @@ from jeffnet.arch.summary import STATISTICS, array_specs
 from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.fused import fuse as fuse
 from jeffnet.fused import load_fused as load_fused
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
@@ -261,7 +262,7 @@ class _Run:
                 rhs_dilation=(op.dilation, op.dilation),
                 feature_group_count=part.groups,
             )
-            return y + self._param(f"{part.name}.bias") if op.bias else y
+            return y + over_channels(self._param(f"{part.name}.bias"), y) if op.bias else y
 
         return apply_conv(op, x, apply_part, self._norm)
 
@@ -281,7 +282,8 @@ class _Run:
         rate = self.model.plan.drop_rate
         key = self._key("dropout", rate)
         x = x if key is None else dropout(x, rate, key)
-        return x @ self._param("classifier.kernel") + self._param("classifier.bias")
+        x = x @ self._param("classifier.kernel")
+        return x + over_channels(self._param("classifier.bias"), x)
 
     def _param(self, name: str) -> Array:
         return jnp.asarray(self.params[name], self.model.dtype)

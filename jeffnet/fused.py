@@ -39,6 +39,7 @@ from jeffnet.files import written_atomically
 from jeffnet.mesh import Layout
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated, lowering, make_window
 from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
 from jeffnet.ops.depthwise import Window
@@ -504,7 +505,7 @@ class _Network:
             x = conv_general_dilated(
                 x, kernel, window.strides, window.pads, rhs_dilation=window.dilation, feature_group_count=part.groups
             )
-            x = x + bias
+            x = x + over_channels(bias, x)
             x = ACTIVATIONS[op.act](x) if op.act else x
         return x if shortcut is None else x + shortcut
 
@@ -512,7 +513,8 @@ class _Network:
         assert self.plan.classifier is not None
         op = _classifier_conv(self.plan.classifier)
         if self._form(op, op.parts[0]) != "dense":
-            return x @ arrays[f"{op.name}.kernel"][0, 0] + arrays[f"{op.name}.bias"]
+            x = x @ arrays[f"{op.name}.kernel"][0, 0]
+            return x + over_channels(arrays[f"{op.name}.bias"], x)
         rows = x.reshape(-1, 1, 1, x.shape[-1])
         return self._conv(arrays, op, rows).reshape(*x.shape[:-1], op.out_channels)
 

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from jeffnet._objax_compat import objax
 from jeffnet.arch import plan as arch
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.network import (
     apply_block,
@@ -232,7 +233,7 @@ class Conv2D(objax.nn.Conv2D):
             rhs_dilation=self.dilations,  # pyright: ignore[reportArgumentType]
             feature_group_count=self.groups,
         )
-        return y if self.b is None else y + self.b.value.astype(x.dtype)
+        return y if self.b is None else y + over_channels(self.b.value.astype(x.dtype), y)
 
 
 class Linear(objax.nn.Linear):
@@ -241,7 +242,7 @@ class Linear(objax.nn.Linear):
     def __call__(self, x: Array) -> Array:
         """`(..., features)` to `(..., classes)`."""
         y = jnp.dot(x, self.w.value.astype(x.dtype))
-        return y if self.b is None else y + self.b.value.astype(x.dtype)
+        return y if self.b is None else y + over_channels(self.b.value.astype(x.dtype), y)
 
 
 class BatchNorm(objax.nn.BatchNorm):

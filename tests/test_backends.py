@@ -4,6 +4,7 @@ Everything is compared in float64 with Linen's models, which `test_timm_parity.p
 random, BatchNorm's too. To add a backend, add a `Driver`: how its users run a model.
 """
 
+import contextlib
 import re
 import resource
 from dataclasses import replace
@@ -19,8 +20,10 @@ from flax import nnx
 
 from jeffnet import linen as jeffnet_linen
 from jeffnet import nnx as jeffnet_nnx
+from jeffnet.arch import zoo
 from jeffnet.arch.plan import with_frozen_norms, with_test_pooling
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS, backend_of, convert, load_backend, to_start
@@ -588,6 +591,55 @@ def test_pixels_that_were_not_normalised_are_refused(dtype, backend):
         driver.evaluate(driver.variables, images)
     with pytest.raises(ArchitectureError, match=message):
         jax.eval_shape(driver.train, driver.variables, images, jax.random.key(0))
+
+
+# JAX's settings that forbid or check something, and what they are set to.
+STRICT = {
+    "disable_jit": True,
+    "numpy_rank_promotion": "raise",
+    "numpy_dtype_promotion": "strict",
+    "debug_nans": True,
+    "debug_infs": True,
+}
+
+
+@contextlib.contextmanager
+def strictly(setting):
+    """One of `STRICT`, for a while."""
+    name = f"jax_{setting}"
+    before = getattr(jax.config, name)
+    jax.config.update(name, STRICT[setting])
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def strict_results(setting=None):
+    """Logits, and those of a training step with the gradients and statistics, under one of the strict settings."""
+    start = random_start("tiny_strict", dtype=jnp.float32, param_dtype=jnp.float32, drop_rate=0.3)
+    driver, weights = build("functional", start), np.ones((BATCH, CLASSES), np.float32)
+    images = images_of(16, 16).astype(np.float32)
+    with strictly(setting) if setting else contextlib.nullcontext():
+        logits = run(driver.evaluate, driver.variables, images)[0]
+        trained, arrays = run(driver.step, driver.variables, images, jax.random.key(0), weights)
+    return {"logits": logits, "trained": trained, **arrays}
+
+
+@pytest.fixture
+def strict_model(tiny_model, monkeypatch):
+    """Every kind of layer once."""
+    spec = ModelSpec(stages=(("ds_r1_k3_s2_c8_se0.25",), ("ir_r1_k3_s1_e2_c8",)), stem=8, features=16)
+    monkeypatch.setitem(zoo.MODELS, "tiny_strict", spec)
+    monkeypatch.setitem(zoo.PREPROCESSING, "tiny_strict", Preprocessing(32, 1.0))
+
+
+@pytest.mark.parametrize("setting", STRICT)
+def test_strict_settings_of_jax(setting, strict_model):
+    """Nothing is refused, and the same is computed."""
+    expected, found = reference("strict", "functional", strict_results), strict_results(setting)
+    for name, theirs in expected.items():
+        assert np.abs(np.asarray(found[name]) - theirs).max() <= 1e-3 * max(1, np.abs(theirs).max()), name
 
 
 def test_every_pair_of_backends_converts_and_back_to_the_same_bits():

@@ -19,6 +19,7 @@ from jax.sharding import AxisType
 
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.dense import ACTS
 from jeffnet.ops.lowerings import calls_fit, define_lowerings, run_compiled, same_axes
 from jeffnet.ops.native import limits
@@ -65,8 +66,9 @@ def _reference(x: Array, scale: Array, bias: Array, *, epsilon: float, act: str 
     del lowering
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
-    var = jnp.square(x - mean).mean(axes)
-    y = (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    centred = x - over_channels(mean, x)
+    var = jnp.square(centred).mean(axes)
+    y = centred * over_channels(lax.rsqrt(var + epsilon) * scale, x) + over_channels(bias, x)
     return ACTIVATIONS[act](y) if act else y, mean, var
 
 

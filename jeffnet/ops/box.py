@@ -17,7 +17,7 @@ def inside(box: Array, height: int, width: int) -> Array:
       `(N, height, width, 1)` booleans.
     """
     top, bottom, left, right = (box[:, side, None] for side in range(4))
-    rows, columns = jnp.arange(height), jnp.arange(width)
+    rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
     in_rows = (rows >= top) & (rows < bottom)
     in_columns = (columns >= left) & (columns < right)
     return (in_rows[:, :, None] & in_columns[:, None, :])[..., None]

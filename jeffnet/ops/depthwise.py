@@ -17,6 +17,7 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.lowerings import calls_fit, is_partitioned, run_compiled, same_axes
 from jeffnet.ops.native import limits
 
@@ -156,7 +157,7 @@ def _shifted(images: Array, kernel: Array, window: Window, size: Any = None) -> 
     taps = kernel.astype(compute)
     total = jnp.zeros((), compute)
     for row, column, view in _views(padded, kernel.shape[:2], window):
-        total = total + view * taps[row, column, 0]
+        total = total + view * over_channels(taps[row, column, 0], view)
     return total.astype(images.dtype)
 
 

@@ -12,6 +12,7 @@ from jax import Array
 
 from jeffnet.errors import ConfigError
 from jeffnet.ops.box import inside
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.image import per_channel
 
 MODES = ("const", "rand", "pixel")
@@ -61,9 +62,10 @@ def random_erasing(
     pictures, height, width, channels = images.shape
     boxes = draw_boxes(box_key, pictures, height, width, prob=prob, count=count, area=area, ratio=ratio)
     compute = jnp.promote_types(images.dtype, jnp.float32)
-    offset = jnp.asarray(per_channel("mean", mean, channels), compute)
-    scale = jnp.asarray(per_channel("std", std, channels), compute)
-    fills = ((_noise(noise_key, mode, count, images.shape) * scale + offset) * 255).astype(images.dtype)
+    noise = _noise(noise_key, mode, count, images.shape)
+    offset = over_channels(jnp.asarray(per_channel("mean", mean, channels), compute), noise)
+    scale = over_channels(jnp.asarray(per_channel("std", std, channels), compute), noise)
+    fills = ((noise * scale + offset) * 255).astype(images.dtype)
     for number in range(count):
         fill = fills[number if mode == "rand" else 0]
         images = jnp.where(inside(boxes[number], height, width), fill, images)
@@ -104,14 +106,14 @@ def draw_boxes(
     # A loop until the rectangle fits would run as long as the unluckiest picture's; drawing every attempt is cheaper.
     attempts = (count, pictures, _ATTEMPTS)
     share = jax.random.uniform(area_key, attempts, jnp.float32, *area)
-    pixels = share * (height * width) / own_count[:, None]
+    pixels = share * (height * width) / own_count[None, :, None].astype(share.dtype)
     aspect = jnp.exp(jax.random.uniform(ratio_key, attempts, jnp.float32, math.log(ratio[0]), math.log(ratio[1])))
     tall = jnp.round(jnp.sqrt(pixels * aspect)).astype(jnp.int32)
     wide = jnp.round(jnp.sqrt(pixels / aspect)).astype(jnp.int32)
     fits = (tall < height) & (wide < width)
 
     first = jnp.argmax(fits, axis=-1, keepdims=True)
-    exists = fits.any(-1) & is_touched & (jnp.arange(count)[:, None] < own_count)
+    exists = fits.any(-1) & is_touched[None] & (jnp.arange(count)[:, None] < own_count[None])
     tall, wide = (jnp.where(exists, jnp.take_along_axis(x, first, -1)[..., 0], 0) for x in (tall, wide))
     top = jax.random.randint(top_key, tall.shape, 0, height - tall + 1)
     left = jax.random.randint(left_key, wide.shape, 0, width - wide + 1)

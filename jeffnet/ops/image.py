@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jeffnet.errors import JeffnetError
+from jeffnet.ops.broadcast import over_channels
 
 
 def normalize(
@@ -32,8 +33,8 @@ def normalize(
         raise JeffnetError(f"images of shape {images.shape}: give (N, H, W, C)")
     channels = images.shape[-1]
     compute = jnp.promote_types(dtype, jnp.float32)
-    offset = jnp.asarray(per_channel("mean", mean, channels), compute)
-    scale = jnp.asarray(per_channel("std", std, channels), compute)
+    offset = over_channels(jnp.asarray(per_channel("mean", mean, channels), compute), images)
+    scale = over_channels(jnp.asarray(per_channel("std", std, channels), compute), images)
     return ((images.astype(compute) / 255 - offset) / scale).astype(dtype)
 
 

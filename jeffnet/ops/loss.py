@@ -119,7 +119,7 @@ def jensen_shannon_divergence(logits: Array) -> Array:
         raise ConfigError(f"logits of shape {logits.shape}: expected (views, N, classes)")
     log_probabilities = jax.nn.log_softmax(_precise(logits))
     probabilities = jnp.exp(log_probabilities)
-    mixture = jnp.maximum(probabilities.mean(0), _LEAST_MIXTURE)
+    mixture = jnp.maximum(probabilities.mean(0, keepdims=True), _LEAST_MIXTURE)
     return (probabilities * (log_probabilities - jnp.log(mixture))).sum(-1).mean(0)
 
 
@@ -161,7 +161,7 @@ def in_top(logits: Array, labels: Array, k: int) -> Array:
       `(N,)` booleans. Among equal logits the lower class comes first, and NaN is never right.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    classes = jnp.arange(logits.shape[-1])
+    classes = jnp.arange(logits.shape[-1])[None]
     before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
     return (before.sum(-1) < k) & jnp.isfinite(logits).all(-1)
 

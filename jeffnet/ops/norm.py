@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jeffnet.errors import ArchitectureError
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.batch_norm import fits, norm_act_train
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import lowering
 
 
@@ -35,7 +36,7 @@ def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Arr
     if axis_name is not None:
         mean, count = lax.pmean(mean, axis_name), count * lax.axis_size(axis_name)
     # Two passes: E[x^2] - E[x]^2 would cancel where a channel's mean is large against its deviation.
-    var = jnp.square(values - mean).mean(axes)
+    var = jnp.square(values - over_channels(mean, values)).mean(axes)
     if axis_name is not None:
         var = lax.pmean(var, axis_name)
     return mean, var, var * (count / max(count - 1, 1))
@@ -127,4 +128,5 @@ def batch_normalize(
       dtype: of the result; the arithmetic is at least float32.
     """
     values = x.astype(statistics_dtype(x.dtype, mean.dtype))
-    return ((values - mean) * (lax.rsqrt(var + epsilon) * scale) + bias).astype(dtype)
+    mean, factor, bias = (over_channels(each, values) for each in (mean, lax.rsqrt(var + epsilon) * scale, bias))
+    return ((values - mean) * factor + bias).astype(dtype)

@@ -212,11 +212,11 @@ class _Work:
             return jax.tree.map(lambda new, own: jnp.where(begun, new, own), moved, value)
 
         if ema.every == 1:
-            average, updates = update(state.average), state.average_updates + begun
+            average, updates = update(state.average), state.average_updates + begun.astype(jnp.int32)
         else:
             due = step % ema.every == 0
             average = jax.lax.cond(due, update, lambda average: average, state.average)
-            updates = state.average_updates + (due & begun)
+            updates = state.average_updates + (due & begun).astype(jnp.int32)
         return state.replace(average=average, average_updates=updates)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _guarded(self, before: TrainState, after: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:

@@ -283,3 +283,28 @@ def test_recomputation_changes_no_number(tiny_model, x64):
     expected = kept.step()(kept.state(), BATCH)[0].arrays
     for name, array in again.step()(again.state(), BATCH)[0].arrays.items():
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ("disable_jit", True),
+        ("numpy_rank_promotion", "raise"),
+        ("numpy_dtype_promotion", "strict"),
+        ("debug_infs", True),
+    ],
+    ids=lambda setting: setting[0],
+)
+def test_strict_settings_of_jax(setting, flat):
+    """With all that a step can do: mixing, erasing, views, accumulation, an average, a teacher, a second gradient."""
+    name, value = f"jax_{setting[0]}", setting[1]
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        augment = AugmentConfig(mixup=0.4, cutmix=1.0, erase_prob=0.5, erase_mode="rand", erase_count=2)
+        options = {"augment": augment, "accumulate": 2, "ema": EmaConfig(decay=0.9, warmup=True), "sam_rho": 0.05}
+        for loss in (LossConfig(), LossConfig(name="bce", bce_threshold=0.2)):
+            _, metrics = flat.step(loss=loss, **options)(flat.state(averaged=True), BATCH)
+            assert np.isfinite(metrics["loss"]) and not metrics["skipped"]
+    finally:
+        jax.config.update(name, before)
