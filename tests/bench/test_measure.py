@@ -73,7 +73,10 @@ def test_a_contender_that_fails_is_reported_and_the_rest_goes_on(fakes):
     assert [each.contender for each in result.measured] == ["timm"]
     assert len(result.measured[0].rounds) == 3 and result.baseline == "timm"
     failures = {each.contender: each for each in result.failures}
-    assert failures["keras"].reason == "not installed (nowhere): pip install onnx onnxruntime onnxscript openvino torch torchvision timm"
+    assert (
+        failures["keras"].reason
+        == "not installed (nowhere): pip install onnx onnxruntime onnxscript openvino torch torchvision timm"
+    )
     assert failures["linen"].reason == "no such model"
     assert failures["nnx"].reason == "ValueError: first line"
     assert failures["functional"].reason == "ended with status 3: what it said last"
