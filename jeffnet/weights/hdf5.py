@@ -69,25 +69,30 @@ def read_layers(path: Path, content: BinaryIO, stems: set[str]) -> LayersFile:
         missing = ModuleNotFoundError("h5py")
         raise WeightsError(f"weights {str(path)!r} are in HDF5: pip install h5py to read them") from missing
     with tempfile.TemporaryFile() as output:
-        done = subprocess.run(
-            # Without the current folder on its path, in which a file from elsewhere may lie beside modules from there.
-            [sys.executable, "-P", "-c", f"from {__name__} import main; main()", json.dumps(sorted(stems))],
-            stdin=content,
-            stdout=output,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(part or os.getcwd() for part in sys.path)},
-            check=False,
-        )
-        if done.returncode:
-            crash = f"HDF5 crashed on it (signal {-done.returncode})" if done.returncode < 0 else "it cannot be read"
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise broken(path, said[-1] if said and done.returncode > 0 else crash)
+        _copy_by_process(path, content, output, stems)
         found = np.memmap(output, np.uint8, "r")
     length = int.from_bytes(found[-8:].tobytes(), "little")
     listing = json.loads(found[-8 - length : -8].tobytes())
     if "error" in listing:
         raise broken(path, listing["error"])
     return _listed(path, found, listing)
+
+
+def _copy_by_process(path: Path, content: BinaryIO, output: BinaryIO, stems: set[str]) -> None:
+    """`copy_layers` in a process of its own."""
+    done = subprocess.run(
+        # Without the current folder on its path, in which a file from elsewhere may lie beside modules from there.
+        [sys.executable, "-P", "-c", f"from {__name__} import main; main()", json.dumps(sorted(stems))],
+        stdin=content,
+        stdout=output,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(part or os.getcwd() for part in sys.path)},
+        check=False,
+    )
+    if done.returncode:
+        crash = f"HDF5 crashed on it (signal {-done.returncode})" if done.returncode < 0 else "it cannot be read"
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise broken(path, said[-1] if said and done.returncode > 0 else crash)
 
 
 def broken(path: Path, reason: str) -> WeightsError:
@@ -129,18 +134,24 @@ def _listed(path: Path, found: np.ndarray, listing: dict[str, Any]) -> LayersFil
 
 
 def main() -> None:
-    """The process: reads the file at its standard input, and writes arrays and at the end a list of them."""
+    """The process: `copy_layers` from its standard input to its standard output."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what else is printed shall not get in between
     _limit()
+    with open(0, "rb") as content:
+        copy_layers(content, output, set(json.loads(sys.argv[1])))
+    os._exit(0)  # what HDF5 does at the end is of no interest
+
+
+def copy_layers(content: BinaryIO, output: BinaryIO, stems: set[str]) -> None:
+    """Write the arrays of a file, and at the end a list of them or why there is none; see `read_layers`."""
     try:
-        listing = _written(output, set(json.loads(sys.argv[1])))
+        listing = _written(content, output, stems)
     except Exception as error:  # whatever a broken file makes HDF5 raise
         listing = {"error": first_line(error)}
     text = json.dumps(listing).encode()
     output.write(text + len(text).to_bytes(8, "little"))
-    output.close()
-    os._exit(0)  # what HDF5 does at the end is of no interest
+    output.flush()
 
 
 def _limit() -> None:
@@ -153,11 +164,11 @@ def _limit() -> None:
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def _written(output: BinaryIO, stems: set[str]) -> dict[str, Any]:
+def _written(content: BinaryIO, output: BinaryIO, stems: set[str]) -> dict[str, Any]:
     """Write the arrays; returns the list of them."""
     import h5py
 
-    with open(0, "rb") as content, h5py.File(content, "r") as file:
+    with h5py.File(content, "r") as file:
         layers, arrays = _Reader(h5py.HardLink).layers(file, stems), []
         datasets = [dataset for leaves in layers.values() for dataset in leaves.values()]
         check_growth(sum(dataset.nbytes for dataset in datasets), os.fstat(content.fileno()).st_size)

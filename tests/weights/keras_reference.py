@@ -150,7 +150,8 @@ def heads(case, folder, random):
     for name, (before, after) in {**same, **others}.items():
         model = keras.Sequential([layers.Input((33, 33, 3)), *before, base, *after])
         model.save(folder / f"{case}_{name}.keras")
-        model.save_weights(folder / f"{case}_{name}.weights.h5")
+        if name in ("two_dense", "norm", "sigmoid"):  # layers that a file of weights alone tells
+            model.save_weights(folder / f"{case}_{name}.weights.h5")
         if name in same:
             results[name] = _predict(model, inputs)
     _record(folder, case, pictures, **results)
