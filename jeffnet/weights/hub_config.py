@@ -106,7 +106,7 @@ def parse_config(config: Mapping[str, Any], source: str, repository: str | None 
     return HubConfig(
         model=model,
         preprocessing=_preprocessing(source, weights, model),
-        classes=_classes(config, weights),
+        classes=_classes(source, config, weights),
         num_classes=num_classes if isinstance(num_classes, int) else None,
         in_chans=in_chans if isinstance(in_chans, int) else None,
         global_pool=global_pool or "none",
@@ -167,9 +167,20 @@ def _preprocessing(source: str, weights: Mapping[str, Any], model: str | None) -
         ) from error
 
 
-def _classes(config: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[str, ...]:
-    names = config.get("label_names") or weights.get("label_names") or weights.get("labels")
-    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+def _classes(source: str, config: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names, of which timm writes a list, or an object from the classes' numbers."""
+    names = config.get("label_names") or weights.get("label_names") or config.get("labels") or weights.get("labels")
+    if isinstance(names, dict):
+        numbers = [str(number) for number in range(len(names))]
+        names = [names[number] for number in numbers] if names.keys() == set(numbers) else names
+    if names and not isinstance(names, list):
+        _log.warning(
+            "weights %r: the names of the classes in config.json are neither a list nor an object from 0, 1, ...: they "
+            "are left aside",
+            source,
+        )
+        return ()
+    return tuple(str(name) for name in names or ())
 
 
 def _pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:

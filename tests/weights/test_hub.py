@@ -487,7 +487,7 @@ def test_what_a_repository_says_of_its_weights(hub):
             ("a",),
         ),
         # Of other libraries.
-        ({"architectures": ["BertModel"], "label_names": {"0": "a"}}, None, None, ()),
+        ({"architectures": ["BertModel"], "id2label": {"0": "a"}}, None, None, ()),
         ({"architecture": None, "pretrained_cfg": None}, None, None, ()),
         ({}, None, None, ()),
     ],

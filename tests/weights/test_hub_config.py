@@ -180,3 +180,18 @@ def test_predictions_of_a_clone_are_timms(timm, clone):
     pixels = jnp.asarray(EvalTransform(card.preprocessing)(image))[None]
     logits = model.apply(variables, normalize(pixels, card.preprocessing.mean, card.preprocessing.std))
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("entry", ["label_names", "labels"])
+def test_names_of_classes_by_number_are_read(clone, entry):
+    """As timm's users may give them; `labels` is timm's older name of the entry."""
+    config = {name: value for name, value in CONFIG.items() if name != "label_names"}
+    weights = {name: value for name, value in CONFIG["pretrained_cfg"].items() if name != "label_names"}
+    folder = clone({**config, "pretrained_cfg": weights, entry: {"1": "dog", "0": "cat"}})
+    assert open_weights(folder)[0].classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("names", [{"cat": 0, "dog": 1}, {"1": "cat", "2": "dog"}, "cat, dog"])
+def test_names_without_an_order_are_left_aside_aloud(clone, caplog, names):
+    assert open_weights(clone({**CONFIG, "label_names": names}))[0].classes == ()
+    assert "neither a list nor an object from 0, 1, ..." in caplog.text
