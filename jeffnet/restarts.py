@@ -11,7 +11,7 @@ from types import FrameType
 
 from jeffnet.errors import ConfigError
 
-# What a command ends with that would end so again: done, wrong input, wrong usage, interrupted by its user.
+# Exit codes that a restart cannot fix: done, wrong input, wrong usage, interrupted by its user.
 _FINAL = (0, 1, 2, 130)
 _MOST_SECONDS = 60
 

@@ -9,12 +9,19 @@ from dataclasses import field
 
 from jeffnet.arch.preprocessing import CROP_MODES
 from jeffnet.backends import BACKENDS
+from jeffnet.data.augment.policies import parse_policy
 from jeffnet.data.batches import OnBadImage
 from jeffnet.errors import ConfigError
 from jeffnet.mesh import AUTO, check_mesh
 from jeffnet.train.entries import part
 
 DTYPES = ("float32", "bfloat16", "float16")
+# What `jeffnet.train.optim` and `jeffnet.train.schedule`, which import Optax, have.
+OPTIMIZERS = (
+    *("sgd", "momentum", "nesterov", "adam", "adamw", "nadamw", "adabelief", "lion", "rmsprop", "rmsproptf"),
+    *("lamb", "lars", "adafactor", "muon"),
+)
+SCHEDULES = ("constant", "step", "exponential", "cosine", "polynomial", "one_cycle")
 
 
 @part("model")
@@ -174,6 +181,8 @@ class AugmentConfig:
             _check_range(f"augment.{name}", getattr(self, name), 0)
         _check_choice("augment.erase_mode", self.erase_mode, ("const", "rand", "pixel"))
         _check_choice("augment.mix_mode", self.mix_mode, ("batch", "elem"))
+        if self.policy is not None:
+            parse_policy(self.policy)
         if self.splits > 1 and (self.mixup or self.cutmix):
             raise ConfigError(f"augment.splits {self.splits} cannot be combined with mixup or cutmix: set those to 0")
 
@@ -209,7 +218,7 @@ class OptimizerConfig:
     """The optimizer; an option that it does not have is an error. None takes the optimizer's own value.
 
     Attributes:
-      name: one of `jeffnet.train.optim.OPTIMIZERS`.
+      name: one of `OPTIMIZERS`.
       learning_rate: at the schedule's peak.
       weight_decay: of kernels.
       decoupled: whether weights decay beside the gradient's step (AdamW's way) instead of by L2 in the loss; None takes
@@ -249,6 +258,7 @@ class OptimizerConfig:
     trust_coefficient: float | None = None
 
     def __post_init__(self) -> None:
+        _check_choice("optimizer.name", self.name, OPTIMIZERS)
         _check_range("optimizer.weight_decay", self.weight_decay, 0)
         for name in ("learning_rate", "clip_norm", "clip_value", "clip_adaptive", "trust_coefficient"):
             value = getattr(self, name)
@@ -272,7 +282,7 @@ class ScheduleConfig:
     An entry that another schedule than `name` has must be left as it is.
 
     Attributes:
-      name: one of `jeffnet.train.schedule.SCHEDULES`.
+      name: one of `SCHEDULES`.
       unit: 'epochs' or 'steps', in which `warmup`, `decay_every`, `milestones` and `cycle` are stated.
       warmup: length of linear growth from `warmup_start` to the base rate, before the schedule proper begins; not for
         `one_cycle`, which rises by itself.
@@ -313,6 +323,7 @@ class ScheduleConfig:
     start: float = 0.04
 
     def __post_init__(self) -> None:
+        _check_choice("schedule.name", self.name, SCHEDULES)
         _check_choice("schedule.unit", self.unit, ("epochs", "steps"))
         _check_range("schedule.warmup", self.warmup, 0)
         for name in ("warmup_start", "final", "start"):
@@ -456,7 +467,7 @@ class CheckpointConfig:
 
 @part("log")
 class LogConfig:
-    """What is told.
+    """Logging options.
 
     Attributes:
       steps: from one line of `metrics.jsonl` to the next.

@@ -194,10 +194,8 @@ def make_optimizer(
       frozen: names of the model's other parameters, see `jeffnet.train.param_groups.treatments`.
 
     Raises:
-      ConfigError: an unknown name, an option that this optimizer does not have, or a group without parameters.
+      ConfigError: an option that this optimizer does not have, or a group without parameters.
     """
-    if config.name not in OPTIMIZERS:
-        raise ConfigError(f"optimizer.name {config.name!r} is not one of {', '.join(OPTIMIZERS)}")
     optimizer = OPTIMIZERS[config.name]
     options = _options(config)
     treated = treatments(config, params, frozen)

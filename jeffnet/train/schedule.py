@@ -113,11 +113,9 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
       element, inside and outside of `jit`.
 
     Raises:
-      ConfigError: an unknown name; an entry of another schedule that is set; a warm-up that takes the whole run; times
+      ConfigError: an entry of another schedule that is set; a warm-up that takes the whole run; times
         that do not fit the run.
     """
-    if config.name not in SCHEDULES:
-        raise ConfigError(f"schedule.name {config.name!r} is not one of {', '.join(SCHEDULES)}")
     unit = steps_per_epoch if config.unit == "epochs" else 1
     warmup = round(config.warmup * unit)
     if warmup >= steps:

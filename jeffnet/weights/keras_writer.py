@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.errors import OutputError
+from jeffnet.errors import EndingError, OutputError
 from jeffnet.extras import install
 from jeffnet.files import written_atomically
 from jeffnet.weights.hdf5 import with_checksums
@@ -37,12 +37,13 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
       card: the model. Its mean and standard deviation become the Normalization of EfficientNet.
 
     Raises:
+      EndingError: the name says no form of Keras.
       OutputError: Keras is not installed or has no such model, or the file cannot be written.
     """
     path = Path(path)
     suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
-        raise OutputError(f"cannot write {str(path)!r}: name it *{' or *'.join(_SUFFIXES)}")
+        raise EndingError(f"cannot write {str(path)!r}: name it *{' or *'.join(_SUFFIXES)}")
     name, options = _constructor(card)
     moments = [_per_channel(moment, card) for moment in (card.preprocessing.mean, card.preprocessing.std)]
     try:

@@ -1,4 +1,4 @@
-"""With what a model starts, in whatever module system it will be: its Plan, its options and its arrays."""
+"""Everything needed to build a model, in any module system: its Plan, options and arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -78,6 +78,9 @@ def _entry(config, name):
         ("data.on_bad_image", "mask", "one of error, skip"),
         ("loss.label_smoothing", "1", "outside"),
         ("model.dtype", "int8", "int8"),
+        ("optimizer.name", "sgdw", "one of sgd, momentum, .*, muon"),
+        ("schedule.name", "cosin", "one of constant, .*, one_cycle"),
+        ("augment.policy", "randm9", "one of v0"),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_name_and_the_way_out(name, text, message):
@@ -147,7 +150,7 @@ def test_a_recipe_that_fails_says_why(tmp_path, text, message):
         ("Config(lr=1e-3)", "unknown entry lr; the nearest is optimizer.learning_rate"),
         ("Config(model='b0', data=DataConfig(path='x'))", r"model 'b0' has no entries: write ModelConfig\(...\)"),
         ("Config(data=DataConfig(path='x'))", "model is missing: Config needs model=..."),
-        ("ModelConfig()", "model.name is missing"),
+        ("DataConfig()", "data.path is missing"),
         ("ModelConfig('b0')", "ModelConfig takes entries by name: write name='b0'"),
         ("AugmentConfig(scale=0.5)", "augment.scale 0.5 is not 2 float values"),
         ("DataConfig(path='x', mean=(0.5, 'a', 1))", r"data.mean\[1\] 'a' is not a value of type float"),

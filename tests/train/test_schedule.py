@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jeffnet.errors import ConfigError, OutputError
+from jeffnet.train import config as configuration
 from jeffnet.train.config import ScheduleConfig
 from jeffnet.train.schedule import SCHEDULES, draw_schedule, make_schedule
 
@@ -42,6 +43,7 @@ def rates(config, base=1.0, steps=STEPS, at=None):
 
 def test_every_schedule_is_tested():
     assert {config_of(name).name for name in SCHEDULES_IN_USE} == set(SCHEDULES)
+    assert tuple(SCHEDULES) == configuration.SCHEDULES
 
 
 @pytest.mark.parametrize("base", [0.3, 1e-3, 0.016])
