@@ -24,7 +24,7 @@ from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import EndingError, JeffnetError, OutputError, WeightsError
-from jeffnet.files import move_durably, not_written, partial_folder
+from jeffnet.files import check_orbax_name, move_durably, not_written, partial_folder
 from jeffnet.weights import store
 from jeffnet.weights.checksum import CHECKSUMS_KEY, order_metadata, with_checksums
 from jeffnet.weights.fit import fit
@@ -209,6 +209,7 @@ def _write_nnx(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) ->
     import orbax.checkpoint as ocp
     from flax import nnx
 
+    check_orbax_name(path)
     state = nnx.state(load_backend("nnx").build(Start(card.plan(), arrays)))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), state, custom_metadata={CHECKSUMS_KEY: tree_checksums(arrays)})

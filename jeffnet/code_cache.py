@@ -20,7 +20,7 @@ def code_folders(name: str) -> list[Path]:
       name: of the folder in `jeffnet.files.cache_folder`.
 
     Raises:
-      RuntimeError: the user has no home.
+      OutputError: the user has no home.
     """
     names = [name, f"{name}-{os.geteuid()}"] if hasattr(os, "geteuid") else [name]
     # Resolved: no link on the way is followed again after the look at it.

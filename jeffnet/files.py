@@ -187,11 +187,34 @@ def locked(path: str | os.PathLike, seconds: float = 0) -> Iterator[None]:
             _release(descriptor)
 
 
+def check_orbax_name(folder: str | os.PathLike[str]) -> None:
+    """Raises OutputError where Orbax cannot write into a folder of this path, or would write into another one."""
+    path = os.path.abspath(folder)
+    if path.encode(errors="replace").decode() != path:
+        reason = "must be UTF-8"
+    elif "\\" in path and os.sep == "/":
+        reason = "must have no backslash, which Orbax takes for a slash"
+    elif any(part.endswith(".__lock") for part in path.split(os.sep)):
+        reason = "must not end in '.__lock', as locks of Orbax do"
+    else:
+        return
+    raise OutputError(f"Orbax cannot use the folder {path!r}: its name {reason}; rename it")
+
+
 def cache_folder() -> Path:
-    """For downloads and compiled code: $JEFFNET_CACHE, else $XDG_CACHE_HOME/jeffnet, else ~/.cache/jeffnet."""
-    if own := os.environ.get("JEFFNET_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jeffnet"
+    """For downloads and compiled code: $JEFFNET_CACHE, else $XDG_CACHE_HOME/jeffnet, else ~/.cache/jeffnet.
+
+    Raises:
+      OutputError: the user has no home.
+    """
+    own = os.environ.get("JEFFNET_CACHE")
+    folder = Path(own or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    try:
+        return folder.expanduser() / ("" if own else "jeffnet")
+    except RuntimeError as error:
+        raise OutputError(
+            f"cache folder {str(folder)!r}: there is no such home folder; set JEFFNET_CACHE to a folder"
+        ) from error
 
 
 def _made(partial: Path) -> int | None:

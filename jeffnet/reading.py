@@ -5,6 +5,7 @@ import json
 import os
 import re
 import stat
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Larger than any list of labels, settings or results, and read in a second.
@@ -22,6 +23,11 @@ _KINDS = (
 def is_url(text: str) -> bool:
     """Whether a text is the address of something in the network, or of a file in the form of one."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a person gave, `~` at its beginning replaced by a home; as it is where there is no such home."""
+    return Path(os.path.expanduser(path))
 
 
 def read_file(path: str | os.PathLike[str], most: int | None) -> bytes:

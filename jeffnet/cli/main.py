@@ -152,7 +152,7 @@ def _keep_compiled() -> None:
         try:
             # A home folder may be shared by machines for which different code is compiled.
             folders = code_folders(f"xla-{short_fingerprint().replace(' ', '-')}")
-        except RuntimeError:  # a user without a home: nothing is kept
+        except OutputError:  # a user without a home: nothing is kept
             return
         usable = next(filter(make_code_folder, folders), None)
         if usable is not None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jeffnet.errors import DatasetError, first_line
+from jeffnet.reading import user_path
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512  # what a tar archive is made of
 _MOST_TEXT = 2**20
-_MOST_OF_A_RANGE = 10**6
+_MOST_NAMES = 10**6
 
 
 class Member(NamedTuple):
@@ -40,52 +41,62 @@ def find_archives(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
       DatasetError: there is none, or one of those named does not exist.
     """
     if isinstance(data, str | os.PathLike):
-        folder = Path(data).expanduser()
+        folder = user_path(data)
         paths = [folder]
-        if folder.is_dir():
+        if os.path.isdir(folder):
             found = [*folder.glob("*.tar"), *folder.glob("*/*.tar")]
             paths = [path for path in found if not path.name.startswith(".")]
             if not paths:
                 raise DatasetError(f"data set {str(folder)!r} has no archives: give a folder with files *.tar")
+            _check_archives(paths)
             return folder, sorted(paths)
-        if not folder.exists():
+        if not os.path.exists(folder):
             paths = _expand(str(folder))
     else:
-        paths = [Path(path).expanduser() for path in data]
+        paths = [user_path(path) for path in data]
     shown = os.fspath(data) if isinstance(data, str | os.PathLike) else "[]"
     if not paths:
         raise DatasetError(f"data set {shown!r}: no archive is so named; check the pattern")
-    if missing := [path for path in paths if not path.is_file()]:
+    _check_archives(paths)
+    # Once each: nested braces, like patterns that overlap, give some twice.
+    paths = sorted({path.absolute() for path in paths})
+    return Path(os.path.commonpath([path.parent for path in paths])), paths
+
+
+def _check_archives(paths: Sequence[Path]) -> None:
+    if missing := [path for path in paths if not os.path.isfile(path)]:
         raise DatasetError(
             f"archive {str(missing[0])!r} does not exist ({len(missing)} of {len(paths)} do not), or is no file: check "
             "the path"
         )
-    # Once each: nested braces, like patterns that overlap, give some twice.
-    paths = sorted({path.absolute() for path in paths})
-    return Path(os.path.commonpath([path.parent for path in paths])), paths
 
 
 def expand_braces(pattern: str) -> list[str]:
     """All that a pattern with braces means, as in a shell: `{a,b}` and `{000..146}`, zeros in front kept.
 
     Raises:
-      DatasetError: a range of more than a million numbers.
+      DatasetError: more than a million names.
     """
-    if not (braces := re.search(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}", pattern)):
-        return [pattern]
-    inside = braces[1]
-    if "," in inside:
-        words = inside.split(",")
-    else:
-        first, last = inside.split("..")
-        if max(len(first), len(last)) > 18 or int(last) - int(first) >= _MOST_OF_A_RANGE:
+    found, waiting = [], [pattern]
+    while waiting:
+        text = waiting.pop()
+        if not (braces := re.search(r"\{([^{}]*,[^{}]*|\d{1,18}\.\.\d{1,18})\}", text)):
+            found.append(text)
+            continue
+        words = braces[1].split(",") if "," in braces[1] else _range(*braces[1].split(".."))
+        if len(found) + len(waiting) + len(words) > _MOST_NAMES:
             raise DatasetError(
-                f"pattern {pattern!r} names more than {_MOST_OF_A_RANGE:,} archives: give a shorter range"
+                f"pattern {pattern[:100]!r} names more than {_MOST_NAMES:,} archives: give a shorter range"
             )
-        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
-        words = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [path for word in words for path in expand_braces(before + word + after)]
+        waiting += [text[: braces.start()] + word + text[braces.end() :] for word in reversed(words)]
+    return found
+
+
+def _range(first: str, last: str) -> list[str]:
+    """The numbers from one to another, or so many of them that these are too many."""
+    width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+    end = min(int(last), int(first) + _MOST_NAMES)
+    return [f"{number:0{width}d}" for number in range(int(first), end + 1)]
 
 
 def read_headers(path: Path, is_text: Callable[[str], bool]) -> tuple[list[Member], dict[str, bytes]]:

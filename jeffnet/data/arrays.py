@@ -4,7 +4,6 @@ import math
 import os
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,7 +13,7 @@ from jeffnet.data.images import MODES, image_mode
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
 from jeffnet.errors import DatasetError, first_line
-from jeffnet.reading import check_file
+from jeffnet.reading import check_file, user_path
 
 # Names of the arrays of a split: ours, those of keras.datasets, those of MedMNIST.
 _NAMES = (("images_{}", "labels_{}"), ("x_{}", "y_{}"), ("{}_images", "{}_labels"))
@@ -103,7 +102,7 @@ def open_npz(path: str | os.PathLike[str], split: str = "train", channels: int |
       DatasetError: the file cannot be read, holds pickled objects or no such split; or what `ArraySource` raises.
       ImageError: `channels` is neither 1 nor 3.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         check_file(path, None)
         # Opened here, since NumPy leaves a damaged file open.

@@ -17,7 +17,7 @@ from jeffnet.data.sources import Example
 from jeffnet.data.splits import files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.extras import install
-from jeffnet.reading import check_file, parse_json
+from jeffnet.reading import check_file, parse_json, user_path
 
 if TYPE_CHECKING:
     import datasets
@@ -71,8 +71,9 @@ class HubDataset:
             rows, found = _of_hub(self._data, split)
             self._base = f"{self._data.removeprefix('hf:')}/{found}"
         else:
-            path = Path(data).expanduser()
-            self._folders = [path if path.is_dir() else path.parent]
+            path = user_path(data)
+            folder = path if path.is_dir() else path.parent
+            self._folders = [folder, folder.resolve()]
             rows, self._base = _of_files(path, split), path.name
         self._image = _image_column(rows.features, self._data)
         label = _label_column(rows.features, self._data)

@@ -11,7 +11,7 @@ from jeffnet.data.images import is_picture
 from jeffnet.data.sources import Digits, ImageFolder, Source
 from jeffnet.data.tfds_source import is_prepared
 from jeffnet.errors import DatasetError
-from jeffnet.reading import is_url
+from jeffnet.reading import is_url, user_path
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -94,7 +94,7 @@ def _kind(data: str) -> str:
     for prefix, kind in (("hf:", "parquet"), ("tfds:", "tfds")):
         if data.startswith(prefix):
             return kind
-    path = Path(data).expanduser()
+    path = user_path(data)
     if os.path.isdir(path):
         return _kind_of_folder(path)
     lower = data.lower()

@@ -14,6 +14,7 @@ from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
 from jeffnet.data.splits import SPLITS, split_names
 from jeffnet.errors import ConfigError, DatasetError
 from jeffnet.extras import install
+from jeffnet.reading import user_path
 
 _LOGGER = logging.getLogger("jeffnet.data")
 
@@ -88,7 +89,7 @@ class ImageFolder:
           classes: the order of labels, such as that of the training set; by default the sorted names of the folders.
         """
         image_mode(channels)
-        self._root = Path(root).expanduser()
+        self._root = user_path(root)
         self.channels = channels
         folder = _split_folder(self._root, split)
         found = _class_folders(folder)

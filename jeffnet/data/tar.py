@@ -141,6 +141,11 @@ class TarShards:
                     keys.add(_key(member.name))
                 elif not _is_text(member.name):
                     others.append(member.name)
+                elif PurePosixPath(member.name).name == _CLASSES and member.name not in texts:
+                    raise DatasetError(
+                        f"names of classes '{path.name}/{member.name}' have {member.size:,} bytes, more than 1 MiB: "
+                        "put the file beside the archive"
+                    )
             # Beside a picture there may be anything about it.
             skipped += [PurePosixPath(name).name for name in others if _key(name) not in keys]
             # First JSON, since a label of its own in `.cls` decides.
@@ -243,7 +248,7 @@ def _parse_label(name: str, content: bytes) -> int | None:
 
 def _read_classes(folders: Sequence[Path]) -> tuple[str, ...] | None:
     for folder in folders:
-        if (folder / _CLASSES).is_file():
+        if (folder / _CLASSES).exists():
             try:
                 return _lines(str(folder / _CLASSES), read_file(folder / _CLASSES, MOST_TEXT))
             except OSError as error:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from itertools import compress
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from jeffnet.data.splits import split_names
 from jeffnet.data.tensorflow_picture import tensorflow
 from jeffnet.data.tfds_source import check_inside, class_names, is_prepared, open_builder, picture_and_label, undecoded
 from jeffnet.errors import DatasetError, ImageError
+from jeffnet.reading import user_path
 
 _THREADS = 16
 _TFDS = re.compile(r"tfds:\w+(/[\w.-]+)?(:[\d.*]+)?")
@@ -236,7 +236,7 @@ def open_examples(data: str | Source, split: str, channels: int, data_dir: str |
                     f"data set {source!r} is no name: give tfds:NAME, tfds:NAME/CONFIG, or either with :VERSION"
                 )
             return _Prepared(open_builder(source, data_dir), split)
-        if is_prepared(Path(source).expanduser()):
+        if is_prepared(user_path(source)):
             return _Prepared(open_builder(source, None), split)
         from jeffnet.data.open import open_source
 

@@ -12,8 +12,9 @@ from jeffnet.data.checks import MOST_UNNAMED, checked_index, listed
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
-from jeffnet.errors import DatasetError, first_line
+from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.extras import install
+from jeffnet.reading import MOST_TEXT, check_file, user_path
 
 _INFO = "dataset_info.json"
 _FILE_NAMES = ("file_name", "filename", "image/filename")
@@ -76,6 +77,8 @@ class TfdsSource:
         index = checked_index(index, len(self))
         row = self._row(index)
         name = self._name(index, row)
+        if row[self._image] is None:
+            raise ImageError(f"image {name!r} is missing in its data set: prepare it again")
         return Example(read_image(row[self._image], self.channels, name), self._checked_label(index, row), name)
 
     def name(self, index: int) -> str:
@@ -143,13 +146,19 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         raise DatasetError(
             f"data set {name!r} needs tensorflow-datasets ({first_line(error)}): {install('tfds')}"
         ) from None
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     place = data_dir or os.environ.get("TFDS_DATA_DIR")
     place = place and os.path.expanduser(place)
     try:
-        if folder.is_dir() and (prepared := prepared_folder(folder)):
+        if os.path.isdir(folder) and (prepared := prepared_folder(folder)):
+            _check_files(prepared)
             return tfds.builder_from_directory(str(prepared))
+        name_in_place = re.split("[:@]", name.removeprefix("tfds:"))[0]
+        for path in file_utils.list_data_dirs(given_data_dir=place):
+            _check_files(user_path(path) / name_in_place)
         return builder_from_files(name.removeprefix("tfds:"), data_dir=place)
+    except DatasetError:
+        raise
     except tfds.core.DatasetNotFoundError:
         places = [os.fspath(path) for path in file_utils.list_data_dirs(given_data_dir=place)]
         raise DatasetError(
@@ -158,6 +167,24 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         ) from None
     except Exception as error:  # of protocol buffers, of JSON, of the library's own
         raise _unreadable(name, error) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raises DatasetError where the library would wait for ever for a pipe, or read a device or something as large."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                is_text = entry.name.endswith((".json", ".txt"))
+                if entry.is_dir(follow_symlinks=False):
+                    _check_files(Path(entry.path))
+                # Without a look at each file, which takes long on a network's disk.
+                elif (is_text or not entry.is_file()) and not entry.is_dir():
+                    with contextlib.suppress(FileNotFoundError):
+                        check_file(entry.path, MOST_TEXT if is_text else None)
+    except (FileNotFoundError, NotADirectoryError):  # of which the library tells
+        return
+    except OSError as error:
+        raise DatasetError(f"{error.filename!r} of a prepared data set cannot be read ({error.strerror})") from error
 
 
 def _unreadable(name: str, error: Exception) -> DatasetError:

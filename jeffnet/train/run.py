@@ -22,8 +22,8 @@ import jax
 
 from jeffnet.distributed import gathered, on_primary
 from jeffnet.errors import ConfigError, OutputError
-from jeffnet.files import LockedError, locked, remove_partials, written_atomically
-from jeffnet.names import shell_word, utf8
+from jeffnet.files import LockedError, check_orbax_name, locked, remove_partials, written_atomically
+from jeffnet.names import shell_word
 from jeffnet.reading import read_text
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import Config
@@ -48,7 +48,7 @@ def locked_run(folder: str | os.PathLike, waits: bool = False) -> Iterator[None]
       waits: for a command that is about to end, a while.
 
     Raises:
-      OutputError: another command trains in the folder, it cannot be written to, or its name is not UTF-8.
+      OutputError: another command trains in the folder, it cannot be written to, or its name is none for checkpoints.
     """
     with ExitStack() as stack:
         on_primary(lambda: _lock(stack, Path(folder), waits))
@@ -56,7 +56,7 @@ def locked_run(folder: str | os.PathLike, waits: bool = False) -> Iterator[None]
 
 
 def _lock(stack: ExitStack, folder: Path, waits: bool) -> None:
-    _check_name(folder)
+    check_orbax_name(folder)  # else it is an error at the end of the first epoch
     path = folder / _LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,15 +141,6 @@ def _make(folder: Path, config: Config) -> None:
             f"`--resume {shell_word(str(folder))}`, or give another"
         )
     _write_config(folder, config)
-
-
-def _check_name(folder: Path) -> None:
-    """Raises OutputError where Orbax could write no checkpoint, at the end of the first epoch."""
-    path = str(folder.absolute())
-    if utf8(path) != path:
-        raise OutputError(
-            f"folder {path!r} of the run: its name must be UTF-8, or no checkpoint can be written; rename it"
-        )
 
 
 def _write_config(folder: Path, config: Config) -> None:

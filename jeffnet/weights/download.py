@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from jeffnet.errors import WeightsError
 from jeffnet.files import cache_folder, move_durably, partial_folder
+from jeffnet.reading import parse_json, read_text
 
 # After a failure that may pass (no connection, a cut one, a server error) comes another try, each after twice the wait.
 RETRIES = 3
@@ -261,9 +262,9 @@ def _memory() -> Path:
 def _remembered() -> dict[str, tuple[int, int, str]]:
     """Size, time of change and hash of the files that were found right, by path."""
     try:
-        entries = json.loads(_memory().read_text(encoding="utf-8"))
+        entries = parse_json(read_text(_memory()))
         return {path: (int(size), int(changed), str(digest)) for path, (size, changed, digest) in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
         return {}  # at worst files are read once more
 
 

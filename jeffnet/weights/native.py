@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.errors import WeightsError, first_line
+from jeffnet.files import check_orbax_name
 from jeffnet.weights.archive import check_growth
 from jeffnet.weights.checksum import CHECKSUMS_KEY, checked, checksum
 from jeffnet.weights.stored import Stored, stored
@@ -49,6 +50,7 @@ def read_orbax(folder: Path) -> tuple[dict[str, Stored], bool]:
     import orbax.checkpoint as ocp
 
     try:
+        check_orbax_name(folder)
         _check_database(folder.absolute())
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(folder.absolute())

@@ -138,6 +138,9 @@ def test_a_path_leads_nowhere_outside_of_the_folder_but_through_links_in_it(tmp_
     for number, path in enumerate(outside + unreadable, len(inside)):
         with pytest.raises(ImageError, match="is outside of" if path in outside else r"exist|cannot|folder"):
             source[number]
+    (tmp_path / "name").symlink_to(folder)
+    source = HubDataset(tmp_path / "name", "val")
+    assert [red(source[number].image) for number in range(len(inside))] == [7] * len(inside)
 
 
 def test_a_number_of_classes_that_is_none_makes_no_list_of_as_many_names(tmp_path: Path):

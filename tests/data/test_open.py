@@ -185,3 +185,9 @@ def test_other_data_sets_take_classes_that_begin_with_theirs(tmp_path: Path):
     for classes in (["dog", "cat"], ["cat"], ["ant", "cat", "dog"]):
         with pytest.raises(DatasetError, match=r"a\.tar' has the classes cat, dog, not"):
             open_source(path, "val", 3, classes=classes)
+
+
+@pytest.mark.parametrize("ending", ["", ".tar", ".npz"])
+def test_a_home_of_nobody_is_a_folder_that_does_not_exist(ending: str):
+    with pytest.raises(DatasetError, match="does not exist"):
+        open_source(f"~no such user/x{ending}", "val", 3)

@@ -179,7 +179,9 @@ def test_a_list_names_archives(tmp_path: Path):
     assert TarShards(paths, "val").labels.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("pattern", ["{0..9999999999}", "{1..1000001}.tar", f"{{0..{'9' * 5000}}}"])
+@pytest.mark.parametrize(
+    "pattern", ["{0..9999999999}", "{1..1000001}.tar", "{0..999}{0..99}{0..99}", "{a," * 2000 + "}" * 2000]
+)
 def test_a_range_of_more_than_a_million_is_an_error(pattern: str):
     with pytest.raises(DatasetError, match="more than 1,000,000"):
         expand_braces(pattern)
@@ -190,6 +192,24 @@ def test_braces_mean_what_they_do_in_a_shell():
     assert expand_braces("{9..11}") == ["9", "10", "11"]
     assert expand_braces("{x,y}{0..1}") == ["x0", "x1", "y0", "y1"]
     assert expand_braces("{plain}") == ["{plain}"]
+    assert expand_braces("{a,b{c,d}}") == ["a", "bc", "a", "bd"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_among_archives_is_an_error_at_once(tmp_path: Path):
+    pack(tmp_path / "a.tar", web(0, 1))
+    os.mkfifo(tmp_path / "b.tar")
+    with pytest.raises(DatasetError, match=r"b.tar' does not exist \(1 of 2 do not\), or is no file"):
+        TarShards(tmp_path, "val")
+    (tmp_path / "b.tar").rename(tmp_path / "classes.txt")
+    with pytest.raises(DatasetError, match=r"classes.txt' cannot be read .it is a pipe"):
+        TarShards(tmp_path, "val")
+
+
+def test_names_of_classes_that_are_too_many_to_be_read_are_no_numbers(tmp_path: Path):
+    pack(tmp_path / "a.tar", {"classes.txt": b"a name\n" * 2**18, **web(0, 1)})
+    with pytest.raises(DatasetError, match=r"classes.txt' have 1,835,008 bytes, more than 1 MiB"):
+        TarShards(tmp_path / "a.tar", "val")
 
 
 @pytest.mark.parametrize(

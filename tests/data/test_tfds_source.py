@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -204,6 +205,30 @@ def test_a_missing_file_or_broken_description_is_an_error_of_one_line(tmp_path: 
         with pytest.raises(DatasetError, match=r"cannot be (opened|read)") as raised:
             TfdsSource(str(tmp_path / name))
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("file", ["features.json", "label.labels.txt", "toy-validation.array_record-00000"])
+def test_pipes_and_devices_are_errors_at_once(file: str, tmp_path: Path):
+    write(tmp_path / "toy/1.0.0", {"validation": examples(0)})
+    path = tmp_path / "toy/1.0.0" / file
+    path.unlink()
+    os.mkfifo(path)
+    for name, data_dir in ((str(path.parent), None), ("toy", tmp_path), ("toy:1.0.0", tmp_path)):
+        with pytest.raises(DatasetError, match=f"{file}' of a prepared data set cannot be read .it is a pipe"):
+            TfdsSource(name, "val", data_dir=data_dir)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(DatasetError, match="it is a device"):
+        TfdsSource(str(path.parent), "val")
+
+
+def test_a_picture_that_is_missing_is_named(tmp_path: Path):
+    write(tmp_path / "a", {"validation": examples(0)})
+    source = TfdsSource(str(tmp_path / "a"), "val")
+    source._rows = [{"image": None, "label": 0}] * 4
+    with pytest.raises(ImageError, match="validation/2' is missing"):
+        source[2]
 
 
 def test_files_outside_of_the_folder_are_refused(tmp_path: Path):

@@ -103,8 +103,10 @@ def test_a_damaged_last_one_is_renamed_and_the_one_before_it_taken(damage, tmp_p
         state, values = restore(tmp_path / "c")
     assert_same(state, make_state(3))
     assert values == {"position": 30}
-    assert "step 7 cannot be read" in caplog.text and "it is kept as damaged_7_2" in caplog.text
-    assert "tensorstore_spec" not in caplog.text
+    # Ours alone: threads of Orbax tell of what this and earlier tests left undone, whenever they come to it.
+    messages = "\n".join(record.getMessage() for record in caplog.records if record.name == "jeffnet.train")
+    assert "step 7 cannot be read" in messages and "it is kept as damaged_7_2" in messages
+    assert "tensorstore_spec" not in messages
     assert Checkpoints(tmp_path / "c", 3).steps == [3]
     left = [path for path in (tmp_path / "c" / "damaged_7_2").rglob("*") if path.is_file()]
     assert len(left) == len(files) - (damage == "remove")

@@ -130,9 +130,14 @@ def test_nothing_is_written_where_the_configuration_will_not_do(config, tmp_path
         assert not (tmp_path / name).exists()
 
 
-def test_a_folder_in_which_no_checkpoint_could_be_written_is_an_error_at_once(config, tmp_path):
-    folder = tmp_path / os.fsdecode(b"run\xe9")
-    with pytest.raises(OutputError, match=r"run.udce9' of the run: its name must be UTF-8"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [(b"run\xe9", "must be UTF-8"), (b"a\\b/run", "must have no backslash"), (b"x.__lock/run", "must not end in")],
+)
+def test_a_folder_in_which_no_checkpoint_could_be_written_is_an_error_at_once(name, message, config, tmp_path):
+    """Of a backslash Orbax makes a slash: all of the run's checkpoints would be in another folder, and unreadable."""
+    folder = tmp_path / os.fsdecode(name)
+    with pytest.raises(OutputError, match=f"its name {message}"):
         train(config, folder)
     assert not folder.exists()
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jeffnet.errors import WeightsError
+from jeffnet.errors import OutputError, WeightsError
 from jeffnet.weights import download
 from jeffnet.weights.download import FetchError, cache_folder, fetch, wrong_hash
-from jeffnet.weights.hub import locate
+from jeffnet.weights.hub import HubConfig, locate
 from jeffnet.weights.load import find_weights
 
 BODY = bytes(range(256)) * 800 + b"end"
@@ -461,6 +461,19 @@ def test_where_the_cache_is(variables, folder, monkeypatch):
     assert cache_folder() == Path(folder)
 
 
+def test_a_user_without_a_home_is_told_how_to_name_a_folder(monkeypatch):
+    monkeypatch.setenv("JEFFNET_CACHE", "~no such user/a")
+    with pytest.raises(OutputError, match="no such home folder; set JEFFNET_CACHE"):
+        cache_folder()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": [1e999, 1, ""]}', "[1]", "\ufeff{}"])
+def test_a_damaged_list_of_what_was_verified_is_passed_over(content, server, path):
+    cache_folder().mkdir(parents=True)
+    (cache_folder() / "verified.json").write_text(content, encoding="utf-8")
+    assert fetch(f"{server.url}/b0.npz", path, f"sha256:{HASH}").read_bytes() == BODY
+
+
 def test_progress_is_shown_on_a_terminal_only(server, path, monkeypatch):
     class Terminal(io.StringIO):
         terminal = True
@@ -485,7 +498,7 @@ def test_a_url_is_kept_under_its_own_name(server):
     assert first.path.name == second.path.name == "b0.npz"
     assert first.path.read_bytes() == BODY and second.path.read_bytes() == BODY[::-1]
     assert cache_folder() in first.path.parents
-    assert first.source == f"{server.url}/b0.npz" and first.model is None and first.preprocessing is None
+    assert first.source == f"{server.url}/b0.npz" and first.config == HubConfig()
     assert locate(f"{server.url}/b0.npz") == first and len(server.requests) == 2
 
 

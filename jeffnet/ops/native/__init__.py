@@ -27,6 +27,7 @@ import jax
 import jaxlib.version
 
 from jeffnet.code_cache import code_folders, make_code_folder, untrusted
+from jeffnet.errors import OutputError
 from jeffnet.ops.processor import fingerprint
 
 _SOURCES = ("depthwise.cc", "dense.cc", "norm.cc", "inverted.cc")
@@ -161,7 +162,7 @@ def _folders() -> list[Path]:
     """Where a library may be kept, the first choice first."""
     try:
         folders = code_folders("native")
-    except RuntimeError:  # a user without a home
+    except OutputError:  # a user without a home
         folders = []
     if hasattr(os, "geteuid"):
         folders.append(Path(tempfile.gettempdir()).resolve() / f"jeffnet-native-{os.geteuid()}")
