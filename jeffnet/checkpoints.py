@@ -72,20 +72,23 @@ def save_checkpoint(
     start, known = to_start(model), name if isinstance(name, ModelCard) else None
     name = known.model if known else str(name)
     num_classes = start.plan.classifier.out_features if start.plan.classifier else 0
-    if known and not classes and known.num_classes == num_classes:
-        classes = known.classes
+    names = (classes,) if isinstance(classes, str) else tuple(() if classes is None else classes)
+    if not names and known and known.num_classes == num_classes:
+        names = known.classes
+    if wrong := [each for each in names if not isinstance(each, str)]:
+        raise WeightsError(f"names of classes are text, and {wrong[0]!r} is a {type(wrong[0]).__name__}")
+    if len(names) not in (0, num_classes):
+        raise WeightsError(f"{len(names)} names of classes do not fit a model of {num_classes}")
     card = ModelCard(
         model=resolve_name(name),
         num_classes=num_classes,
         in_chans=start.plan.in_chans,
         preprocessing=preprocessing or (known.preprocessing if known else model_preprocessing(name)),
-        classes=tuple(classes),
+        classes=names,
         global_pool=start.plan.global_pool,
         output_stride=_output_stride(start.plan, name),
         test_window=start.plan.test_window,
     )
-    if classes and len(classes) != card.num_classes:
-        raise WeightsError(f"{len(classes)} names of classes do not fit a model of {card.num_classes}")
     arrays = fit(
         {key: np.asarray(array) for key, array in start.arrays.items()}, card.plan(), source="model", model=name
     )

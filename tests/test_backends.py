@@ -887,6 +887,27 @@ def test_what_another_form_does_not_keep_is_said(tmp_path, caplog):
     assert "'timm' does not keep global_pool 'max', the preprocessing, the names of the classes" in caplog.text
 
 
+@pytest.mark.parametrize("classes", [np.array(["a", "b"]), iter(["a", "b"]), ["a", "b"]])
+def test_what_is_saved_with_numbers_of_numpy_is_read_again(classes, tmp_path):
+    model = load_backend("functional").create_model("pt_mnasnet_small", num_classes=2)
+    preprocessing = Preprocessing(np.int64(96), np.float32(0.5), "bilinear", np.full(3, 0.5, np.float32), np.ones(3))
+    path = tmp_path / "a.safetensors"
+    saved = save_checkpoint(path, model, "pt_mnasnet_small", classes=classes, preprocessing=preprocessing)
+    card = load_backend("functional").from_pretrained(path)[-1]
+    assert card == saved and card.classes == ("a", "b")
+    assert card.preprocessing == Preprocessing(96, 0.5, "bilinear", (0.5,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(range(2), "are text, and 0 is a int"), ("ab", "1 names of classes do not fit a model of 2")],
+)
+def test_names_that_could_not_be_read_again_are_not_saved(classes, message, tmp_path):
+    model = load_backend("functional").create_model("pt_mnasnet_small", num_classes=2)
+    with pytest.raises(WeightsError, match=message):
+        save_checkpoint(tmp_path / "a.safetensors", model, "pt_mnasnet_small", classes=classes)
+
+
 def test_a_card_stands_for_the_name_and_brings_what_it_says(tmp_path):
     model = load_backend("functional").create_model("tiny", num_classes=2)
     card = save_checkpoint(tmp_path / "a", model, "tiny", classes=("a", "b"), preprocessing=Preprocessing(48))

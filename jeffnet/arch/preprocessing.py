@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Integral
+from typing import Any
 
 from jeffnet.errors import ArchitectureError
 
@@ -58,3 +59,13 @@ class Preprocessing:
             raise ArchitectureError(f"crop_mode {self.crop_mode!r} is not one of {', '.join(CROP_MODES)}")
         if len(self.mean) != len(self.std) or not all(self.std) or not all(map(isfinite, (*self.mean, *self.std))):
             raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, finite, and no std of 0")
+        # Numbers of NumPy, or arrays of them, can be neither compared nor written as these are.
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(map(_plain, getattr(self, name))))
+        for name in ("image_size", "crop_pct"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+
+
+def _plain(number: Any) -> Any:
+    """A number of Python's own."""
+    return number.item() if hasattr(number, "item") else number

@@ -382,7 +382,7 @@ def _description(file: WeightsFile, model: str) -> ModelCard | None:
 
 def _check_options(file: WeightsFile, card: ModelCard, plan: Plan, model: str, adapt: bool) -> None:
     """Raises WeightsError where weights were made for other options than the defaults and than the model's."""
-    for option, default in (("global_pool", "avg"), ("output_stride", 32), ("test_window", 0)):
+    for option, default in (("test_window", 0), ("global_pool", "avg"), ("output_stride", 32)):
         stated, own = getattr(card, option), getattr(plan, option)
         if stated == default or getattr(card.plan(), option) == own:
             continue
