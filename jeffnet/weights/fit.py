@@ -52,7 +52,8 @@ def fit(
     missing = [name for name in specs if name not in fitted]
     left_over = [name for name in fitted if name not in specs]
     misshapen = [
-        f"{name} is {fitted[name].shape}, the model has {spec.shape}{_remedy(name, fitted[name].shape, plan)}"
+        f"{name} is {fitted[name].shape}, the model has {spec.shape}"
+        f"{_remedy(name, fitted[name].shape, spec.shape, plan)}"
         for name, spec in specs.items()
         if name in fitted and fitted[name].shape != spec.shape
     ]
@@ -117,10 +118,12 @@ def _is_float(dtype: np.dtype) -> bool:
     return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
 
 
-def _remedy(name: str, shape: tuple[int, ...], plan: Plan) -> str:
-    if name == "classifier.kernel" and len(shape) == 2:
+def _remedy(name: str, shape: tuple[int, ...], wanted: tuple[int, ...], plan: Plan) -> str:
+    """What to do where only the number of classes or of input channels differs; nothing for another architecture."""
+    other = [axis for axis in range(len(wanted)) if len(shape) != len(wanted) or shape[axis] != wanted[axis]]
+    if name == "classifier.kernel" and other == [1]:
         return f": pass num_classes={shape[1]} to keep the file's classes, or adapt=True to start a new classifier"
-    if name == f"{plan.stem.name}.kernel" and len(shape) == 4:
+    if name == f"{plan.stem.name}.kernel" and other == [2]:
         return f": pass in_chans={shape[2]} to keep the file's input channels, or adapt=True to sum or repeat them"
     return ""
 

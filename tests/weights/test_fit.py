@@ -74,6 +74,13 @@ def test_all_faults_are_in_one_message():
     ]
 
 
+def test_arrays_of_another_width_bring_no_advice_on_channels_and_classes():
+    state = _state() | {"classifier.weight": np.zeros((10, 64)), "conv_stem.weight": np.zeros((16, 3, 3, 3))}
+    with pytest.raises(WeightsError, match=r"misshapen  \(2\): conv_stem\.kernel is") as raised:
+        from_timm(state, PLAN)
+    assert "in_chans" not in str(raised.value) and "num_classes" not in str(raised.value)
+
+
 def test_long_lists_are_cut_but_counted():
     with pytest.raises(WeightsError) as raised:
         from_timm({"conv_stem.weight": _state()["conv_stem.weight"]}, PLAN)
