@@ -96,7 +96,7 @@ def test_a_table_and_a_document(jobs, capsys):
     ],
 )
 def test_what_it_does_not_take(jobs, capsys, wrong):
-    assert main(["bench", *wrong, "--scaling"]) == 1
+    assert main(["bench", *wrong, "--scaling"]) == 2
     assert "--scaling takes" in capsys.readouterr().err
 
 
