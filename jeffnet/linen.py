@@ -25,7 +25,8 @@ from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
-from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train, statistics_dtype
+from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
+from jeffnet.ops.precision import at_least_float32
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
@@ -238,7 +239,7 @@ class BatchNorm(nn.BatchNorm):
         if mask is not None:
             raise ArchitectureError("BatchNorm takes no mask")
         use_running = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        channels, stats_dtype = (x.shape[-1],), statistics_dtype(self.param_dtype)
+        channels, stats_dtype = (x.shape[-1],), at_least_float32(self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, stats_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, stats_dtype)
         scale = self.param("scale", self.scale_init, channels, self.param_dtype)

@@ -340,6 +340,10 @@ def _generator(rng: int | Array) -> objax.random.Generator:
     if isinstance(rng, int):
         return objax.random.Generator(rng)
     generator = objax.random.Generator(0)
-    is_typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
-    generator.key.assign(jax.random.key_data(rng) if is_typed else rng)
+    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        if jax.random.key_impl(rng) != jax.random.key_impl(jax.random.key(0)):
+            # Objax's keys are bare numbers, which JAX takes for a key of its default kind.
+            rng = jax.random.key(jax.random.bits(rng, (), jnp.uint32))
+        rng = jax.random.key_data(rng)
+    generator.key.assign(rng)
     return generator

@@ -1,11 +1,13 @@
 """What all tests share: JAX on the CPU, its compilation cache, 64-bit mode, and the reference implementation."""
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -77,6 +79,38 @@ def x64() -> Iterator[None]:
 
     with jax.enable_x64(True):
         yield
+
+
+# JAX's settings that forbid or check something, and its 64 bits.
+STRICT: dict[str, Any] = {
+    "disable_jit": True,
+    "numpy_rank_promotion": "raise",
+    "numpy_dtype_promotion": "strict",
+    "debug_nans": True,
+    "debug_infs": True,
+    "check_tracer_leaks": True,
+    "transfer_guard": "disallow",
+    "enable_x64": True,
+}
+
+
+@pytest.fixture(params=STRICT)
+def strict_jax(request: pytest.FixtureRequest) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context in which one of `STRICT` is set; each in turn."""
+    import jax
+
+    name = f"jax_{request.param}"
+
+    @contextlib.contextmanager
+    def strictly() -> Iterator[None]:
+        before = getattr(jax.config, name)
+        jax.config.update(name, STRICT[request.param])
+        try:
+            yield
+        finally:
+            jax.config.update(name, before)
+
+    return strictly
 
 
 @pytest.fixture(scope="session")

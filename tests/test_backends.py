@@ -4,9 +4,11 @@ Everything is compared in float64 with Linen's models, which `test_timm_parity.p
 random, BatchNorm's too. To add a backend, add a `Driver`: how its users run a model.
 """
 
-import contextlib
+import os
 import re
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -593,39 +595,6 @@ def test_pixels_that_were_not_normalised_are_refused(dtype, backend):
         jax.eval_shape(driver.train, driver.variables, images, jax.random.key(0))
 
 
-# JAX's settings that forbid or check something, and what they are set to.
-STRICT = {
-    "disable_jit": True,
-    "numpy_rank_promotion": "raise",
-    "numpy_dtype_promotion": "strict",
-    "debug_nans": True,
-    "debug_infs": True,
-}
-
-
-@contextlib.contextmanager
-def strictly(setting):
-    """One of `STRICT`, for a while."""
-    name = f"jax_{setting}"
-    before = getattr(jax.config, name)
-    jax.config.update(name, STRICT[setting])
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
-
-
-def strict_results(setting=None):
-    """Logits, and those of a training step with the gradients and statistics, under one of the strict settings."""
-    start = random_start("tiny_strict", dtype=jnp.float32, param_dtype=jnp.float32, drop_rate=0.3)
-    driver, weights = build("functional", start), np.ones((BATCH, CLASSES), np.float32)
-    images = images_of(16, 16).astype(np.float32)
-    with strictly(setting) if setting else contextlib.nullcontext():
-        logits = run(driver.evaluate, driver.variables, images)[0]
-        trained, arrays = run(driver.step, driver.variables, images, jax.random.key(0), weights)
-    return {"logits": logits, "trained": trained, **arrays}
-
-
 @pytest.fixture
 def strict_model(tiny_model, monkeypatch):
     """Every kind of layer once."""
@@ -634,12 +603,73 @@ def strict_model(tiny_model, monkeypatch):
     monkeypatch.setitem(zoo.PREPROCESSING, "tiny_strict", Preprocessing(32, 1.0))
 
 
-@pytest.mark.parametrize("setting", STRICT)
-def test_strict_settings_of_jax(setting, strict_model):
-    """Nothing is refused, and the same is computed."""
-    expected, found = reference("strict", "functional", strict_results), strict_results(setting)
+def test_strict_settings_of_jax(strict_jax, strict_model):
+    """Nothing is refused, and the same is computed: logits, and a training step with its gradients and statistics."""
+    # Nothing is dropped, since JAX draws other numbers in 64 bits.
+    start = random_start("tiny_strict", dtype=jnp.float32, param_dtype=jnp.float32, drop_rate=0.0)
+    driver, key = build("functional", start), jax.random.key(0)
+    images, weights = jax.device_put((images_of(16, 16).astype(np.float32), np.ones((BATCH, CLASSES), np.float32)))
+
+    def results():
+        logits = run(driver.evaluate, driver.variables, images)[0]
+        trained, arrays = run(driver.step, driver.variables, images, key, weights)
+        return {"logits": logits, "trained": trained, **arrays}
+
+    expected = reference("strict", "functional", results)
+    with strict_jax():
+        found = results()
     for name, theirs in expected.items():
+        assert found[name].dtype == theirs.dtype, name
         assert np.abs(np.asarray(found[name]) - theirs).max() <= 1e-3 * max(1, np.abs(theirs).max()), name
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype"), [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)]
+)
+def test_dtypes_and_ranks_are_promoted_explicitly(dtype, param_dtype, backend, strict_model):
+    """In what is traced and in what our primitives are lowered to."""
+    driver = create(backend, "tiny_strict", dtype=dtype, param_dtype=param_dtype, drop_rate=0.3)
+    images, weights = jax.ShapeDtypeStruct((4, 16, 16, 3), dtype), jax.ShapeDtypeStruct((4, CLASSES), dtype)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        jax.jit(driver.evaluate).lower(driver.variables, images)
+        jax.jit(driver.step).lower(driver.variables, images, jax.random.key(0), weights)
+
+
+@every_backend
+@pytest.mark.parametrize("kind", ["rbg", "legacy"])
+def test_keys_of_every_kind_decide_what_is_dropped(kind, backend):
+    """Those of another implementation than JAX's default, and the old ones, which are arrays of numbers."""
+    start = random_start("tiny_flat", dtype=jnp.float32, param_dtype=jnp.float32, drop_rate=0.5)
+    images = images_of(8, 8).astype(np.float32)
+    train = jax.jit(partial(_training, backend, start, images), compiler_options={"xla_backend_optimization_level": 0})
+    keys = [jax.random.PRNGKey(seed) if kind == "legacy" else jax.random.key(seed, impl=kind) for seed in (0, 0, 1)]
+    one, again, other = (train(start.arrays, key)[0] for key in keys)
+    np.testing.assert_array_equal(one, again)
+    assert error(other, one) > 1e-3
+
+
+# JAX's settings under which the suite runs once more. Not `transfer_guard`: under it JAX itself makes no key, and no
+# array of a NumPy one.
+SETTINGS = {
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_DEBUG_NANS": "1",
+    "JAX_DEBUG_INFS": "1",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_suite_under_a_setting_of_jax(setting):
+    """All of it but what computes nothing: shapes of all models, and files."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow"]
+    result = subprocess.run(
+        [*command, "-k", "not (abstract or form or full_disk or checkpoint)", __file__],
+        env=os.environ | {setting: SETTINGS[setting]}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:]
 
 
 def test_every_pair_of_backends_converts_and_back_to_the_same_bits():

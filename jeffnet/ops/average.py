@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jeffnet.errors import ConfigError
+from jeffnet.ops.precision import at_least_float32
 
 FORMS = ("exponential", "cumulative")
 
@@ -61,7 +62,7 @@ def update_average(
             )
         if not jnp.issubdtype(old.dtype, jnp.floating):
             return new
-        compute = jnp.promote_types(old.dtype, jnp.float32)
+        compute = at_least_float32(old.dtype)
         # Moving by a share of the difference leaves an average exactly where it is when the value is the same.
         return old.astype(compute) + step.astype(compute) * (new.astype(compute) - old.astype(compute))
 

@@ -20,6 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.lowerings import calls_fit, is_partitioned, run_compiled, same_axes
 from jeffnet.ops.native import limits
+from jeffnet.ops.precision import at_least_float32
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -152,7 +153,7 @@ def _define_batching(primitive: Primitive, sums_pictures: bool) -> None:
 def _shifted(images: Array, kernel: Array, window: Window, size: Any = None) -> Array:
     """One multiply-add for each kernel position: XLA makes one loop of them."""
     del size
-    compute = jnp.promote_types(images.dtype, jnp.float32)
+    compute = at_least_float32(images.dtype)
     padded = jnp.pad(images.astype(compute), ((0, 0), *window.pads, (0, 0)))
     taps = kernel.astype(compute)
     total = jnp.zeros((), compute)
@@ -174,7 +175,7 @@ def _views(padded: Array, kernel_size: Sequence[int], window: Window):
 
 def _shifted_input_gradient(g: Array, kernel: Array, window: Window, size: tuple[int, int]) -> Array:
     """A convolution of the gradient, spread by the strides, with the kernel turned around."""
-    compute = jnp.promote_types(g.dtype, jnp.float32)
+    compute = at_least_float32(g.dtype)
     reach = [(taps - 1) * step for taps, step in zip(kernel.shape[:2], window.dilation, strict=True)]
     pads = []
     for axis in (0, 1):
@@ -192,7 +193,7 @@ def _shifted_kernel_gradient(images: Array, g: Array, window: Window, size: tupl
 
     Not for a batch that devices share: each would gather all pictures in order to go through them.
     """
-    compute = jnp.promote_types(images.dtype, jnp.float32)
+    compute = at_least_float32(images.dtype)
 
     def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         image, gradient = (each[None].astype(compute) for each in pair)
@@ -232,7 +233,7 @@ def _xla_kernel_gradient(images: Array, g: Array, window: Window, size: Any) -> 
 
 def _whole_kernel_gradient(images: Array, g: Array, window: Window, size: tuple[int, int]) -> Array:
     """Sums of products over the whole batch."""
-    compute = jnp.promote_types(images.dtype, jnp.float32)
+    compute = at_least_float32(images.dtype)
     padded = jnp.pad(images.astype(compute), ((0, 0), *window.pads, (0, 0)))
     gradient = g.astype(compute)
     sums = [(view * gradient).sum((0, 1, 2)) for _, _, view in _views(padded, size, window)]
@@ -241,7 +242,7 @@ def _whole_kernel_gradient(images: Array, g: Array, window: Window, size: tuple[
 
 def _native(target: str, a: Array, b: Array, window: Window, shape: tuple[int, ...]) -> Array:
     dtype = a.dtype
-    compute = jnp.promote_types(dtype, jnp.float32)
+    compute = at_least_float32(dtype)
     numbers = (*window.strides, window.pads[0][0], window.pads[1][0], *window.dilation)
     call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, compute))
     return call(a.astype(compute), b.astype(compute), window=np.array(numbers, np.int64)).astype(dtype)

@@ -14,6 +14,7 @@ from jeffnet.errors import ConfigError
 from jeffnet.ops.box import inside
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.image import per_channel
+from jeffnet.ops.precision import at_least_float32
 
 MODES = ("const", "rand", "pixel")
 
@@ -61,7 +62,7 @@ def random_erasing(
     box_key, noise_key = jax.random.split(key)
     pictures, height, width, channels = images.shape
     boxes = draw_boxes(box_key, pictures, height, width, prob=prob, count=count, area=area, ratio=ratio)
-    compute = jnp.promote_types(images.dtype, jnp.float32)
+    compute = at_least_float32(images.dtype)
     noise = _noise(noise_key, mode, count, images.shape)
     offset = over_channels(jnp.asarray(per_channel("mean", mean, channels), compute), noise)
     scale = over_channels(jnp.asarray(per_channel("std", std, channels), compute), noise)

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jeffnet.errors import JeffnetError
 from jeffnet.ops.broadcast import over_channels
+from jeffnet.ops.precision import at_least_float32
 
 
 def normalize(
@@ -32,7 +33,7 @@ def normalize(
     if images.ndim != 4:
         raise JeffnetError(f"images of shape {images.shape}: give (N, H, W, C)")
     channels = images.shape[-1]
-    compute = jnp.promote_types(dtype, jnp.float32)
+    compute = at_least_float32(dtype)
     offset = over_channels(jnp.asarray(per_channel("mean", mean, channels), compute), images)
     scale = over_channels(jnp.asarray(per_channel("std", std, channels), compute), images)
     return ((images.astype(compute) / 255 - offset) / scale).astype(dtype)

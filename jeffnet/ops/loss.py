@@ -7,6 +7,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jeffnet.errors import ConfigError
+from jeffnet.ops.precision import at_least_float32
 
 # Below it, a class's mean probability counts as this in the Jensen-Shannon divergence, as in timm.
 _LEAST_MIXTURE = 1e-7
@@ -31,7 +32,7 @@ def soft_targets(
     """
     if labels.ndim != 1:
         raise ConfigError(f"labels of shape {labels.shape}: expected (N,)")
-    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.promote_types(dtype, jnp.float32))
+    targets = jax.nn.one_hot(labels, num_classes, dtype=at_least_float32(dtype))
     return optax.smooth_labels(targets, label_smoothing).astype(dtype)
 
 
@@ -167,7 +168,7 @@ def in_top(logits: Array, labels: Array, k: int) -> Array:
 
 
 def _precise(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x.dtype))
 
 
 def _check_alike(logits: Array, name: str, other: Array) -> None:

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from jeffnet.errors import ConfigError
 from jeffnet.ops.box import inside
+from jeffnet.ops.precision import at_least_float32
 
 MODES = ("batch", "elem")
 
@@ -94,7 +95,7 @@ def mix(images: Array, targets: Array, share: Array, box: Array, dtype: DTypeLik
     others, other_targets = _reversed(images, targets)
     mixed = _weighted(images, others, share[:, None, None, None], dtype)
     images = jnp.where(inside(box, height, width), others.astype(dtype), mixed)
-    cut = ((bottom - top) * (right - left)).astype(jnp.promote_types(targets.dtype, jnp.float32)) / (height * width)
+    cut = ((bottom - top) * (right - left)).astype(at_least_float32(targets.dtype)) / (height * width)
     return images, _weighted(targets, other_targets, (share * (1 - cut))[:, None], targets.dtype)
 
 
@@ -171,7 +172,7 @@ def _from_bytes(rows: Array, like: Array) -> Array:
 
 def _weighted(x: Array, other: Array, share: Array, dtype: DTypeLike) -> Array:
     """`share` of each row, and the rest of the other."""
-    compute = jnp.promote_types(dtype, jnp.float32)
+    compute = at_least_float32(dtype)
     own, other, share = x.astype(compute), other.astype(compute), share.astype(compute)
     return (own * share + other * (1 - share)).astype(dtype)
 

@@ -10,11 +10,7 @@ from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.batch_norm import fits, norm_act_train
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import lowering
-
-
-def statistics_dtype(*dtypes: DTypeLike) -> jnp.dtype:
-    """The dtype in which statistics are computed and kept: float32, or float64 where any of `dtypes` is."""
-    return jnp.promote_types(jnp.float32, jnp.result_type(*dtypes))
+from jeffnet.ops.precision import at_least_float32
 
 
 def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Array, Array]:
@@ -30,7 +26,7 @@ def batch_statistics(x: Array, axis_name: str | None = None) -> tuple[Array, Arr
       statistics as in PyTorch and in TensorFlow's fused operation. At least float32.
     """
     axes = tuple(range(x.ndim - 1))
-    values = x.astype(statistics_dtype(x.dtype))
+    values = x.astype(at_least_float32(x.dtype))
     count = values.size // values.shape[-1]
     mean = values.mean(axes)
     if axis_name is not None:
@@ -110,7 +106,8 @@ def norm_inference(
 
 def moved_statistics(running: Array, batch: Array, keep: float) -> Array:
     """Running statistics after a batch: `keep * running + (1 - keep) * batch`, of the dtype of `running`."""
-    return (keep * running + (1 - keep) * batch).astype(running.dtype)
+    compute = at_least_float32(running.dtype, batch.dtype)
+    return (keep * running.astype(compute) + (1 - keep) * batch.astype(compute)).astype(running.dtype)
 
 
 def batch_normalize(
@@ -127,6 +124,8 @@ def batch_normalize(
       epsilon: keeps channels of no variance finite.
       dtype: of the result; the arithmetic is at least float32.
     """
-    values = x.astype(statistics_dtype(x.dtype, mean.dtype))
-    mean, factor, bias = (over_channels(each, values) for each in (mean, lax.rsqrt(var + epsilon) * scale, bias))
+    compute = at_least_float32(*(each.dtype for each in (x, mean, var, scale, bias)))
+    values = x.astype(compute)
+    mean, var, scale, bias = (over_channels(each.astype(compute), values) for each in (mean, var, scale, bias))
+    factor = lax.rsqrt(var + epsilon) * scale
     return ((values - mean) * factor + bias).astype(dtype)

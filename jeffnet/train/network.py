@@ -17,6 +17,7 @@ from jeffnet.arch.zoo import model_plan
 from jeffnet.backends import load_backend
 from jeffnet.errors import ConfigError
 from jeffnet.ops.image import normalize
+from jeffnet.ops.precision import at_least_float32
 from jeffnet.train.config import ModelConfig
 from jeffnet.train.state import Arrays
 from jeffnet.weights.start import Start, abstract_arrays, start_arrays
@@ -48,7 +49,7 @@ class Network:
     @property
     def compute_dtype(self) -> DTypeLike:
         """Of pixels, losses and gradients: at least float32."""
-        return jnp.promote_types(self.dtype, jnp.float32)
+        return at_least_float32(self.dtype)
 
     def train(self, arrays: Mapping[str, Array], pixels: Array, key: Array) -> tuple[Array, Arrays]:
         """A pass in training mode, inside `jax.jit`.

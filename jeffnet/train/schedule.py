@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jeffnet.errors import ConfigError
 from jeffnet.figures import plain_text, save_figure
 from jeffnet.names import printable
+from jeffnet.ops.precision import at_least_float32
 from jeffnet.train.config import ScheduleConfig
 
 Schedule = optax.Schedule
@@ -132,7 +133,7 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
 
     def schedule(count: ArrayLike) -> Array:
         step = jnp.asarray(count)
-        step = step.astype(jnp.promote_types(step.dtype, jnp.float32))
+        step = step.astype(at_least_float32(step.dtype))
         share = shares(jnp.maximum(step - warmup, 0))
         return base * (jnp.where(step < warmup, _between(1.0, start, step / top), share) if warmup else share)
 

@@ -16,7 +16,7 @@ from jeffnet.arch.summary import STATISTICS, ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan
 from jeffnet.errors import ArchitectureError, UnknownOptionError, WeightsError
 from jeffnet.ops.init import initial_arrays
-from jeffnet.ops.norm import statistics_dtype
+from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.load import Source, load_weights, open_weights
 from jeffnet.weights.store import ModelCard
 
@@ -193,7 +193,7 @@ def has_classifier(model: Any) -> bool:
 
 def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
     """Parameters have `param_dtype`, running statistics at least float32."""
-    return param_dtype if spec.is_parameter else statistics_dtype(param_dtype)
+    return param_dtype if spec.is_parameter else at_least_float32(param_dtype)
 
 
 def statistics(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.conv import use_lowering
-from jeffnet.ops.norm import batch_normalize, batch_statistics, norm_inference, norm_train, statistics_dtype
+from jeffnet.ops.norm import batch_normalize, batch_statistics, norm_inference, norm_train
+from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.start import start_model
 
 
@@ -48,12 +49,12 @@ def test_a_large_mean_does_not_cancel():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_statistics_are_float32(dtype):
     assert {value.dtype for value in batch_statistics(jnp.ones((2, 2, 2, 3), dtype))} == {jnp.dtype(jnp.float32)}
-    assert statistics_dtype(dtype) == jnp.float32
+    assert at_least_float32(dtype) == jnp.float32
 
 
 def test_statistics_of_float64_are_float64(x64):
     assert {value.dtype for value in batch_statistics(jnp.ones((2, 3), jnp.float64))} == {jnp.dtype(jnp.float64)}
-    assert statistics_dtype(jnp.bfloat16, jnp.float64) == jnp.float64
+    assert at_least_float32(jnp.bfloat16, jnp.float64) == jnp.float64
 
 
 def test_float16_statistics_do_not_overflow():

@@ -402,3 +402,17 @@ def test_values_out_of_range_are_refused(entry, values):
     for value in values:
         with pytest.raises(ConfigError, match=rf"optimizer\.{entry} "):
             OptimizerConfig(**{entry: value})
+
+
+# optax corrects Adam's bias by a power of a float and a whole number.
+PROMOTES_DTYPES = ("adam", "adamw", "nadamw", "adabelief", "lamb", "muon")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_ranks_and_dtypes_are_promoted_explicitly(name):
+    config = OptimizerConfig(name=name, weight_decay=DECAY, clip_norm=1.0, clip_adaptive=0.1)
+    optimizer = make_optimizer(config, constant(0.1), PARAMS)
+    dtypes = "standard" if name in PROMOTES_DTYPES else "strict"
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion(dtypes):
+        params = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, jnp.float32), PARAMS)
+        jax.eval_shape(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)

@@ -285,26 +285,22 @@ def test_recomputation_changes_no_number(tiny_model, x64):
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        ("disable_jit", True),
-        ("numpy_rank_promotion", "raise"),
-        ("numpy_dtype_promotion", "strict"),
-        ("debug_infs", True),
-    ],
-    ids=lambda setting: setting[0],
-)
-def test_strict_settings_of_jax(setting, flat):
-    """With all that a step can do: mixing, erasing, views, accumulation, an average, a teacher, a second gradient."""
-    name, value = f"jax_{setting[0]}", setting[1]
-    before = getattr(jax.config, name)
-    jax.config.update(name, value)
-    try:
-        augment = AugmentConfig(mixup=0.4, cutmix=1.0, erase_prob=0.5, erase_mode="rand", erase_count=2)
-        options = {"augment": augment, "accumulate": 2, "ema": EmaConfig(decay=0.9, warmup=True), "sam_rho": 0.05}
-        for loss in (LossConfig(), LossConfig(name="bce", bce_threshold=0.2)):
-            _, metrics = flat.step(loss=loss, **options)(flat.state(averaged=True), BATCH)
+def test_strict_settings_of_jax(strict_jax, flat):
+    """With all that a step can do: mixing, erasing, accumulation, an average, a teacher, a second gradient."""
+    augment = AugmentConfig(mixup=0.4, cutmix=1.0, erase_prob=0.5, erase_mode="rand", erase_count=2)
+    teacher = Teacher(flat.network, {name: 1.1 * array for name, array in flat.arrays.items()})
+    losses = {"name": "bce", "bce_threshold": 0.2}, {"teacher": "-", "distillation": 0.3}
+    steps = [
+        make_train_step(
+            flat.network,
+            flat.optimizer,
+            flat.config(augment=augment, accumulate=2, ema=EmaConfig(decay=0.9), sam_rho=0.05, loss=LossConfig(**loss)),
+            teacher=teacher if "teacher" in loss else None,
+        )
+        for loss in losses
+    ]
+    states, batch = [flat.state(averaged=True) for _ in steps], jax.device_put(BATCH)
+    with strict_jax():
+        for step, state in zip(steps, states, strict=True):
+            _, metrics = step(state, batch)
             assert np.isfinite(metrics["loss"]) and not metrics["skipped"]
-    finally:
-        jax.config.update(name, before)
