@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import isfinite
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from jeffnet.errors import ArchitectureError
@@ -43,14 +43,27 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
+        # Numbers of NumPy, or arrays of them, can be neither compared nor written as Python's own are.
+        for name in ("image_size", "crop_pct"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            try:
+                numbers = tuple(map(_plain, values))
+            except TypeError:
+                numbers = (None,)
+            if not all(isinstance(number, Real) for number in numbers):
+                raise ArchitectureError(f"{name} {values!r}: give a number for each channel, such as (0.5, 0.5, 0.5)")
+            object.__setattr__(self, name, numbers)
         # Sizes come from files too, and pictures are made of them.
         if not isinstance(self.image_size, Integral) or not 1 <= self.image_size <= LARGEST_IMAGE:
             raise ArchitectureError(
-                f"image_size {self.image_size} is not a size: give a number of pixels from 1 to {LARGEST_IMAGE:,}"
+                f"image_size {self.image_size!r} is not a size: give a number of pixels from 1 to {LARGEST_IMAGE:,}"
             )
-        if not 0 < self.crop_pct <= 1 or self.image_size / self.crop_pct > LARGEST_IMAGE:
+        in_range = isinstance(self.crop_pct, Real) and 0 < self.crop_pct <= 1
+        if not in_range or self.image_size / self.crop_pct > LARGEST_IMAGE:
             raise ArchitectureError(
-                f"crop_pct {self.crop_pct} is outside (0, 1], or cuts {self.image_size} pixels from pictures of more "
+                f"crop_pct {self.crop_pct!r} is outside (0, 1], or cuts {self.image_size} pixels from pictures of more "
                 f"than {LARGEST_IMAGE:,}"
             )
         if self.interpolation not in INTERPOLATIONS:
@@ -59,11 +72,6 @@ class Preprocessing:
             raise ArchitectureError(f"crop_mode {self.crop_mode!r} is not one of {', '.join(CROP_MODES)}")
         if len(self.mean) != len(self.std) or not all(self.std) or not all(map(isfinite, (*self.mean, *self.std))):
             raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, finite, and no std of 0")
-        # Numbers of NumPy, or arrays of them, can be neither compared nor written as these are.
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(map(_plain, getattr(self, name))))
-        for name in ("image_size", "crop_pct"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
 
 
 def _plain(number: Any) -> Any:

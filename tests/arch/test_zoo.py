@@ -245,6 +245,9 @@ def test_a_model_defined_twice_is_an_error():
         ({"interpolation": "nearest"}, "'nearest' is not one of bicubic, bilinear"),
         ({"mean": (0.5,)}, "as many of each"),
         ({"std": (0.2, 0.2, 0.0)}, "no std of 0"),
+        ({"mean": 0.5}, "mean 0.5: give a number for each channel"),
+        ({"std": ("0.5",) * 3}, "give a number for each channel"),
+        ({"crop_pct": "0.9"}, "crop_pct '0.9'"),
     ],
 )
 def test_impossible_preprocessing_is_an_error(options, fault):
