@@ -966,6 +966,7 @@ def test_what_does_not_fit_is_not_written(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Orbax's threads
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # and what they leave to a closed loop
 @pytest.mark.parametrize("form", sorted({*ANY_MODEL} | {"timm-pth"}))
 def test_a_full_disk_is_an_error_that_names_the_file(form, tmp_path):
     """Whatever the library makes of the system's refusal, here of a file that is too large."""

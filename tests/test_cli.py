@@ -512,7 +512,8 @@ def test_convert_loses_nothing(capsys, weights, tmp_path):
     (tmp_path / "precious").write_text("precious")
     for form in FORMS:
         assert "exists" in fails(capsys, "convert", weights, tmp_path / "precious", "--to", form)
-        assert "missing" in fails(capsys, "convert", weights, tmp_path / "missing" / "a", "--to", form)
+        if form != "keras":  # which refuses the ending, or the model, before it looks for the folder
+            assert "missing" in fails(capsys, "convert", weights, tmp_path / "missing" / "a", "--to", form)
     assert "does not exist" in fails(capsys, "convert", tmp_path / "nothing", tmp_path / "a")
     assert "not of pt_mnasnet_100" in fails(capsys, "convert", weights, tmp_path / "a", "--model", "pt_mnasnet_100")
     assert (tmp_path / "precious").read_text() == "precious"

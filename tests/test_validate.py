@@ -72,7 +72,7 @@ def test_the_object_has_what_a_program_needs(capsys, weights, pictures):
     assert found["model"] == "tiny" and found["num_examples"] == 15 and found["images_per_second"] > 0
     assert 0 <= found["top1"] <= found["top5"] == 100
     assert found["preprocessing"] == {
-        "image_size": 32, "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic",
+        "image_size": 32, "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic", "exif": False,
         "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
     }  # fmt: skip
     assert found["settings"]["loader"] == "grain" and found["versions"]["jax"]

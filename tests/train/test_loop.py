@@ -119,8 +119,6 @@ def test_nothing_is_written_where_the_configuration_will_not_do(config, tmp_path
     wrong = {
         "batch": (replace(config, batch_size=25), DatasetError),
         "option": (replace(config, optimizer=replace(config.optimizer, momentum=0.9)), ConfigError),
-        "schedule": (replace(config, schedule=ScheduleConfig(name="steps")), ConfigError),
-        "policy": (replace(config, augment=AugmentConfig(policy="rand-m9-z3")), ConfigError),
         "freeze": (replace(config, model=replace(config.model, freeze=("stem.*",))), ConfigError),
         "data": (replace(config, data=replace(config.data, path=str(pictures / "nowhere"))), DatasetError),
     }

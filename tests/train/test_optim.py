@@ -368,7 +368,7 @@ def test_values_are_clipped_one_by_one_and_norms_all_together(x64):
 def test_an_optimizer_takes_its_own_options_only(option):
     """Those that the configuration's description lists."""
     for name in OPTIMIZERS:
-        config = OptimizerConfig(name=name, **{option: 0.5})
+        config = OptimizerConfig(name=name, **{option: True if option == "nesterov" else 0.5})
         if name in OPTIONS[option].split():
             make_optimizer(config, constant(0.1), PARAMS)
         else:

@@ -285,6 +285,7 @@ def test_recomputation_changes_no_number(tiny_model, x64):
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_strict_settings_of_jax(strict_jax, flat):
     """With all that a step can do: mixing, erasing, accumulation, an average, a teacher, a second gradient."""
     augment = AugmentConfig(mixup=0.4, cutmix=1.0, erase_prob=0.5, erase_mode="rand", erase_count=2)

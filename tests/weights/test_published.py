@@ -144,7 +144,7 @@ def test_the_commands_take_published_weights(server, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == first
     assert main(["convert", NAME, str(tmp_path / "seven.safetensors"), "--num-classes", "7", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_classes"] == 7
-    assert main(["predict", str(tmp_path / "a.jpg")]) == 1
+    assert main(["predict", str(tmp_path / "a.jpg")]) == 2
     assert "give --model NAME" in capsys.readouterr().err
 
 
@@ -194,7 +194,8 @@ def test_convert_to_other_libraries_and_back(form, name, ending, needs, tmp_path
     assert file.arrays.keys() == arrays.keys()
     for key, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(file.arrays[key]), array)
-    assert main(["convert", str(own), str(tmp_path / "own.safetensors"), "--to", form]) == 1
+    wrong_ending = form not in ("timm", "efficientnet_pytorch")  # these may be written as safetensors
+    assert main(["convert", str(own), str(tmp_path / "own.safetensors"), "--to", form]) == 1 + wrong_ending
 
 
 @pytest.mark.parametrize("form", ["efficientnet_pytorch", "tensorflow", "keras"])
@@ -203,6 +204,6 @@ def test_a_library_that_has_no_such_model_is_told_as_such(form, tmp_path, capsys
     name = "pt_mixnet_s"
     own = tmp_path / "own.safetensors"
     write_checkpoint(own, initial_arrays(model_plan(name), 0), ModelCard(name, 1000, 3, model_preprocessing(name)))
-    assert main(["convert", str(own), str(tmp_path / "there.keras"), "--to", form]) == 1
+    assert main(["convert", str(own), str(tmp_path / "there.keras"), "--to", form]) == (1 if form == "keras" else 2)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == [own.name]

@@ -195,7 +195,7 @@ def test_another_checkpoint_is_told_as_such(tmp_path):
 def test_another_model_is_refused_with_all_that_does_not_fit(tmp_path):
     net, _ = _reference("tf_efficientnet_lite0")
     prefix = _save(net.variables, tmp_path / "model.ckpt")
-    with pytest.raises(WeightsError, match=r"do not fit tf_efficientnet_lite2:\n  missing +\(\d\d"):
+    with pytest.raises(WeightsError, match="are of tf_efficientnet_lite0, not of tf_efficientnet_lite2"):
         open_weights(prefix, "tf_efficientnet_lite2")
 
 
