@@ -254,7 +254,7 @@ def problems(draw):
     return Problem((draw(st.integers(1, 3)), *image, channels), (*kernel, channels, features), window, *more)
 
 
-@sampled
+@settings(sampled, max_examples=8)
 @given(problems())
 def test_any_problem(problem):
     assert_dense(problem)
