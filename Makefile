@@ -51,12 +51,12 @@ test: $(VENV)/dev.stamp ## run the tests without the slow ones (under 10 minutes
 # Whole runs are trained by other tests too, and benchmarks start their processes the same way. What reads and writes
 # files, and how devices and processes work together, is tested on the newest. What one JAX computes does not depend on
 # Python: with the JAX of the interpreter before, no numbers are checked again.
-RUNS := tests/train/test_loop.py tests/train/test_survival.py tests/train/test_processes.py tests/test_restarts.py \
-	tests/test_validate_processes.py tests/test_deploy.py tests/bench
+RUNS := tests/train/test_loop.py tests/train/test_survival.py tests/train/test_processes.py tests/parallel/test_restarts.py \
+	tests/validation/test_validate_processes.py tests/test_deploy.py tests/bench
 FILES := tests/data tests/weights tests/test_cli.py tests/test_readme.py tests/test_packaging.py tests/test_recipes.py \
-	tests/test_info_env.py tests/test_distributed.py tests/train/test_sharding.py
+	tests/system/test_environment.py tests/parallel/test_distributed.py tests/train/test_sharding.py
 NUMBERS := tests/arch tests/ops tests/test_backends.py tests/test_linen.py tests/test_nnx.py tests/test_objax.py \
-	tests/test_functional.py tests/test_fused.py tests/test_evaluate.py tests/test_validate.py tests/train/test_optim.py \
+	tests/test_functional.py tests/inference/test_fused.py tests/validation/test_metrics.py tests/validation/test_validate.py tests/train/test_optim.py \
 	tests/train/test_schedule.py tests/train/test_step.py
 test-other-pythons: $(VENV)/dev.stamp ## run the tests on the other Pythons found
 	@before=; for python in $(OTHER_PYTHONS); do \

@@ -23,12 +23,12 @@ import numpy as np
 from jeffnet.arch.preprocessing import INTERPOLATIONS, Preprocessing
 from jeffnet.backends import BACKENDS
 from jeffnet.bench.programs.with_torch import import_timm
-from jeffnet.candidates import Candidate
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.text import table
 from jeffnet.data.preprocess import CROP_MODES, EvalTransform
 from jeffnet.data.sources import ImageFolder
-from jeffnet.validate import Settings, validate
+from jeffnet.validation.candidates import Candidate
+from jeffnet.validation.validate import Settings, validate
 from jeffnet.weights.load import open_weights
 
 TIE = 1e-5

@@ -26,7 +26,7 @@ from jeffnet.arch.plan import Conv, Plan
 from jeffnet.arch.summary import layers
 from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.functional import create_model
-from jeffnet.fused import fuse
+from jeffnet.inference.fused import fuse
 
 
 @dataclass

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.functional import create_model
-from jeffnet.ops.processor import remat_options
+from jeffnet.system.processor import remat_options
 
 
 def gradient(name: str, images: jax.Array, remat: bool, options: dict[str, str]):

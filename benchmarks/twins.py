@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.functional import create_model
-from jeffnet.fused import fuse
+from jeffnet.inference.fused import fuse
 
 
 def main() -> None:

@@ -23,23 +23,20 @@ if TYPE_CHECKING:
     from jeffnet import arch as arch
     from jeffnet import backends as backends
     from jeffnet import bench as bench
-    from jeffnet import candidates as candidates
     from jeffnet import checkpoints as checkpoints
     from jeffnet import data as data
-    from jeffnet import distributed as distributed
     from jeffnet import errors as errors
-    from jeffnet import evaluate as evaluate
     from jeffnet import functional as functional
-    from jeffnet import fused as fused
+    from jeffnet import inference as inference
     from jeffnet import linen as linen
-    from jeffnet import mesh as mesh
     from jeffnet import nnx as nnx
     from jeffnet import objax as objax
     from jeffnet import ops as ops
-    from jeffnet import predict as predict
+    from jeffnet import parallel as parallel
     from jeffnet import publish as publish
+    from jeffnet import system as system
     from jeffnet import train as train
-    from jeffnet import validate as validate
+    from jeffnet import validation as validation
     from jeffnet import weights as weights
 else:
 

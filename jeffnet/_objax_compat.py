@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jeffnet.extras import install
+from jeffnet.system.extras import install
 
 try:
     import objax

@@ -24,7 +24,7 @@ from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import EndingError, JeffnetError, OutputError, WeightsError
-from jeffnet.files import check_orbax_name, move_durably, not_written, partial_folder
+from jeffnet.system.files import check_orbax_name, move_durably, not_written, partial_folder
 from jeffnet.weights import store
 from jeffnet.weights.checksum import CHECKSUMS_KEY, order_metadata, with_checksums
 from jeffnet.weights.fit import fit

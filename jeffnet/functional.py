@@ -22,8 +22,8 @@ from jax.typing import DTypeLike
 from jeffnet.arch import plan as arch
 from jeffnet.arch.summary import STATISTICS, array_specs
 from jeffnet.errors import ArchitectureError, WeightsError
-from jeffnet.fused import fuse as fuse
-from jeffnet.fused import load_fused as load_fused
+from jeffnet.inference.fused import fuse as fuse
+from jeffnet.inference.fused import load_fused as load_fused
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages

@@ -18,8 +18,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import count_macs, count_parameters
 from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import OutputError
-from jeffnet.files import written_atomically
-from jeffnet.names import markdown, printable, shell_word
+from jeffnet.system.files import written_atomically
+from jeffnet.text.names import markdown, printable, shell_word
 from jeffnet.weights.download import is_offline, one_line
 from jeffnet.weights.load import MODEL_FILE
 from jeffnet.weights.store import ModelCard

@@ -38,7 +38,7 @@ from jeffnet.errors import (
     UnknownOptionError,
     WeightsError,
 )
-from jeffnet.fused import fuse
+from jeffnet.inference.fused import fuse
 from jeffnet.objax import objax
 from jeffnet.ops.network import submodule
 from jeffnet.weights.start import start_model

@@ -626,7 +626,7 @@ def test_a_picture_may_have_an_address(capsys, weights, pictures, server):
     ],
 )
 def test_an_address_without_a_picture_is_one_line(capsys, weights, server, monkeypatch, answer, fault):
-    monkeypatch.setattr("jeffnet.remote.MOST_BYTES", 4096)
+    monkeypatch.setattr("jeffnet.inference.remote.MOST_BYTES", 4096)
     address, answers = server
     answers["/picture.png"] = answer
     message = fails(capsys, "predict", f"{address}/picture.png", "--weights", weights)
@@ -643,7 +643,7 @@ def test_addresses_that_are_not_read(capsys, weights, pictures, server, monkeypa
     config.write_text('{"model": {"name": "small_of_the_tests"}, "data": {"path": "https://host/pictures"}}')
     assert "is an address" in fails(capsys, "train", "--config", config, "--output", tmp_path / "run")
     answers["/a.png"] = (200, {}, b"")
-    monkeypatch.setattr("jeffnet.remote.MOST_SECONDS", -1)
+    monkeypatch.setattr("jeffnet.inference.remote.MOST_SECONDS", -1)
     monkeypatch.setitem(answers, "/a.png", (200, {}, b"x"))
     assert "takes longer than" in fails(capsys, *predict, f"{address}/a.png")
     monkeypatch.setenv("JEFFNET_OFFLINE", "1")

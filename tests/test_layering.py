@@ -17,18 +17,16 @@ PACKAGE = Path(jeffnet.__file__).parent
 # Objax's classes are what its backend extends: here alone it is imported with the module.
 OBJAX_COMPATIBILITY = "_objax_compat"
 
-# What a part of the package may import of the package. A part that is not named here counts as one of `train`'s
-# neighbours (`evaluate`, `export` ...): it may import all but the command line.
-BASE = frozenset({"arch", "code_cache", "errors", "extras", "files", "names", "reading", "_tensorflow"})
+# What a part of the package may import of the package. Each module of `system` is a part, since some stand below all
+# others and some above most. A part that is not named here may import all but the command line, as `train` may.
+PRIMITIVES = frozenset({"system.code_cache", "system.extras", "system.files", "system.processor", "system.reading"})
+BASE = frozenset({"arch", "errors", "text", "_tensorflow"}) | PRIMITIVES
 ALLOWED = {
     "errors": frozenset({"errors"}),
-    "arch": frozenset({"arch", "errors", "names"}),
+    "arch": frozenset({"arch", "errors", "text"}),
+    "text": frozenset({"errors", "text"}),
     "_tensorflow": frozenset(),
-    "files": frozenset({"errors", "files"}),
-    "names": frozenset(),
-    "reading": frozenset(),
-    "extras": frozenset(),
-    "code_cache": frozenset({"code_cache", "files"}),
+    **{module: frozenset({"errors"}) | PRIMITIVES for module in PRIMITIVES},
     "ops": BASE | {"ops"},
     "weights": BASE | {"ops", "weights"},
     "data": BASE | {"ops", "data"},
@@ -36,8 +34,8 @@ ALLOWED = {
     OBJAX_COMPATIBILITY: BASE,
 }
 ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
-ALLOWED["functional"] |= {"fused"}  # whose functions it offers under its own name too
-ONLY_STANDARD_LIBRARY = frozenset({"arch", "code_cache", "errors", "files", "names", "reading"})
+ALLOWED["functional"] |= {"inference"}  # whose `fuse` it offers under its own name too
+ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "text"}) | PRIMITIVES - {"system.processor"}
 MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 
 # Imported inside the functions that need them only.
@@ -74,8 +72,8 @@ def violations(module: str, source: str) -> list[str]:
 
 def _part(module: str) -> str:
     """The part of the package that a module belongs to; '' is the package's own file."""
-    part = [*module.split("."), ""][1]
-    return "" if part == "__init__" else part
+    words = [word for word in module.split(".")[1:] if word != "__init__"]
+    return ".".join(words[:2] if words[:1] == ["system"] else words[:1])
 
 
 def _may_import(part: str, target: str) -> bool:
@@ -91,8 +89,9 @@ def _imports(module: str, tree: ast.AST, inside_function: bool = False) -> Itera
             yield from ((node.lineno, alias.name, inside_function) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             origin = _origin(module, node)
-            # `from jeffnet import arch` imports a part, `from jeffnet.arch import x` is judged by its first two names.
-            names = [f"{origin}.{alias.name}" for alias in node.names] if origin == "jeffnet" else [origin]
+            # `from jeffnet import arch` imports a part; of `from jeffnet.arch import x` the origin says which.
+            whole = origin in ("jeffnet", "jeffnet.system")
+            names = [f"{origin}.{alias.name}" for alias in node.names] if whole else [origin]
             yield from ((node.lineno, name, inside_function) for name in names)
         elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             yield from _imports(module, ast.Module(node.orelse, []), inside_function)
@@ -142,7 +141,7 @@ def test_imports_follow_the_layers(path: Path):
         ("jeffnet.functional", "from . import linen"),
         ("jeffnet.train.loop", "from jeffnet.cli import main"),
         ("jeffnet.train.loop", "def f():\n    from ..cli.main import main"),
-        ("jeffnet.evaluate", "from jeffnet import cli"),
+        ("jeffnet.validation.metrics", "from jeffnet import cli"),
         ("jeffnet.__init__", "from .cli import main"),
     ],
 )
@@ -218,7 +217,7 @@ def test_listing_models_loads_nothing_heavy():
 
 def test_the_other_backends_do_not_load_objax():
     """Nor does anything that all backends share; Objax's own does."""
-    shared = "import jeffnet.backends, jeffnet.checkpoints, jeffnet.evaluate"
+    shared = "import jeffnet.backends, jeffnet.checkpoints, jeffnet.validation.metrics"
     assert heavy_modules_after(f"{shared}, jeffnet.linen, jeffnet.nnx, jeffnet.functional").isdisjoint({"objax"})
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import jeffnet
-from jeffnet.extras import PACKAGES, install
+from jeffnet.system.extras import PACKAGES, install
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,9 +14,9 @@ from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.cli.main import EXIT_CRASH, _parse, main
 from jeffnet.cli.train import _pairs
-from jeffnet.distributed import EXIT_LOST
 from jeffnet.errors import EndingError, UsageError
 from jeffnet.nnx import from_pretrained
+from jeffnet.parallel.distributed import EXIT_LOST
 from jeffnet.train.interrupt import EXIT_CODES
 from jeffnet.train.recipe import load_recipe, override
 

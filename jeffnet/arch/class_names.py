@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from jeffnet.arch.imagenet import imagenet_classes
-from jeffnet.names import told_apart
+from jeffnet.text.names import told_apart
 
 _SHOWN = 5
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jeffnet.backends import BACKENDS
-from jeffnet.extras import install
+from jeffnet.system.extras import install
 
 _JAX, _TORCH, _ONNX, _KERAS = (f"jeffnet.bench.programs.with_{name}" for name in ("jax", "torch", "onnx", "keras"))
 

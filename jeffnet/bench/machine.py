@@ -55,12 +55,12 @@ def describe(arguments: dict[str, Any], channel: Channel) -> None:
     """Start the devices, and tell of them.
 
     Args:
-      arguments: of `jeffnet.devices.start_devices`.
+      arguments: of `jeffnet.system.devices.start_devices`.
       channel: gets the `platform` and the number of `devices`.
     """
     import jax
 
-    from jeffnet.devices import start_devices
+    from jeffnet.system.devices import start_devices
 
     start_devices(**arguments)
     channel.send({"platform": jax.default_backend(), "devices": jax.local_device_count()})

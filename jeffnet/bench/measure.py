@@ -17,9 +17,9 @@ from jeffnet.bench.prepare import reference_file
 from jeffnet.bench.program import COMPARED, Job
 from jeffnet.bench.results import CaseResult, Failure, Measured
 from jeffnet.bench.settings import Case, Settings
-from jeffnet.candidates import Candidate
-from jeffnet.devices import jax_platforms
 from jeffnet.errors import JeffnetError
+from jeffnet.system.devices import jax_platforms
+from jeffnet.validation.candidates import Candidate
 
 # After a turn, threads of some runtimes wait for more work, busily, for some hundredths of a second.
 _REST = 0.1

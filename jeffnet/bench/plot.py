@@ -11,8 +11,8 @@ import numpy as np
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.backends import BACKENDS
 from jeffnet.bench.results import CaseResult, Measured
-from jeffnet.figures import plain_text, save_figure
-from jeffnet.names import printable
+from jeffnet.system.figures import plain_text, save_figure
+from jeffnet.text.names import printable
 
 # Families by what their names match, the first that does, and their colours.
 _FAMILIES = (

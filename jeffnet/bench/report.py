@@ -14,7 +14,7 @@ from typing import Any
 import jeffnet
 from jeffnet.bench.results import CaseResult, Measured, cost_per_million, energy_per_million
 from jeffnet.bench.settings import Settings
-from jeffnet.files import written_atomically
+from jeffnet.system.files import written_atomically
 
 Row = dict[str, Any]
 

@@ -163,7 +163,7 @@ def build_step(job: ScalingJob) -> tuple[Any, Any, Any]:
     import numpy as np
 
     from jeffnet.arch.zoo import model_preprocessing
-    from jeffnet.mesh import make_layout
+    from jeffnet.parallel.mesh import make_layout
     from jeffnet.train.config import Config, DataConfig, ModelConfig, OptimizerConfig
     from jeffnet.train.network import frozen_parameters, initial_arrays, make_network
     from jeffnet.train.optim import make_optimizer

@@ -22,14 +22,14 @@ class Settings:
       dtypes: in which layers compute: 'float32', 'bfloat16' or 'float16'.
       image_sizes: pixels along each side; none takes the model's own.
       backends: of jeffnet.
-      fused: also measure `jeffnet.fused`, of inference.
+      fused: also measure `jeffnet.inference.fused`, of inference.
       compare: peers, of `jeffnet.bench.contenders.PEERS`.
       baseline: the contender to which ratios are; None takes the first.
       threads: that each contender may use; None takes all processors that this process may.
       repeats: rounds, in each of which every contender has its turn.
       seconds: that a turn takes at least.
       peak: also measure the machine, by a large matrix product and a large copy.
-      device: on which to measure, see `jeffnet.devices.start_devices`; None takes what each contender finds.
+      device: on which to measure, see `jeffnet.system.devices.start_devices`; None takes what each contender finds.
       num_devices: how many devices there must be.
 
     Raises:

@@ -59,7 +59,7 @@ def _add_case_options(group: Any) -> None:
         "--fused",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="jeffnet.fused, for inference (default: yes)",
+        help="jeffnet.inference.fused, for inference (default: yes)",
     )
     group.add_argument(
         "--compare", metavar="PEER,...", default="", help=f"the same models in {', '.join(PEERS)}; or `all`"
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _candidates(options: argparse.Namespace) -> list:
-    from jeffnet.candidates import Candidate, select_models
+    from jeffnet.validation.candidates import Candidate, select_models
 
     if not options.models and options.weights is None:
         raise UsageError("give the name of a model, wildcards, or --weights SOURCE; `jeffnet list` shows the models")
@@ -141,7 +141,7 @@ def _candidates(options: argparse.Namespace) -> list:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Better before a long run than after it."""
-    from jeffnet.figures import check_output, form_of
+    from jeffnet.system.figures import check_output, form_of
 
     if options.csv is not None and Path(options.csv).suffix != ".csv":
         raise EndingError(f"--csv {options.csv!r}: give a name that ends in .csv")

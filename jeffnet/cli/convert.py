@@ -8,7 +8,7 @@ from typing import Any
 from jeffnet.backends import FORMS
 from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import local_path, positive, whole
-from jeffnet.names import printable
+from jeffnet.text.names import printable
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:

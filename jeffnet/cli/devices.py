@@ -5,7 +5,7 @@ from typing import Any
 
 from jeffnet.cli.model import positive
 
-# As in `jeffnet.devices`, which imports JAX.
+# As in `jeffnet.system.devices`, which imports JAX.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 
@@ -28,6 +28,6 @@ def add_device_options(parser: Any) -> None:
 
 def start_devices(options: argparse.Namespace) -> None:
     """Start the devices that the options ask for."""
-    from jeffnet.devices import start_devices
+    from jeffnet.system.devices import start_devices
 
     start_devices(options.device, options.num_devices)

@@ -12,7 +12,7 @@ from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.model import positive, whole
 from jeffnet.cli.text import table
 from jeffnet.errors import UnknownModelError, UsageError
-from jeffnet.names import printable
+from jeffnet.text.names import printable
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -67,8 +67,8 @@ def _show_environment(options: argparse.Namespace) -> None:
     """Print what is here and the result of the self test; the failure of that is an error."""
     # A GPU that something else works on has little memory left: take no more than the test needs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from jeffnet.health import report
-    from jeffnet.self_test import SelfTestError, self_test
+    from jeffnet.system.device_check import SelfTestError, self_test
+    from jeffnet.system.environment import report
 
     found, failure = report(options.device, options.num_devices), None
     try:

@@ -14,11 +14,11 @@ import jeffnet
 from jeffnet.cli import bench, convert, info, list_, predict, train, validate
 from jeffnet.cli.parser import Parser
 from jeffnet.cli.text import PrintableFormatter, any_text
-from jeffnet.code_cache import code_folders, make_code_folder, untrusted
 from jeffnet.errors import JeffnetError, OutputError
-from jeffnet.files import cache_folder
-from jeffnet.names import printable, printable_lines
-from jeffnet.ops.processor import short_fingerprint
+from jeffnet.system.code_cache import code_folders, make_code_folder, untrusted
+from jeffnet.system.files import cache_folder
+from jeffnet.system.processor import short_fingerprint
+from jeffnet.text.names import printable, printable_lines
 
 # Each module has `add_parser(commands, common)`, whose parser's `run` takes the parsed arguments. What is slow to
 # import is imported there, so that the others start at once.
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # as it was asked, or another process did it: no process waits for this one in vain
         return int(stop.code or 0)
     if status and "jax" in sys.modules:
-        from jeffnet.distributed import leave
+        from jeffnet.parallel.distributed import leave
 
         leave(status)
     return status

@@ -5,7 +5,7 @@ import argparse
 from jeffnet.arch.preprocessing import INTERPOLATIONS
 from jeffnet.backends import BACKENDS
 from jeffnet.errors import UsageError
-from jeffnet.reading import is_url
+from jeffnet.system.reading import is_url
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jeffnet.errors import ConfigError, UsageError
-from jeffnet.spelling import suggestion
+from jeffnet.text.spelling import suggestion
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,8 +11,8 @@ from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import add_model_options, local_path, open_model, positive
 from jeffnet.cli.text import table
 from jeffnet.errors import DatasetError, WeightsError
-from jeffnet.names import printable
-from jeffnet.reading import is_url
+from jeffnet.system.reading import is_url
+from jeffnet.text.names import printable
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -51,9 +51,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Predict, print the table and draw the picture."""
     from jeffnet.arch.imagenet import class_titles
-    from jeffnet.evaluate import make_forward
-    from jeffnet.figures import check_output, form_of
-    from jeffnet.predict import draw_predictions, predict
+    from jeffnet.inference.predict import draw_predictions, predict
+    from jeffnet.system.figures import check_output, form_of
+    from jeffnet.validation.metrics import make_forward
 
     if options.output:
         form_of(options.output)
@@ -99,8 +99,8 @@ def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
     from jeffnet.data.images import SUFFIXES, read_image
     from jeffnet.data.open import open_source
     from jeffnet.data.sources import picture_files
-    from jeffnet.predict import Picture
-    from jeffnet.remote import fetch_picture
+    from jeffnet.inference.predict import Picture
+    from jeffnet.inference.remote import fetch_picture
     from jeffnet.weights.download import without_password
 
     pictures: list[Picture] = []

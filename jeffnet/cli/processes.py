@@ -16,6 +16,6 @@ def add_process_options(parser: Any) -> None:
 
 def connect(options: argparse.Namespace) -> None:
     """Become one of several processes, as the options or the surroundings say."""
-    from jeffnet.distributed import connect
+    from jeffnet.parallel.distributed import connect
 
     connect(options.coordinator, options.num_processes, options.process_id)

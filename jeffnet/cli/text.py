@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from jeffnet.names import printable, printable_lines
+from jeffnet.text.names import printable, printable_lines
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import local_path
 from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.errors import UsageError
-from jeffnet.names import printable, printable_lines, shell_word
+from jeffnet.text.names import printable, printable_lines, shell_word
 
 if TYPE_CHECKING:
     from jeffnet.train.config import Config
@@ -78,7 +78,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, and print how it went."""
-    from jeffnet.distributed import losses_told
+    from jeffnet.parallel.distributed import losses_told
     from jeffnet.train.interrupt import InterruptedRunError
 
     if options.max_restarts:
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _supervised(options: argparse.Namespace) -> int:
     """The same command without supervision, as often as it takes."""
-    from jeffnet.restarts import supervise
+    from jeffnet.parallel.restarts import supervise
 
     if options.max_restarts < 0:
         raise UsageError(f"--max-restarts {options.max_restarts} is negative")
@@ -174,7 +174,7 @@ def _shown(options: argparse.Namespace, config: "Config") -> bool:
 
 def _check_plots(options: argparse.Namespace) -> None:
     from jeffnet.data.augment import sheet
-    from jeffnet.figures import check_output, form_of
+    from jeffnet.system.figures import check_output, form_of
 
     for path, form in ((options.plot_schedule, form_of), (options.plot_augment, sheet.form_of)):
         if path:
@@ -203,7 +203,7 @@ def _folder(options: argparse.Namespace) -> str:
 
 
 def _report(options: argparse.Namespace, results: "list[Result]") -> None:
-    from jeffnet.distributed import is_primary
+    from jeffnet.parallel.distributed import is_primary
 
     if not is_primary():
         return

@@ -16,7 +16,7 @@ from jeffnet.cli.parser import usage
 from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.cli.text import table
 from jeffnet.errors import ConfigError, JeffnetError, OutputError, UsageError
-from jeffnet.names import printable, printable_lines
+from jeffnet.text.names import printable, printable_lines
 
 # Percentage points by which a score may differ from the published one.
 _TOLERANCE = 0.1
@@ -151,7 +151,7 @@ def _add_output_options(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Validate, and print the scores."""
-    from jeffnet.distributed import losses_told, wait_for_all
+    from jeffnet.parallel.distributed import losses_told, wait_for_all
 
     if options.loader == "tf" and options.arguments is None:
         from jeffnet._tensorflow import hide_gpus
@@ -165,10 +165,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from jeffnet.candidates import select_models
-    from jeffnet.distributed import is_primary
-    from jeffnet.results import ResultsFile
-    from jeffnet.validate import validate
+    from jeffnet.parallel.distributed import is_primary
+    from jeffnet.validation.candidates import select_models
+    from jeffnet.validation.results import ResultsFile
+    from jeffnet.validation.validate import validate
 
     candidates, settings = select_models(options.model, options.weights), _settings(options)
     _check_outputs(options, len(candidates))
@@ -211,7 +211,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _check_agreement(options: argparse.Namespace) -> None:
     """Raises ConfigError where other processes were given other options."""
-    from jeffnet.distributed import check_agreement
+    from jeffnet.parallel.distributed import check_agreement
 
     own = ("run", "process_id", "debug", "arguments")
     check_agreement({f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own})
@@ -235,7 +235,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def _settings(options: argparse.Namespace):
-    from jeffnet.validate import Settings, check_settings
+    from jeffnet.validation.validate import Settings, check_settings
 
     own = ("jit", "mistakes")  # which are not options of the same name
     chosen = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in own}
@@ -246,7 +246,7 @@ def _settings(options: argparse.Namespace):
 
 
 def _check_outputs(options: argparse.Namespace, models: int) -> None:
-    from jeffnet.results import check_predictions_path
+    from jeffnet.validation.results import check_predictions_path
 
     if options.report and Path(options.report).exists() and not Path(options.report).is_dir():
         raise OutputError(f"--report {options.report!r} is a file: give the name of a folder")
@@ -260,8 +260,8 @@ def _check_outputs(options: argparse.Namespace, models: int) -> None:
 
 def _write_files(options: argparse.Namespace, outcome: Any, single: bool) -> Path | None:
     """Write the files besides the results that are wanted; the report's folder, where there is one."""
-    from jeffnet.report import write_report
-    from jeffnet.results import save_predictions
+    from jeffnet.validation.report import write_report
+    from jeffnet.validation.results import save_predictions
 
     model, predictions = outcome.row["model"], outcome.answers.predictions
     if options.save_predictions:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jeffnet.errors import DatasetError, first_line
-from jeffnet.reading import user_path
+from jeffnet.system.reading import user_path
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512  # what a tar archive is made of

@@ -13,7 +13,7 @@ from jeffnet.data.images import MODES, image_mode
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
 from jeffnet.errors import DatasetError, first_line
-from jeffnet.reading import check_file, user_path
+from jeffnet.system.reading import check_file, user_path
 
 # Names of the arrays of a split: ours, those of keras.datasets, those of MedMNIST.
 _NAMES = (("images_{}", "labels_{}"), ("x_{}", "y_{}"), ("{}_images", "{}_labels"))

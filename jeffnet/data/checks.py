@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from jeffnet.errors import DatasetError
-from jeffnet.names import told_apart
+from jeffnet.text.names import told_apart
 
 # Classes that are known by their numbers only: a greater label is no label, or would make a list as long.
 MOST_UNNAMED = 2**20

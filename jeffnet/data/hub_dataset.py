@@ -16,8 +16,8 @@ from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
-from jeffnet.extras import install
-from jeffnet.reading import check_file, parse_json, user_path
+from jeffnet.system.extras import install
+from jeffnet.system.reading import check_file, parse_json, user_path
 
 if TYPE_CHECKING:
     import datasets

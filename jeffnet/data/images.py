@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jeffnet.errors import ImageError, first_line
-from jeffnet.reading import check_file, read_file
+from jeffnet.system.reading import check_file, read_file
 
 # A closed list, since Pillow would hand an EPS file, whatever its suffix, to Ghostscript, which runs programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")

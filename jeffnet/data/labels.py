@@ -17,7 +17,7 @@ from jeffnet.arch.class_names import class_indices, order_doubt
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.data.checks import listed
 from jeffnet.errors import DatasetError
-from jeffnet.reading import parse_json, read_text
+from jeffnet.system.reading import parse_json, read_text
 
 # The 200 classes that ImageNet-A (arXiv:1907.07174) and ImageNet-R (arXiv:2006.16241) have of the 1,000; ImageNet-V2
 # (arXiv:1902.10811) and ImageNet-Sketch (arXiv:1905.13549) have all.

@@ -11,7 +11,7 @@ from jeffnet.data.images import is_picture
 from jeffnet.data.sources import Digits, ImageFolder, Source
 from jeffnet.data.tfds_source import is_prepared
 from jeffnet.errors import DatasetError
-from jeffnet.reading import is_url, user_path
+from jeffnet.system.reading import is_url, user_path
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 

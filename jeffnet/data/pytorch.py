@@ -25,7 +25,7 @@ from jeffnet.data.images import check_image_file, image_mode, read_image
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import DatasetError, ImageError, JeffnetError, first_line
-from jeffnet.extras import install
+from jeffnet.system.extras import install
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from jeffnet.data.checks import checked_index, listed, of_unknown_endings
 from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
 from jeffnet.data.splits import SPLITS, split_names
 from jeffnet.errors import ConfigError, DatasetError
-from jeffnet.extras import install
-from jeffnet.reading import user_path
+from jeffnet.system.extras import install
+from jeffnet.system.reading import user_path
 
 _LOGGER = logging.getLogger("jeffnet.data")
 

@@ -14,7 +14,7 @@ from jeffnet.data.images import SUFFIXES, image_mode, is_picture, most_bytes, re
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import KNOWN, files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError
-from jeffnet.reading import MOST_TEXT, parse_json, read_file
+from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
 
 _CLASSES = "classes.txt"
 

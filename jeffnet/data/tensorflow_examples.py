@@ -19,7 +19,7 @@ from jeffnet.data.splits import split_names
 from jeffnet.data.tensorflow_picture import tensorflow
 from jeffnet.data.tfds_source import check_inside, class_names, is_prepared, open_builder, picture_and_label, undecoded
 from jeffnet.errors import DatasetError, ImageError
-from jeffnet.reading import user_path
+from jeffnet.system.reading import user_path
 
 _THREADS = 16
 _TFDS = re.compile(r"tfds:\w+(/[\w.-]+)?(:[\d.*]+)?")

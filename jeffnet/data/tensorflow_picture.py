@@ -15,7 +15,7 @@ from jeffnet import _tensorflow
 from jeffnet.data.images import FORMATS, image_mode, orientation
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, DatasetError
-from jeffnet.extras import install
+from jeffnet.system.extras import install
 
 RESIZES = ("legacy", "half_pixel", "antialias", "pillow")
 

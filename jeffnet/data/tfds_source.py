@@ -13,8 +13,8 @@ from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
-from jeffnet.extras import install
-from jeffnet.reading import MOST_TEXT, check_file, user_path
+from jeffnet.system.extras import install
+from jeffnet.system.reading import MOST_TEXT, check_file, user_path
 
 _INFO = "dataset_info.json"
 _FILE_NAMES = ("file_name", "filename", "image/filename")

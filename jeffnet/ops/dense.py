@@ -1,6 +1,6 @@
 """Convolutions with what follows them in a network that only infers: bias, activation, gate, shortcut; C++ on CPUs.
 
-For float32 pictures `(N, H, W, C)`. There is no derivative: these are for `jeffnet.fused`.
+For float32 pictures `(N, H, W, C)`. There is no derivative: these are for `jeffnet.inference.fused`.
 """
 
 import jax

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jeffnet.errors import ConfigError, OutputError, first_line
-from jeffnet.extras import install
-from jeffnet.files import written_atomically
+from jeffnet.system.extras import install
+from jeffnet.system.files import written_atomically
 from jeffnet.train.config import LogConfig
 
 # Names of metrics that begin with one of these are shown together.

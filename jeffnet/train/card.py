@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jeffnet.files import written_atomically
-from jeffnet.names import markdown, shell_word
 from jeffnet.publish import readme
+from jeffnet.system.files import written_atomically
+from jeffnet.text.names import markdown, shell_word
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.environment import read_environments
 from jeffnet.weights.store import ModelCard

@@ -22,10 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.path import atomicity
 
-from jeffnet.distributed import gathered, on_primary
 from jeffnet.errors import ConfigError, OutputError, TrainingError, first_line
-from jeffnet.files import move_durably
-from jeffnet.names import shell_word
+from jeffnet.parallel.distributed import gathered, on_primary
+from jeffnet.system.files import move_durably
+from jeffnet.text.names import shell_word
 from jeffnet.train.state import TrainState
 from jeffnet.weights.checksum import checksum_of_part
 

@@ -12,7 +12,7 @@ from jeffnet.backends import BACKENDS
 from jeffnet.data.augment.policies import parse_policy
 from jeffnet.data.batches import OnBadImage
 from jeffnet.errors import ConfigError
-from jeffnet.mesh import AUTO, check_mesh
+from jeffnet.parallel.mesh import AUTO, check_mesh
 from jeffnet.train.entries import part
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -508,7 +508,7 @@ class Config:
       on_nan: what to do where a loss or a gradient is no longer a number: 'stop', or 'skip' that step.
       max_skipped: steps in a row that 'skip' skips before it stops.
       debug_nans: stop at the very operation that makes a NaN, and run it again uncompiled; slow.
-      mesh: how devices share the work, see `jeffnet.mesh.make_layout`: 'auto', or such as `data=4,fsdp=2`.
+      mesh: how devices share the work, see `jeffnet.parallel.mesh.make_layout`: 'auto', or such as `data=4,fsdp=2`.
       seed: of initial values, data order, augmentation and dropout.
     """
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.figures import plain_text, save_figure
-from jeffnet.names import printable
+from jeffnet.system.figures import plain_text, save_figure
+from jeffnet.text.names import printable
 
 Rows = Sequence[Mapping[str, Any]]
 

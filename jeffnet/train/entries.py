@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, dataclass_transform
 
 from jeffnet.errors import ConfigError
-from jeffnet.spelling import suggestion
+from jeffnet.text.spelling import suggestion
 
 _BEYOND = 2**63
 

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 
 from jeffnet.errors import OutputError
-from jeffnet.files import written_atomically
-from jeffnet.reading import MOST_TEXT, parse_json, read_file
-from jeffnet.versions import versions
+from jeffnet.system.files import written_atomically
+from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
+from jeffnet.system.versions import versions
 
 ENVIRONMENT_FILE = "environment.json"
 

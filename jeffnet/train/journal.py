@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.errors import OutputError
-from jeffnet.files import flush, written_atomically
-from jeffnet.reading import MOST_TEXT, parse_json, read_file
+from jeffnet.system.files import flush, written_atomically
+from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
 from jeffnet.train.boards import Board, TensorBoard, WeightsAndBiases
 from jeffnet.train.config import LogConfig
 

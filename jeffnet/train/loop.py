@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from jeffnet.arch.class_names import class_difference
-from jeffnet.batch_size import is_out_of_memory
 from jeffnet.data.loader import LoaderState, TrainLoader
-from jeffnet.distributed import (
+from jeffnet.errors import ConfigError, ImageError, TrainingError
+from jeffnet.parallel.distributed import (
     any_process,
     check_agreement,
     compile_together,
@@ -24,8 +24,7 @@ from jeffnet.distributed import (
     on_primary,
     wait_for_all,
 )
-from jeffnet.errors import ConfigError, ImageError, TrainingError
-from jeffnet.names import printable_lines, shell_word
+from jeffnet.text.names import printable_lines, shell_word
 from jeffnet.train.card import write_card
 from jeffnet.train.config import Config
 from jeffnet.train.curves import draw_curves, draw_seeds
@@ -40,6 +39,7 @@ from jeffnet.train.scoring import Result, Scorer
 from jeffnet.train.setup import Setup, make_setup
 from jeffnet.train.state import TrainState
 from jeffnet.train.step import Metrics, TrainStep
+from jeffnet.validation.batch_size import is_out_of_memory
 
 # Steps that the device may have before it: enough that it never waits for the next, few enough that their batches fit
 # into memory.
@@ -51,7 +51,7 @@ _SECONDS_TO_DRAW = 30
 def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool = False) -> Result:
     """Train a model as configured, from the beginning.
 
-    With several processes (`jeffnet.distributed`) all call this with the same arguments.
+    With several processes (`jeffnet.parallel.distributed`) all call this with the same arguments.
 
     Args:
       config: what to do.

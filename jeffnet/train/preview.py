@@ -10,7 +10,7 @@ from jeffnet.data.augment.sheet import draw_sheet
 from jeffnet.data.loader import Examples, steps_per_epoch
 from jeffnet.data.open import open_source
 from jeffnet.errors import DatasetError
-from jeffnet.names import printable
+from jeffnet.text.names import printable
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config
 from jeffnet.train.pretrained import settled

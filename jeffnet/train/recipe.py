@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.errors import ConfigError, JeffnetError, UsageError, first_line
-from jeffnet.reading import is_url, parse_json, read_text
-from jeffnet.spelling import suggestion
+from jeffnet.system.reading import is_url, parse_json, read_text
+from jeffnet.text.spelling import suggestion
 from jeffnet.train.config import Config
 from jeffnet.train.entries import described, hints_of, names_of, without_none
 

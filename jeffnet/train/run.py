@@ -20,11 +20,11 @@ from pathlib import Path
 
 import jax
 
-from jeffnet.distributed import gathered, on_primary
 from jeffnet.errors import ConfigError, OutputError
-from jeffnet.files import LockedError, check_orbax_name, locked, remove_partials, written_atomically
-from jeffnet.names import shell_word
-from jeffnet.reading import read_text
+from jeffnet.parallel.distributed import gathered, on_primary
+from jeffnet.system.files import LockedError, check_orbax_name, locked, remove_partials, written_atomically
+from jeffnet.system.reading import read_text
+from jeffnet.text.names import shell_word
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import Config
 from jeffnet.train.recipe import from_json, to_json

@@ -14,9 +14,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jeffnet.errors import ConfigError
-from jeffnet.figures import plain_text, save_figure
-from jeffnet.names import printable
 from jeffnet.ops.precision import at_least_float32
+from jeffnet.system.figures import plain_text, save_figure
+from jeffnet.text.names import printable
 from jeffnet.train.config import ScheduleConfig
 
 Schedule = optax.Schedule

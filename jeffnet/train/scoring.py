@@ -16,15 +16,15 @@ from safetensors.numpy import load_file
 from jeffnet.arch.summary import array_specs
 from jeffnet.data.batches import EvalLoader
 from jeffnet.data.loader import LoaderState
-from jeffnet.distributed import is_primary, wait_for_all
 from jeffnet.errors import ImageError
-from jeffnet.evaluate import Scores, answer, score
 from jeffnet.ops.average import average_arrays
+from jeffnet.parallel.distributed import is_primary, wait_for_all
 from jeffnet.train.estimate import make_estimate
 from jeffnet.train.journal import Journal, summarize
 from jeffnet.train.run import Run
 from jeffnet.train.setup import Setup
 from jeffnet.train.state import Arrays, TrainState
+from jeffnet.validation.metrics import Scores, answer, score
 from jeffnet.weights.store import save_model
 
 _NAMED = 5  # pictures that are left out, in a message

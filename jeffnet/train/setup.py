@@ -16,7 +16,7 @@ from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Source
 from jeffnet.errors import ConfigError
-from jeffnet.mesh import Layout, make_layout
+from jeffnet.parallel.mesh import Layout, make_layout
 from jeffnet.train.boards import check_boards
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network, array_shapes, frozen_parameters, initial_arrays, make_network

@@ -11,10 +11,10 @@ import optax
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jeffnet.mesh import Layout
 from jeffnet.ops.average import update_average
 from jeffnet.ops.loss import binary_cross_entropy, distillation, in_top, jensen_shannon_divergence, soft_cross_entropy
-from jeffnet.ops.processor import remat_options
+from jeffnet.parallel.mesh import Layout
+from jeffnet.system.processor import remat_options
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network

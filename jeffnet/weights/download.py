@@ -13,8 +13,8 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from jeffnet.errors import WeightsError
-from jeffnet.files import cache_folder, move_durably, partial_folder
-from jeffnet.reading import parse_json, read_text
+from jeffnet.system.files import cache_folder, move_durably, partial_folder
+from jeffnet.system.reading import parse_json, read_text
 
 # After a failure that may pass (no connection, a cut one, a server error) comes another try, each after twice the wait.
 RETRIES = 3

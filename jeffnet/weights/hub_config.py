@@ -15,7 +15,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.zoo import model_preprocessing, model_spec, resolve_name
 from jeffnet.errors import UnknownModelError, WeightsError, first_line
-from jeffnet.reading import parse_json, read_text
+from jeffnet.system.reading import parse_json, read_text
 
 CONFIG_FILE = "config.json"
 _log = logging.getLogger("jeffnet")

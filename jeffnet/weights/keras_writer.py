@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from jeffnet.errors import EndingError, OutputError
-from jeffnet.extras import install
-from jeffnet.files import written_atomically
+from jeffnet.system.extras import install
+from jeffnet.system.files import written_atomically
 from jeffnet.weights.hdf5 import with_checksums
 from jeffnet.weights.keras import KERAS
 from jeffnet.weights.naming import to_source_names

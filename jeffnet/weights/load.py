@@ -18,7 +18,7 @@ from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.errors import UnknownModelError, WeightsError, first_line
 from jeffnet.ops.init import initial_arrays
-from jeffnet.reading import check_file
+from jeffnet.system.reading import check_file
 from jeffnet.weights.archive import check_members, open_zip
 from jeffnet.weights.checksum import CHECKSUMS_KEY, checked_by_metadata
 from jeffnet.weights.fit import fit

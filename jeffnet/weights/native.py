@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.errors import WeightsError, first_line
-from jeffnet.files import check_orbax_name
+from jeffnet.system.files import check_orbax_name
 from jeffnet.weights.archive import check_growth
 from jeffnet.weights.checksum import CHECKSUMS_KEY, checked, checksum
 from jeffnet.weights.stored import Stored, stored

@@ -18,7 +18,7 @@ from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_plan, resolve_name
 from jeffnet.errors import WeightsError, first_line
-from jeffnet.files import written_atomically
+from jeffnet.system.files import written_atomically
 from jeffnet.weights.checksum import order_metadata, with_checksums
 
 METADATA_KEY = "jeffnet"

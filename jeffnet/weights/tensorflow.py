@@ -18,8 +18,8 @@ from jeffnet.arch.plan import Block, Conv, Plan, SqueezeExcite
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import OutputError, WeightsError, first_line
-from jeffnet.extras import install
-from jeffnet.reading import MOST_TEXT, read_file
+from jeffnet.system.extras import install
+from jeffnet.system.reading import MOST_TEXT, read_file
 from jeffnet.weights.naming import Naming
 from jeffnet.weights.stored import Stored
 

@@ -12,8 +12,8 @@ import pytest
 from jeffnet.bench.contenders import CONTENDERS, PEERS, Contender
 from jeffnet.bench.measure import bench
 from jeffnet.bench.settings import Settings, processors
-from jeffnet.candidates import Candidate
 from jeffnet.errors import ConfigError, JeffnetError
+from jeffnet.validation.candidates import Candidate
 
 # The quickest of the zoo to compile, of pictures that leave its last map 2x2 positions: in training, norms of fewer
 # values would enlarge every rounding.

@@ -8,7 +8,7 @@ from jeffnet.bench.measure import bench
 from jeffnet.bench.program import UnsupportedError
 from jeffnet.bench.programs.with_torch import timm_architecture
 from jeffnet.bench.settings import Settings
-from jeffnet.candidates import Candidate
+from jeffnet.validation.candidates import Candidate
 from jeffnet.weights.store import ModelCard
 
 # The compiler of torch takes a minute for each of these.

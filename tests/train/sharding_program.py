@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-import jeffnet.mesh
+import jeffnet.parallel.mesh
 from jeffnet.arch import zoo
 from jeffnet.arch.plan import lower, with_norm_groups
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
-from jeffnet.mesh import make_layout
 from jeffnet.ops.init import initial_arrays
+from jeffnet.parallel.mesh import make_layout
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import (
     AugmentConfig,
@@ -50,7 +50,7 @@ from jeffnet.train.step import Teacher, make_train_step
 from jeffnet.weights.start import start_arrays, statistics
 from jeffnet.weights.store import ModelCard, save_model
 
-jeffnet.mesh._LEAST_SPLIT = 16  # the arrays of the small network count as large
+jeffnet.parallel.mesh._LEAST_SPLIT = 16  # the arrays of the small network count as large
 
 CLASSES, SIZE, BATCH, DEVICES, STEPS = 5, 16, 32, 8, 2
 SPEC = ModelSpec(stages=(("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k5_s2_e3_c16",)), stem=8, features=32, drop_path_rate=0.1)

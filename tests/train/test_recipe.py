@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jeffnet.errors import ConfigError, UsageError
-from jeffnet.spelling import ALIASES, nearest
+from jeffnet.text.spelling import ALIASES, nearest
 from jeffnet.train.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, ParamGroup
 from jeffnet.train.recipe import entry_names, from_json, load_recipe, override, to_json
 from jeffnet.train.run import read_config

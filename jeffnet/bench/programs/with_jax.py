@@ -126,13 +126,13 @@ class Functional(_Jax):
 
 
 class Fused(_Jax):
-    """`jeffnet.fused`."""
+    """`jeffnet.inference.fused`."""
 
     backend = "functional"
 
     def load(self) -> None:
         super().load()
-        import jeffnet.fused  # noqa: F401
+        import jeffnet.inference.fused  # noqa: F401
 
     def create(self) -> None:
         import jax.numpy as jnp
@@ -142,7 +142,7 @@ class Fused(_Jax):
         self._images = jnp.asarray(job.pictures())
 
     def compile(self) -> None:
-        from jeffnet.fused import fuse
+        from jeffnet.inference.fused import fuse
 
         fused = fuse(*self._model, batch_size=self.job.batch_size, image_size=self.job.image_size)
         self._step = lambda: fused(self._images)

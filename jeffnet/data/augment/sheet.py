@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jeffnet.errors import EndingError
-from jeffnet.files import written_atomically
+from jeffnet.system.files import written_atomically
 
 Row = tuple[str, Sequence[tuple[str, np.ndarray]]]
 

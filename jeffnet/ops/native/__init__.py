@@ -26,9 +26,9 @@ from pathlib import Path
 import jax
 import jaxlib.version
 
-from jeffnet.code_cache import code_folders, make_code_folder, untrusted
 from jeffnet.errors import OutputError
-from jeffnet.ops.processor import fingerprint
+from jeffnet.system.code_cache import code_folders, make_code_folder, untrusted
+from jeffnet.system.processor import fingerprint
 
 _SOURCES = ("depthwise.cc", "dense.cc", "norm.cc", "inverted.cc")
 _HEADERS = ("common.h", "dense.h", "row.h")

@@ -1,0 +1,131 @@
+"""The module systems by name, and models from one to another.
+
+    from jeffnet.backends import convert
+
+    model = convert((linen_model, variables), "nnx")
+
+A backend is a module with the functions of `Backend`. Nothing of one is imported before it is asked for.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from jeffnet.errors import JeffnetError
+
+if TYPE_CHECKING:  # the command line names backends in its help, for which JAX is not needed
+    from jeffnet.weights.start import Start
+
+BACKENDS = {
+    "linen": "jeffnet.linen",
+    "nnx": "jeffnet.nnx",
+    "objax": "jeffnet.objax",
+    "functional": "jeffnet.functional",
+}
+# In which forms `jeffnet.checkpoints` writes a model.
+FORMS = ("jeffnet", "linen", "nnx", "objax", "timm", "efficientnet_pytorch", "npz", "tensorflow", "keras")
+
+
+class Backend(Protocol):
+    """What every backend has, besides its classes.
+
+    A model is what `create_model` returns: `(model, variables)` of Linen and functional, a module of NNX and Objax.
+    Functions that take one take a pair as two arguments.
+    """
+
+    def create_model(self, name: str, **options: Any) -> Any:
+        """A model of the zoo; `jeffnet.weights.start.ModelOptions` are its options."""
+        ...
+
+    def from_pretrained(self, source: Any, name: str | None = None, *, dtype: Any = ...) -> tuple:
+        """A model from its weights, and its card last."""
+        ...
+
+    def build(self, start: "Start") -> Any:
+        """A model from what is needed for one."""
+        ...
+
+    def to_start(self, *model: Any) -> "Start":
+        """The inverse: what is needed to build the same model in any backend."""
+        ...
+
+    def inference(self, *model: Any) -> tuple[Callable[[Any, Any], Any], Any]:
+        """A pure function of variables and images, for evaluation, and the variables, a pytree."""
+        ...
+
+    def training(self, start: "Start", images: Any) -> tuple[Any, dict[str, Any]]:
+        """A pass in training mode: logits, and the updated running statistics by canonical name.
+
+        Builds the model of `start`, whose arrays may be tracers, and whose `rng` is the key of what is dropped: inside
+        `jax.jit` that is done once, while the function is traced.
+        """
+        ...
+
+
+def load_backend(name: str) -> Backend:
+    """A backend by name.
+
+    Raises:
+      JeffnetError: no such backend, or what it needs is not installed.
+    """
+    if name not in BACKENDS:
+        raise JeffnetError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
+    try:
+        return cast(Backend, importlib.import_module(BACKENDS[name]))
+    except ModuleNotFoundError as error:
+        raise JeffnetError(f"backend {name!r} is not installed: {error}") from error
+
+
+def backend_of(model: Any) -> str:
+    """The name of the backend whose `create_model` made a model, or of whose class it is.
+
+    Raises:
+      JeffnetError: none did.
+    """
+    module = model[0] if isinstance(model, tuple) and model else model
+    classes = {(kind.__module__, kind.__name__) for kind in type(module).__mro__}
+    for name, path in BACKENDS.items():
+        if (path, "ImageClassifier") in classes:
+            return name
+    raise JeffnetError(f"{type(module).__name__} is no model of jeffnet: give what create_model returned")
+
+
+def to_start(model: Any, training: bool = False) -> "Start":
+    """What is needed to build the same model in any backend.
+
+    Args:
+      model: what any backend's `create_model` returns. A classifier of another width may have been put into it.
+      training: whether training must be the same too, not only inference.
+
+    Raises:
+      JeffnetError: it is something else, lacks an array, or its plan does not say what it computes.
+    """
+    name = backend_of(model)
+    backend, arguments = load_backend(name), model if isinstance(model, tuple) else (model,)
+    signature = inspect.signature(backend.to_start)
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise JeffnetError(f"a model of {name} is ({', '.join(signature.parameters)}): give both") from None
+    start = backend.to_start(*arguments)
+    from jeffnet.backends.modified import check_unchanged
+
+    check_unchanged(name, model, start, training)
+    return start
+
+
+def convert(model: Any, to: str) -> Any:
+    """A model of one backend as one of another: the same arrays to the bit, the same function, the same options.
+
+    Args:
+      model: what any backend's `create_model` returns.
+      to: 'linen', 'nnx', 'objax' or 'functional'.
+
+    Returns:
+      What that backend's `create_model` returns. Random numbers that the model draws itself start anew.
+
+    Raises:
+      JeffnetError: no such backend, no such model, or one whose plan does not say what it computes.
+    """
+    return load_backend(to).build(to_start(model, training=True))

@@ -1,0 +1,121 @@
+"""What a model sees in pictures."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.data.images import upright
+from jeffnet.data.preprocess import EvalTransform
+from jeffnet.errors import OutputError
+from jeffnet.system.figures import plain_text, save_figure
+from jeffnet.text.names import shortened
+from jeffnet.validation.metrics import Forward
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture and what to call it."""
+
+    name: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one picture, the most probable first.
+
+    Attributes:
+      name: of the picture.
+      classes: names.
+      probabilities: softmax of the logits, in [0, 1].
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def predict(
+    forward: Forward,
+    variables: Any,
+    pictures: Sequence[Picture],
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    top: int = 5,
+    batch_size: int = 16,
+    exif: bool = True,
+) -> list[Prediction]:
+    """The most probable classes of each picture.
+
+    Args:
+      forward: as `jeffnet.validation.metrics.make_forward` makes it.
+      variables: of the model.
+      pictures: of any sizes.
+      preprocessing: what the model expects.
+      classes: names in the order of the logits.
+      top: how many classes; as many as there are at most.
+      batch_size: pictures that run together.
+      exif: turn pictures upright first, as their EXIF orientation says; False leaves them as
+        `jeffnet.validation.validate` and timm do.
+    """
+    predictions = []
+    transform = EvalTransform(preprocessing, exif=exif)
+    for start in range(0, len(pictures), batch_size):
+        chosen = pictures[start : start + batch_size]
+        pixels = np.stack([transform(picture.image) for picture in chosen])
+        # Every batch has one shape, so that the model is compiled once.
+        padded = np.zeros((min(batch_size, len(pictures)), *pixels.shape[1:]), np.uint8)
+        padded[: len(chosen)] = pixels
+        probabilities = np.asarray(jax.nn.softmax(forward(variables, jnp.asarray(padded))))
+        for picture, row in zip(chosen, probabilities, strict=False):
+            best = np.argsort(-row, kind="stable")[:top]
+            names = tuple(str(classes[index]) for index in best)
+            predictions.append(Prediction(picture.name, names, tuple(float(row[index]) for index in best)))
+    return predictions
+
+
+@plain_text()
+def draw_predictions(
+    pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | os.PathLike, exif: bool = True
+) -> None:
+    """A figure with each picture beside its most probable classes.
+
+    Args:
+      pictures: those that were classified.
+      predictions: of them, in their order.
+      path: of the figure, whose ending says its form: see `jeffnet.system.figures.FORMS`.
+      exif: show pictures upright, as their EXIF orientation says.
+
+    Raises:
+      OutputError: there are no pictures, or it cannot be written.
+    """
+    if not pictures:
+        raise OutputError(f"no pictures to draw into {str(path)!r}")
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(5.4 * columns, 2.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.2] * columns).reshape(-1, 2)
+    for axes in grid.reshape(-1):
+        axes.axis("off")
+    for (left, right), picture, prediction in zip(grid, pictures, predictions, strict=False):
+        image = upright(picture.image) if exif else picture.image
+        left.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
+        left.set_title(shortened(Path(picture.name).name, 24), fontsize=9)
+        right.axis("on")
+        places = range(len(prediction.classes))
+        right.barh(places, prediction.probabilities, color="tab:blue", alpha=0.35)
+        for place, name, share in zip(places, prediction.classes, prediction.probabilities, strict=True):
+            right.text(0.02, place, f"{share:6.1%}  {shortened(name, 26)}", va="center", fontsize=9)
+        right.set(xlim=(0, 1), yticks=[], xticks=[], ylim=(len(prediction.classes) - 0.5, -0.5))
+        right.spines[:].set_visible(False)
+    save_figure(figure, path)

@@ -1,0 +1,88 @@
+"""A batch size that fits the device's memory."""
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jeffnet.arch.plan import Plan
+from jeffnet.arch.summary import layers
+from jeffnet.errors import ConfigError
+from jeffnet.parallel.distributed import gathered
+
+LOG = logging.getLogger(__name__)
+
+# Where to begin. More gains nothing on any device; a CPU's caches hold less.
+_START = {"cpu": 64}
+_START_ELSEWHERE = 512
+# Of the free memory, what the pictures may take; and how much is free where nobody says.
+_SHARE, _UNKNOWN = 0.7, 2**33
+
+
+class BatchSize:
+    """The batch size, which shrinks when memory runs out if nobody chose it."""
+
+    def __init__(self, chosen: int | str) -> None:
+        self._is_free = chosen == "auto"
+        devices = jax.local_devices()
+        start = _START.get(devices[0].platform, _START_ELSEWHERE) * len(devices)
+        self.value = start if self._is_free else int(chosen)
+
+    def fit(self, picture_bytes: int) -> None:
+        """Begin with no more than is likely to fit, if nobody chose: a guess, which spares most of the failures.
+
+        Args:
+          picture_bytes: what one picture takes, see `picture_bytes`.
+        """
+        if self._is_free:
+            room = sum(map(_free_bytes, jax.local_devices())) * _SHARE
+            most = max(int(room / picture_bytes), 1)
+            # Hosts go step by step together: all take what fits the smallest.
+            self.value = min(gathered(min(self.value, 2 ** (most.bit_length() - 1))))
+
+    def run(self, work: Callable[[int], Any]) -> Any:
+        """Do it with this batch size, or with half of it as often as memory runs out."""
+        while True:
+            try:
+                return work(self.value)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not self._is_free or self.value == 1 or jax.process_count() > 1:
+                    raise ConfigError(
+                        f"a batch of {self.value} does not fit the device's memory: give a smaller one"
+                        + ("" if jax.process_count() > 1 else ", or 'auto'")
+                    ) from error
+            self.value //= 2
+            LOG.warning("out of memory: going on with a batch size of %d", self.value)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device's memory ran out, or this process's."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def picture_bytes(plan: Plan, height: int, width: int) -> int:
+    """About what a model keeps in memory for each picture: the largest map, what it comes from and what becomes of it.
+
+    Args:
+      plan: the model.
+      height: of the pictures.
+      width: likewise.
+    """
+    side = math.ceil(math.sqrt(height * width))
+    return 3 * 4 * max(layer.out_channels * layer.out_size**2 for layer in layers(plan, side))
+
+
+def _free_bytes(device: Any) -> int:
+    """Memory of a device that nobody uses yet."""
+    if stats := device.memory_stats():
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if device.platform == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _UNKNOWN

@@ -1,0 +1,209 @@
+"""What is behind a score, as pictures and tables: calibration, confusion, classes, and confident mistakes."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jeffnet.arch.imagenet import class_titles
+from jeffnet.errors import OutputError
+from jeffnet.system.figures import plain_text, save_figure
+from jeffnet.text.names import printable, shortened, utf8
+from jeffnet.validation.metrics import Mistake, Predictions
+from jeffnet.validation.results import write_file
+
+# More names than these would lie upon one another.
+_MOST_NAMED = 40
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far a model's confidence can be believed (Guo et al., arXiv:1706.04599).
+
+    Attributes:
+      error: expected calibration error, in [0, 1]: the mean distance of the bins' confidence and accuracy, weighted
+        by how many pictures are in them.
+      edges: float64 `(B + 1,)`, limits of the bins of confidence: equal widths, each but the first without its lower.
+      confidence: float64 `(B,)`, mean of each bin; NaN where it is empty.
+      accuracy: float64 `(B,)`, likewise.
+      counts: int64 `(B,)`, pictures.
+    """
+
+    error: float
+    edges: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    counts: np.ndarray
+
+
+def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
+    """Confidence against accuracy, in bins of equal width."""
+    confidence, right = predictions.probabilities[:, 0].astype(np.float64), predictions.right1.astype(np.float64)
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(place, values, bins) / counts for values in (confidence, right)]
+    filled = counts > 0
+    gaps = np.abs(means[0] - means[1])[filled]
+    error = float((gaps * counts[filled]).sum() / max(counts.sum(), 1))
+    return Calibration(error, edges, means[0], means[1], counts)
+
+
+def confusion(predictions: Predictions, classes: int) -> np.ndarray:
+    """int64 `(classes, classes)`: how many pictures of each class (rows) were taken for each (columns)."""
+    table = np.zeros((classes, classes), np.int64)
+    np.add.at(table, (predictions.label, predictions.classes[:, 0]), 1)
+    return table
+
+
+@plain_text()
+def write_report(
+    folder: str | os.PathLike,
+    predictions: Predictions,
+    mistakes: Sequence[Mistake],
+    classes: Sequence[str],
+    name: Callable[[int], str],
+    row: dict[str, Any],
+) -> None:
+    """Write `report.json`, `per_class.csv`, `confusion.png`, `reliability.png` and `mistakes.png` into a folder.
+
+    Args:
+      folder: made where it does not exist.
+      predictions: of the model, at least one.
+      mistakes: to show.
+      classes: names in the order of the logits.
+      name: of a picture by its number.
+      row: the result, for `report.json` and the titles.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
+    folder, titles = Path(folder), class_titles(classes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make folder {str(folder)!r}: {error.strerror or error}") from error
+    table, calibrated = confusion(predictions, len(classes)), calibration(predictions)
+    present = np.flatnonzero(table.sum(1) + table.sum(0))
+    title = printable(f"{row['model']}, {row['data']} ({row['split']})")
+    _write_per_class(folder / "per_class.csv", predictions, table, classes, titles)
+    _draw_confusion(
+        folder / "confusion.png", table[np.ix_(present, present)], [titles[i] for i in present.tolist()], title
+    )
+    _draw_reliability(folder / "reliability.png", calibrated, title)
+    if mistakes:
+        _draw_mistakes(folder / "mistakes.png", mistakes, titles, name, title)
+    worst = np.argwhere(table * (1 - np.eye(len(classes), dtype=int)))
+    pairs = sorted(((int(table[i, j]), titles[i], titles[j]) for i, j in worst.tolist()), reverse=True)[:20]
+    summary = row | {
+        "expected_calibration_error": calibrated.error,
+        "mean_confidence": float(predictions.probabilities[:, 0].mean()),
+        "most_confused": [{"label": label, "guess": guess, "pictures": count} for count, label, guess in pairs],
+    }
+    write_file(folder / "report.json", (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def _write_per_class(
+    path: Path, predictions: Predictions, table: np.ndarray, classes: Sequence[str], titles: Sequence[str]
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["class", "title", "pictures", "top1", "top5", "precision", "most_confused_with"])
+    for label in np.flatnonzero(table.sum(1)).tolist():
+        own = predictions.label == label
+        guessed, others = table[:, label].sum(), table[label].copy()
+        others[label] = 0
+        writer.writerow([
+            utf8(classes[label]),
+            utf8(titles[label]),
+            int(own.sum()),
+            f"{100 * predictions.right1[own].mean():.2f}",
+            f"{100 * predictions.right5[own].mean():.2f}",
+            f"{100 * table[label, label] / guessed:.2f}" if guessed else "",
+            utf8(titles[int(others.argmax())]) if others.any() else "",
+        ])  # fmt: skip
+    write_file(path, text.getvalue().encode())
+
+
+def _draw_confusion(path: Path, table: np.ndarray, titles: Sequence[str], title: str) -> None:
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    count, named = len(titles), len(titles) <= _MOST_NAMED
+    side = min(14, max(5, 2.5 + 0.38 * count)) if named else 10
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
+    # Rare confusions are what one looks for: they would be white on a linear scale.
+    drawn = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="per cent of the class's pictures")
+    axes.set(xlabel="guess", ylabel="class", title=title)
+    if named:
+        short = [shortened(name, 22) for name in titles]
+        axes.set_xticks(range(count), short, rotation=90, fontsize=8)
+        axes.set_yticks(range(count), short, fontsize=8)
+    if count <= 20:
+        for i, j in np.argwhere(table):
+            axes.text(
+                j,
+                i,
+                str(table[i, j]),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if share[i, j] > 40 else "black",
+            )
+    _save(figure, path)
+
+
+def _draw_reliability(path: Path, calibrated: Calibration, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 6.5), layout="constrained")
+    upper, lower = figure.subplots(2, height_ratios=[3, 1], sharex=True)
+    width = calibrated.edges[1] - calibrated.edges[0]
+    middle = (calibrated.edges[:-1] + calibrated.edges[1:]) / 2
+    filled = calibrated.counts > 0
+    upper.bar(middle[filled], calibrated.accuracy[filled], width * 0.94, color="tab:blue", alpha=0.6, label="accuracy")
+    upper.plot(
+        calibrated.confidence[filled], calibrated.accuracy[filled], "o", color="tab:red", ms=4, label="mean confidence"
+    )
+    upper.plot([0, 1], [0, 1], "--", color="gray", lw=1, label="perfect calibration")
+    upper.set(ylabel="accuracy", ylim=(0, 1.03), title=f"{title}\nexpected calibration error {calibrated.error:.4f}")
+    upper.legend(loc="upper left")
+    lower.bar(middle, calibrated.counts, width * 0.94, color="tab:gray")
+    lower.set(xlabel="confidence", ylabel="pictures", xlim=(0, 1))
+    _save(figure, path)
+
+
+def _draw_mistakes(
+    path: Path, mistakes: Sequence[Mistake], titles: Sequence[str], name: Callable[[int], str], title: str
+) -> None:
+    from matplotlib.figure import Figure
+
+    columns = min(6, len(mistakes))
+    rows = -(-len(mistakes) // columns)
+    figure = Figure(figsize=(2.5 * columns, 3.1 * rows + 0.5), layout="constrained")
+    figure.suptitle(f"most confident mistakes: {title}", fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axes in grid:
+        axes.axis("off")
+    for axes, mistake in zip(grid, mistakes, strict=False):
+        axes.imshow(mistake.pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(
+            f"{mistake.confidence:.1%} {shortened(titles[mistake.guess], 22)}\n"
+            f"is {shortened(titles[mistake.label], 24)}\n{shortened(Path(name(mistake.index)).name, 26)}",
+            fontsize=8,
+        )
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    save_figure(figure, path)

@@ -1,0 +1,339 @@
+"""Validation: models by name or from files, a data set through any of three pipelines, one pass for several models."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jeffnet
+from jeffnet.arch.plan import with_test_pooling
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.pretrained import PRETRAINED
+from jeffnet.arch.zoo import model_preprocessing
+from jeffnet.backends import load_backend
+from jeffnet.data.batches import EvalLoader, OnBadImage, Shard
+from jeffnet.data.labels import label_table, read_label_map, read_real_labels, real_index, subset_mask
+from jeffnet.data.pipelines import open_pipeline
+from jeffnet.data.preprocess import EvalTransform
+from jeffnet.errors import ConfigError, JeffnetError
+from jeffnet.parallel.mesh import check_mesh, make_layout
+from jeffnet.validation.batch_size import BatchSize, picture_bytes
+from jeffnet.validation.candidates import Candidate
+from jeffnet.validation.metrics import Answers, Forward, answer, grouped, make_forward, score
+from jeffnet.weights.start import start_pretrained
+from jeffnet.weights.store import ModelCard
+
+IMAGENET_VALIDATION_EXAMPLES = 50_000
+# Models that share one pass over the data: all of them are in the device's memory.
+MOST_TOGETHER = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a validation depends on besides the model; None takes the model's own.
+
+    Attributes:
+      data: see `jeffnet.data.open.open_source`; for the loader 'tf' see `jeffnet.data.tensorflow.eval_loader`.
+      split: of the data set; 'val' is also called validation and test.
+      data_dir: where TensorFlow Datasets are prepared.
+      num_classes: that the models must have; None for any number.
+      loader: 'grain', 'tf' or 'pt'.
+      backend: one of `jeffnet.backends.BACKENDS`.
+      dtype: in which layers compute.
+      batch_size: pictures that this host takes at once, on all its devices; 'auto' starts with what is likely to fit
+        and halves it when memory runs out, on several hosts only the former.
+      mesh: how devices share the work, see `jeffnet.parallel.mesh.make_layout`.
+      size: height and width of the pictures.
+      crop_pct: share of the resized picture that is kept.
+      crop_mode: 'center', 'squash' or 'border'.
+      interpolation: 'bicubic' or 'bilinear'.
+      tf_resize: how the loader 'tf' resizes, see `jeffnet.data.tensorflow.eval_loader`; None takes 'legacy' for `tf_`
+        models, whose authors evaluated so, and 'pillow' for the others, which were trained on Pillow's pixels.
+      num_examples: only the first so many.
+      label_map: file for `jeffnet.data.labels.read_label_map`.
+      real_labels: file for `jeffnet.data.labels.read_real_labels`.
+      subset: one of `jeffnet.data.labels.SUBSETS`: only its classes may be chosen.
+      test_pool: `jeffnet.arch.plan.with_test_pooling`, for pictures larger than in training.
+      jit: compile the model.
+      on_bad_image: 'error' stops at a picture that cannot be decoded, 'skip' leaves it out and says so.
+      workers: processes that read pictures; None takes threads for 'grain' and as many as processors for 'pt'.
+      exif: turn pictures first as their EXIF orientation says, which timm and TensorFlow do not.
+      mistakes: of the most confident mistakes, how many to keep with their pixels.
+    """
+
+    data: str
+    split: str = "val"
+    data_dir: str | None = None
+    num_classes: int | None = None
+    loader: str = "grain"
+    backend: str = "linen"
+    dtype: str = "float32"
+    batch_size: int | str = "auto"
+    mesh: str = "auto"
+    size: tuple[int, int] | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    interpolation: str | None = None
+    tf_resize: str | None = None
+    num_examples: int | None = None
+    label_map: str | None = None
+    real_labels: str | None = None
+    subset: str | None = None
+    test_pool: bool = False
+    jit: bool = True
+    on_bad_image: OnBadImage = "error"
+    workers: int | None = None
+    exif: bool = False
+    mistakes: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One model's validation.
+
+    Attributes:
+      row: scores and everything that is needed to reproduce them; JSON can hold it.
+      answers: what the model answered.
+      classes: names of the model's classes, in the order of the logits; numbers where unknown.
+      name: of a picture, by its number in the data set.
+    """
+
+    row: dict[str, Any]
+    answers: Answers
+    classes: tuple[str, ...]
+    name: Callable[[int], str]
+
+
+def validate(
+    candidates: Sequence[Candidate], settings: Settings, progress: bool | None = False, keep_going: bool = False
+) -> Iterator[Outcome | tuple[Candidate, JeffnetError]]:
+    """Validate models; those that take the same pixels share a pass over the data.
+
+    Args:
+      candidates: models.
+      settings: everything else.
+      progress: show a bar; None does where standard error is a terminal.
+      keep_going: yield a model that cannot be had with its error, instead of raising it.
+
+    Yields:
+      An outcome for each model as soon as it is there.
+
+    Raises:
+      JeffnetError: the settings or the data will not do, or a model cannot be had.
+    """
+    check_settings(settings)
+    real = read_real_labels(settings.real_labels) if settings.real_labels else None
+    keys = [_pixels(candidate, settings) for candidate in candidates]
+    for places in grouped(keys, MOST_TOGETHER):
+        models = []
+        for place in places:
+            try:
+                models.append(_open_model(candidates[place], settings))
+            except JeffnetError as error:
+                if not keep_going:
+                    raise
+                yield candidates[place], error
+        # Weights may say of themselves what the zoo does not know: they then need a pass of their own.
+        for each in grouped([model.needs for model in models], MOST_TOGETHER):
+            yield from _pass([models[place] for place in each], settings, real, progress)
+
+
+def effective_preprocessing(transform: EvalTransform, resize: str | None = None) -> dict[str, Any]:
+    """What was really done to the pictures, for a report."""
+    height, width = transform.shape
+    preprocessing = transform.preprocessing
+    effective = {
+        "image_size": height if height == width else [height, width],
+        "crop_pct": preprocessing.crop_pct,
+        "crop_mode": transform.crop_mode,
+        "interpolation": preprocessing.interpolation,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "exif": transform.exif,
+    }
+    if resize:
+        effective["resize"] = resize
+    return effective
+
+
+@dataclass(frozen=True)
+class _Model:
+    candidate: Candidate
+    card: ModelCard
+    forward: Forward
+    variables: Any
+    transform: EvalTransform
+    resize: str | None
+
+    @property
+    def needs(self) -> tuple:
+        """What models must have in common that share a pass over the data."""
+        card = self.card
+        return _shared_part(self.transform), self.resize, card.in_chans, card.num_classes, card.classes
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises ConfigError where a setting is outside its range, whatever the data and the models."""
+    if settings.batch_size != "auto" and (not isinstance(settings.batch_size, int) or settings.batch_size < 1):
+        raise ConfigError(f"batch_size {settings.batch_size!r} is neither a number of pictures nor 'auto'")
+    check_mesh(settings.mesh)
+    if settings.num_examples is not None and settings.num_examples < 1:
+        raise ConfigError(f"num_examples {settings.num_examples} is not a number of pictures: give 1 or more")
+    if settings.test_pool and settings.size is None:
+        raise ConfigError("test-time pooling is for pictures larger than in training: give their --img-size too")
+
+
+def _pixels(candidate: Candidate, settings: Settings) -> Any:
+    """What the pixels of a model's pictures depend on, as far as it is known before its weights are read."""
+    if candidate.name is None:
+        return None
+    return _shared_part(_transform(model_preprocessing(candidate.name), settings)), _resize(candidate.name, settings)
+
+
+def _resize(name: str, settings: Settings) -> str | None:
+    """How TensorFlow resizes for a model; None where it does not read the pictures."""
+    if settings.loader != "tf":
+        return None
+    return settings.tf_resize or ("legacy" if name.startswith("tf_") else "pillow")
+
+
+def _transform(preprocessing: Preprocessing, settings: Settings) -> EvalTransform:
+    chosen = {
+        name: value
+        for name, value in (("crop_pct", settings.crop_pct), ("interpolation", settings.interpolation))
+        if value is not None
+    }
+    if settings.size and settings.size[0] == settings.size[1]:
+        chosen["image_size"] = settings.size[0]
+    size = settings.size if settings.size and settings.size[0] != settings.size[1] else None
+    return EvalTransform(replace(preprocessing, **chosen), size, settings.crop_mode, settings.exif)
+
+
+def _shared_part(transform: EvalTransform) -> EvalTransform:
+    """Without what only the device does: models that differ in mean and std take the same pixels, but for a border."""
+    if transform.crop_mode == "border":
+        return transform
+    blank = (0.0,) * len(transform.preprocessing.mean), (1.0,) * len(transform.preprocessing.std)
+    return replace(transform, preprocessing=replace(transform.preprocessing, mean=blank[0], std=blank[1]))
+
+
+def _open_model(candidate: Candidate, settings: Settings) -> _Model:
+    backend = load_backend(settings.backend)
+    source = candidate.weights or True
+    start, card = start_pretrained(source, candidate.name, dtype=jnp.dtype(settings.dtype))
+    transform = _transform(card.preprocessing, settings)
+    if not card.num_classes:
+        raise ConfigError(f"weights {candidate.weights or candidate.name!r} have no classifier: nothing to validate")
+    if settings.num_classes not in (None, card.num_classes):
+        what = f"weights {candidate.weights or candidate.name!r}"
+        raise ConfigError(f"{what} have {card.num_classes} classes, not num_classes {settings.num_classes}")
+    if card.global_pool == "none" and not card.test_window:
+        raise ConfigError(f"weights {candidate.weights!r} have logits for every place of a map: nothing to score")
+    if settings.test_pool:
+        own = card.preprocessing.image_size
+        if min(transform.shape) <= own:
+            raise ConfigError(f"test-time pooling of {card.model} needs pictures larger than its {own} px")
+        start = replace(start, plan=with_test_pooling(start.plan, own))
+    model = backend.build(start)
+    apply, variables = backend.inference(*(model if isinstance(model, tuple) else (model,)))
+    forward = make_forward(apply, transform.preprocessing, settings.jit)
+    return _Model(candidate, card, forward, variables, transform, _resize(card.model, settings))
+
+
+def _pass(
+    models: Sequence[_Model], settings: Settings, real: list[frozenset[int]] | None, progress: bool | None
+) -> Iterator[Outcome]:
+    """One pass over the data for models that need the same of it."""
+    card = models[0].card
+    mapping = read_label_map(settings.label_map, card.classes) if settings.label_map else None
+    batch_size = BatchSize(settings.batch_size)
+    batch_size.fit(max(picture_bytes(model.card.plan(), *model.transform.shape) for model in models))
+    layout = make_layout(settings.mesh)
+
+    def work(size: int) -> tuple[EvalLoader, np.ndarray, list[Answers]]:
+        loader = open_pipeline(
+            settings.loader,
+            settings.data,
+            settings.split,
+            _shared_part(models[0].transform),
+            size,
+            channels=card.in_chans,
+            data_dir=settings.data_dir,
+            workers=settings.workers,
+            shard=Shard(jax.process_index(), jax.process_count()),
+            on_bad_image=settings.on_bad_image,
+            num_examples=settings.num_examples,
+            tf_resize=models[0].resize or "legacy",
+        )
+        if real is not None:
+            _real_of(loader, 0, real)  # that pictures have no such labels is better known before the pass
+        table = label_table(loader.classes, card.num_classes, card.classes, mapping)
+        mask = subset_mask(settings.subset, card.num_classes, table) if settings.subset else None
+        pairs = [(model.forward, model.variables) for model in models]
+        answers = answer(
+            pairs, loader, labels=table, mask=mask, mistakes=settings.mistakes, progress=progress, layout=layout
+        )
+        return loader, table, answers
+
+    loader, table, every = batch_size.run(work)
+    for model, answers in zip(models, every, strict=True):
+        yield _outcome(model, settings, batch_size.value, loader, table, answers, real)
+
+
+def _outcome(
+    model: _Model,
+    settings: Settings,
+    batch_size: int,
+    loader: EvalLoader,
+    table: np.ndarray,
+    answers: Answers,
+    real: list[frozenset[int]] | None,
+) -> Outcome:
+    predictions = answers.predictions
+    right = None if real is None else [_real_of(loader, index, real) for index in predictions.index.tolist()]
+    scores = score(predictions, right)
+    published = None
+    if model.candidate.weights is None and _is_imagenet_validation(settings, loader, table):
+        published = PRETRAINED[model.card.model]
+    row = {
+        "model": model.card.model,
+        "weights": model.candidate.weights,
+        "data": settings.data,
+        "split": settings.split,
+        "loader": settings.loader,
+        "backend": settings.backend,
+        "dtype": settings.dtype,
+        "top1": scores.top1,
+        "top5": scores.top5,
+        "loss": scores.loss,
+        "num_examples": scores.examples,
+        "skipped": len(answers.skipped),
+        "images_per_second": round(answers.images_per_second, 1),
+        "preprocessing": effective_preprocessing(model.transform, model.resize),
+        "published_top1": published and published.top1,
+        "published_top5": published and published.top5,
+        "top1_difference": published and round(scores.top1 - published.top1, 3),
+        "batch_size": batch_size,
+        "settings": asdict(settings),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {"jeffnet": jeffnet.__version__, "jax": jax.__version__},
+    }
+    names = model.card.classes or tuple(str(number) for number in range(model.card.num_classes))
+    return Outcome(row, answers, names, loader.name)
+
+
+def _real_of(loader: EvalLoader, index: int, real: list[frozenset[int]]) -> frozenset[int]:
+    return real[real_index(loader.name(index), index, loader.num_examples, len(real))]
+
+
+def _is_imagenet_validation(settings: Settings, loader: EvalLoader, table: np.ndarray) -> bool:
+    return (
+        loader.num_examples == IMAGENET_VALIDATION_EXAMPLES
+        and len(set(table.tolist())) == 1000
+        and not settings.split.startswith("train")
+        and settings.subset is None
+        and settings.real_labels is None
+    )

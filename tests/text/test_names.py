@@ -1,0 +1,75 @@
+"""How names are shown: any of them in one line that can be written, and no two alike."""
+
+import ast
+import os
+import subprocess
+import unicodedata
+
+import pytest
+
+from jeffnet.text.names import markdown, printable, shell_word, shortened, told_apart, utf8
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+ODD = [
+    ("a\nb", r"a\nb"),
+    ("\x1b[2J", r"\x1b[2J"),
+    ("tab\t\r\x7f\x85", r"tab\t\r\x7f\x85"),
+    ("\u2028\u202egnp.exe", r"\u2028\u202egnp.exe"),
+    (NOT_UTF8, r"caf\xe9"),
+    ("\ud83d", r"\ud83d"),
+]
+
+
+@pytest.mark.parametrize(("name", "shown"), ODD)
+def test_odd_characters_become_escapes_in_one_line_of_utf8(name: str, shown: str):
+    assert printable(name) == shown
+    assert len(shown.encode().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["plain", r"C:\new", "日本 Ä $x$", "क्\u200dष", ""])
+def test_other_text_is_what_it_was(name: str):
+    assert printable(name) == utf8(name) == name
+
+
+def test_for_utf8_only_what_is_none_changes():
+    assert utf8(f"a\n\x1b{NOT_UTF8}") == "a\n\x1bcaf\\xe9"
+
+
+def test_a_name_is_cut_after_its_characters_became_escapes():
+    assert shortened("\n" * 20, 8) == r"\n\n\n\… ".strip()
+    assert len(shortened("x" * 30, 8)) == 8
+    assert shortened("x" * 8, 8) == "x" * 8
+
+
+def test_markdown_shows_what_it_is_given():
+    assert markdown("$a|b$ `c` <i> [d](e)\n") == r"\$a\|b\$ \`c\` \<i\> \[d\](e)\\n"
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "it's", "a\nb\\'$x", NOT_UTF8, "-\x01"])
+def test_a_word_of_the_shell_means_the_name(name: str):
+    done = subprocess.run(["bash", "-c", f"printf %s {shell_word(name)}"], capture_output=True, check=True)
+    assert os.fsdecode(done.stdout) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        (unicodedata.normalize("NFD", "café"), "café"),
+        ("café", unicodedata.normalize("NFD", "café")),
+        ("cat ", "cat"),
+        ("cat", "cat\u200b"),
+        ("c\u0430t", "cat"),
+        ("cat", "c\u0430t"),
+        ("x-ray", "x\u2011ray"),
+        ("cl0ud", "clOud"),
+    ],
+)
+def test_names_that_only_look_the_same_are_shown_with_their_difference(name: str, other: str):
+    (shown,) = told_apart([name], ["dog", other])
+    assert shown.isascii()
+    first, _, second = shown.partition(" (which only looks like ")
+    assert (ast.literal_eval(first), ast.literal_eval(second.removesuffix(")"))) == (name, other)
+
+
+def test_names_that_are_there_or_look_like_none_are_shown_as_they_are():
+    assert told_apart(["café", "猫", "a\n"], ["café", "cafe", "狗"]) == ["café", "猫", r"a\n"]
