@@ -670,9 +670,17 @@ def test_predict_turns_pictures_upright_and_validate_does_not(capsys, weights, t
         return aside, upright, err
 
     aside, upright, err = probabilities()
-    assert aside == upright and "1 of 2 pictures have an EXIF orientation and were turned upright" in err
+    # Where a picture stands in its batch may change the order of a sum.
+    assert (
+        aside == pytest.approx(upright, abs=1e-6)
+        and "1 of 2 pictures have an EXIF orientation and were turned upright" in err
+    )
     aside, same, err = probabilities("--no-exif")
-    assert aside != upright == same and "were left as they are stored" in err
+    assert (
+        aside != pytest.approx(upright, abs=1e-3)
+        and same == pytest.approx(upright, abs=1e-6)
+        and "were left as they are stored" in err
+    )
     validate = ("validate", tmp_path, "--weights", weights)
     _, out, _ = run(capsys, *validate)
     assert "EXIF orientation not applied" in out

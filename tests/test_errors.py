@@ -19,8 +19,8 @@ BUILTINS = {name for name, kind in vars(builtins).items() if isinstance(kind, ty
 # Functions that raise what Python's own do, for callers in other modules that make errors of their own of it;
 # `checked_index` raises what ends a loop over a sequence.
 LIKE_PYTHON = {
-    "checked_index": "data/checks.py", "move_durably": "files.py", "parse_json": "reading.py",
-    "read_file": "reading.py", "read_text": "reading.py", "check_file": "reading.py",
+    "checked_index": "data/checks.py", "move_durably": "system/files.py", "parse_json": "system/reading.py",
+    "read_file": "system/reading.py", "read_text": "system/reading.py", "check_file": "system/reading.py",
     "check_growth": "weights/archive.py", "child": "weights/hdf5.py", "dataset": "weights/hdf5.py",
     "layers": "weights/hdf5.py", "listed_layers": "weights/hdf5.py", "nested_layers": "weights/hdf5.py",
 }  # fmt: skip

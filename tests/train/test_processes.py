@@ -193,14 +193,18 @@ def assert_equal(run, expected):
 
 
 def assert_close(run, expected):
-    """But for the order in which float32 sums are taken, and what nine steps of SGD make of that: some 1e-7."""
+    """But for the order in which float32 sums are taken, and what nine steps of SGD make of that.
+
+    Some 1e-7 where processors have AVX-512; where they do not, 2e-5 in the norm of a gradient and in a loss near zero.
+    """
     found, wanted = rows(run), rows(expected)
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
             exact = "top" in name or name in ("step", "epoch", "val_examples", "ema_val_examples")
-            assert value == (other[name] if exact else pytest.approx(other[name], rel=1e-5)), (one["step"], name)
+            near = pytest.approx(other[name], rel=2e-4 if "grad_norm" in name else 1e-5, abs=1e-6)
+            assert value == (other[name] if exact else near), (one["step"], name)
     for name in ("model.safetensors", "model_ema.safetensors"):
         ours, theirs = load_file(run / name), load_file(expected / name)
         assert ours.keys() == theirs.keys()
