@@ -43,8 +43,8 @@ def train_timm(config: "Config", options: Options) -> Iterator[Row]:
 
 
 def train_jeffnet(config: "Config", options: Options) -> Iterator[Row]:
-    from jeffnet.train.journal import read_rows
     from jeffnet.train.loop import resume, train
+    from jeffnet.train.reports.journal import read_rows
     from jeffnet.train.run import is_run
 
     with contextlib.ExitStack() as stack:

@@ -86,7 +86,7 @@ def _show_environment(options: argparse.Namespace) -> None:
 
 
 def _environment_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    from jeffnet.train.environment import format_bytes
+    from jeffnet.train.reports.environment import format_bytes
 
     facts = []
     for device in found["devices"]:

@@ -162,11 +162,11 @@ def _shown(options: argparse.Namespace, config: "Config") -> bool:
         _check_plots(options)
         start_devices(options)
     if options.plot_schedule:
-        from jeffnet.train.preview import plot_schedule
+        from jeffnet.train.reports.preview import plot_schedule
 
         print(printable(plot_schedule(config, options.plot_schedule)))
     if options.plot_augment:
-        from jeffnet.train.preview import plot_augment
+        from jeffnet.train.reports.preview import plot_augment
 
         print(printable(plot_augment(config, options.plot_augment)))
     return bool(options.print_config or options.plot_schedule or options.plot_augment)

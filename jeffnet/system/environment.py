@@ -15,7 +15,7 @@ from jeffnet.ops import native
 from jeffnet.ops.conv import lowering
 from jeffnet.system.devices import start_devices
 from jeffnet.system.versions import version as package_version
-from jeffnet.train.environment import environment
+from jeffnet.train.reports.environment import environment
 
 # What may feed pictures, or hold the device too. Their versions are read off their metadata: to import them takes long.
 _NEIGHBOURS = ("tensorflow", "tensorflow-cpu", "torch")

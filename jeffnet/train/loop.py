@@ -25,15 +25,15 @@ from jeffnet.parallel.distributed import (
     wait_for_all,
 )
 from jeffnet.text.names import printable_lines, shell_word
-from jeffnet.train.card import write_card
 from jeffnet.train.config import Config
-from jeffnet.train.curves import draw_curves, draw_seeds
-from jeffnet.train.environment import format_bytes, memory_in_use, record_environment
 from jeffnet.train.interrupt import InterruptedRunError, StopRequest, stop_requests
-from jeffnet.train.journal import Journal, read_rows, summarize
 from jeffnet.train.phases import Phase
 from jeffnet.train.pretrained import continued, settled
 from jeffnet.train.recipe import entry, entry_names, override
+from jeffnet.train.reports.card import write_card
+from jeffnet.train.reports.curves import draw_curves, draw_seeds
+from jeffnet.train.reports.environment import format_bytes, memory_in_use, record_environment
+from jeffnet.train.reports.journal import Journal, read_rows, summarize
 from jeffnet.train.run import Run, is_run, locked_run, read_config
 from jeffnet.train.scoring import Result, Scorer
 from jeffnet.train.setup import Setup, make_setup

@@ -3,20 +3,16 @@
 import dataclasses
 import inspect
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from jeffnet.errors import ConfigError
 from jeffnet.ops.precision import at_least_float32
-from jeffnet.system.figures import plain_text, save_figure
-from jeffnet.text.names import printable
 from jeffnet.train.config import ScheduleConfig
 
 Schedule = optax.Schedule
@@ -138,38 +134,6 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
         return base * (jnp.where(step < warmup, _between(1.0, start, step / top), share) if warmup else share)
 
     return schedule
-
-
-@plain_text()
-def draw_schedule(
-    schedule: Schedule, steps: int, steps_per_epoch: int, path: str | os.PathLike, title: str = "Learning rate"
-) -> None:
-    """The learning rate over a run, in epochs and steps, as a figure.
-
-    Args:
-      schedule: of `make_schedule`.
-      steps: of the run.
-      steps_per_epoch: what an epoch is.
-      path: of the picture, whose ending says its form; its folder must exist.
-      title: above it.
-
-    Raises:
-      OutputError: the picture cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    # More points than the picture has columns show nothing more.
-    shown = np.unique(np.linspace(0, steps - 1, min(steps, 4000)).round().astype(np.int32))
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(shown / steps_per_epoch, np.asarray(schedule(shown)))
-    axes.set(title=printable(title), xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    axes.set_xlim(0, steps / steps_per_epoch)
-    to_steps: Any = (lambda epochs: epochs * steps_per_epoch, lambda steps: steps / steps_per_epoch)
-    above = axes.secondary_xaxis("top", functions=to_steps)
-    above.set_xlabel("step")
-    axes.grid(alpha=0.3)
-    save_figure(figure, path)
 
 
 def _own_entries(config: ScheduleConfig, unit: int, warmup: int) -> dict[str, Any]:

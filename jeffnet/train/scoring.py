@@ -20,7 +20,7 @@ from jeffnet.errors import ImageError
 from jeffnet.ops.average import average_arrays
 from jeffnet.parallel.distributed import is_primary, wait_for_all
 from jeffnet.train.estimate import make_estimate
-from jeffnet.train.journal import Journal, summarize
+from jeffnet.train.reports.journal import Journal, summarize
 from jeffnet.train.run import Run
 from jeffnet.train.setup import Setup
 from jeffnet.train.state import Arrays, TrainState

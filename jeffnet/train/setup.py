@@ -17,12 +17,12 @@ from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Source
 from jeffnet.errors import ConfigError
 from jeffnet.parallel.mesh import Layout, make_layout
-from jeffnet.train.boards import check_boards
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network, array_shapes, frozen_parameters, initial_arrays, make_network
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.phases import Phase, make_phases
 from jeffnet.train.pretrained import OF_PICTURES, in_order
+from jeffnet.train.reports.boards import check_boards
 from jeffnet.train.schedule import Schedule, make_schedule
 from jeffnet.train.state import TrainState, initial_state
 from jeffnet.train.step import Teacher, TrainStep, make_train_step

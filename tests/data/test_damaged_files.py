@@ -21,9 +21,9 @@ from jeffnet.data.images import read_image
 from jeffnet.data.labels import read_label_map, read_real_labels
 from jeffnet.data.open import open_source
 from jeffnet.errors import JeffnetError
-from jeffnet.train.environment import ENVIRONMENT_FILE, read_environments
-from jeffnet.train.journal import METRICS_FILE, read_rows
 from jeffnet.train.recipe import load_recipe
+from jeffnet.train.reports.environment import ENVIRONMENT_FILE, read_environments
+from jeffnet.train.reports.journal import METRICS_FILE, read_rows
 from jeffnet.train.run import read_config
 from jeffnet.validation.results import ResultsFile
 

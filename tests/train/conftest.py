@@ -114,7 +114,7 @@ def assert_same_run(rows):
 @pytest.fixture
 def crash_after(monkeypatch):
     """A context in which a run ends, without saving, as soon as it logged this step."""
-    from jeffnet.train.journal import Journal
+    from jeffnet.train.reports.journal import Journal
 
     write = Journal.write
 

@@ -300,7 +300,7 @@ SLOW = """
 import time
 from jeffnet.train import loop
 from jeffnet.train.checkpoint import Checkpoints
-from jeffnet.train.journal import Journal
+from jeffnet.train.reports.journal import Journal
 
 def delay(owner, name):
     whole = getattr(owner, name)

@@ -1,18 +1,16 @@
 """Schedules: their peak is exactly the base rate, their values are those of formulas, and what is refused."""
 
 import dataclasses
-import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from jeffnet.errors import ConfigError, OutputError
+from jeffnet.errors import ConfigError
 from jeffnet.train import config as configuration
 from jeffnet.train.config import ScheduleConfig
-from jeffnet.train.schedule import SCHEDULES, draw_schedule, make_schedule
+from jeffnet.train.schedule import SCHEDULES, make_schedule
 
 STEPS, EPOCH = 200, 20
 # Every entry of every schedule away from its default.
@@ -183,18 +181,6 @@ def test_values_out_of_range_are_refused(entry, values):
     for value in values:
         with pytest.raises(ConfigError, match=rf"schedule\.{entry} "):
             ScheduleConfig(**{entry: value})
-
-
-def test_a_picture_is_drawn_or_nothing_is_written(tmp_path):
-    schedule = make_schedule(config_of("cycles", warmup=1.0), 0.1, STEPS, EPOCH)
-    draw_schedule(schedule, STEPS, EPOCH, tmp_path / "schedule.png")
-    with Image.open(io.BytesIO((tmp_path / "schedule.png").read_bytes())) as picture:
-        pixels = np.asarray(picture.convert("L"))
-    assert pixels.shape == (440, 880)
-    assert pixels.std() > 10
-    with pytest.raises(OutputError, match="missing"):
-        draw_schedule(schedule, STEPS, EPOCH, tmp_path / "missing" / "schedule.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["schedule.png"]
 
 
 @pytest.mark.parametrize("name", ["step", "smooth step", "exponential", "exponential staircase"])

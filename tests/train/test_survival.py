@@ -18,10 +18,10 @@ from jeffnet.errors import ConfigError, ImageError, OutputError, TrainingError
 from jeffnet.train import run
 from jeffnet.train.config import OptimizerConfig
 from jeffnet.train.interrupt import stop_requests
-from jeffnet.train.journal import Journal
 from jeffnet.train.loop import resume, train
-from jeffnet.train.preview import plot_augment
 from jeffnet.train.recipe import to_json
+from jeffnet.train.reports.journal import Journal
+from jeffnet.train.reports.preview import plot_augment
 from jeffnet.train.run import locked_run
 
 SCRIPT = Path(__file__).with_name("small_run.py")

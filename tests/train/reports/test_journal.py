@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from jeffnet.errors import ConfigError, OutputError
-from jeffnet.train import boards
 from jeffnet.train.config import LogConfig
-from jeffnet.train.journal import METRICS_FILE, Journal, read_rows, summarize
+from jeffnet.train.reports import boards
+from jeffnet.train.reports.journal import METRICS_FILE, Journal, read_rows, summarize
 
 QUIET = LogConfig(tensorboard=False)
 ROWS = [
@@ -280,7 +280,7 @@ def test_writing_for_tensorboard_loads_no_torch(tmp_path):
 import sys, types
 import importlib.util
 from pathlib import Path
-from jeffnet.train.boards import TensorBoard
+from jeffnet.train.reports.boards import TensorBoard
 TensorBoard(Path(sys.argv[1]), None).close()
 assert "torch" not in sys.modules
 """

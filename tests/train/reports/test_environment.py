@@ -16,8 +16,14 @@ import pytest
 
 import jeffnet
 from jeffnet.errors import OutputError
-from jeffnet.train import environment as module
-from jeffnet.train.environment import environment, format_bytes, memory_in_use, read_environments, record_environment
+from jeffnet.train.reports import environment as module
+from jeffnet.train.reports.environment import (
+    environment,
+    format_bytes,
+    memory_in_use,
+    read_environments,
+    record_environment,
+)
 
 with_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

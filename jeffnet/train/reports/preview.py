@@ -14,7 +14,8 @@ from jeffnet.text.names import printable
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config
 from jeffnet.train.pretrained import settled
-from jeffnet.train.schedule import draw_schedule, make_schedule
+from jeffnet.train.reports.curves import draw_schedule
+from jeffnet.train.schedule import make_schedule
 from jeffnet.train.setup import make_setup, train_transform
 
 # Of ImageNet-1k, where the configured data set is not at hand.

@@ -1,12 +1,14 @@
-"""Learning curves: each has its points, whatever the rows have or lack."""
+"""Pictures of a run: curves show every point, whatever the rows have or lack; schedules are drawn too."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jeffnet.errors import OutputError
-from jeffnet.train import curves
-from jeffnet.train.curves import draw_curves, draw_seeds
+from jeffnet.train.config import ScheduleConfig
+from jeffnet.train.reports import curves
+from jeffnet.train.reports.curves import draw_curves, draw_schedule, draw_seeds
+from jeffnet.train.schedule import make_schedule
 
 
 def make_rows(epochs=3, per_epoch=4, seed=0, ema=True):
@@ -29,7 +31,7 @@ def panels(monkeypatch, tmp_path):
     def draw(function, rows):
         drawn = []
         with monkeypatch.context() as patch:
-            patch.setattr(curves, "_save", lambda figure, path: drawn.append(figure))
+            patch.setattr(curves, "save_figure", lambda figure, path: drawn.append(figure))
             function(rows, tmp_path / "unused.png", "title")
         return drawn[0].axes
 
@@ -168,3 +170,15 @@ def test_many_seeds_one_seed_and_none_become_a_picture(tmp_path):
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(OutputError, match=r"cannot write .*curves\.png"):
         draw_curves(make_rows(), tmp_path / "missing" / "curves.png", "title")
+
+
+def test_a_schedule_is_drawn_or_nothing_is_written(tmp_path):
+    schedule = make_schedule(ScheduleConfig(name="cosine", cycle=2.0, warmup=1.0), 0.1, 200, 20)
+    draw_schedule(schedule, 200, 20, tmp_path / "schedule.png")
+    with Image.open(tmp_path / "schedule.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape == (440, 880)
+    assert pixels.std() > 10
+    with pytest.raises(OutputError, match="missing"):
+        draw_schedule(schedule, 200, 20, tmp_path / "missing" / "schedule.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["schedule.png"]

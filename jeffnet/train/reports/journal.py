@@ -17,8 +17,8 @@ from typing import Any
 from jeffnet.errors import OutputError
 from jeffnet.system.files import flush, written_atomically
 from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
-from jeffnet.train.boards import Board, TensorBoard, WeightsAndBiases
 from jeffnet.train.config import LogConfig
+from jeffnet.train.reports.boards import Board, TensorBoard, WeightsAndBiases
 
 METRICS_FILE = "metrics.jsonl"
 

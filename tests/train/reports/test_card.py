@@ -15,7 +15,6 @@ from huggingface_hub import ModelCard as HubCard
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.cli.main import main
 from jeffnet.errors import OutputError
-from jeffnet.train.card import write_card
 from jeffnet.train.config import (
     AugmentConfig,
     Config,
@@ -27,8 +26,9 @@ from jeffnet.train.config import (
     ParamGroup,
     ScheduleConfig,
 )
-from jeffnet.train.environment import read_environments, record_environment
 from jeffnet.train.recipe import to_json
+from jeffnet.train.reports.card import write_card
+from jeffnet.train.reports.environment import read_environments, record_environment
 from jeffnet.weights.store import ModelCard
 
 NAME = "pt_efficientnet_b0"

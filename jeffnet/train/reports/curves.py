@@ -1,6 +1,7 @@
-"""Learning curves as pictures."""
+"""Learning curves and schedules as pictures."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from jeffnet.system.figures import plain_text, save_figure
 from jeffnet.text.names import printable
+from jeffnet.train.schedule import Schedule
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -89,7 +91,7 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
             axes.set_title(panel.title + _best(rows))
         if len(panel.curves) > 1 and drawn:
             axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @plain_text()
@@ -121,7 +123,39 @@ def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
             axes.set_title(panel.title + _spread(values))
         if curves:
             axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+@plain_text()
+def draw_schedule(
+    schedule: Schedule, steps: int, steps_per_epoch: int, path: str | os.PathLike, title: str = "Learning rate"
+) -> None:
+    """The learning rate over a run, in epochs and steps, as a figure.
+
+    Args:
+      schedule: of `make_schedule`.
+      steps: of the run.
+      steps_per_epoch: what an epoch is.
+      path: of the picture, whose ending says its form; its folder must exist.
+      title: above it.
+
+    Raises:
+      OutputError: the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    # More points than the picture has columns show nothing more.
+    shown = np.unique(np.linspace(0, steps - 1, min(steps, 4000)).round().astype(np.int32))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(shown / steps_per_epoch, np.asarray(schedule(shown)))
+    axes.set(title=printable(title), xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    axes.set_xlim(0, steps / steps_per_epoch)
+    to_steps: Any = (lambda epochs: epochs * steps_per_epoch, lambda steps: steps / steps_per_epoch)
+    above = axes.secondary_xaxis("top", functions=to_steps)
+    above.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
 
 
 def _figure(title: str) -> Any:
@@ -207,7 +241,3 @@ def _spread(values: Sequence[np.ndarray]) -> str:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values)]
-
-
-def _save(figure: Any, path: Path) -> None:
-    save_figure(figure, path)
