@@ -1,4 +1,4 @@
-"""The README's examples run as they are printed, and its commands exist."""
+"""The examples of the README and the pages run as they are printed; their commands, links and tables are right."""
 
 import re
 import shlex
@@ -21,7 +21,10 @@ from jeffnet.train.interrupt import EXIT_CODES
 from jeffnet.train.recipe import load_recipe, override
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
+LINKS = re.compile(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)")
+STATUSES = {0, 1, EXIT_CRASH, UsageError.exit_code, EndingError.exit_code, EXIT_LOST, *EXIT_CODES.values()}
 
 
 @pytest.mark.parametrize("models", ["small", pytest.param("printed", marks=pytest.mark.slow)])
@@ -32,18 +35,16 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     stages = tuple((f"cn_r1_k1_s{stride}_c8",) for stride in (1, 2, 2, 2, 2))
     monkeypatch.setitem(zoo.MODELS, "flat", ModelSpec(stages=stages, stem=8, features=64))
     monkeypatch.setitem(zoo.PREPROCESSING, "flat", Preprocessing(32, 1.0))
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 5
     names = {}
-    for block in blocks:
+    for block in re.findall(r"```python\n(.*?)```", TEXTS["README.md"] + TEXTS["backends.md"], re.DOTALL):
         block = block.replace("224, 224", "64, 64")
         if models == "small":
             block = re.sub("pt_efficientnet_b0|pt_mobilenetv3_small_100", "flat", block)
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, "README.md and docs/backends.md", "exec"), names)
     assert names["logits"].shape == (2, 1000)
     assert [level.shape[1] for level in names["maps"]] == [16, 8, 2]
     assert names["pooled"].shape == (2, 64 if models == "small" else 1280)
-    np.testing.assert_allclose(names["fused_logits"], names["functional_logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(names["fused_logits"], names["logits"], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(names["loaded_logits"], names["fused_logits"])
     for backend in ("nnx", "objax", "functional", "converted", "served"):
         assert names[f"{backend}_logits"].shape == (2, 10)
@@ -55,7 +56,15 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
         assert card.num_classes == 10
 
 
-@pytest.mark.parametrize("line", re.findall(r"^jeffnet .*$", README, re.MULTILINE))
+COMMANDS = [
+    line
+    for text in TEXTS.values()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    for line in re.findall(r"^jeffnet .*$", block.replace("\\\n", " "), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(COMMANDS))
 def test_the_commands_parse(line):
     words = shlex.split(line, comments=True)
     options = _parse(words[1:])
@@ -66,7 +75,7 @@ def test_the_commands_parse(line):
 
 def test_the_table_of_models_is_what_the_command_prints(capsys):
     assert main(["list", "--markdown"]) == 0
-    table = re.search(r"<!-- models -->\n(.*?)<!-- end of models -->", README, re.DOTALL)[1]
+    table = re.search(r"<!-- models -->\n(.*?)<!-- end of models -->", TEXTS["models.md"], re.DOTALL)[1]
     assert table == capsys.readouterr().out
     assert table.count("jeffnet validate") == len(PRETRAINED)
     for line in re.findall(r"`(jeffnet validate .*?)`", table):
@@ -74,17 +83,33 @@ def test_the_table_of_models_is_what_the_command_prints(capsys):
 
 
 def test_the_table_of_statuses_has_those_that_commands_end_with():
-    table = README.partition("| status | meaning |")[2].partition("\n\n")[0]
+    table = TEXTS["command_line.md"].partition("| status | meaning |")[2].partition("\n\n")[0]
     listed = {
         int(code): text
         for codes, text in re.findall(r"^\| ([\d, ]+) \| (.*) \|$", table, re.M)
         for code in codes.split(",")
     }
-    assert {0, 1, EXIT_CRASH, UsageError.exit_code, EndingError.exit_code, EXIT_LOST, *EXIT_CODES.values()} == {*listed}
+    assert {*listed} == STATUSES
     assert listed[UsageError.exit_code].startswith("wrong usage") and "SIGTERM" in listed[EXIT_CODES[signal.SIGTERM]]
 
 
-def test_files_that_the_readme_names_exist():
-    names = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"configs/\w+\.py", README)
-    assert len(names) >= 4
-    assert [name for name in names if not (ROOT / name).exists()] == []
+def _anchors(text):
+    """As GitHub makes them of headings."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = TEXTS[page.name]
+    for name, anchor in LINKS.findall(text):
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        if anchor:
+            assert anchor in _anchors(target.read_text(encoding="utf-8")), (name, anchor)
+    for name in re.findall(r"\bconfigs/\w+\.py", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_a_wrong_anchor_is_noticed():
+    assert _anchors("# When it fails: 2 `x`\n\ntext") == {"when-it-fails-2-x"}
+    assert LINKS.findall("[a](#b), [c](d.md), [e](d.md#f), [g](https://h)") == [("", "b"), ("d.md", ""), ("d.md", "f")]

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def markdown(models: list[dict[str, Any]]) -> str:
-    """The table of the README."""
+    """The table of docs/models.md."""
     lines = [
         "| model | parameters, M | MACs, G | pixels | top-1, % | top-5, % | reproduced by |",
         "|---|--:|--:|--:|--:|--:|---|",
