@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from jeffnet.arch.zoo import MODELS, model_preprocessing
+from jeffnet.arch.zoo import model_preprocessing, model_spec
 
 if TYPE_CHECKING:
     from jeffnet.train.config import Config
@@ -42,7 +42,7 @@ def train(config: "Config", folder: Path) -> Iterator[Row]:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - _WORKERS))
     random_seed(config.seed, 0)
     batches = {is_training: _loader(config, folder, is_training) for is_training in (True, False)}
-    spec = MODELS[config.model.name]
+    spec = model_spec(config.model.name)
     model: Any = create_model(
         config.model.name.removeprefix("pt_"),
         num_classes=len(batches[True].dataset.reader.class_to_idx),

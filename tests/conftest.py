@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def small_model() -> Iterator[str]:
     """The name of a model that only the tests have: two blocks, since compiling larger ones takes most of the time."""
     from jeffnet.arch import zoo
+    from jeffnet.arch.model import Model
     from jeffnet.arch.preprocessing import Preprocessing
     from jeffnet.arch.spec import ModelSpec
 
@@ -32,8 +33,7 @@ def small_model() -> Iterator[str]:
         stages=(("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k3_s2_e3_c16",)), stem=8, features=32, drop_path_rate=0.1
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(zoo.MODELS, "pt_small_of_the_tests", spec)
-        patch.setitem(zoo.PREPROCESSING, "pt_small_of_the_tests", Preprocessing(224, 0.875))
+        patch.setitem(zoo.MODELS, "pt_small_of_the_tests", Model(spec, Preprocessing(224, 0.875)))
         yield "pt_small_of_the_tests"
 
 
@@ -45,6 +45,7 @@ def tiny_model() -> Iterator[str]:
     dropout, and in its last block drop path, between 1x1 convolutions.
     """
     from jeffnet.arch import zoo
+    from jeffnet.arch.model import Model
     from jeffnet.arch.preprocessing import Preprocessing
     from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow
 
@@ -67,8 +68,7 @@ def tiny_model() -> Iterator[str]:
     tiny_flat = ModelSpec(stages=(("cn_r1_k1_s1_c8",), ("cn_r2_k1_s2_c8_skip",)), stem=8, features=16)
     with pytest.MonkeyPatch.context() as patch:
         for name, spec in {"tiny": tiny, "tiny_tf": tiny_tf, "tiny_flat": tiny_flat}.items():
-            patch.setitem(zoo.MODELS, name, spec)
-            patch.setitem(zoo.PREPROCESSING, name, Preprocessing(32, 1.0))
+            patch.setitem(zoo.MODELS, name, Model(spec, Preprocessing(32, 1.0)))
         yield "tiny"
 
 

@@ -23,6 +23,7 @@ from flax import nnx
 from jeffnet import linen as jeffnet_linen
 from jeffnet import nnx as jeffnet_nnx
 from jeffnet.arch import zoo
+from jeffnet.arch.model import Model
 from jeffnet.arch.plan import with_frozen_norms, with_test_pooling
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
@@ -599,8 +600,7 @@ def test_pixels_that_were_not_normalised_are_refused(dtype, backend):
 def strict_model(tiny_model, monkeypatch):
     """Every kind of layer once."""
     spec = ModelSpec(stages=(("ds_r1_k3_s2_c8_se0.25",), ("ir_r1_k3_s1_e2_c8",)), stem=8, features=16)
-    monkeypatch.setitem(zoo.MODELS, "tiny_strict", spec)
-    monkeypatch.setitem(zoo.PREPROCESSING, "tiny_strict", Preprocessing(32, 1.0))
+    monkeypatch.setitem(zoo.MODELS, "tiny_strict", Model(spec, Preprocessing(32, 1.0)))
 
 
 def test_strict_settings_of_jax(strict_jax, strict_model):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jeffnet.arch import zoo
+from jeffnet.arch.model import Model
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.cli.main import EXIT_CRASH, _parse, main
 from jeffnet.cli.train import _pairs
@@ -33,8 +33,8 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Nothing but 1x1 convolutions, of which all of this compiles in seconds; as many maps as the printed ones have.
     stages = tuple((f"cn_r1_k1_s{stride}_c8",) for stride in (1, 2, 2, 2, 2))
-    monkeypatch.setitem(zoo.MODELS, "flat", ModelSpec(stages=stages, stem=8, features=64))
-    monkeypatch.setitem(zoo.PREPROCESSING, "flat", Preprocessing(32, 1.0))
+    model = Model(ModelSpec(stages=stages, stem=8, features=64), Preprocessing(32, 1.0))
+    monkeypatch.setitem(zoo.MODELS, "flat", model)
     names = {}
     for block in re.findall(r"```python\n(.*?)```", TEXTS["README.md"] + TEXTS["backends.md"], re.DOTALL):
         block = block.replace("224, 224", "64, 64")
@@ -77,7 +77,7 @@ def test_the_table_of_models_is_what_the_command_prints(capsys):
     assert main(["list", "--markdown"]) == 0
     table = re.search(r"<!-- models -->\n(.*?)<!-- end of models -->", TEXTS["models.md"], re.DOTALL)[1]
     assert table == capsys.readouterr().out
-    assert table.count("jeffnet validate") == len(PRETRAINED)
+    assert table.count("jeffnet validate") == len(zoo.list_models(pretrained=True))
     for line in re.findall(r"`(jeffnet validate .*?)`", table):
         test_the_commands_parse(line)
 

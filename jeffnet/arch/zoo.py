@@ -2,33 +2,33 @@
 
 import difflib
 import fnmatch
+from collections.abc import Iterable
 
 from jeffnet.arch.families import efficientnet, mixnet, mobilenet, searched
+from jeffnet.arch.model import Model
 from jeffnet.arch.plan import Plan, lower
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.errors import ArchitectureError, UnknownModelError
 
 _FAMILIES = (efficientnet, mixnet, mobilenet, searched)
 
 
-def _merge(tables: list[dict]) -> dict:
+def _merge(tables: Iterable[dict[str, Model]]) -> dict[str, Model]:
     merged = {}
     for table in tables:
-        for name, entry in table.items():
+        for name, model in table.items():
             if name in merged:
                 raise ArchitectureError(f"model {name!r} is defined twice")
-            merged[name] = entry
+            merged[name] = model
     return dict(sorted(merged.items()))
 
 
-MODELS: dict[str, ModelSpec] = _merge([family.MODELS for family in _FAMILIES])
-PREPROCESSING: dict[str, Preprocessing] = _merge([family.PREPROCESSING for family in _FAMILIES])
+MODELS = _merge(entry.models(name) for family in _FAMILIES for name, entry in family.MODELS.items())
 
 # Names of timm whose model ours is, where `pt_` before the name or a published tag do not tell.
 _OTHER_NAMES = {"mnasnet_a1": "pt_semnasnet_100", "mnasnet_b1": "pt_mnasnet_100"}
-_TIMM_NAMES = {weights.timm: name for name, weights in PRETRAINED.items()}
+_TIMM_NAMES = {model.timm: name for name, model in MODELS.items() if model.timm}
 
 
 def resolve_name(name: str) -> str:
@@ -64,17 +64,24 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
       pretrained: only those with published weights.
     """
     names = fnmatch.filter(MODELS, pattern)
-    return [name for name in names if name in PRETRAINED] if pretrained else names
+    return [name for name in names if MODELS[name].weights] if pretrained else names
+
+
+def find_model(name: str) -> Model:
+    """The entry of a model, ours or timm's name; raises UnknownModelError."""
+    model = _find(resolve_name(name))
+    assert model is not None
+    return model
 
 
 def model_spec(name: str) -> ModelSpec:
     """The architecture of a model; raises UnknownModelError."""
-    return _found(name)[0]
+    return find_model(name).spec
 
 
 def model_preprocessing(name: str) -> Preprocessing:
     """What a model's weights expect of their input; raises UnknownModelError."""
-    return _found(name)[1]
+    return find_model(name).preprocessing
 
 
 def model_plan(name: str, **options) -> Plan:
@@ -91,11 +98,5 @@ def model_plan(name: str, **options) -> Plan:
     return lower(model_spec(name), **options)
 
 
-def _find(name: str) -> tuple[ModelSpec, Preprocessing] | None:
-    return (MODELS[name], PREPROCESSING[name]) if name in MODELS else mobilenet.scaled(name)
-
-
-def _found(name: str) -> tuple[ModelSpec, Preprocessing]:
-    found = _find(resolve_name(name))
-    assert found is not None
-    return found
+def _find(name: str) -> Model | None:
+    return MODELS.get(name) or mobilenet.scaled(name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.arch.pretrained import PRETRAINED
+from jeffnet.arch.zoo import MODELS
 from jeffnet.backends import BACKENDS
 from jeffnet.bench.results import CaseResult, Measured
 from jeffnet.system.figures import plain_text, save_figure
@@ -58,13 +58,14 @@ def points_of(results: Sequence[CaseResult]) -> list[Point]:
     Args:
       results: of inference; where there are none, of training.
     """
+    scores = {name: entry.weights.top1 for name, entry in MODELS.items() if entry.weights}
     best: dict[str, float] = {}
     for result in _shown(results):
         model, own = result.case.model, _own(result)
-        if model in PRETRAINED and own:
+        if own and model in scores:
             fastest = max(result.images_per_second(each) for each in own)
             best[model] = max(fastest, best.get(model, 0.0))
-    return [Point(model, speed, PRETRAINED[model].top1) for model, speed in best.items()]
+    return [Point(model, speed, scores[model]) for model, speed in best.items()]
 
 
 def title_of(results: Sequence[CaseResult]) -> str:

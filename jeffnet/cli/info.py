@@ -5,9 +5,9 @@ import json
 import os
 from typing import Any
 
-from jeffnet.arch.pretrained import PRETRAINED, RELEASE
+from jeffnet.arch.model import RELEASE
 from jeffnet.arch.summary import count_macs, count_parameters, layers
-from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
+from jeffnet.arch.zoo import find_model, model_plan, resolve_name
 from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.model import positive, whole
 from jeffnet.cli.text import table
@@ -180,7 +180,8 @@ def _show_model(options: argparse.Namespace) -> None:
     plan = model_plan(
         name, num_classes=options.num_classes, in_chans=options.in_chans, output_stride=options.output_stride
     )
-    preprocessing, weights = model_preprocessing(name), PRETRAINED.get(name)
+    model = find_model(name)
+    preprocessing, weights = model.preprocessing, model.weights
     size = preprocessing.image_size if options.image_size is None else options.image_size
     rows = layers(plan, size)
     summary = {
@@ -192,7 +193,14 @@ def _show_model(options: argparse.Namespace) -> None:
         "preprocessing": vars(preprocessing),
         "features": [vars(feature) for feature in plan.features],
         "drop_rate": plan.drop_rate,
-        "pretrained": {**vars(weights), "hub": weights.hub_id, "release": f"{RELEASE}{name}-{weights.sha256}.npz"}
+        "pretrained": {
+            "timm": model.timm,
+            "sha256": weights.sha256,
+            "top1": weights.top1,
+            "top5": weights.top5,
+            "hub": f"timm/{model.timm}",
+            "release": f"{RELEASE}{name}-{weights.sha256}.npz",
+        }
         if weights
         else None,
     }

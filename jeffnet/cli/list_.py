@@ -4,9 +4,8 @@ import argparse
 import json
 from typing import Any
 
-from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.summary import count_macs, count_parameters
-from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
+from jeffnet.arch.zoo import find_model, list_models, model_plan
 from jeffnet.cli.text import table
 from jeffnet.errors import UnknownModelError
 
@@ -23,7 +22,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def describe(name: str) -> dict[str, Any]:
     """What `--json` prints of a model."""
-    plan, preprocessing, weights = model_plan(name), model_preprocessing(name), PRETRAINED.get(name)
+    plan, model = model_plan(name), find_model(name)
+    preprocessing, weights = model.preprocessing, model.weights
     return {
         "name": name,
         "parameters": count_parameters(plan),
@@ -34,7 +34,7 @@ def describe(name: str) -> dict[str, Any]:
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "pretrained": weights is not None,
-        "timm": weights.timm if weights else None,
+        "timm": model.timm,
         "top1": weights.top1 if weights else None,
         "top5": weights.top5 if weights else None,
     }

@@ -11,8 +11,7 @@ import numpy as np
 import jeffnet
 from jeffnet.arch.plan import with_test_pooling
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.pretrained import PRETRAINED
-from jeffnet.arch.zoo import model_preprocessing
+from jeffnet.arch.zoo import find_model, model_preprocessing
 from jeffnet.backends import load_backend
 from jeffnet.data.batches import EvalLoader, OnBadImage, Shard
 from jeffnet.data.labels import label_table, read_label_map, read_real_labels, real_index, subset_mask
@@ -297,7 +296,7 @@ def _outcome(
     scores = score(predictions, right)
     published = None
     if model.candidate.weights is None and _is_imagenet_validation(settings, loader, table):
-        published = PRETRAINED[model.card.model]
+        published = find_model(model.card.model).weights
     row = {
         "model": model.card.model,
         "weights": model.candidate.weights,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from jeffnet.arch.pretrained import PRETRAINED, RELEASE
-from jeffnet.arch.zoo import resolve_name
+from jeffnet.arch.model import RELEASE
+from jeffnet.arch.zoo import find_model, list_models, resolve_name
 from jeffnet.errors import WeightsError
 from jeffnet.weights import download
 from jeffnet.weights.download import FetchError, cache_folder, fetch, is_offline, one_line, wrong_hash
@@ -80,12 +80,12 @@ def _published(name: str | None) -> Located:
     if name is None:
         raise WeightsError("published weights are those of a model: give its name")
     model = resolve_name(name)
-    if model not in PRETRAINED:
-        near = difflib.get_close_matches(model, PRETRAINED, n=4, cutoff=0.5)
+    entry = find_model(model)
+    if entry.weights is None:
+        near = difflib.get_close_matches(model, list_models(pretrained=True), n=4, cutoff=0.5)
         hint = f"near it: {', '.join(near)}" if near else "`jeffnet list --pretrained` shows those that have"
         raise WeightsError(f"model {model!r} has no published weights; {hint}")
-    weights = PRETRAINED[model]
-    repository = _Repository(f"hf:{weights.hub_id}", weights.hub_id)
+    repository = _Repository(f"hf:timm/{entry.timm}", f"timm/{entry.timm}")
     try:
         path = repository.weights(WEIGHTS_FILES[:1])
         return Located(path, repository.source, HubConfig(model))
@@ -93,12 +93,14 @@ def _published(name: str | None) -> Located:
         if not error.unavailable:
             raise
         of_hub = error
-    file = f"{model}-{weights.sha256}.npz"
+    file = f"{model}-{entry.weights.sha256}.npz"
     url = os.environ.get("JEFFNET_RELEASE_URL", RELEASE).rstrip("/") + f"/{file}"
     path = cache_folder() / "release" / file
     _log.warning("weights %r: %s; using those of the original release, %s", repository.source, of_hub.reason, url)
     try:
-        return Located(fetch(url, path, f"sha256:{weights.sha256}"), download.without_password(url), HubConfig(model))
+        return Located(
+            fetch(url, path, f"sha256:{entry.weights.sha256}"), download.without_password(url), HubConfig(model)
+        )
     except FetchError as error:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.pretrained import PRETRAINED
-from jeffnet.arch.zoo import model_preprocessing, model_spec, resolve_name
+from jeffnet.arch.zoo import MODELS, model_preprocessing, model_spec, resolve_name
 from jeffnet.errors import UnknownModelError, WeightsError, first_line
 from jeffnet.system.reading import parse_json, read_text
 
@@ -133,7 +132,7 @@ _COMPARED = {
 
 
 def _model(repository: str | None, config: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
-    published = {entry.hub_id: name for name, entry in PRETRAINED.items()}
+    published = {f"timm/{model.timm}": name for name, model in MODELS.items() if model.timm}
     if repository in published:
         return published[repository]
     architecture, tag = config.get("architecture"), weights.get("tag")

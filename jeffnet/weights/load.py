@@ -13,9 +13,8 @@ from jeffnet.arch.class_names import class_difference, class_indices, order_doub
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.plan import OUTPUT_STRIDES, Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.summary import ArraySpec, array_specs
-from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
+from jeffnet.arch.zoo import find_model, model_plan, model_preprocessing, resolve_name
 from jeffnet.errors import UnknownModelError, WeightsError, first_line
 from jeffnet.ops.init import initial_arrays
 from jeffnet.system.reading import check_file
@@ -113,7 +112,7 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
 
 def _is_published(name: str) -> bool:
     try:
-        return resolve_name(name) in PRETRAINED
+        return find_model(name).weights is not None
     except UnknownModelError:
         return False
 

@@ -66,8 +66,8 @@ def test_stages_keep_their_grouping():
 
 
 def test_every_model_of_the_zoo_parses():
-    for spec in MODELS.values():
-        assert all(parse_stages(spec.stages))
+    for model in MODELS.values():
+        assert all(parse_stages(model.spec.stages))
 
 
 @pytest.mark.parametrize(

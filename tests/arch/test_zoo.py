@@ -9,9 +9,9 @@ import pytest
 
 from jeffnet.arch import zoo
 from jeffnet.arch.families import mobilenet
+from jeffnet.arch.model import Architecture, Model, WeightSet
 from jeffnet.arch.plan import Conv, SqueezeExcite, lower
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.pretrained import PRETRAINED
 from jeffnet.arch.summary import array_specs, count_macs, count_parameters, layers
 from jeffnet.arch.zoo import MODELS, list_models, model_plan, model_preprocessing, model_spec, resolve_name
 from jeffnet.errors import ArchitectureError, JeffnetError, UnknownModelError
@@ -155,7 +155,7 @@ def test_published_names_of_timm_are_aliases(timm_name):
 )
 def test_other_names_are_aliases(alias, name):
     assert resolve_name(alias) == name
-    assert model_spec(alias) is MODELS[name]
+    assert model_spec(alias) is MODELS[name].spec
     assert model_preprocessing(alias) == model_preprocessing(name)
 
 
@@ -174,9 +174,9 @@ def test_mobilenetv2_is_there_in_any_width(name, stem, features):
 
 @pytest.mark.parametrize("name", list_models("*_mobilenetv2_???"))
 def test_widths_that_are_listed_are_as_those_that_are_not(name):
-    spec, preprocessing = mobilenet.scaled(name)
-    assert lower(spec) == model_plan(name)
-    assert preprocessing == model_preprocessing(name)
+    model = mobilenet.scaled(name)
+    assert lower(model.spec) == model_plan(name)
+    assert model.preprocessing == model_preprocessing(name)
 
 
 @pytest.mark.parametrize("name", ["tf_mobilenetv2_000", "tf_mobilenetv2_60", "tf_mobilenetv2_0600", "mobilenetv2"])
@@ -224,11 +224,25 @@ def test_models_are_listed_by_wildcard():
 
 
 def test_published_weights_are_known_with_their_scores():
-    assert set(PRETRAINED) == set(TIMM_NAMES.values()) == set(list_models(pretrained=True))
-    for name, weights in PRETRAINED.items():
+    published = {name: model for name, model in MODELS.items() if model.weights}
+    assert list_models(pretrained=True) == list(published) == sorted(TIMM_NAMES.values())
+    for name, model in published.items():
         facts = FACTS[name]
-        assert (weights.timm, weights.top1, weights.top5) == (facts["timm"], facts["top1"], facts["top5"])
+        assert (model.timm, model.weights.top1, model.weights.top5) == (facts["timm"], facts["top1"], facts["top5"])
     assert list_models("*_l2*", pretrained=True) == ["tf_efficientnet_l2_ns", "tf_efficientnet_l2_ns_475"]
+
+
+def test_weight_sets_of_one_architecture_are_models():
+    """The first is called like the architecture; the others have the tag in their name, unless the entry names them."""
+    other = Preprocessing(96, 1.0)
+    sets = {"a": WeightSet(1, 2, "0"), "b": WeightSet(3, 4, "1", other), "c": WeightSet(5, 6, "2", name="pt_net_c")}
+    spec, preprocessing = model_spec("pt_efficientnet_b0"), Preprocessing(64, 1.0)
+    assert Architecture(spec, preprocessing, **sets).models("pt_net") == {
+        "pt_net": Model(spec, preprocessing, "net.a", sets["a"]),
+        "pt_net.b": Model(spec, other, "net.b", sets["b"]),
+        "pt_net_c": Model(spec, preprocessing, "net.c", sets["c"]),
+    }
+    assert Architecture(spec, preprocessing).models("tf_net") == {"tf_net": Model(spec, preprocessing)}
 
 
 def test_a_model_defined_twice_is_an_error():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from PIL import Image
 
-from jeffnet.arch.pretrained import PRETRAINED
+from jeffnet.arch.zoo import find_model, list_models
 from jeffnet.bench import plot
 from jeffnet.bench.plot import Point, draw, pareto, points_of, title_of
 from jeffnet.errors import OutputError
@@ -19,7 +19,7 @@ def test_a_point_is_the_best_of_jeffnets_own(result):
     unscored = dataclasses.replace(result, case=dataclasses.replace(case, model="pt_efficientnet_b4"))
     results = [result, faster, training, unscored]
     (point,) = points_of(results)
-    assert point == Point("tf_efficientnet_b0", pytest.approx(40), PRETRAINED["tf_efficientnet_b0"].top1)
+    assert point == Point("tf_efficientnet_b0", pytest.approx(40), find_model("tf_efficientnet_b0").weights.top1)
     assert title_of(results) == "inference; linen; batch 4 or batch 8; float32; 224 px"
     assert points_of([training])[0].images_per_second == pytest.approx(400)
 
@@ -33,8 +33,9 @@ def test_the_front_has_what_nothing_beats_in_both():
 def test_labels_are_readable(tmp_path, monkeypatch, number):
     """None lies on another or on a point, and nearly all find a place."""
     speeds = [5.0 * 1.07**index for index in range(number)]
-    names = sorted(PRETRAINED, key=lambda name: -PRETRAINED[name].top1)[:number]
-    points = [Point(name, speed, PRETRAINED[name].top1) for name, speed in zip(names, speeds, strict=True)]
+    scores = {name: find_model(name).weights.top1 for name in list_models(pretrained=True)}
+    names = sorted(scores, key=lambda name: -scores[name])[:number]
+    points = [Point(name, speed, scores[name]) for name, speed in zip(names, speeds, strict=True)]
     placed = []
     original = plot._label
 

@@ -173,8 +173,8 @@ ODD_STAGES = {
 def odd_start(monkeypatch, stages, **options):
     """Random arrays for a model of the user's own."""
     spec = {name: options.pop(name) for name in ("padding", "act", "pool_first") if name in options}
-    monkeypatch.setitem(zoo.MODELS, "odd", ModelSpec(stages=stages, stem=16, features=32, **spec))
-    monkeypatch.setitem(zoo.PREPROCESSING, "odd", zoo.PREPROCESSING["tiny"])
+    model = replace(zoo.MODELS["tiny"], spec=ModelSpec(stages=stages, stem=16, features=32, **spec))
+    monkeypatch.setitem(zoo.MODELS, "odd", model)
     return random_start("odd", **options)
 
 
@@ -236,8 +236,8 @@ def test_any_block(data):
 def test_dilated_convolutions_of_all_channels(monkeypatch):
     """No model of the zoo has them; the C++ does not do them."""
     stages = (("cn_r1_k3_s2_c16",), ("er_r2_k3_s2_e2_c16",), ("er_r2_k3_s2_e2_c24",))
-    monkeypatch.setitem(zoo.MODELS, "tiny_edge", ModelSpec(stages=stages, stem=16, features=32))
-    monkeypatch.setitem(zoo.PREPROCESSING, "tiny_edge", zoo.PREPROCESSING["tiny"])
+    model = replace(zoo.MODELS["tiny"], spec=ModelSpec(stages=stages, stem=16, features=32))
+    monkeypatch.setitem(zoo.MODELS, "tiny_edge", model)
     start = random_start("tiny_edge", output_stride=8)
     ops = [op for block in start.plan.blocks for op in block.ops if isinstance(op, Conv)]
     assert {op.dilation for op in ops if op.parts[0].kernel_size == 3} == {1, 2}

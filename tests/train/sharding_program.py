@@ -26,6 +26,7 @@ from PIL import Image
 
 import jeffnet.parallel.mesh
 from jeffnet.arch import zoo
+from jeffnet.arch.model import Model
 from jeffnet.arch.plan import lower, with_norm_groups
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
@@ -294,7 +295,7 @@ def started(kind: str, mesh: str) -> dict[str, float]:
       Peaks on a device over what its share of the state and one array take, and whether the arrays are those with which
       it would start on one device, to the bit.
     """
-    zoo.MODELS["small"], zoo.PREPROCESSING["small"] = dataclasses.replace(SPEC, features=256), PREPROCESSING
+    zoo.MODELS["small"] = Model(dataclasses.replace(SPEC, features=256), PREPROCESSING)
     with tempfile.TemporaryDirectory() as folder:
         painted(Path(folder))
         weights = os.path.join(folder, "weights.safetensors")

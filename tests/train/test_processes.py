@@ -37,13 +37,14 @@ PROGRAM = """
 import sys
 
 from jeffnet.arch import zoo
+from jeffnet.arch.model import Model
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.cli.main import main
 
 STAGES = (("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k3_s2_e3_c16",))
-zoo.MODELS["wide"] = ModelSpec(stages=STAGES, stem=8, features=256, drop_path_rate=0.1)
-zoo.PREPROCESSING["wide"] = Preprocessing(32, 1.0)
+SPEC = ModelSpec(stages=STAGES, stem=8, features=256, drop_path_rate=0.1)
+zoo.MODELS["wide"] = Model(SPEC, Preprocessing(32, 1.0))
 if __name__ == "__main__":
     sys.exit(main())
 """
@@ -339,10 +340,8 @@ def stopped(launch):
 def test_checkpoints_by_time_are_of_one_step_in_all_processes_and_complete(stopped, program, monkeypatch, tmp_path):
     from jeffnet.arch import zoo
 
-    names: dict = {}
-    for attribute in ("MODELS", "PREPROCESSING"):
-        monkeypatch.setattr(zoo, attribute, dict(getattr(zoo, attribute)))
-    exec(PROGRAM, names | {"__name__": "program"})
+    monkeypatch.setattr(zoo, "MODELS", dict(zoo.MODELS))
+    exec(PROGRAM, {"__name__": "program"})
     shutil.copytree(stopped.run, tmp_path / "run")
     folders = {int(path.name): path for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert len(folders.keys() - {3, 6, max(folders)}) >= 1, folders

@@ -4,8 +4,7 @@ import jax
 import pytest
 
 import jeffnet.validation.batch_size as batch_size_module
-from jeffnet.arch.pretrained import PRETRAINED
-from jeffnet.arch.zoo import model_plan
+from jeffnet.arch.zoo import list_models, model_plan
 from jeffnet.errors import ConfigError, UnknownModelError
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate, select_models
@@ -20,7 +19,7 @@ def test_names_wildcards_and_all():
     assert names("tf_efficientnet_b[0-1]_ns, pt_mixnet_s,tf_efficientnet_b1_ns") == [
         "tf_efficientnet_b0_ns", "tf_efficientnet_b1_ns", "pt_mixnet_s",
     ]  # fmt: skip
-    assert set(names("all")) == set(PRETRAINED)
+    assert set(names("all")) == set(list_models(pretrained=True))
     # Without published weights, but one may have others.
     assert names("pt_efficientnet_l*", "{model}.safetensors")
     with pytest.raises(UnknownModelError, match="no model with published weights matches"):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import jeffnet.validation.validate
+from jeffnet.arch import zoo
+from jeffnet.arch.model import WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.pretrained import Pretrained
 from jeffnet.arch.zoo import model_plan
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
@@ -342,8 +343,8 @@ def imagenet(tmp_path, tiny_model, monkeypatch):
     )
 
     def publish(top1):
-        entry = Pretrained("tiny_flat.in1k", "0" * 8, top1, 5.0)
-        monkeypatch.setattr(jeffnet.validation.validate, "PRETRAINED", {"tiny_flat": entry})
+        model = replace(zoo.MODELS["tiny_flat"], timm="tiny_flat.in1k", weights=WeightSet(top1, 5.0, "0" * 8))
+        monkeypatch.setitem(zoo.MODELS, "tiny_flat", model)
         return tmp_path / "imagenet.npz"
 
     return publish

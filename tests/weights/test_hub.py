@@ -18,8 +18,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from jeffnet.arch.model import RELEASE, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.pretrained import PRETRAINED, Pretrained
+from jeffnet.arch.zoo import MODELS
 from jeffnet.errors import UnknownModelError, WeightsError
 from jeffnet.weights import download
 from jeffnet.weights.hub import Located, locate
@@ -171,7 +172,8 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setenv("JEFFNET_RELEASE_URL", f"{hub.url}/release")
     # The published weights are those of the tests.
     digest = hashlib.sha256(RELEASED).hexdigest()[:8]
-    monkeypatch.setitem(PRETRAINED, MODEL, Pretrained(REPOSITORY.removeprefix("timm/"), digest, 0, 0))
+    entry = replace(MODELS[MODEL], timm=REPOSITORY.removeprefix("timm/"), weights=WeightSet(0, 0, digest))
+    monkeypatch.setitem(MODELS, MODEL, entry)
     hub.add(REPOSITORY, {"model.safetensors": WEIGHTS, "config.json": json.dumps(CONFIG).encode()})
     hub.add("me/mine", {"model.safetensors": WEIGHTS, "config.json": json.dumps(CONFIG).encode()})
     hub.file = f"{MODEL}-{digest}.npz"
@@ -252,8 +254,9 @@ def test_what_is_cached_is_not_downloaded_again(hub):
 
 
 def test_every_published_model_has_an_address():
-    assert all(re.fullmatch(r"timm/[\w.]+", weights.hub_id) for weights in PRETRAINED.values())
-    assert all(re.fullmatch("[0-9a-f]{8}", weights.sha256) for weights in PRETRAINED.values())
+    published = [model for model in MODELS.values() if model.weights]
+    assert all(re.fullmatch(r"\w+\.\w+", model.timm) for model in published)
+    assert all(re.fullmatch("[0-9a-f]{8}", model.weights.sha256) for model in published)
 
 
 def test_a_model_without_published_weights(hub):
@@ -344,8 +347,6 @@ def test_both_sources_fail(fail, why, hub, tmp_path):
 
 
 def test_the_releases_own_address():
-    from jeffnet.arch.pretrained import RELEASE
-
     assert RELEASE.startswith("https://") and RELEASE.endswith("/")
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jeffnet.arch import pretrained
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import model_plan, model_preprocessing
+from jeffnet.arch.zoo import MODELS, model_plan, model_preprocessing
 from jeffnet.backends import BACKENDS, load_backend, to_start
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
@@ -84,7 +83,8 @@ def server(files, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("JEFFNET_RELEASE_URL", f"{url}/release")
     monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(pretrained.PRETRAINED, NAME, replace(pretrained.PRETRAINED[NAME], sha256=digest))
+    weights = replace(MODELS[NAME].weights, sha256=digest)
+    monkeypatch.setitem(MODELS, NAME, replace(MODELS[NAME], weights=weights))
     yield server
     server.shutdown()
     server.server_close()

@@ -6,6 +6,7 @@ tensorflow/tpu, models/official/efficientnet. Input sizes and crops are those of
 
 from dataclasses import replace
 
+from jeffnet.arch.model import Architecture, WeightSet
 from jeffnet.arch.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Preprocessing
 from jeffnet.arch.spec import ModelSpec, as_tensorflow
 
@@ -73,121 +74,122 @@ LITE2 = replace(LITE0, width=1.1, depth=1.2, drop_rate=0.3)
 LITE3 = replace(LITE0, width=1.2, depth=1.4, drop_rate=0.3)
 LITE4 = replace(LITE0, width=1.4, depth=1.8, drop_rate=0.3)
 
-MODELS = {
-    "pt_efficientnet_b0": B0,
-    "pt_efficientnet_b1": B1,
-    "pt_efficientnet_b2": B2,
-    "pt_efficientnet_b3": B3,
-    "pt_efficientnet_b4": B4,
-    "pt_efficientnet_b5": B5,
-    "pt_efficientnet_b6": B6,
-    "pt_efficientnet_b7": B7,
-    "pt_efficientnet_b8": B8,
-    "pt_efficientnet_l2": L2,
-    "pt_efficientnet_es": ES,
-    "pt_efficientnet_em": EM,
-    "pt_efficientnet_el": EL,
-    "pt_efficientnet_lite0": LITE0,
-    "pt_efficientnet_lite1": LITE1,
-    "pt_efficientnet_lite2": LITE2,
-    "pt_efficientnet_lite3": LITE3,
-    "pt_efficientnet_lite4": LITE4,
-    "tf_efficientnet_b0": as_tensorflow(B0),
-    "tf_efficientnet_b1": as_tensorflow(B1),
-    "tf_efficientnet_b2": as_tensorflow(B2),
-    "tf_efficientnet_b3": as_tensorflow(B3),
-    "tf_efficientnet_b4": as_tensorflow(B4),
-    "tf_efficientnet_b5": as_tensorflow(B5),
-    "tf_efficientnet_b6": as_tensorflow(B6),
-    "tf_efficientnet_b7": as_tensorflow(B7),
-    "tf_efficientnet_b8": as_tensorflow(B8),
-    "tf_efficientnet_b0_ap": as_tensorflow(B0),
-    "tf_efficientnet_b1_ap": as_tensorflow(B1),
-    "tf_efficientnet_b2_ap": as_tensorflow(B2),
-    "tf_efficientnet_b3_ap": as_tensorflow(B3),
-    "tf_efficientnet_b4_ap": as_tensorflow(B4),
-    "tf_efficientnet_b5_ap": as_tensorflow(B5),
-    "tf_efficientnet_b6_ap": as_tensorflow(B6),
-    "tf_efficientnet_b7_ap": as_tensorflow(B7),
-    "tf_efficientnet_b8_ap": as_tensorflow(B8),
-    "tf_efficientnet_b0_ns": as_tensorflow(B0),
-    "tf_efficientnet_b1_ns": as_tensorflow(B1),
-    "tf_efficientnet_b2_ns": as_tensorflow(B2),
-    "tf_efficientnet_b3_ns": as_tensorflow(B3),
-    "tf_efficientnet_b4_ns": as_tensorflow(B4),
-    "tf_efficientnet_b5_ns": as_tensorflow(B5),
-    "tf_efficientnet_b6_ns": as_tensorflow(B6),
-    "tf_efficientnet_b7_ns": as_tensorflow(B7),
-    "tf_efficientnet_l2_ns": as_tensorflow(L2),
-    "tf_efficientnet_l2_ns_475": as_tensorflow(L2),
-    "tf_efficientnet_es": as_tensorflow(ES),
-    "tf_efficientnet_em": as_tensorflow(EM),
-    "tf_efficientnet_el": as_tensorflow(EL),
-    "tf_efficientnet_lite0": as_tensorflow(LITE0),
-    "tf_efficientnet_lite1": as_tensorflow(LITE1),
-    "tf_efficientnet_lite2": as_tensorflow(LITE2),
-    "tf_efficientnet_lite3": as_tensorflow(LITE3),
-    "tf_efficientnet_lite4": as_tensorflow(LITE4),
-}
-
 
 def _inception(image_size: int, crop_pct: float, interpolation: str = "bicubic") -> Preprocessing:
     return Preprocessing(image_size, crop_pct, interpolation, INCEPTION_MEAN, INCEPTION_STD)
 
 
-PREPROCESSING = {
-    "pt_efficientnet_b0": Preprocessing(224, 0.875),
-    "pt_efficientnet_b1": Preprocessing(240, 0.875),
-    "pt_efficientnet_b2": Preprocessing(260, 0.875),
-    "pt_efficientnet_b3": Preprocessing(300, 0.904),
-    "pt_efficientnet_b4": Preprocessing(380, 0.922),
-    "pt_efficientnet_b5": Preprocessing(456, 0.934),
-    "pt_efficientnet_b6": Preprocessing(528, 0.942),
-    "pt_efficientnet_b7": Preprocessing(600, 0.949),
-    "pt_efficientnet_b8": Preprocessing(672, 0.954),
-    "pt_efficientnet_l2": Preprocessing(800, 0.961),
-    "pt_efficientnet_es": Preprocessing(224, 0.875),
-    "pt_efficientnet_em": Preprocessing(240, 0.882),
-    "pt_efficientnet_el": Preprocessing(300, 0.904),
-    "pt_efficientnet_lite0": Preprocessing(224, 0.875),
-    "pt_efficientnet_lite1": Preprocessing(240, 0.882),
-    "pt_efficientnet_lite2": Preprocessing(260, 0.89),
-    "pt_efficientnet_lite3": Preprocessing(300, 0.904),
-    "pt_efficientnet_lite4": Preprocessing(380, 0.922),
-    "tf_efficientnet_b0": Preprocessing(224, 0.875),
-    "tf_efficientnet_b1": Preprocessing(240, 0.882),
-    "tf_efficientnet_b2": Preprocessing(260, 0.89),
-    "tf_efficientnet_b3": Preprocessing(300, 0.904),
-    "tf_efficientnet_b4": Preprocessing(380, 0.922),
-    "tf_efficientnet_b5": Preprocessing(456, 0.934),
-    "tf_efficientnet_b6": Preprocessing(528, 0.942),
-    "tf_efficientnet_b7": Preprocessing(600, 0.949),
-    "tf_efficientnet_b8": Preprocessing(672, 0.954),
-    "tf_efficientnet_b0_ap": _inception(224, 0.875),
-    "tf_efficientnet_b1_ap": _inception(240, 0.882),
-    "tf_efficientnet_b2_ap": _inception(260, 0.89),
-    "tf_efficientnet_b3_ap": _inception(300, 0.904),
-    "tf_efficientnet_b4_ap": _inception(380, 0.922),
-    "tf_efficientnet_b5_ap": _inception(456, 0.934),
-    "tf_efficientnet_b6_ap": _inception(528, 0.942),
-    "tf_efficientnet_b7_ap": _inception(600, 0.949),
-    "tf_efficientnet_b8_ap": _inception(672, 0.954),
-    "tf_efficientnet_b0_ns": Preprocessing(224, 0.875),
-    "tf_efficientnet_b1_ns": Preprocessing(240, 0.882),
-    "tf_efficientnet_b2_ns": Preprocessing(260, 0.89),
-    "tf_efficientnet_b3_ns": Preprocessing(300, 0.904),
-    "tf_efficientnet_b4_ns": Preprocessing(380, 0.922),
-    "tf_efficientnet_b5_ns": Preprocessing(456, 0.934),
-    "tf_efficientnet_b6_ns": Preprocessing(528, 0.942),
-    "tf_efficientnet_b7_ns": Preprocessing(600, 0.949),
-    "tf_efficientnet_l2_ns": Preprocessing(800, 0.96),
-    "tf_efficientnet_l2_ns_475": Preprocessing(475, 0.936),
-    "tf_efficientnet_es": _inception(224, 0.875),
-    "tf_efficientnet_em": _inception(240, 0.882),
-    "tf_efficientnet_el": _inception(300, 0.904),
-    "tf_efficientnet_lite0": _inception(224, 0.875),
-    "tf_efficientnet_lite1": _inception(240, 0.882),
-    "tf_efficientnet_lite2": _inception(260, 0.89),
-    "tf_efficientnet_lite3": _inception(300, 0.904, "bilinear"),
-    "tf_efficientnet_lite4": _inception(380, 0.92, "bilinear"),
+MODELS = {
+    "pt_efficientnet_b0": Architecture(B0, Preprocessing(224, 0.875), ra_in1k=WeightSet(77.698, 93.538, "d480c9de")),
+    "pt_efficientnet_b1": Architecture(B1, Preprocessing(240, 0.875), ft_in1k=WeightSet(78.698, 94.144, "44dd2799")),
+    "pt_efficientnet_b2": Architecture(B2, Preprocessing(260, 0.875), ra_in1k=WeightSet(80.392, 95.076, "3ab3711f")),
+    "pt_efficientnet_b3": Architecture(B3, Preprocessing(300, 0.904), ra2_in1k=WeightSet(82.076, 96.02, "2c86e358")),
+    "pt_efficientnet_b4": Architecture(B4, Preprocessing(380, 0.922)),
+    "pt_efficientnet_b5": Architecture(B5, Preprocessing(456, 0.934)),
+    "pt_efficientnet_b6": Architecture(B6, Preprocessing(528, 0.942)),
+    "pt_efficientnet_b7": Architecture(B7, Preprocessing(600, 0.949)),
+    "pt_efficientnet_b8": Architecture(B8, Preprocessing(672, 0.954)),
+    "pt_efficientnet_l2": Architecture(L2, Preprocessing(800, 0.961)),
+    "pt_efficientnet_es": Architecture(ES, Preprocessing(224, 0.875), ra_in1k=WeightSet(78.1, 93.928, "d7c5fd59")),
+    "pt_efficientnet_em": Architecture(EM, Preprocessing(240, 0.882), ra2_in1k=WeightSet(79.256, 94.794, "e36de59a")),
+    "pt_efficientnet_el": Architecture(EL, Preprocessing(300, 0.904)),
+    "pt_efficientnet_lite0": Architecture(
+        LITE0, Preprocessing(224, 0.875), ra_in1k=WeightSet(75.488, 92.508, "6115ce63")
+    ),
+    "pt_efficientnet_lite1": Architecture(LITE1, Preprocessing(240, 0.882)),
+    "pt_efficientnet_lite2": Architecture(LITE2, Preprocessing(260, 0.89)),
+    "pt_efficientnet_lite3": Architecture(LITE3, Preprocessing(300, 0.904)),
+    "pt_efficientnet_lite4": Architecture(LITE4, Preprocessing(380, 0.922)),
+    "tf_efficientnet_b0": Architecture(
+        as_tensorflow(B0),
+        Preprocessing(224, 0.875),
+        aa_in1k=WeightSet(76.882, 93.27, "71d7115d"),
+        ap_in1k=WeightSet(77.1, 93.258, "d860b743", _inception(224, 0.875), "tf_efficientnet_b0_ap"),
+        ns_jft_in1k=WeightSet(78.68, 94.372, "6f64c20c", name="tf_efficientnet_b0_ns"),
+    ),
+    "tf_efficientnet_b1": Architecture(
+        as_tensorflow(B1),
+        Preprocessing(240, 0.882),
+        aa_in1k=WeightSet(78.84, 94.202, "83ec238a"),
+        ap_in1k=WeightSet(79.288, 94.316, "95cb042f", _inception(240, 0.882), "tf_efficientnet_b1_ap"),
+        ns_jft_in1k=WeightSet(81.388, 95.756, "9f8b5df2", name="tf_efficientnet_b1_ns"),
+    ),
+    "tf_efficientnet_b2": Architecture(
+        as_tensorflow(B2),
+        Preprocessing(260, 0.89),
+        aa_in1k=WeightSet(80.074, 94.906, "1d1f6c3a"),
+        ap_in1k=WeightSet(80.3, 95.032, "c2e62974", _inception(260, 0.89), "tf_efficientnet_b2_ap"),
+        ns_jft_in1k=WeightSet(82.412, 96.238, "6729f09d", name="tf_efficientnet_b2_ns"),
+    ),
+    "tf_efficientnet_b3": Architecture(
+        as_tensorflow(B3),
+        Preprocessing(300, 0.904),
+        aa_in1k=WeightSet(81.648, 95.724, "2ac427e3"),
+        ap_in1k=WeightSet(81.842, 95.614, "e62198e7", _inception(300, 0.904), "tf_efficientnet_b3_ap"),
+        ns_jft_in1k=WeightSet(84.054, 96.926, "b43b9f62", name="tf_efficientnet_b3_ns"),
+    ),
+    "tf_efficientnet_b4": Architecture(
+        as_tensorflow(B4),
+        Preprocessing(380, 0.922),
+        aa_in1k=WeightSet(83.04, 96.298, "716d81f1"),
+        ap_in1k=WeightSet(83.246, 96.392, "e65a2ef8", _inception(380, 0.922), "tf_efficientnet_b4_ap"),
+        ns_jft_in1k=WeightSet(85.156, 97.482, "bfc84391", name="tf_efficientnet_b4_ns"),
+    ),
+    "tf_efficientnet_b5": Architecture(
+        as_tensorflow(B5),
+        Preprocessing(456, 0.934),
+        ra_in1k=WeightSet(83.834, 96.764, "6092c165"),
+        ap_in1k=WeightSet(84.258, 96.984, "1924f949", _inception(456, 0.934), "tf_efficientnet_b5_ap"),
+        ns_jft_in1k=WeightSet(86.096, 97.744, "0dc1453c", name="tf_efficientnet_b5_ns"),
+    ),
+    "tf_efficientnet_b6": Architecture(
+        as_tensorflow(B6),
+        Preprocessing(528, 0.942),
+        aa_in1k=WeightSet(84.124, 96.89, "27e6732d"),
+        ap_in1k=WeightSet(84.794, 97.138, "28daec82", _inception(528, 0.942), "tf_efficientnet_b6_ap"),
+        ns_jft_in1k=WeightSet(86.476, 97.864, "2f311b5f", name="tf_efficientnet_b6_ns"),
+    ),
+    "tf_efficientnet_b7": Architecture(
+        as_tensorflow(B7),
+        Preprocessing(600, 0.949),
+        ra_in1k=WeightSet(84.926, 97.22, "7bbc9e2b"),
+        ap_in1k=WeightSet(85.132, 97.256, "c7218e34", _inception(600, 0.949), "tf_efficientnet_b7_ap"),
+        ns_jft_in1k=WeightSet(86.85, 98.08, "feca4a8a", name="tf_efficientnet_b7_ns"),
+    ),
+    "tf_efficientnet_b8": Architecture(
+        as_tensorflow(B8),
+        Preprocessing(672, 0.954),
+        ra_in1k=WeightSet(85.344, 97.392, "67bfcabf"),
+        ap_in1k=WeightSet(85.358, 97.298, "afc6b624", _inception(672, 0.954), "tf_efficientnet_b8_ap"),
+    ),
+    "tf_efficientnet_l2": Architecture(
+        as_tensorflow(L2),
+        Preprocessing(800, 0.96),
+        ns_jft_in1k=WeightSet(88.36, 98.656, "7a2c14f2", name="tf_efficientnet_l2_ns"),
+        ns_jft_in1k_475=WeightSet(88.246, 98.554, "72254c39", Preprocessing(475, 0.936), "tf_efficientnet_l2_ns_475"),
+    ),
+    "tf_efficientnet_es": Architecture(
+        as_tensorflow(ES), _inception(224, 0.875), in1k=WeightSet(77.258, 93.594, "6e146728")
+    ),
+    "tf_efficientnet_em": Architecture(
+        as_tensorflow(EM), _inception(240, 0.882), in1k=WeightSet(78.708, 94.314, "21a4e831")
+    ),
+    "tf_efficientnet_el": Architecture(
+        as_tensorflow(EL), _inception(300, 0.904), in1k=WeightSet(80.44, 95.164, "02387067")
+    ),
+    "tf_efficientnet_lite0": Architecture(
+        as_tensorflow(LITE0), _inception(224, 0.875), in1k=WeightSet(74.846, 92.18, "49febd06")
+    ),
+    "tf_efficientnet_lite1": Architecture(
+        as_tensorflow(LITE1), _inception(240, 0.882), in1k=WeightSet(76.674, 93.232, "529d9b59")
+    ),
+    "tf_efficientnet_lite2": Architecture(
+        as_tensorflow(LITE2), _inception(260, 0.89), in1k=WeightSet(77.47, 93.756, "a185f6b2")
+    ),
+    "tf_efficientnet_lite3": Architecture(
+        as_tensorflow(LITE3), _inception(300, 0.904, "bilinear"), in1k=WeightSet(79.808, 94.908, "df8fe453")
+    ),
+    "tf_efficientnet_lite4": Architecture(
+        as_tensorflow(LITE4), _inception(380, 0.92, "bilinear"), in1k=WeightSet(81.54, 95.668, "615dfa42")
+    ),
 }

@@ -8,6 +8,7 @@ are those of keras.applications.
 import re
 from dataclasses import replace
 
+from jeffnet.arch.model import Architecture, Model, WeightSet
 from jeffnet.arch.plan import round_channels
 from jeffnet.arch.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Preprocessing
 from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow
@@ -89,47 +90,60 @@ V3_SMALL_MINIMAL = replace(
     act="relu",
 )
 
-MODELS = {
-    "pt_mobilenetv2_100": V2,
-    "pt_mobilenetv2_110d": replace(V2_DEEPER, width=1.1, depth=1.2),
-    "pt_mobilenetv2_120d": replace(V2_DEEPER, width=1.2, depth=1.4),
-    "pt_mobilenetv2_140": _scaled_v2(1.4),
-    "pt_mobilenetv3_large_075": replace(V3_LARGE, width=0.75),
-    "pt_mobilenetv3_large_100": V3_LARGE,
-    "pt_mobilenetv3_small_075": replace(V3_SMALL, width=0.75),
-    "pt_mobilenetv3_small_100": V3_SMALL,
-    "tf_mobilenetv2_035": as_tensorflow(_scaled_v2(0.35)),
-    "tf_mobilenetv2_050": as_tensorflow(_scaled_v2(0.5)),
-    "tf_mobilenetv2_075": as_tensorflow(_scaled_v2(0.75)),
-    "tf_mobilenetv2_100": as_tensorflow(V2),
-    "tf_mobilenetv2_130": as_tensorflow(_scaled_v2(1.3)),
-    "tf_mobilenetv2_140": as_tensorflow(_scaled_v2(1.4)),
-    "tf_mobilenetv3_large_075": as_tensorflow(replace(V3_LARGE, width=0.75)),
-    "tf_mobilenetv3_large_100": as_tensorflow(V3_LARGE),
-    "tf_mobilenetv3_large_minimal_100": as_tensorflow(V3_LARGE_MINIMAL),
-    "tf_mobilenetv3_small_075": as_tensorflow(replace(V3_SMALL, width=0.75)),
-    "tf_mobilenetv3_small_100": as_tensorflow(V3_SMALL),
-    "tf_mobilenetv3_small_minimal_100": as_tensorflow(V3_SMALL_MINIMAL),
-}
-
 _PYTORCH = Preprocessing(224, 0.875)
 _TENSORFLOW = Preprocessing(224, 0.875, "bilinear", INCEPTION_MEAN, INCEPTION_STD)
 
-PREPROCESSING = {name: _TENSORFLOW if name.startswith("tf_") else _PYTORCH for name in MODELS}
-
+MODELS = {
+    "pt_mobilenetv2_100": Architecture(V2, _PYTORCH, ra_in1k=WeightSet(72.91, 91.0, "39fce4c0")),
+    "pt_mobilenetv2_110d": Architecture(
+        replace(V2_DEEPER, width=1.1, depth=1.2), _PYTORCH, ra_in1k=WeightSet(75.056, 92.186, "fbaf9685")
+    ),
+    "pt_mobilenetv2_120d": Architecture(
+        replace(V2_DEEPER, width=1.2, depth=1.4), _PYTORCH, ra_in1k=WeightSet(77.3, 93.516, "eaa01988")
+    ),
+    "pt_mobilenetv2_140": Architecture(_scaled_v2(1.4), _PYTORCH, ra_in1k=WeightSet(76.528, 93.008, "9b7c5e30")),
+    "pt_mobilenetv3_large_075": Architecture(replace(V3_LARGE, width=0.75), _PYTORCH),
+    "pt_mobilenetv3_large_100": Architecture(V3_LARGE, _PYTORCH, ra_in1k=WeightSet(75.784, 92.528, "0e2a5d09")),
+    "pt_mobilenetv3_small_075": Architecture(replace(V3_SMALL, width=0.75), _PYTORCH),
+    "pt_mobilenetv3_small_100": Architecture(V3_SMALL, _PYTORCH),
+    "tf_mobilenetv2_035": Architecture(as_tensorflow(_scaled_v2(0.35)), _TENSORFLOW),
+    "tf_mobilenetv2_050": Architecture(as_tensorflow(_scaled_v2(0.5)), _TENSORFLOW),
+    "tf_mobilenetv2_075": Architecture(as_tensorflow(_scaled_v2(0.75)), _TENSORFLOW),
+    "tf_mobilenetv2_100": Architecture(as_tensorflow(V2), _TENSORFLOW),
+    "tf_mobilenetv2_130": Architecture(as_tensorflow(_scaled_v2(1.3)), _TENSORFLOW),
+    "tf_mobilenetv2_140": Architecture(as_tensorflow(_scaled_v2(1.4)), _TENSORFLOW),
+    "tf_mobilenetv3_large_075": Architecture(
+        as_tensorflow(replace(V3_LARGE, width=0.75)), _TENSORFLOW, in1k=WeightSet(73.442, 91.332, "86b186f9")
+    ),
+    "tf_mobilenetv3_large_100": Architecture(
+        as_tensorflow(V3_LARGE), _TENSORFLOW, in1k=WeightSet(75.51, 92.6, "4db08e68")
+    ),
+    "tf_mobilenetv3_large_minimal_100": Architecture(
+        as_tensorflow(V3_LARGE_MINIMAL), _TENSORFLOW, in1k=WeightSet(72.27, 90.664, "bb99a4f0")
+    ),
+    "tf_mobilenetv3_small_075": Architecture(
+        as_tensorflow(replace(V3_SMALL, width=0.75)), _TENSORFLOW, in1k=WeightSet(65.706, 86.13, "bb7ad439")
+    ),
+    "tf_mobilenetv3_small_100": Architecture(
+        as_tensorflow(V3_SMALL), _TENSORFLOW, in1k=WeightSet(67.922, 87.686, "18a48cb4")
+    ),
+    "tf_mobilenetv3_small_minimal_100": Architecture(
+        as_tensorflow(V3_SMALL_MINIMAL), _TENSORFLOW, in1k=WeightSet(62.892, 84.27, "666b8e3b")
+    ),
+}
 
 _SCALED = re.compile(r"(pt|tf)_mobilenetv2_(?!000)(\d{3})")
 
 
-def scaled(name: str) -> tuple[ModelSpec, Preprocessing] | None:
+def scaled(name: str) -> Model | None:
     """MobileNetV2 of any width by its name: `pt_mobilenetv2_060` is 0.6 times as wide; None for all other names."""
-    found = _SCALED.fullmatch(name)
-    if found is None:
+    match = _SCALED.fullmatch(name)
+    if match is None:
         return None
-    width = int(found[2]) / 100
-    if found[1] == "pt":
-        return _scaled_v2(width), _PYTORCH
-    return as_tensorflow(_scaled_as_keras(width)), _TENSORFLOW
+    width = int(match[2]) / 100
+    if match[1] == "pt":
+        return Model(_scaled_v2(width), _PYTORCH)
+    return Model(as_tensorflow(_scaled_as_keras(width)), _TENSORFLOW)
 
 
 def _scaled_as_keras(width: float) -> ModelSpec:

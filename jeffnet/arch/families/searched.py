@@ -4,6 +4,7 @@ Sources: Tan et al., "MnasNet", arXiv:1807.11626; Stamoulis et al., "Single-Path
 "FBNet", arXiv:1812.03443.
 """
 
+from jeffnet.arch.model import Architecture, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec, as_tensorflow
 
@@ -67,21 +68,19 @@ FBNET_C = ModelSpec(
 )
 
 MODELS = {
-    "pt_fbnetc_100": FBNET_C,
-    "pt_mnasnet_100": MNASNET_B1,
-    "pt_mnasnet_small": MNASNET_SMALL,
-    "pt_semnasnet_100": MNASNET_A1,
-    "pt_spnasnet_100": SPNASNET,
-    "tf_mnasnet_100": as_tensorflow(MNASNET_B1),
-    "tf_semnasnet_100": as_tensorflow(MNASNET_A1),
-}
-
-PREPROCESSING = {
-    "pt_fbnetc_100": Preprocessing(224, 0.875, "bilinear"),
-    "pt_mnasnet_100": Preprocessing(224, 0.875),
-    "pt_mnasnet_small": Preprocessing(224, 0.875),
-    "pt_semnasnet_100": Preprocessing(224, 0.875),
-    "pt_spnasnet_100": Preprocessing(224, 0.875, "bilinear"),
-    "tf_mnasnet_100": Preprocessing(224, 0.875),
-    "tf_semnasnet_100": Preprocessing(224, 0.875),
+    "pt_fbnetc_100": Architecture(
+        FBNET_C, Preprocessing(224, 0.875, "bilinear"), rmsp_in1k=WeightSet(75.12, 92.384, "21618080")
+    ),
+    "pt_mnasnet_100": Architecture(
+        MNASNET_B1, Preprocessing(224, 0.875), rmsp_in1k=WeightSet(74.672, 92.108, "3580d9fc")
+    ),
+    "pt_mnasnet_small": Architecture(MNASNET_SMALL, Preprocessing(224, 0.875)),
+    "pt_semnasnet_100": Architecture(
+        MNASNET_A1, Preprocessing(224, 0.875), rmsp_in1k=WeightSet(75.452, 92.608, "e8c37d5d")
+    ),
+    "pt_spnasnet_100": Architecture(
+        SPNASNET, Preprocessing(224, 0.875, "bilinear"), rmsp_in1k=WeightSet(74.086, 91.826, "886fba67")
+    ),
+    "tf_mnasnet_100": Architecture(as_tensorflow(MNASNET_B1), Preprocessing(224, 0.875)),
+    "tf_semnasnet_100": Architecture(as_tensorflow(MNASNET_A1), Preprocessing(224, 0.875)),
 }
