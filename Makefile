@@ -1,18 +1,18 @@
-# `make help` lists the targets. Everything is installed into $(VENV), once, and again only when pyproject.toml changes.
+# `make help` lists the targets. Everything is installed into $(VENV), and again when pyproject.toml changes.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
-# A name on the PATH may be a shim that fails, or a Python without its venv module: an interpreter counts if it runs this.
+# A Python on the PATH may be a broken shim or lack the venv module: an interpreter is usable if it runs this.
 USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
 ifndef PYTHON
 PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	if $$python $(USABLE) 2>/dev/null; then echo $$python; break; fi; done)
 endif
 VENV ?= .venv
-# Processes that pytest spreads the tests over, and more arguments for it, such as PYTEST_ARGS='-k plan -x'.
+# Number of pytest processes, and further arguments for pytest, such as PYTEST_ARGS='-k plan -x'.
 JOBS ?= 2
 PYTEST_ARGS ?=
 # Newer interpreters, on the PATH or among pyenv's, for `make test-other-pythons`; empty for none.
@@ -77,7 +77,7 @@ test-all: $(VENV)/dev.stamp ## run all tests, the slow ones too
 	$(PYTEST) $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-other-pythons
 
-# Continuous integration must not mend what was not formatted.
+# Continuous integration must report unformatted files, not format them.
 lint: $(VENV)/dev.stamp ## format, lint and type-check; with CI set, check the format only
 	$(BIN)/ruff format $(if $(filter true 1,$(CI)),--check)
 	$(BIN)/ruff check

@@ -17,7 +17,7 @@ from jeffnet.train.config import (
 config = Config(
     model=ModelConfig(name="pt_mobilenetv3_small_075", in_chans=1, output_stride=8),
     data=DataConfig(path="digits", image_size=32, crop_pct=1.0),
-    # A mirrored digit is another digit or none: no flips.
+    # No flips: a mirrored digit is another digit, or none.
     augment=AugmentConfig(scale=(0.8, 1.0), ratio=(0.8, 1.25), hflip=0.0),
     loss=LossConfig(label_smoothing=0.1),
     optimizer=OptimizerConfig(name="adamw", learning_rate=4e-3, weight_decay=0.02),

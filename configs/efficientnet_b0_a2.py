@@ -1,7 +1,7 @@
-"""EfficientNet-B0 on ImageNet-1k by A2 of "ResNet strikes back": LAMB, BCE, mixup, CutMix, repeated augmentation.
+"""EfficientNet-B0 on ImageNet-1k with A2 of "ResNet strikes back": LAMB, BCE, mixup, CutMix, repeated augmentation.
 
 jeffnet train --config configs/efficientnet_b0_a2.py --data.path IMAGENET --output RUN
-Hardware: four GPUs of 32 GB (arXiv:2110.00476, for ResNet-50). One GPU: --accumulate 8.
+Hardware: four GPUs with 32 GB (arXiv:2110.00476, for ResNet-50). One GPU: --accumulate 8.
 Expect about 77 % top-1 after 300 epochs: OpenMixup (Westlake-AI, docs/en/model_zoos/Model_Zoo_sup.md) reports 77.3 %
 for this model. The longer A1 differs by --epochs 600 --augment.mixup 0.2 --optimizer.weight_decay 0.01
 --loss.label_smoothing 0.1 --loss.bce_threshold none.
@@ -18,11 +18,11 @@ from jeffnet.train.config import (
 )
 
 config = Config(
-    # The procedure has no dropout, and the same drop path for every model: it was made for ResNet-50.
+    # The procedure, made for ResNet-50, has no dropout and one drop path rate for all models.
     model=ModelConfig(name="pt_efficientnet_b0", drop_rate=0.0, drop_path_rate=0.05, dtype="bfloat16"),
     data=DataConfig(path="imagenet", crop_pct=0.95),
     augment=AugmentConfig(policy="rand-m7-mstd0.5-inc1", mixup=0.1, cutmix=1.0, repeats=3),
-    # Both classes of a mixed picture are in it, whatever their shares: all above the threshold count as 1.
+    # A mixed image contains both classes, whatever their shares: every share above the threshold counts as 1.
     loss=LossConfig(name="bce", bce_threshold=0.2),
     optimizer=OptimizerConfig(name="lamb", learning_rate=5e-3, weight_decay=0.02),
     schedule=ScheduleConfig(name="cosine", warmup=5.0),

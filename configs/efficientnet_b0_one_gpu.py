@@ -1,9 +1,9 @@
 """EfficientNet-B0 on ImageNet-1k for one GPU of 24 GB: timm's RandAugment recipe at half its batch.
 
 jeffnet train --config configs/efficientnet_b0_one_gpu.py --data.path IMAGENET --output RUN
-Hardware: 1 device (a GPU of 24 GB) has 384 pictures. With less memory: --accumulate 2.
-Expect about 77.7 % top-1 of the moving average: what timm has after 450 epochs with two such GPUs (timm,
-docs/training_hparam_examples.md; trained by Michael Klachko). The batch of 384, with the rate in proportion, is ours.
+Hardware: 1 device (a GPU with 24 GB), 384 images. With less memory: --accumulate 2.
+Expect about 77.7 % top-1 of the moving average: timm reports it after 450 epochs on two such GPUs (timm,
+docs/training_hparam_examples.md; trained by Michael Klachko). We halved the batch and the learning rate.
 """
 
 from jeffnet.train.config import (
@@ -18,7 +18,7 @@ from jeffnet.train.config import (
 )
 
 config = Config(
-    # timm's --amp computes in float16; bfloat16 has the range of float32, so that no loss needs to be scaled.
+    # timm's --amp uses float16; bfloat16 has the range of float32 and needs no loss scaling.
     model=ModelConfig(name="pt_efficientnet_b0", drop_rate=0.2, drop_path_rate=0.2, dtype="bfloat16"),
     data=DataConfig(path="imagenet"),
     augment=AugmentConfig(interpolation="random", policy="rand-m9-mstd0.5", erase_prob=0.2, erase_mode="pixel"),
@@ -31,7 +31,7 @@ config = Config(
         decay=0.9,
         epsilon=1e-3,
     ),
-    # timm changes the rate between epochs only. Its warm-up was 3 by default.
+    # timm changes the learning rate once per epoch. Its warm-up was 3 epochs by default.
     schedule=ScheduleConfig(name="step", decay_rate=0.97, decay_every=2.4, decay_from_start=True, warmup=3.0),
     ema=EmaConfig(decay=0.9999, warmup=False),  # timm's has no warm-up
     epochs=450,

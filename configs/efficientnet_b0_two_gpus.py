@@ -1,10 +1,9 @@
-"""EfficientNet-B0 on ImageNet-1k in float16: what rwightman/efficientnet-jax has for two GPUs of 24 GB.
+"""EfficientNet-B0 on ImageNet-1k in float16: the recipe of rwightman/efficientnet-jax for two GPUs with 24 GB.
 
 jeffnet train --config configs/efficientnet_b0_two_gpus.py --data.path IMAGENET --output RUN
-Hardware: 2 devices (GPUs of 24 GB) had 250 pictures each. One GPU: --accumulate 2, where BatchNorm also sees 250 at a
-time.
-Expect about 76.8 % top-1 of the moving average: rwightman/efficientnet-jax reports no score, but the authors had this
-with nearly the same settings, 4096 pictures a step and 350 epochs (tensorflow/tpu,
+Hardware: 2 devices (GPUs with 24 GB), 250 images each. One GPU: --accumulate 2; BatchNorm also sees 250 images then.
+Expect about 76.8 % top-1 of the moving average: rwightman/efficientnet-jax reports no score, but the authors report
+this with nearly the same settings, 4096 images per step and 350 epochs (tensorflow/tpu,
 models/official/efficientnet/README.md). Settings: train_configs/tf_efficientnet_b0-gpu_24gb_x2.py and default.py there.
 """
 
@@ -24,7 +23,7 @@ config = Config(
     loss=LossConfig(label_smoothing=0.1),
     optimizer=OptimizerConfig(
         name="rmsproptf",
-        learning_rate=0.03125,  # 0.016 for each 256 pictures of a batch
+        learning_rate=0.03125,  # 0.016 per 256 images
         weight_decay=1e-5,
         momentum=0.9,
         decay=0.9,

@@ -1,9 +1,9 @@
 """EfficientNet-B0 on ImageNet-1k for a TPU v5e-8: the paper's recipe at half its batch.
 
 jeffnet train --config configs/efficientnet_b0_v5e8.py --data.path IMAGENET --output RUN
-Hardware: 8 devices (one host with a TPU v5e-8) have 256 pictures each. BatchNorm sees all 2048.
-Expect about 77.1 % top-1 of the moving average: what the paper has after 350 epochs of 4096 pictures a step
-(arXiv:1905.11946v5, table 2, settings in section 5.2). The batch of 2048, with the rate in proportion, is ours.
+Hardware: 8 devices (one host with a TPU v5e-8), 256 images each. BatchNorm uses all 2048.
+Expect about 77.1 % top-1 of the moving average: the paper reports it after 350 epochs with 4096 images per step
+(arXiv:1905.11946v5, table 2, settings in section 5.2). We halved the batch and the learning rate.
 """
 
 from jeffnet.train.config import (
@@ -25,7 +25,7 @@ config = Config(
     loss=LossConfig(label_smoothing=0.1),
     optimizer=OptimizerConfig(
         name="rmsproptf",
-        learning_rate=0.128,  # 0.016 for each 256 pictures of a batch
+        learning_rate=0.128,  # 0.016 per 256 images
         weight_decay=1e-5,
         momentum=0.9,
         decay=0.9,
@@ -35,7 +35,7 @@ config = Config(
         name="exponential", staircase=True, decay_rate=0.97, decay_every=2.4, decay_from_start=True, warmup=5.0
     ),
     ema=EmaConfig(decay=0.9999),
-    checkpoint=CheckpointConfig(every_minutes=20.0),  # such machines may be taken away
+    checkpoint=CheckpointConfig(every_minutes=20.0),  # preemptible machines
     epochs=350,
     batch_size=2048,
 )

@@ -1,10 +1,10 @@
 """EfficientNet-B1 on ImageNet-1k for eight GPUs: the paper's recipe at half its batch.
 
 jeffnet train --config configs/efficientnet_b1_eight_gpus.py --data.path IMAGENET --output RUN
-Hardware: 8 devices (GPUs of 24 GB or more) have 256 pictures each. One GPU: --accumulate 8, where BatchNorm also sees
-256 at a time. BatchNorm sees all 2048 here; --model.bn_devices 1 lets each GPU see its own.
-Expect about 79.1 % top-1 of the moving average: what the paper has after 350 epochs of 4096 pictures a step
-(arXiv:1905.11946v5, table 2, settings in section 5.2). The batch of 2048, with the rate in proportion, is ours.
+Hardware: 8 devices (GPUs with 24 GB or more), 256 images each. BatchNorm uses all 2048, or with --model.bn_devices 1
+the 256 of each GPU. One GPU: --accumulate 8; BatchNorm sees 256 images then.
+Expect about 79.1 % top-1 of the moving average: the paper reports it after 350 epochs with 4096 images per step
+(arXiv:1905.11946v5, table 2, settings in section 5.2). We halved the batch and the learning rate.
 """
 
 from jeffnet.train.config import (
@@ -25,7 +25,7 @@ config = Config(
     loss=LossConfig(label_smoothing=0.1),
     optimizer=OptimizerConfig(
         name="rmsproptf",
-        learning_rate=0.128,  # 0.016 for each 256 pictures of a batch
+        learning_rate=0.128,  # 0.016 per 256 images
         weight_decay=1e-5,
         momentum=0.9,
         decay=0.9,

@@ -1,12 +1,12 @@
 """EfficientNet-B2 on ImageNet-1k for a TPU v5e-256, in large batches with LARS, after arXiv:2011.00071.
 
 jeffnet train --config configs/efficientnet_b2_v5e256_lars.py --data.path IMAGENET --output RUN
-Hardware: 256 devices (64 machines of a TPU v5e-256) have 64 pictures each; BatchNorm sees those of a machine, 256
-pictures. All machines validate, each its share. Fewer devices: keep the batch, and 256 pictures in a group. On 64
-devices that is --model.bn_devices 1.
-Expect less than the 80.1 % top-1 of the ordinary recipe (arXiv:1905.11946v5, table 2): no figure was measured. Of
-arXiv:2011.00071 (LARS, distributed BatchNorm and evaluation, up to 65536 pictures a step) only the abstract could be
-read here: batch, rate, warm-up, power and decay are ours after its description.
+Hardware: 256 devices (64 machines of a TPU v5e-256), 64 images each. BatchNorm uses the 256 images of a machine. All
+machines validate. With fewer devices keep the batch, and 256 images per BatchNorm group: on 64 devices
+--model.bn_devices 1.
+Expect less than the 80.1 % top-1 of the ordinary recipe (arXiv:1905.11946v5, table 2): nothing was measured. Only the
+abstract of arXiv:2011.00071 (LARS, distributed BatchNorm and evaluation, up to 65536 images per step) was available:
+batch, learning rate, warm-up, power and decay are ours, after its description.
 """
 
 from jeffnet.train.config import (
@@ -28,12 +28,12 @@ config = Config(
     data=DataConfig(path="imagenet"),
     augment=AugmentConfig(policy="v0"),
     loss=LossConfig(label_smoothing=0.1),
-    # The rate is relative to each layer's norm: in size it cannot be compared with RMSProp's.
+    # LARS scales the rate by each layer's norm, so it is not comparable with RMSProp's.
     optimizer=OptimizerConfig(name="lars", learning_rate=15.0, momentum=0.9, weight_decay=1e-5),
     schedule=ScheduleConfig(name="polynomial", power=2.0, warmup=50.0),
-    # An epoch has 78 steps: an average over ten thousand would still know the warm-up.
+    # An epoch has 78 steps: an average over ten thousand would still contain the warm-up.
     ema=EmaConfig(decay=0.999),
-    checkpoint=CheckpointConfig(every_minutes=10.0),  # such machines may be taken away
+    checkpoint=CheckpointConfig(every_minutes=10.0),  # preemptible machines
     epochs=350,
     batch_size=16384,
 )

@@ -1,10 +1,10 @@
-"""EfficientNet-B3 on ImageNet-1k in bfloat16: what rwightman/efficientnet-jax has for a TPU v3-8.
+"""EfficientNet-B3 on ImageNet-1k in bfloat16: the recipe of rwightman/efficientnet-jax for a TPU v3-8.
 
 jeffnet train --config configs/efficientnet_b3_tpu.py --data.path IMAGENET --output RUN
-Hardware: 8 devices (the cores of a TPU v3-8) had 256 pictures each. One GPU: --accumulate 8, where BatchNorm also sees
-256 at a time, or more parts.
-Expect about 81 % top-1 of the moving average: rwightman/efficientnet-jax reports no score, but the authors had 81.0 %
-with nearly the same settings, 4096 pictures a step and 350 epochs (tensorflow/tpu,
+Hardware: 8 devices (the cores of a TPU v3-8), 256 images each. One GPU: --accumulate 8 or more; BatchNorm also sees 256
+images with 8.
+Expect about 81 % top-1 of the moving average: rwightman/efficientnet-jax reports no score, but the authors report
+81.0 % with nearly the same settings, 4096 images per step and 350 epochs (tensorflow/tpu,
 models/official/efficientnet/README.md). Settings: train_configs/pt_efficientnet_b3-tpu_x8.py and default.py there.
 """
 
@@ -24,7 +24,7 @@ config = Config(
     loss=LossConfig(label_smoothing=0.1),
     optimizer=OptimizerConfig(
         name="rmsproptf",
-        learning_rate=0.128,  # 0.016 for each 256 pictures of a batch
+        learning_rate=0.128,  # 0.016 per 256 images
         weight_decay=1e-5,
         momentum=0.9,
         decay=0.9,

@@ -1,9 +1,10 @@
 """EfficientNet-EdgeTPU-Small on ImageNet-1k with the authors' settings for EfficientNet: RMSProp, exponential decay.
 
 jeffnet train --config configs/efficientnet_es.py --data.path IMAGENET --output RUN
-Hardware: the authors' were TPUs, 4096 pictures a step (tensorflow/tpu #546). One GPU: --accumulate 16.
-Expect about 77.2 % top-1 of the moving average after 350 epochs, which the authors' weights have (tensorflow/tpu,
-models/official/efficientnet/edgetpu/README.md). They do not say with what augmentation: crops and flips here.
+Hardware: the authors used TPUs, 4096 images per step (tensorflow/tpu #546). One GPU: --accumulate 16.
+Expect about 77.2 % top-1 of the moving average after 350 epochs, as the authors report for their weights
+(tensorflow/tpu, models/official/efficientnet/edgetpu/README.md). They do not state the augmentation; this recipe uses
+crops and flips.
 """
 
 from jeffnet.train.config import (
@@ -22,13 +23,13 @@ config = Config(
     loss=LossConfig(label_smoothing=0.1),
     optimizer=OptimizerConfig(
         name="rmsproptf",
-        learning_rate=0.256,  # 0.016 for each 256 pictures of a batch
+        learning_rate=0.256,  # 0.016 per 256 images
         weight_decay=1e-5,
         momentum=0.9,
         decay=0.9,
         epsilon=1e-3,
     ),
-    # At once, and counted from the start of the run, as in the authors' code.
+    # A staircase, counted from the start of the run, as in the authors' code.
     schedule=ScheduleConfig(
         name="exponential", staircase=True, decay_rate=0.97, decay_every=2.4, decay_from_start=True, warmup=5.0
     ),

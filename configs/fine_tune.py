@@ -1,9 +1,9 @@
-"""Published weights of EfficientNet-B0, fine-tuned on a folder of pictures with classes of its own.
+"""EfficientNet-B0 with published weights, fine-tuned on a folder of images.
 
 jeffnet train --config configs/fine_tune.py --data.path PICTURES --output RUN
-Hardware: one GPU. On a CPU take a smaller model and smaller pictures: --model.name pt_mobilenetv3_large_100
+Hardware: one GPU. On a CPU use a smaller model and smaller images: --model.name pt_mobilenetv3_large_100
 --model.pretrained mobilenetv3_large_100.ra_in1k --data.image_size 160. --model.pretrained takes any source of weights.
-Expect what the pictures allow: no figure was measured.
+Expect a score that depends on the images: nothing was measured.
 """
 
 from jeffnet.train.config import (
@@ -20,13 +20,13 @@ from jeffnet.train.config import (
 config = Config(
     model=ModelConfig(name="pt_efficientnet_b0", pretrained="efficientnet_b0.ra_in1k"),
     data=DataConfig(path="pictures"),
-    # Crops of 8 % of a picture, as for ImageNet, may miss what a small set of pictures is about.
+    # Crops as small as 8 % of an image, as for ImageNet, may miss the object in a small data set.
     augment=AugmentConfig(scale=(0.35, 1.0)),
     loss=LossConfig(label_smoothing=0.1),
-    # The classifier starts anew and learns at the full rate, the first layers at a sixteenth of it.
+    # The new classifier learns at the full rate, the first layers at a sixteenth of it.
     optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.05, layer_decay=0.85),
     schedule=ScheduleConfig(name="cosine", warmup=1.0),
-    # It begins with a smaller decay, so that it is of use in a run of a few hundred steps too.
+    # The decay starts smaller, so that the average is useful in a run of a few hundred steps.
     ema=EmaConfig(decay=0.999),
     epochs=15,
     batch_size=32,

@@ -1,9 +1,9 @@
-"""EfficientNet-L2, 480 million parameters, fine-tuned on pictures of your own: its state is split over eight devices.
+"""EfficientNet-L2 (480 million parameters), fine-tuned on your images, with its state sharded over eight devices.
 
 jeffnet train --config configs/fine_tune_l2.py --data.path PICTURES --output RUN
-Hardware: 8 devices of one host (GPUs, or a TPU v5e-8) have 4 pictures each, and an eighth of parameters, moving average
-and optimizer state. With less memory: --data.image_size 380, or --accumulate 2.
-Expect what the pictures allow: no figure was measured. The weights have 88.2 % top-1 on ImageNet-1k.
+Hardware: 8 devices of one host (GPUs, or a TPU v5e-8), with 4 images each and an eighth of the parameters, moving
+average and optimizer state. With less memory: --data.image_size 380, or --accumulate 2.
+Expect a score that depends on the images: nothing was measured. The weights have 88.2 % top-1 on ImageNet-1k.
 """
 
 from jeffnet.train.config import (
@@ -29,7 +29,7 @@ config = Config(
     data=DataConfig(path="pictures"),
     augment=AugmentConfig(scale=(0.35, 1.0)),
     loss=LossConfig(label_smoothing=0.1),
-    # The classifier starts anew and learns at the full rate, the first of 90 layers at a hundredth of it.
+    # The new classifier learns at the full rate, the first of 90 layers at a hundredth of it.
     optimizer=OptimizerConfig(name="adamw", learning_rate=3e-4, weight_decay=0.05, layer_decay=0.95),
     schedule=ScheduleConfig(name="cosine", warmup=1.0),
     ema=EmaConfig(decay=0.999),

@@ -1,8 +1,8 @@
 """MixNet-S on ImageNet-1k with the authors' settings, which are MnasNet's: RMSProp, exponential decay, crops and flips.
 
 jeffnet train --config configs/mixnet_s_paper.py --data.path IMAGENET --output RUN
-Hardware: the authors' was a TPU, 1024 pictures a step. One GPU: --accumulate 4.
-Expect about 75.7 % top-1 of the moving average after 350 epochs: what timm measures of the authors' weights
+Hardware: the authors used a TPU, 1024 images per step. One GPU: --accumulate 4.
+Expect about 75.7 % top-1 of the moving average after 350 epochs: as timm measures with the authors' weights
 (results-imagenet.csv). Architecture: arXiv:1907.09595; settings: tensorflow/tpu, models/official/mnasnet, which its
 mixnet/README.md refers to.
 """
@@ -23,13 +23,13 @@ config = Config(
     loss=LossConfig(label_smoothing=0.1),
     optimizer=OptimizerConfig(
         name="rmsproptf",
-        learning_rate=0.064,  # 0.016 for each 256 pictures of a batch
+        learning_rate=0.064,  # 0.016 per 256 images
         weight_decay=1e-5,
         momentum=0.9,
         decay=0.9,
         epsilon=1e-3,
     ),
-    # At once, and counted from the start of the run, as in the authors' code.
+    # A staircase, counted from the start of the run, as in the authors' code.
     schedule=ScheduleConfig(
         name="exponential", staircase=True, decay_rate=0.97, decay_every=2.4, decay_from_start=True, warmup=5.0
     ),

@@ -1,8 +1,8 @@
-"""A small MobileNetV3 from scratch on a folder of pictures, on a computer without a GPU.
+"""A small MobileNetV3 from scratch on a folder of images, without a GPU.
 
 jeffnet train --config configs/small_from_scratch.py --data.path PICTURES --output RUN
-Hardware: 2 CPU cores, a quarter of an hour for 3,000 pictures. Expect about 60 % top-1 on 10 classes of Imagenette with
-as many (docs/measurements.md); with weights to start from, configs/fine_tune.py needs fewer pictures.
+Hardware: 2 CPU cores, a quarter of an hour for 3,000 images. Expect about 60 % top-1 with 3,000 images of 10 Imagenette
+classes (docs/measurements.md). configs/fine_tune.py starts from published weights and needs fewer images.
 """
 
 from jeffnet.train.config import (

@@ -1,10 +1,11 @@
 #!/bin/bash
-# Starts the same training on several hosts by ssh, one process a host. The first host is the coordinator. jeffnet, the
-# recipe, the pictures and the run's folder must be at the same paths on all.
+# Start one training on several hosts by ssh, with one process per host. The first host is the coordinator. jeffnet, the
+# recipe, the images and the run's folder must have the same paths on all hosts.
 #
 #   HOSTS="node1 node2" deploy/gpu/train_on_hosts.sh configs/efficientnet_b0_paper.py /shared/runs/b0 --data.path /data
 #
-# JEFFNET names the program, PORT the coordinator's port, FOLDER where to start. Ctrl-C and SIGTERM save and stop all.
+# JEFFNET is the program, PORT the coordinator's port, FOLDER the working directory. Ctrl-C and SIGTERM save and stop all
+# processes.
 set -euo pipefail
 
 if (($# < 2)) || [[ -z ${HOSTS:-} ]]; then
@@ -27,19 +28,19 @@ for id in "${!hosts[@]}"; do
     command=("$jeffnet" train --config "$config" --output "$run" --continue "$@"
         --coordinator "$coordinator" --num-processes "${#hosts[@]}" --process-id "$id")
     remote="cd $(printf %q "$folder") && echo \$\$ >$pid_file && exec$(printf ' %q' "${command[@]}")"
-    # No standard input, so that ssh does not take it from the terminal. Its exit status is that of the command.
+    # No standard input: ssh must not read from the terminal. Its exit status is that of the command.
     # shellcheck disable=SC2029
     ssh "${hosts[id]}" "$remote" </dev/null > >(sed -u "s/^/${hosts[id]}: /") 2>&1 &
     processes+=($!)
 done
-# One process that is told to stop stops all, at the same step.
+# A signal to one process stops all of them, at the same step.
 trap 'ssh "${hosts[0]}" "kill -TERM \$(cat $pid_file)" </dev/null' INT TERM
 
 status=0
 for process in "${processes[@]}"; do
     code=0
     wait "$process" || code=$?
-    # A signal ends `wait`, but not what it waits for.
+    # A signal interrupts `wait`, not the processes.
     while kill -0 "$process" 2>/dev/null; do
         code=0
         wait "$process" || code=$?

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Asks for a TPU as a queued resource, and waits until it is there. docs/tpu.md explains it.
+# Request a TPU as a queued resource and wait for it. docs/tpu.md explains it.
 #
 #   TPU_NAME=jeffnet ZONE=us-west4-a ACCELERATOR_TYPE=v5litepod-8 deploy/tpu/create.sh [--spot]
 #
-# RUNTIME_VERSION names the image of the machines; more arguments go to gcloud.
+# RUNTIME_VERSION is the machine image. Further arguments are passed to gcloud.
 set -euo pipefail
 
 : "${TPU_NAME:?name of the TPU}" "${ZONE:?zone, such as us-west4-a}"

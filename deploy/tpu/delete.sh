@@ -1,5 +1,5 @@
 #!/bin/bash
-# Gives a TPU back, with its machines and their disks.
+# Delete a TPU with its machines and disks.
 #
 #   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/delete.sh
 set -euo pipefail

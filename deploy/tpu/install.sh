@@ -1,10 +1,10 @@
 #!/bin/bash
-# Installs jeffnet and its recipes on all machines of a TPU, into ~/jeffnet.
+# Install jeffnet and its recipes in ~/jeffnet on all machines of a TPU.
 #
 #   python -m build --wheel
 #   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/install.sh dist/jeffnet-*.whl
 #
-# EXTRAS names extras of jeffnet, such as tfds.
+# EXTRAS are extras of jeffnet, such as tfds.
 set -euo pipefail
 
 : "${TPU_NAME:?name of the TPU}" "${ZONE:?its zone}"
@@ -19,7 +19,7 @@ remote() { gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=al
 remote "mkdir -p jeffnet"
 gcloud compute tpus tpu-vm scp --recurse "$wheel" "$(dirname "$0")/../../configs" "$TPU_NAME":jeffnet/ \
     --zone="$ZONE" --worker=all
-# The machines' own Python may be older than 3.11: uv brings one.
+# The machine image may have a Python older than 3.11: uv installs one.
 remote "set -e; cd jeffnet
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --clear --python 3.11 venv

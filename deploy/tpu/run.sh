@@ -1,11 +1,11 @@
 #!/bin/bash
-# Runs jeffnet on all machines of a TPU at once, as a slice needs it, in ~/jeffnet.
+# Run jeffnet on all machines of a TPU at once, as a slice requires, in ~/jeffnet.
 #
 #   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/run.sh info --env --device tpu
 #   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/run.sh train --config configs/efficientnet_b3_tpu.py \
 #       --data.path /mnt/pictures/imagenet --output /mnt/runs/b3 --continue
 #
-# With DETACH=1 it returns at once, and the machines write to ~/jeffnet/log.
+# With DETACH=1 it returns at once; the machines write to ~/jeffnet/log.
 set -euo pipefail
 
 : "${TPU_NAME:?name of the TPU}" "${ZONE:?its zone}"
