@@ -25,16 +25,15 @@ from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
 from jeffnet.errors import EndingError, JeffnetError, OutputError, WeightsError
 from jeffnet.system.files import check_orbax_name, move_durably, not_written, partial_folder
-from jeffnet.weights import store
+from jeffnet.weights.card import ModelCard, save_model
 from jeffnet.weights.checksum import CHECKSUMS_KEY, order_metadata, with_checksums
 from jeffnet.weights.fit import fit
-from jeffnet.weights.keras_writer import write_keras
+from jeffnet.weights.formats.keras_writer import write_keras
+from jeffnet.weights.formats.native import tree_checksums, write_msgpack
+from jeffnet.weights.formats.pytorch import write_torch
+from jeffnet.weights.formats.tensorflow import hints_of, naming_of, write_tensorflow
 from jeffnet.weights.naming import Naming, to_source_names
-from jeffnet.weights.native import tree_checksums, write_msgpack
-from jeffnet.weights.pytorch import write_torch
 from jeffnet.weights.start import Start
-from jeffnet.weights.store import ModelCard
-from jeffnet.weights.tensorflow import hints_of, naming_of, write_tensorflow
 from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM
 
 _log = logging.getLogger("jeffnet")
@@ -283,7 +282,7 @@ _WRITERS: dict[str, _Writer] = {
     "npz": _write_npz,
     "tensorflow": _write_tensorflow,
 }
-_ATOMIC_WRITERS: dict[str, _Writer] = {"jeffnet": store.save_model, "keras": write_keras}
+_ATOMIC_WRITERS: dict[str, _Writer] = {"jeffnet": save_model, "keras": write_keras}
 
 
 def _output_stride(plan: Plan, name: str) -> int:

@@ -29,9 +29,9 @@ from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path, dropout
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_arrays, start_model, start_pretrained
-from jeffnet.weights.store import ModelCard
 
 Variables = dict[str, dict[str, Any]]
 

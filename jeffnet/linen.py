@@ -28,9 +28,9 @@ from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_sq
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.ops.stochastic import drop_path
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
-from jeffnet.weights.store import ModelCard
 
 Variables = dict[str, Any]
 

@@ -31,6 +31,7 @@ from jeffnet.ops.network import (
 )
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import (
     ModelOptions,
@@ -41,7 +42,6 @@ from jeffnet.weights.start import (
     start_pretrained,
     statistics,
 )
-from jeffnet.weights.store import ModelCard
 
 
 def create_model(name: str, **options: Unpack[ModelOptions]) -> "ImageClassifier":

@@ -32,6 +32,7 @@ from jeffnet.ops.network import (
 )
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import (
     ModelOptions,
@@ -42,7 +43,6 @@ from jeffnet.weights.start import (
     start_pretrained,
     statistics,
 )
-from jeffnet.weights.store import ModelCard
 
 # What Objax's layers call the arrays; the bias of a norm is `beta`.
 _VARS = {"kernel": "w", "bias": "b", "scale": "gamma", "mean": "running_mean", "var": "running_var"}

@@ -20,9 +20,9 @@ from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import OutputError
 from jeffnet.system.files import written_atomically
 from jeffnet.text.names import markdown, printable, shell_word
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.download import is_offline, one_line
 from jeffnet.weights.load import MODEL_FILE
-from jeffnet.weights.store import ModelCard
 
 _README = "README.md"
 

@@ -27,7 +27,7 @@ from jeffnet.backends import BACKENDS, FORMS
 from jeffnet.cli.main import _parse, main
 from jeffnet.errors import JeffnetError
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights.store import ModelCard, save_model
+from jeffnet.weights.card import ModelCard, save_model
 from jeffnet.weights.timm import timm_name
 
 CLASSES = ("bird", "cat", "dog")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.weights.store import ModelCard, parse_card
+from jeffnet.weights.card import ModelCard, parse_card
 
 # Of the one optimizer with which all are trained: stochastic gradient descent with momentum.
 LEARNING_RATE, MOMENTUM = 0.01, 0.9

@@ -11,8 +11,8 @@ from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import ConfigError
 from jeffnet.train.config import Config
 from jeffnet.train.state import Arrays
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import describe_weights
-from jeffnet.weights.store import ModelCard
 
 # Entries of the configuration, each None unless set, that weights may decide.
 _OF_MODEL = ("name", "global_pool", "output_stride")

@@ -25,7 +25,7 @@ from jeffnet.train.run import Run
 from jeffnet.train.setup import Setup
 from jeffnet.train.state import Arrays, TrainState
 from jeffnet.validation.metrics import Scores, answer, score
-from jeffnet.weights.store import save_model
+from jeffnet.weights.card import save_model
 
 _NAMED = 5  # pictures that are left out, in a message
 # How many batches re-estimate the running statistics of an average, where the configuration does not say.

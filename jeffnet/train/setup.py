@@ -26,8 +26,8 @@ from jeffnet.train.reports.boards import check_boards
 from jeffnet.train.schedule import Schedule, make_schedule
 from jeffnet.train.state import TrainState, initial_state
 from jeffnet.train.step import Teacher, TrainStep, make_train_step
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import start_pretrained, statistics
-from jeffnet.weights.store import ModelCard
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from jeffnet.parallel.mesh import check_mesh, make_layout
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
 from jeffnet.validation.metrics import Answers, Forward, answer, grouped, make_forward, score
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import start_pretrained
-from jeffnet.weights.store import ModelCard
 
 IMAGENET_VALIDATION_EXAMPLES = 50_000
 # Models that share one pass over the data: all of them are in the device's memory.

@@ -19,19 +19,19 @@ from jeffnet.errors import UnknownModelError, WeightsError, first_line
 from jeffnet.ops.init import initial_arrays
 from jeffnet.system.reading import check_file
 from jeffnet.weights.archive import check_members, open_zip
+from jeffnet.weights.card import METADATA_KEY, ModelCard, parse_card
 from jeffnet.weights.checksum import CHECKSUMS_KEY, checked_by_metadata
 from jeffnet.weights.fit import fit
+from jeffnet.weights.formats.keras import KERAS, is_hdf5, is_keras_archive, read_keras
+from jeffnet.weights.formats.native import from_objax, is_msgpack, is_orbax, read_msgpack, read_orbax
+from jeffnet.weights.formats.npz import is_npz, read_npz
+from jeffnet.weights.formats.pytorch import read_torch
+from jeffnet.weights.formats.tensorflow import find_checkpoint, naming_of, read_tensorflow
 from jeffnet.weights.hub import WEIGHTS_FILES, locate
 from jeffnet.weights.hub_config import HubConfig, check_arguments, config_beside
-from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras
 from jeffnet.weights.naming import Naming, to_canonical_names
-from jeffnet.weights.native import from_objax, is_msgpack, is_orbax, read_msgpack, read_orbax
-from jeffnet.weights.npz import is_npz, read_npz
-from jeffnet.weights.pytorch import read_torch
 from jeffnet.weights.state_dict import find_state_dict
-from jeffnet.weights.store import METADATA_KEY, ModelCard, parse_card
 from jeffnet.weights.stored import Stored, read_safetensors
-from jeffnet.weights.tensorflow import find_checkpoint, naming_of, read_tensorflow
 from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM, is_timm
 
 # Where weights may be: a path, True for the published ones, `hf:owner/name`, a URL.
@@ -121,11 +121,11 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     """Read weights, recognised by what is in them; large arrays are read when they are used.
 
     Args:
-      path: of jeffnet's own file; of a folder with one of `jeffnet.weights.hub.WEIGHTS_FILES`; of a timm or
-        `efficientnet_pytorch` state dict, in safetensors or by `torch.save`; of an npz file of efficientnet-jax; of a
-        TensorFlow checkpoint of the papers' authors, see `jeffnet.weights.tensorflow.find_checkpoint`; of a `.keras` or
-        `.h5` file of `keras.applications`; or of a checkpoint of our models that a module system's own tools wrote, see
-        `jeffnet.weights.native`.
+      path: of jeffnet's own file; a folder with one of `jeffnet.weights.hub.WEIGHTS_FILES`; a timm or
+        `efficientnet_pytorch` state dict, in safetensors or by `torch.save`; an npz file of efficientnet-jax; a
+        TensorFlow checkpoint of the papers' authors, see `jeffnet.weights.formats.tensorflow.find_checkpoint`; a
+        `.keras` or `.h5` file of `keras.applications`; or a checkpoint of our models that a module system's own tools
+        wrote, see `jeffnet.weights.formats.native`.
 
     Raises:
       WeightsError: it is missing, truncated, or holds something else.

@@ -17,8 +17,8 @@ from jeffnet.arch.zoo import model_plan
 from jeffnet.errors import ArchitectureError, UnknownOptionError, WeightsError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.precision import at_least_float32
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source, load_weights, open_weights
-from jeffnet.weights.store import ModelCard
 
 
 class ModelOptions(TypedDict, total=False):

@@ -193,7 +193,7 @@ def test_random_weights_tell_pictures_apart_and_no_array_is_constant():
     """Otherwise a contender that gave every picture one answer, or forgot an array, would agree."""
     from jeffnet.arch.zoo import model_preprocessing
     from jeffnet.bench.prepare import _logits, random_arrays
-    from jeffnet.weights.store import ModelCard
+    from jeffnet.weights.card import ModelCard
 
     card = ModelCard(SMALL, 10, 3, model_preprocessing(SMALL))
     arrays = random_arrays(card)

@@ -9,7 +9,7 @@ from jeffnet.bench.program import UnsupportedError
 from jeffnet.bench.programs.with_torch import timm_architecture
 from jeffnet.bench.settings import Settings
 from jeffnet.validation.candidates import Candidate
-from jeffnet.weights.store import ModelCard
+from jeffnet.weights.card import ModelCard
 
 # The compiler of torch takes a minute for each of these.
 FOREIGN = [name for name in PEERS if name != "plain"]

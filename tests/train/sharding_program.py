@@ -48,8 +48,8 @@ from jeffnet.train.optim import make_optimizer
 from jeffnet.train.setup import make_setup
 from jeffnet.train.state import initial_state
 from jeffnet.train.step import Teacher, make_train_step
+from jeffnet.weights.card import ModelCard, save_model
 from jeffnet.weights.start import start_arrays, statistics
-from jeffnet.weights.store import ModelCard, save_model
 
 jeffnet.parallel.mesh._LEAST_SPLIT = 16  # the arrays of the small network count as large
 

@@ -29,7 +29,7 @@ from jeffnet.train.config import (
 from jeffnet.train.loop import _Loop, resume, train, train_seeds
 from jeffnet.train.recipe import load_recipe
 from jeffnet.train.setup import make_setup, run_preprocessing
-from jeffnet.weights.store import ModelCard, save_model
+from jeffnet.weights.card import ModelCard, save_model
 
 
 def test_a_run_writes_what_it_says(finished, rows):

@@ -18,7 +18,7 @@ from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
 from jeffnet.errors import JeffnetError, OutputError
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights.store import ModelCard, save_model
+from jeffnet.weights.card import ModelCard, save_model
 
 CLASSES = ("bird", "cat", "dog")
 MODELS = ("tiny", "tiny_tf", "tiny_flat")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights.store import ModelCard, save_model
+from jeffnet.weights.card import ModelCard, save_model
 
 PROGRAM = Path(__file__).parents[1] / "train" / "small_run.py"
 CLASSES = ("bird", "cat", "dog")

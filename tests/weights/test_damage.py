@@ -15,8 +15,8 @@ from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import open_weights, read_weights
-from jeffnet.weights.store import ModelCard
 
 NAME = "pt_mnasnet_small"
 CARD = ModelCard(NAME, 3, 3, model_preprocessing(NAME))

@@ -13,11 +13,11 @@ from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.errors import WeightsError
 from jeffnet.linen import create_model, from_pretrained
 from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.card import ModelCard, save_model
+from jeffnet.weights.formats.pytorch import write_torch
 from jeffnet.weights.hub_config import check_arguments, parse_config
 from jeffnet.weights.load import open_weights
 from jeffnet.weights.naming import to_source_names
-from jeffnet.weights.pytorch import write_torch
-from jeffnet.weights.store import ModelCard, save_model
 from jeffnet.weights.timm import TIMM
 
 NAME, TIMM_NAME = "pt_mnasnet_small", "mnasnet_small"

@@ -18,8 +18,8 @@ from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import read_weights
-from jeffnet.weights.store import ModelCard
 
 NAME, TIMM_NAME = "tf_mobilenetv3_small_075", "tf_mobilenetv3_small_075.in1k"
 

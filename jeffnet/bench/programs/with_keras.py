@@ -83,7 +83,7 @@ def write_keras_file(arguments: dict[str, Any], channel: Channel) -> None:
     """
     from safetensors.numpy import load_file
 
-    from jeffnet.weights.keras_writer import write_keras
+    from jeffnet.weights.formats.keras_writer import write_keras
 
     job = Job(**arguments)
     card = job.card()

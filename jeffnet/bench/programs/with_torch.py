@@ -13,7 +13,7 @@ import numpy as np
 from jeffnet.bench.child import Channel
 from jeffnet.bench.prepare import write_timm_state
 from jeffnet.bench.program import LEARNING_RATE, MOMENTUM, Job, Program, UnsupportedError
-from jeffnet.weights.store import ModelCard
+from jeffnet.weights.card import ModelCard
 
 # Padded as TensorFlow, timm has none of the first; its EdgeTPU models stride another convolution than their authors'.
 _WITHOUT_TIMM = re.compile(r"tf_(mobilenetv2|mnasnet|semnasnet|efficientnet_e[sml])")

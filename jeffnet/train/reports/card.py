@@ -11,7 +11,7 @@ from jeffnet.system.files import written_atomically
 from jeffnet.text.names import markdown, shell_word
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.reports.environment import read_environments
-from jeffnet.weights.store import ModelCard
+from jeffnet.weights.card import ModelCard
 
 CARD_FILE = "README.md"
 

@@ -29,7 +29,7 @@ from jeffnet.train.config import (
 from jeffnet.train.recipe import to_json
 from jeffnet.train.reports.card import write_card
 from jeffnet.train.reports.environment import read_environments, record_environment
-from jeffnet.weights.store import ModelCard
+from jeffnet.weights.card import ModelCard
 
 NAME = "pt_efficientnet_b0"
 CARD = ModelCard(NAME, 10, 3, Preprocessing(32, 1.0), classes=tuple("abcdefghij"))

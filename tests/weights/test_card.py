@@ -20,10 +20,10 @@ from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.errors import JeffnetError, OutputError, UnknownModelError, WeightsError
 from jeffnet.linen import create_model, from_pretrained, to_canonical
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights import store
+from jeffnet.weights import card
+from jeffnet.weights.card import METADATA_KEY, ModelCard, save_model
 from jeffnet.weights.checksum import CHECKSUMS_KEY
 from jeffnet.weights.load import load_weights, open_weights, read_weights
-from jeffnet.weights.store import METADATA_KEY, ModelCard, save_model
 from jeffnet.weights.timm import timm_name
 
 NAME = "pt_mnasnet_small"
@@ -103,7 +103,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(error, path, monkeypatch
             file.write(before[:100])
         raise error
 
-    monkeypatch.setattr(store, "save_file", fail)
+    monkeypatch.setattr(card, "save_file", fail)
     expected = OutputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected) as raised:
         save_model(path, initial_arrays(PLAN, 1), CARD)

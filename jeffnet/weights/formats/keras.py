@@ -1,8 +1,8 @@
 """Files of Keras with models of keras.applications: EfficientNet B0 to B7, MobileNetV2 and MobileNetV3.
 
 Read are Keras 3's `.keras` and `.weights.h5`, and the older `.h5`, of a whole model or of its weights. That needs h5py
-alone, runs nothing that is in a file, and opens no other file that one may point to (`jeffnet.weights.hdf5`).
-`jeffnet.weights.keras_writer` writes them, with Keras.
+alone, runs nothing that is in a file, and opens no other file that one may point to (`jeffnet.weights.formats.hdf5`).
+`jeffnet.weights.formats.keras_writer` writes them, with Keras.
 
 Ours compute what Keras does for pictures of the size for which its model was built. One that was built for any size, as
 MobileNetV3 is unless told otherwise, pads as if each map that is halved had an even height and width.
@@ -29,8 +29,8 @@ from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
 from jeffnet.errors import WeightsError, first_line
 from jeffnet.weights.archive import open_zip
-from jeffnet.weights.hdf5 import MAGIC, Layers, broken, read_layers
-from jeffnet.weights.keras_layers import Layer, check_head, described, pixels
+from jeffnet.weights.formats.hdf5 import MAGIC, Layers, broken, read_layers
+from jeffnet.weights.formats.keras_layers import Layer, check_head, described, pixels
 from jeffnet.weights.naming import Naming, to_canonical_names
 from jeffnet.weights.stored import Stored
 

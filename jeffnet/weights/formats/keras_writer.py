@@ -16,10 +16,10 @@ import numpy as np
 from jeffnet.errors import EndingError, OutputError
 from jeffnet.system.extras import install
 from jeffnet.system.files import written_atomically
-from jeffnet.weights.hdf5 import with_checksums
-from jeffnet.weights.keras import KERAS
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.hdf5 import with_checksums
+from jeffnet.weights.formats.keras import KERAS
 from jeffnet.weights.naming import to_source_names
-from jeffnet.weights.store import ModelCard
 
 _SUFFIXES = (".keras", ".weights.h5")
 _WRITTEN = re.compile(

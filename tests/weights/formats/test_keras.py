@@ -25,14 +25,14 @@ from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
 from jeffnet.errors import EndingError, OutputError, WeightsError
 from jeffnet.functional import ImageClassifier, to_variables
 from jeffnet.ops.image import normalize
-from jeffnet.weights import hdf5
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.fit import fit
-from jeffnet.weights.hdf5 import with_checksums
-from jeffnet.weights.keras import KERAS, is_hdf5, is_keras_archive, read_keras
-from jeffnet.weights.keras_writer import write_keras
+from jeffnet.weights.formats import hdf5
+from jeffnet.weights.formats.hdf5 import with_checksums
+from jeffnet.weights.formats.keras import KERAS, is_hdf5, is_keras_archive, read_keras
+from jeffnet.weights.formats.keras_writer import write_keras
 from jeffnet.weights.naming import to_canonical_names
 from jeffnet.weights.start import start_arrays
-from jeffnet.weights.store import ModelCard
 
 h5py = pytest.importorskip("h5py")
 
@@ -409,7 +409,7 @@ def test_a_flipped_bit_in_an_array_with_a_checksum_is_noticed(reference, tmp_pat
 
 def test_an_archive_that_is_far_too_long(reference, tmp_path, monkeypatch):
     path = shutil.copy(reference("tensorflow", SMALL) / f"{SMALL}.keras", tmp_path / "a.keras")
-    monkeypatch.setattr("jeffnet.weights.keras._LONGEST", 1000)
+    monkeypatch.setattr("jeffnet.weights.formats.keras._LONGEST", 1000)
     with pytest.raises(WeightsError, match=r"its config.json takes more than 1,000 bytes"):
         read_keras(path)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("zeros", "w") as file:
@@ -562,7 +562,7 @@ def test_reading_loads_neither_keras_nor_tensorflow(reference):
     script = f"""
 import sys
 from pathlib import Path
-from jeffnet.weights.keras import read_keras
+from jeffnet.weights.formats.keras import read_keras
 assert "h5py" not in sys.modules
 assert read_keras(Path({str(path)!r})).model
 print({{"keras", "tensorflow", "jax"}} & set(sys.modules))
@@ -578,8 +578,8 @@ from pathlib import Path
 import numpy as np
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.errors import JeffnetError
-from jeffnet.weights.keras_writer import write_keras
-from jeffnet.weights.store import ModelCard
+from jeffnet.weights.formats.keras_writer import write_keras
+from jeffnet.weights.card import ModelCard
 
 folder, model, num_classes, in_chans = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 mean, std = eval(sys.argv[5])

@@ -13,9 +13,9 @@ import pytest
 from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.errors import WeightsError
 from jeffnet.functional import create_model, from_pretrained
+from jeffnet.weights.formats.tensorflow import find_checkpoint, hints_of, naming_of, write_tensorflow
 from jeffnet.weights.load import open_weights, read_weights
 from jeffnet.weights.naming import to_source_names
-from jeffnet.weights.tensorflow import find_checkpoint, hints_of, naming_of, write_tensorflow
 
 TOLERANCE = 1e-10
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
