@@ -44,7 +44,7 @@ from jeffnet.objax import objax
 from jeffnet.ops.network import submodule
 from jeffnet.weights.start import start_model
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
+pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
 
 TOLERANCE = 1e-10
 CLASSES, BATCH, HEIGHT, WIDTH = 10, 4, 44, 54
@@ -269,8 +269,15 @@ def test_every_backend_has_a_driver():
     assert DRIVERS.keys() == BACKENDS.keys()
 
 
-@every_backend
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        # A backend sees the Plan only, whose parts those of each family have: with the others, one backend is enough.
+        pytest.param(name, backend, marks=() if name in FAMILIES or backend == "functional" else pytest.mark.slow)
+        for name in MODELS
+        for backend in BACKENDS
+    ],
+)
 def test_abstract_shapes(name, backend):
     """All models: the arrays of the Plan and no other, without allocating any."""
     model = load_backend(backend).create_model(name, abstract=True)

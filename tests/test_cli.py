@@ -30,6 +30,8 @@ from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.card import ModelCard, save_model
 from jeffnet.weights.timm import timm_name
 
+pytestmark = pytest.mark.files
+
 CLASSES = ("bird", "cat", "dog")
 
 

@@ -21,6 +21,8 @@ from jeffnet.cli.main import _parse
 from jeffnet.cli.train import _pairs
 from jeffnet.train.recipe import load_recipe, override
 
+pytestmark = pytest.mark.runs
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("gpu", "tpu", "slurm", "kubernetes")] + [
     ROOT / "docker" / "README.md"

@@ -21,7 +21,7 @@ NAME = "tiny"
 POOL_FIRST = "tf_mobilenetv3_small_minimal_100"
 CLASSES, BATCH, SIZE = 10, 4, 32
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
+pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
 ONE_OF_EACH = (
     "pt_efficientnet_es",
     "pt_fbnetc_100",

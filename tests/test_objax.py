@@ -14,7 +14,7 @@ from jeffnet.arch.summary import count_parameters
 from jeffnet.backends import convert
 from jeffnet.objax import BatchNorm, Conv2D, Linear, create_model, objax
 
-pytestmark = pytest.mark.usefixtures("tiny_model")
+pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
 
 
 def _images(batch=4, seed=0):
@@ -25,6 +25,7 @@ def _create(**options):
     return create_model("tiny_tf", **{"num_classes": 3} | options)
 
 
+@pytest.mark.slow
 def test_objax_alone_fails_on_this_jax_and_the_mend_cures_it():
     """In an interpreter where nothing else touched Objax. Where Objax works by itself, nothing is mended."""
     script = """

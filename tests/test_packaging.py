@@ -15,6 +15,8 @@ import pytest
 import jeffnet
 from jeffnet.system.extras import PACKAGES, install
 
+pytestmark = pytest.mark.files
+
 ROOT = Path(__file__).parents[1]
 
 

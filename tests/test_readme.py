@@ -20,6 +20,8 @@ from jeffnet.parallel.distributed import EXIT_LOST
 from jeffnet.train.interrupt import EXIT_CODES
 from jeffnet.train.recipe import load_recipe, override
 
+pytestmark = pytest.mark.files
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES}

@@ -5,6 +5,8 @@ import pytest
 from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
 from jeffnet.arch.imagenet import imagenet_classes
 
+pytestmark = pytest.mark.numbers
+
 WNIDS = tuple(imagenet_classes())
 NUMBERS = tuple(map(str, range(12)))
 

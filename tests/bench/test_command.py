@@ -7,6 +7,8 @@ import pytest
 
 from jeffnet.cli.main import main
 
+pytestmark = pytest.mark.runs
+
 QUICK = ("--no-fused", "--no-peak", "--repeats", "1", "--seconds", "1e-6", "--batch-size", "2")
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from jeffnet.bench.communication import by_kind, collectives
 
+pytestmark = pytest.mark.runs
+
 PROGRAM = """
 import json, jax, jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P

@@ -15,6 +15,8 @@ from jeffnet.bench.settings import Settings, processors
 from jeffnet.errors import ConfigError, JeffnetError
 from jeffnet.validation.candidates import Candidate
 
+pytestmark = pytest.mark.runs
+
 # The quickest of the zoo to compile, of pictures that leave its last map 2x2 positions: in training, norms of fewer
 # values would enlarge every rounding.
 SMALL, SIZE = "tf_mobilenetv2_035", 64

@@ -11,6 +11,8 @@ from jeffnet.bench.settings import Settings
 from jeffnet.validation.candidates import Candidate
 from jeffnet.weights.card import ModelCard
 
+pytestmark = pytest.mark.runs
+
 # The compiler of torch takes a minute for each of these.
 FOREIGN = [name for name in PEERS if name != "plain"]
 

@@ -10,6 +10,8 @@ from jeffnet.bench import plot
 from jeffnet.bench.plot import Point, draw, pareto, points_of, title_of
 from jeffnet.errors import OutputError
 
+pytestmark = pytest.mark.runs
+
 
 def test_a_point_is_the_best_of_jeffnets_own(result):
     """timm's 40 images a second are not; nor is training, nor a model without a score."""

@@ -10,6 +10,8 @@ from jeffnet.bench.report import Prices, device_of, document_of, notes_of, table
 from jeffnet.bench.settings import Settings
 from jeffnet.errors import OutputError
 
+pytestmark = pytest.mark.runs
+
 
 def test_a_table_shows_what_differs_and_says_the_rest_once(result):
     shared, head, cells = table_of([result], Prices())

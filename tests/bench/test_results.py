@@ -6,6 +6,8 @@ import pytest
 
 from jeffnet.bench.results import cost_per_million, energy_per_million
 
+pytestmark = pytest.mark.runs
+
 
 def test_a_case_adds_up(result):
     """Medians of the rounds' medians 0.2, 0.4, 0.2 and 0.1, 0.1, 0.05."""

@@ -11,6 +11,8 @@ from jeffnet.bench.settings import Settings
 from jeffnet.cli.main import main
 from jeffnet.errors import ConfigError
 
+pytestmark = pytest.mark.runs
+
 JOB = ScalingJob(
     model="pt_mnasnet_small",
     devices=1,
@@ -108,6 +110,7 @@ def test_groups_that_no_machine_has_are_refused_before_anything_is_measured(jobs
     assert main([*command, "16", "--devices", "2"]) == 0, "a group larger than a machine is all of it"
 
 
+@pytest.mark.slow
 def test_a_real_step_on_two_virtual_devices(monkeypatch):
     """Gradients of all parameters are summed: what is sent is at least as large."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")

@@ -13,6 +13,8 @@ from jeffnet.arch.zoo import model_plan
 from jeffnet.bench.step_model import MACHINES, expected_bytes, model_step
 from jeffnet.errors import ConfigError
 
+pytestmark = pytest.mark.runs
+
 GUIDE = Path(__file__).parents[2] / "docs" / "scaling.md"
 MODEL = "pt_mobilenetv3_small_100"
 PROGRAM = """

@@ -10,6 +10,8 @@ from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.data.labels import SUBSETS, label_table, read_label_map, read_real_labels, real_index, subset_mask
 from jeffnet.errors import DatasetError
 
+pytestmark = pytest.mark.files
+
 WNIDS = tuple(imagenet_classes())
 
 

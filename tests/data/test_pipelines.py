@@ -14,6 +14,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.pipelines import LOADERS, open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 
+pytestmark = pytest.mark.files
+
 TURN = Image.Transpose
 # What stores an upright picture so that a reader has to turn it: the inverse of what `upright` does.
 STORED = {

@@ -9,6 +9,8 @@ from jeffnet.arch.plan import Conv
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.ops.activations import ACTIVATIONS
 
+pytestmark = pytest.mark.numbers
+
 X = np.linspace(-8, 8, 161)
 
 FORMULAS = {

@@ -16,7 +16,10 @@ from jeffnet.ops.conv import NHWC, make_window
 from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
 from jeffnet.ops.depthwise import Window
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"no C++ kernels: {native.failure()}")
+pytestmark = [
+    pytest.mark.numbers,
+    pytest.mark.skipif(not native.available(), reason=f"no C++ kernels: {native.failure()}"),
+]
 
 PLAIN = Window((1, 1), ((0, 0), (0, 0)), (1, 1))
 ROUNDING = 2.0**-24
@@ -252,12 +255,6 @@ def problems(draw):
     channels, features = draw(st.integers(1, 20)), draw(st.sampled_from(FEATURES))
     more = draw(st.sampled_from(list(ACTS))), draw(st.booleans()), draw(st.booleans())
     return Problem((draw(st.integers(1, 3)), *image, channels), (*kernel, channels, features), window, *more)
-
-
-@settings(sampled, max_examples=8)
-@given(problems())
-def test_any_problem(problem):
-    assert_dense(problem)
 
 
 @pytest.mark.slow

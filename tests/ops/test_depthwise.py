@@ -24,6 +24,8 @@ from jeffnet.ops import native
 from jeffnet.ops.conv import NHWC, make_window
 from jeffnet.ops.depthwise import Window, depthwise_conv
 
+pytestmark = pytest.mark.numbers
+
 FORMS = ("native", "shifted")
 PLAIN = Window((1, 1), ((1, 1), (1, 1)), (1, 1))
 STRIDED = Window((2, 2), ((0, 1), (1, 1)), (1, 1))

@@ -16,7 +16,10 @@ from jeffnet.ops.dense import depthwise_act
 from jeffnet.ops.depthwise import Window
 from jeffnet.ops.native import limits
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"no C++ kernels: {native.failure()}")
+pytestmark = [
+    pytest.mark.numbers,
+    pytest.mark.skipif(not native.available(), reason=f"no C++ kernels: {native.failure()}"),
+]
 
 FUZZER = Path(__file__).with_name("kernel_fuzz.py")
 _spec = importlib.util.spec_from_file_location("kernel_fuzz", FUZZER)

@@ -15,6 +15,8 @@ from jeffnet.ops.norm import batch_normalize, batch_statistics, norm_inference, 
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.start import start_model
 
+pytestmark = pytest.mark.numbers
+
 
 def _draw(*shape):
     return np.random.default_rng(0).normal(2.0, 3.0, shape)

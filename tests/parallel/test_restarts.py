@@ -12,6 +12,8 @@ from jeffnet.cli.main import _parse, main
 from jeffnet.errors import ConfigError
 from jeffnet.parallel import restarts
 
+pytestmark = pytest.mark.runs
+
 # Counts its starts in a file, and ends with the next of the statuses given; a negative one is a signal.
 ENDING = """
 import os, sys

@@ -19,6 +19,8 @@ from jeffnet.ops.conv import use_lowering
 from jeffnet.system import device_check as self_test
 from jeffnet.system import environment as health
 
+pytestmark = pytest.mark.files
+
 
 @pytest.fixture
 def passing(monkeypatch):

@@ -31,6 +31,8 @@ from jeffnet.train.recipe import load_recipe
 from jeffnet.train.setup import make_setup, run_preprocessing
 from jeffnet.weights.card import ModelCard, save_model
 
+pytestmark = pytest.mark.runs
+
 
 def test_a_run_writes_what_it_says(finished, rows):
     folder, result = finished

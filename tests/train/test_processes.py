@@ -32,6 +32,8 @@ from jeffnet.train.recipe import to_json
 from jeffnet.train.run import Run
 from jeffnet.train.setup import make_setup
 
+pytestmark = pytest.mark.runs
+
 # The command line with a model of its own: two blocks, which compile soon, and a head wide enough to be split.
 PROGRAM = """
 import sys

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.files
+
 PROGRAM = Path(__file__).with_name("sharding_program.py")
 # What measures memory comes before what leaves arrays behind.
 QUICK = ("start", "everything", "groups-linen", "by-2", "collectives")

@@ -24,6 +24,8 @@ from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.preview import plot_augment
 from jeffnet.train.run import locked_run
 
+pytestmark = pytest.mark.runs
+
 SCRIPT = Path(__file__).with_name("small_run.py")
 
 

@@ -16,6 +16,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.labels import subset_mask
 from jeffnet.validation.metrics import answer, evaluate, grouped, make_forward, score
 
+pytestmark = pytest.mark.numbers
+
 IDENTITY = Preprocessing(1, 1.0, "bicubic", (0.0,), (1.0,))
 
 

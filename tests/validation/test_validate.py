@@ -20,6 +20,8 @@ from jeffnet.errors import JeffnetError, OutputError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.card import ModelCard, save_model
 
+pytestmark = pytest.mark.numbers
+
 CLASSES = ("bird", "cat", "dog")
 MODELS = ("tiny", "tiny_tf", "tiny_flat")
 

@@ -15,6 +15,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.card import ModelCard, save_model
 
+pytestmark = pytest.mark.runs
+
 PROGRAM = Path(__file__).parents[1] / "train" / "small_run.py"
 CLASSES = ("bird", "cat", "dog")
 PICTURES = 15  # which neither 2 processes nor 4 devices divide

@@ -26,6 +26,8 @@ from jeffnet.weights.checksum import CHECKSUMS_KEY
 from jeffnet.weights.load import load_weights, open_weights, read_weights
 from jeffnet.weights.timm import timm_name
 
+pytestmark = pytest.mark.files
+
 NAME = "pt_mnasnet_small"
 PLAN = model_plan(NAME, num_classes=2, in_chans=1)
 CARD = ModelCard(NAME, 2, 1, Preprocessing(28, 1.0, "bilinear", (0.5,), (0.25,)), ("cat", "dög"))

@@ -13,6 +13,8 @@ from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.fit import adapt_input_channels, fit
 from jeffnet.weights.timm import from_timm, is_timm, timm_name, timm_shape
 
+pytestmark = pytest.mark.files
+
 PLAN = model_plan("pt_mnasnet_small", num_classes=10)
 
 

@@ -26,6 +26,8 @@ from jeffnet.weights import download
 from jeffnet.weights.hub import Located, locate
 from jeffnet.weights.hub_config import HubConfig
 
+pytestmark = pytest.mark.files
+
 MODEL, REPOSITORY = "tf_efficientnet_b0_ns", "timm/tf_efficientnet_b0.ns_jft_in1k"
 FIRST, SECOND = "1" * 40, "2" * 40
 WEIGHTS = b"weights of the hub " * 1000

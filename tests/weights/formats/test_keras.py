@@ -34,6 +34,8 @@ from jeffnet.weights.formats.keras_writer import write_keras
 from jeffnet.weights.naming import to_canonical_names
 from jeffnet.weights.start import start_arrays
 
+pytestmark = pytest.mark.files
+
 h5py = pytest.importorskip("h5py")
 
 TOLERANCE = 1e-10

@@ -16,6 +16,8 @@ from jeffnet.errors import WeightsError
 from jeffnet.functional import create_model, from_pretrained
 from jeffnet.weights.load import open_weights, read_weights
 
+pytestmark = pytest.mark.files
+
 TOLERANCE = 1e-10
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 NAME = "pt_mobilenetv3_small_075"

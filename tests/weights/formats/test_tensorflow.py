@@ -17,6 +17,8 @@ from jeffnet.weights.formats.tensorflow import find_checkpoint, hints_of, naming
 from jeffnet.weights.load import open_weights, read_weights
 from jeffnet.weights.naming import to_source_names
 
+pytestmark = pytest.mark.files
+
 TOLERANCE = 1e-10
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 SMALL, V2 = "tf_mobilenetv3_small_100", "tf_mobilenetv2_100"
