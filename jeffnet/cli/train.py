@@ -15,7 +15,7 @@ from jeffnet.text.names import printable, printable_lines, shell_word
 
 if TYPE_CHECKING:
     from jeffnet.train.config import Config
-    from jeffnet.train.scoring import Result
+    from jeffnet.train.reports.scores import Result
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from jeffnet.cli.main import main; sys.exit(main())"
@@ -143,7 +143,8 @@ def _run(options: argparse.Namespace) -> None:
         return
     if not options.output:
         raise UsageError("give --output RUN, a folder for the run")
-    from jeffnet.train.loop import train, train_seeds
+    from jeffnet.train.loop import train
+    from jeffnet.train.seeds import train_seeds
 
     start_devices(options)
     if options.seeds:

@@ -1,23 +1,32 @@
-"""Signals that ask a run to stop: it saves where it stands first."""
+"""What asks a run to stop, or to save: signals, the clock, and other processes of the run."""
 
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-# What the command exits with: EX_TEMPFAIL, "try again later", after SIGTERM, the usual status after Ctrl-C.
+import jax
+import numpy as np
+
+from jeffnet.parallel.distributed import any_process, is_primary
+from jeffnet.parallel.mesh import Layout
+
+# Exit codes of the command: EX_TEMPFAIL, "try again later", after SIGTERM, the usual one after Ctrl-C.
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _SAME_SECONDS = 2
+# Processes ask each other only before every so many validation batches, since that takes a moment.
+_BATCHES_TO_AGREE = 8
 
 
 class InterruptedRunError(Exception):
-    """The run was asked to stop, and saved where it stood.
+    """The run was asked to stop, and saved its state.
 
     Attributes:
-      signal: which asked, of the process itself or of another one.
+      signal: the one that this process got, else SIGTERM: another process was asked.
       step: how many steps were taken.
       exit_code: 75 for SIGTERM, 130 for SIGINT.
     """
@@ -30,7 +39,7 @@ class InterruptedRunError(Exception):
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """The first signal that asked the run to stop; false until there is one."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -41,12 +50,12 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within it SIGTERM and SIGINT are noted instead of obeyed; the second of either is obeyed at once.
+    """Note SIGTERM and SIGINT instead of obeying them; a second signal of either kind ends the process at once.
 
-    But for a second SIGTERM within two seconds: a scheduler that signals every process of a job, and a supervisor that
-    passes the signal on, mean the same one.
+    A second SIGTERM within two seconds of the first is ignored: it is the same request, from a scheduler that signals
+    every process of a job and from a supervisor that passes the signal on.
 
-    Outside the main thread no signal can be caught, and none is.
+    Outside the main thread Python cannot catch signals, so nothing is caught there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -75,3 +84,62 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+
+
+class Requests:
+    """Requests to stop and to save, on which all processes of a run agree.
+
+    With several processes, each puts its requests into its batches; a step combines them, and its metrics tell every
+    process the same.
+    """
+
+    def __init__(self, stop: StopRequest, layout: Layout, minutes: float | None) -> None:
+        """Begins to count time.
+
+        Args:
+          stop: of this process.
+          layout: of the run.
+          minutes: from one checkpoint to the next, by the first process's clock; None saves at no time.
+        """
+        self._stop, self._layout, self._minutes = stop, layout, minutes
+        self._agreed = np.zeros(2, np.bool_)
+        self._saved = time.monotonic()
+
+    @property
+    def stop_signal(self) -> signal.Signals | None:
+        """The signal that this process got."""
+        return self._stop.signal
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to stop after this step."""
+        return bool(self._agreed[0]) if self._layout.is_shared else bool(self._stop)
+
+    @property
+    def saves(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return bool(self._agreed[1]) if self._layout.is_shared else self._is_due()
+
+    def place(self, batch: dict[str, Any]) -> Any:
+        """A batch on the devices, with the requests of this process where there are several."""
+        if self._layout.is_shared:
+            batch["requests"] = np.tile([bool(self._stop), self._is_due()], (jax.local_device_count(), 1))
+        return self._layout.place_batch(batch)
+
+    def note(self, metrics: Mapping[str, Any]) -> None:
+        """Remember the requests of all processes, from a step's metrics."""
+        if "requests" in metrics:
+            self._agreed |= np.asarray(metrics["requests"])
+
+    def saved(self) -> None:
+        """A checkpoint was begun: count time anew."""
+        self._saved, self._agreed[1] = time.monotonic(), False
+
+    def stop_between_steps(self, number: int) -> bool:
+        """Whether the run is to stop before validation batch `number`; all processes must ask for the same numbers."""
+        if not self._layout.is_shared:
+            return bool(self._stop)
+        return number % _BATCHES_TO_AGREE == 0 and any_process(bool(self._stop))
+
+    def _is_due(self) -> bool:
+        return self._minutes is not None and is_primary() and time.monotonic() - self._saved > 60 * self._minutes

@@ -5,6 +5,7 @@ A recipe is a Python file that defines `config = Config(...)`, or the `config.js
 """
 
 import dataclasses
+import functools
 import json
 import runpy
 import traceback
@@ -103,12 +104,10 @@ def entry_names(within: str = "") -> list[str]:
     return [name for name in names_of(Config) if name.startswith(within)]
 
 
-def entry(config: Config, name: str) -> Any:
-    """The value of an entry by its dotted name, as JSON would have it."""
-    value: Any = dataclasses.asdict(config)
-    for part in name.split("."):
-        value = value[part]
-    return json.loads(json.dumps(value))
+def entries(config: Config) -> dict[str, Any]:
+    """The values of all entries by dotted name, as JSON has them."""
+    values = json.loads(to_json(config))
+    return {name: functools.reduce(dict.__getitem__, name.split("."), values) for name in entry_names()}
 
 
 def check_name(name: str, given: str, others: Sequence[str] = ()) -> None:

@@ -79,9 +79,21 @@ def _lock(stack: ExitStack, folder: Path, waits: bool) -> None:
 
 
 class Run:
-    """The folder of a run. Make one with `create` or `open`."""
+    """The folder of a run, which exists and is locked.
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    Attributes:
+      folder: its path.
+      config: with which the run goes on.
+      checkpoints: in the folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike, config: Config) -> None:
+        """Opens the folder.
+
+        Raises:
+          OutputError: a process does not see the folder of the first one, or checkpoints cannot be written there.
+        """
+        folder = Path(folder)
         unseen = [number for number, seen in enumerate(gathered((folder / "config.json").exists())) if not seen]
         if unseen and len(unseen) < jax.process_count():
             raise OutputError(
@@ -92,38 +104,9 @@ class Run:
         self.config = config
         self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last)
 
-    @classmethod
-    def create(cls, folder: str | os.PathLike, config: Config) -> "Run":
-        """A new run's folder, which is there and locked.
-
-        Raises:
-          OutputError: it cannot be written to, or holds a run already.
-        """
-        folder = Path(folder)
-        on_primary(lambda: _make(folder, config))
-        return cls(folder, config)
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike, config: Config | None = None) -> "Run":
-        """The folder of a run to continue.
-
-        Args:
-          folder: of the run.
-          config: with which to continue; None takes the run's own.
-
-        Raises:
-          ConfigError: it holds no run, or one whose configuration this version cannot read.
-        """
-        return cls(Path(folder), read_config(folder) if config is None else config)
-
     def path(self, name: str) -> Path:
         """Of a file in the folder."""
         return self.folder / name
-
-    @property
-    def model_path(self) -> Path:
-        """Where the best model is."""
-        return self.folder / "model.safetensors"
 
     def write_config(self) -> None:
         """Write `config.json`; on several hosts the first does.
@@ -132,6 +115,15 @@ class Run:
           OutputError: it cannot be written.
         """
         on_primary(lambda: _write_config(self.folder, self.config))
+
+
+def create_run(folder: str | os.PathLike, config: Config) -> None:
+    """Make a run of a folder, which exists and is locked; on several hosts the first does.
+
+    Raises:
+      OutputError: the folder cannot be written to, or holds a run already.
+    """
+    on_primary(lambda: _make(Path(folder), config))
 
 
 def _make(folder: Path, config: Config) -> None:

@@ -86,13 +86,13 @@ def rows():
 @pytest.fixture(scope="session")
 def assert_same_run(rows):
     """Metrics, models and the last checkpoint equal, to the bit."""
-    from jeffnet.train.run import Run
+    from jeffnet.train.run import Run, read_config
     from jeffnet.train.setup import make_setup
 
     def last_checkpoint(folder):
         import jax
 
-        run = Run.open(folder)
+        run = Run(folder, read_config(folder))
         try:
             state, values = run.checkpoints.restore(make_setup(run.config).template())
             return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], values

@@ -26,8 +26,10 @@ from jeffnet.train.config import (
     ProgressiveConfig,
     ScheduleConfig,
 )
-from jeffnet.train.loop import _Loop, resume, train, train_seeds
+from jeffnet.train.epochs import Epochs
+from jeffnet.train.loop import resume, train
 from jeffnet.train.recipe import load_recipe
+from jeffnet.train.seeds import train_seeds
 from jeffnet.train.setup import make_setup, run_preprocessing
 from jeffnet.weights.card import ModelCard, save_model
 
@@ -328,7 +330,7 @@ def test_a_step_that_does_not_fit_says_what_to_set_and_the_run_goes_on_with_it(c
 
     short = replace(config, epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(_Loop, "_train_epoch", fail)
+        patch.setattr(Epochs, "_train_epoch", fail)
         with pytest.raises(ConfigError, match="a batch of 6 on 1 devices does not fit their memory: set accumulate"):
             train(short, tmp_path / "run", progress=False)
         message = "INTERNAL: Failed to execute"

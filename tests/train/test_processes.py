@@ -29,7 +29,7 @@ from jeffnet.train.config import (
     ScheduleConfig,
 )
 from jeffnet.train.recipe import to_json
-from jeffnet.train.run import Run
+from jeffnet.train.run import Run, read_config
 from jeffnet.train.setup import make_setup
 
 pytestmark = pytest.mark.runs
@@ -301,7 +301,7 @@ def test_a_frozen_process_stops_the_other_and_ends_when_it_goes_on(number, launc
 # before a step is compiled, where a checkpoint is written, and at the very end.
 SLOW = """
 import time
-from jeffnet.train import loop
+from jeffnet.train.epochs import Epochs
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.reports.journal import Journal
 
@@ -316,7 +316,7 @@ def delay(owner, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delays", ["(loop._Loop, '_train_epoch'), (Checkpoints, 'save')", "(Journal, 'close'),"])
+@pytest.mark.parametrize("delays", ["(Epochs, '_train_epoch'), (Checkpoints, 'save')", "(Journal, 'close'),"])
 @pytest.mark.parametrize("number", [0, 1])
 def test_processes_of_uneven_speed_wait_for_each_other(delays, number, launch, whole):
     slow = f"{SLOW}\nif sys.argv[-1] == '{number}':\n    for owner, name in ({delays}):\n        delay(owner, name)\n"
@@ -348,7 +348,7 @@ def test_checkpoints_by_time_are_of_one_step_in_all_processes_and_complete(stopp
     folders = {int(path.name): path for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert len(folders.keys() - {3, 6, max(folders)}) >= 1, folders
     for step in sorted(folders, reverse=True):
-        run = Run.open(tmp_path / "run")
+        run = Run(tmp_path / "run", read_config(tmp_path / "run"))
         try:
             found = run.checkpoints.restore(make_setup(replace(run.config, mesh="data=1")).template())
         finally:

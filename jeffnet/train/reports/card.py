@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jeffnet.system.files import written_atomically
 from jeffnet.text.names import markdown, shell_word
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.reports.environment import read_environments
+from jeffnet.train.reports.scores import Result, Rows, scored_rows
 from jeffnet.weights.card import ModelCard
 
 CARD_FILE = "README.md"
@@ -25,33 +26,30 @@ _SHOWN = (
 )
 
 
-def write_card(
-    folder: Path, card: ModelCard, config: Config, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]
-) -> None:
-    """Write the card, with the metadata of the model hub; the same for the same run.
+def write_card(folder: Path, card: ModelCard, config: Config, rows: Rows) -> None:
+    """Write the card, with metadata for the model hub; the same run always gets the same card.
 
     Args:
-      folder: of the run. Its `environment.json` and `curves.png` are made use of where they are there.
+      folder: of the run. The card shows its `environment.json` and `curves.png` where there are any.
       card: of the trained model.
       config: of the run.
-      rows: of `metrics.jsonl`.
-      result: what the run came to, `jeffnet.train.scoring.Result.as_dict()`.
+      rows: of `metrics.jsonl`, with scores of at least one epoch.
 
     Raises:
       OutputError: the file cannot be written.
     """
     source = str(folder if folder.name not in ("", "..") else folder.resolve())
-    best = result["best"]
-    scores = {"top-1": round(float(best["top1"]), 2)}
+    result = Result.from_rows(rows)
+    scores = {"top-1": round(float(result.best.top1), 2)}
     if card.num_classes > _FEW_CLASSES:
-        scores["top-5"] = round(float(best["top5"]), 2)
+        scores["top-5"] = round(float(result.best.top5), 2)
     parts = [
         readme(card, source, scores, _without_folders(config.data.path)).rstrip("\n"),
         "## Scores",
-        _scores(card, config, rows, result),
+        _scores(card, rows, result),
         *([f"![Learning curves]({_CURVES})"] if (folder / _CURVES).exists() else []),
         "## Training",
-        _table(("", ""), [(name, markdown(value)) for name, value in _training(config, rows, result)]),
+        _table(("", ""), [(name, markdown(value)) for name, value in _training(config, rows)]),
         *_environment(folder),
         "To train it again:",
         f"```sh\njeffnet train --config {shell_word(f'{source}/config.json')} --output RUN\n```",
@@ -60,44 +58,37 @@ def write_card(
         Path(partial).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _scores(card: ModelCard, config: Config, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
-    last = max((row["epoch"] for row in rows if "val_top1" in row), default=config.epochs)
-    averaged = [row["averaged_epochs"] for row in rows if "averaged_epochs" in row]
-    named = (
-        ("best", f"best, after epoch {result['best_epoch']:g}", "model.safetensors"),
-        ("last", f"last, after epoch {last:g}", ""),
-        (
-            "best_ema",
-            f"best moving average, after epoch {result.get('best_ema_epoch') or 0:g}",
-            "model_ema.safetensors",
-        ),
-        ("last_ema", f"last moving average, after epoch {last:g}", ""),
-        ("averaged", f"average of the best {averaged[-1] if averaged else ''}".rstrip(), "averaged.safetensors"),
+def _scores(card: ModelCard, rows: Rows, result: Result) -> str:
+    last = f"after epoch {scored_rows(rows)[-1]['epoch']}"
+    count = next((row["averaged_epochs"] for row in reversed(rows) if "averaged_epochs" in row), None)
+    shown = (
+        (result.best, f"best, after epoch {result.best_epoch}", "model.safetensors"),
+        (result.last, f"last, {last}", ""),
+        (result.best_ema, f"best moving average, after epoch {result.best_ema_epoch}", "model_ema.safetensors"),
+        (result.last_ema, f"last moving average, {last}", ""),
+        (result.averaged, f"average of the best {count}", "averaged.safetensors"),
     )
     with_top5 = card.num_classes > _FEW_CLASSES
     table = []
-    for name, label, file in named:
-        scores = result.get(name)
+    for scores, label, file in shown:
         if scores is not None:
-            values = [scores["top1"], *([scores["top5"]] if with_top5 else [])]
-            table.append((label, *(f"{value:.2f} %" for value in values), f"{scores['loss']:.4f}", _code(file)))
+            values = [scores.top1, *([scores.top5] if with_top5 else [])]
+            table.append((label, *(f"{value:.2f} %" for value in values), f"{scores.loss:.4f}", _code(file)))
     header = ("model", "top-1", *(["top-5"] if with_top5 else []), "cross entropy", "file")
     return (
-        f"On {result['best']['examples']:,} validation pictures, by which the best were chosen too:\n\n"
+        f"On {result.best.examples:,} validation pictures, by which the best were chosen too:\n\n"
         f"{_table(header, table)}"
     )
 
 
-def _training(
-    config: Config, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
+def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:
     """Names and values of what was chosen."""
     data, augment = config.data, config.augment
     yield "data", f"{_without_folders(data.path)}, split {data.train_split}; validated on split {data.val_split}"
     start = config.model.pretrained
     yield "start", "random weights" if start is None else f"weights of {_without_folders(start)}"
     yield "model", _joined(_changed(config.model, "name", "pretrained")) or "as published"
-    yield "epochs", f"{config.epochs}, in {result['steps']:,} steps"
+    yield "epochs", f"{config.epochs}, in {rows[-1]['step']:,} steps"
     yield "batch size", f"{config.batch_size}" + (f", in {config.accumulate} parts" if config.accumulate > 1 else "")
     optimizer = config.optimizer
     rate = f"learning rate {optimizer.learning_rate:g}"

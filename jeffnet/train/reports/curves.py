@@ -11,9 +11,8 @@ import numpy as np
 
 from jeffnet.system.figures import plain_text, save_figure
 from jeffnet.text.names import printable
+from jeffnet.train.reports.scores import Rows
 from jeffnet.train.schedule import Schedule
-
-Rows = Sequence[Mapping[str, Any]]
 
 # Longer curves are drawn as the means of so many stretches: single batches would fill the panel with noise.
 _POINTS = 400

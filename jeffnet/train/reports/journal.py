@@ -8,9 +8,8 @@ import json
 import logging
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +22,6 @@ from jeffnet.train.reports.boards import Board, TensorBoard, WeightsAndBiases
 METRICS_FILE = "metrics.jsonl"
 
 _log = logging.getLogger("jeffnet.train")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What the rows of several steps come to.
-
-    Attributes:
-      loss: mean in training, of the steps that were not skipped; NaN where all were.
-      top1: likewise.
-      images_per_second: while training; 0 where nothing was measured.
-    """
-
-    loss: float
-    top1: float
-    images_per_second: float
-
-
-def summarize(rows: Sequence[Mapping[str, Any]], start: int, end: int) -> Summary:
-    """What the rows of training between two steps come to, each of which is the mean since the row before it.
-
-    Args:
-      rows: of a run.
-      start: the step after which the first one begins.
-      end: the step of the last one.
-    """
-    taken, losses, top1s, before = 0, 0.0, 0.0, start
-    measured, seconds = 0, 0.0  # the latter in units of a step's pictures
-    for row in rows:
-        if "train_loss" not in row or not start < row["step"] <= end:
-            continue
-        steps, before = row["step"] - before, row["step"]
-        if good := steps - row.get("skipped", 0):
-            taken, losses, top1s = taken + good, losses + good * row["train_loss"], top1s + good * row["train_top1"]
-        if speed := row.get("images_per_second"):
-            measured, seconds = measured + steps, seconds + steps / speed
-    speed = measured / seconds if seconds else 0.0
-    return Summary(losses / taken, top1s / taken, speed) if taken else Summary(math.nan, math.nan, speed)
 
 
 class Journal:

@@ -16,7 +16,7 @@ import pytest
 from jeffnet.errors import ConfigError, OutputError
 from jeffnet.train.config import LogConfig
 from jeffnet.train.reports import boards
-from jeffnet.train.reports.journal import METRICS_FILE, Journal, read_rows, summarize
+from jeffnet.train.reports.journal import METRICS_FILE, Journal, read_rows
 
 QUIET = LogConfig(tensorboard=False)
 ROWS = [
@@ -44,22 +44,6 @@ def write_some(folder, log=QUIET, after_step=None, rows=ROWS):
         journal.write(row)
     journal.close()
     return journal
-
-
-def test_rows_come_to_the_mean_of_their_steps():
-    """Each row is a mean since the row before it, without the steps that were skipped."""
-    rows = [
-        {"step": 4, "train_loss": 100.0, "train_top1": 100.0, "images_per_second": 1.0},  # of the epoch before
-        {"step": 4, "val_loss": 100.0},
-        {"step": 7, "train_loss": 2.0, "train_top1": 10.0, "images_per_second": 30.0},
-        {"step": 9, "train_loss": 4.0, "train_top1": 20.0, "images_per_second": 10.0, "skipped": 1},
-        {"step": 10, "train_loss": math.nan, "train_top1": 50.0, "images_per_second": 0.0, "skipped": 1},
-        {"step": 12, "train_loss": 100.0, "train_top1": 100.0, "images_per_second": 1.0},
-    ]
-    found = summarize(rows, 4, 10)
-    assert (found.loss, found.top1) == ((3 * 2.0 + 4.0) / 4, (3 * 10.0 + 20.0) / 4)
-    assert found.images_per_second == pytest.approx(5 / (3 / 30 + 2 / 10))
-    assert math.isnan(summarize(rows, 9, 10).loss) and summarize([], 0, 4).images_per_second == 0
 
 
 def test_each_row_is_a_line_as_soon_as_it_is_written(tmp_path):

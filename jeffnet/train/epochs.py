@@ -1,0 +1,183 @@
+"""The epochs of a run: step after step, checkpoints, and validation after each epoch."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jeffnet.data.loader import LoaderState, TrainLoader
+from jeffnet.parallel.distributed import compile_together, is_primary
+from jeffnet.train.interrupt import InterruptedRunError, Requests
+from jeffnet.train.phases import Phase
+from jeffnet.train.reports.card import write_card
+from jeffnet.train.reports.curves import draw_curves
+from jeffnet.train.reports.journal import Journal
+from jeffnet.train.reports.progress import Progress
+from jeffnet.train.reports.scores import Result
+from jeffnet.train.reports.steps import StepMetrics
+from jeffnet.train.run import Run
+from jeffnet.train.scoring import Scorer
+from jeffnet.train.setup import Setup
+from jeffnet.train.state import TrainState
+from jeffnet.train.step import Metrics, TrainStep
+
+# Steps that may be queued on the device: enough that it never waits for the next, few enough that their batches fit
+# into memory.
+_IN_FLIGHT = 2
+# Drawing takes half a second, too much after every short epoch. The curves are always drawn at the end.
+_SECONDS_TO_DRAW = 30
+
+
+@dataclass
+class _Feed:
+    """Training batches, one of which is on its way to the device while another is worked on."""
+
+    loader: TrainLoader
+    position: LoaderState
+    place: Callable[[dict[str, Any]], Any]
+    ahead: Any = None
+
+    def next(self) -> Any:
+        """The next batch; `position` is then where the loader stands after it."""
+        batch = self._fetched() if self.ahead is None else self.ahead
+        self.ahead, self.position = None, self.loader.get_state()
+        return batch
+
+    def prefetch(self) -> None:
+        """Begin to bring the batch after it."""
+        self.ahead = self._fetched()
+
+    def _fetched(self) -> Any:
+        return self.place(dict(next(self.loader)))
+
+
+class Epochs:
+    """The epochs of a run."""
+
+    def __init__(self, run: Run, setup: Setup, journal: Journal, requests: Requests, progress: Progress) -> None:
+        self.files, self.setup, self.journal, self.requests, self.progress = run, setup, journal, requests, progress
+        self.config = setup.config
+        self.metrics = StepMetrics(run, setup, journal, requests, progress)
+        self.scorer = Scorer(run, setup, journal, self._interruptible)
+        self.position: LoaderState | None = None
+        self.compiled: TrainStep | None = None
+        self.drawn = time.monotonic()
+
+    def run(self, state: TrainState, values: Mapping[str, Any]) -> Result:
+        """Run all epochs that are left.
+
+        Args:
+          state: at the start, or of a checkpoint.
+          values: of the checkpoint.
+        """
+        per_epoch, step = self.setup.steps_per_epoch, int(state.step)
+        self.position = values.get("loader")
+        self.metrics.start(step, values.get("pending", ()))
+        if step and step % per_epoch == 0:
+            self._score(state)  # unless that was done before the run was interrupted
+        phases = self.setup.phases
+        ends = [*(phase.first_epoch for phase in phases[1:]), self.config.epochs]
+        with self.progress.bar(self.setup.steps, step):
+            for phase, end in zip(phases, ends, strict=True):
+                if int(state.step) < end * per_epoch:
+                    state = self._run_phase(phase, state, end * per_epoch)
+        return self._finish(state)
+
+    def _run_phase(self, phase: Phase, state: TrainState, end: int) -> TrainState:
+        if len(self.setup.phases) > 1:
+            self.progress.say(f"from epoch {phase.first_epoch + 1}: {phase.description}")
+        step, loader = self.setup.step(phase), self.setup.batches(phase, self.position)
+        try:
+            feed = _Feed(loader, loader.get_state(), self.requests.place)
+            while (done := int(state.step)) < end:
+                epoch_end = (done // self.setup.steps_per_epoch + 1) * self.setup.steps_per_epoch
+                state = self._train_epoch(step, feed, state, done, epoch_end)
+                self._save(state)
+                self._score(state)
+        finally:
+            loader.close()
+        return state
+
+    def _train_epoch(self, step: TrainStep, feed: _Feed, state: TrainState, done: int, end: int) -> TrainState:
+        every = self.config.checkpoint.every_steps
+        in_flight: deque[Metrics] = deque()
+        self.metrics.start(done)
+        for count in range(done + 1, end + 1):
+            state, metrics = self._step(step, feed.next(), state, count)
+            self.position = feed.position
+            self.metrics.add(metrics)
+            in_flight.append(metrics)
+            if count < end:
+                feed.prefetch()
+            if len(in_flight) > _IN_FLIGHT:
+                self.requests.note(jax.block_until_ready(in_flight.popleft()))
+            if count % self.config.log.steps == 0 or count == end:
+                self.metrics.log(count)
+            if self.requests.stops:
+                self._save(state)
+                self._interrupt(count)
+            if count < end and (self.requests.saves or (every is not None and count % every == 0)):
+                self._save(state)
+            self.progress.advance()
+        return state
+
+    def _step(self, step: TrainStep, batch: Any, state: TrainState, count: int) -> tuple[TrainState, Metrics]:
+        if step is self.compiled:
+            return step(state, batch)
+        compile_together(step, state, batch)
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        self.compiled = step
+        self.metrics.start(count)  # the time of compiling would count as slowness
+        return state, metrics
+
+    def _save(self, state: TrainState) -> None:
+        """Begin to write a checkpoint, unless a loss is not a finite number: metrics are read and checked first."""
+        self.metrics.read(int(state.step))
+        self.requests.saved()
+        self.journal.flush()  # or a power cut could lose rows of steps that are not taken again
+        values = {
+            "loader": dict(self.position or {}),
+            "pending": self.metrics.pending,
+            "steps_per_epoch": self.setup.steps_per_epoch,
+            "classes": list(self.setup.card.classes),
+        }
+        self.files.checkpoints.save(state, values)
+
+    def _interrupt(self, step: int) -> None:
+        self.files.checkpoints.wait()
+        raise InterruptedRunError(self.requests.stop_signal, step)
+
+    def _interruptible(self, batches: Iterable[Any], state: TrainState) -> Iterator[Any]:
+        """Validation batches, until the run is to stop; the state was saved before validation began."""
+        for number, batch in enumerate(batches):
+            if self.requests.stop_between_steps(number):
+                self._interrupt(int(state.step))
+            yield batch
+
+    def _score(self, state: TrainState) -> None:
+        """Validate after an epoch, unless that was done already, and report."""
+        scores = self.scorer.score(state, self.position)
+        if scores is None:
+            return
+        if time.monotonic() - self.drawn > _SECONDS_TO_DRAW:
+            self._draw()
+        self.progress.say(scores.line(self.config.epochs))
+
+    def _draw(self) -> None:
+        if is_primary():
+            title = f"{self.setup.card.model}, {self.config.data.path}"
+            draw_curves(self.journal.rows(), self.files.path("curves.png"), title)
+            self.drawn = time.monotonic()
+
+    def _finish(self, state: TrainState) -> Result:
+        """Average the best models, draw the curves, and write the model card."""
+        self.scorer.average(state, self.position)
+        self._draw()
+        rows = self.journal.rows()
+        if is_primary():
+            write_card(self.files.folder, self.setup.card, self.config, rows)
+        return Result.from_rows(rows)

@@ -1,0 +1,52 @@
+"""A progress bar on standard error, and lines of text above it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from jeffnet.text.names import printable_lines
+from jeffnet.train.reports.environment import format_bytes, memory_in_use
+
+
+class Progress:
+    """Shows how far a run is; on a terminal also as a bar."""
+
+    def __init__(self, shown: bool) -> None:
+        """Shows nothing unless `shown`."""
+        self._shown = shown
+        self._bar: tqdm | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar."""
+        if self._shown:
+            tqdm.write(printable_lines(text), file=sys.stderr)
+            sys.stderr.flush()
+
+    @contextmanager
+    def bar(self, steps: int, done: int) -> Iterator[None]:
+        """Show a bar within the `with` statement.
+
+        Args:
+          steps: of the whole run.
+          done: steps that were taken before.
+        """
+        hidden = None if self._shown else True  # None: hidden unless standard error is a terminal
+        with tqdm(total=steps, initial=done, unit="step", leave=False, disable=hidden) as self._bar:
+            yield
+
+    def advance(self) -> None:
+        """Count a step."""
+        assert self._bar is not None
+        self._bar.update()
+
+    def describe(self, epoch: str, loss: float, images_per_second: float) -> None:
+        """Show metrics, and the memory in use, beside the bar."""
+        assert self._bar is not None
+        memory = memory_in_use()
+        self._bar.set_description(f"epoch {epoch}", refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {loss:.3f}, {images_per_second:.0f} images/s" + (f", {format_bytes(memory)}" if memory else ""),
+            refresh=False,
+        )

@@ -1,0 +1,48 @@
+"""The same training run with several seeds."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jeffnet.errors import ConfigError
+from jeffnet.parallel.distributed import is_primary, on_primary
+from jeffnet.train.config import Config
+from jeffnet.train.loop import resume, train
+from jeffnet.train.pretrained import continued
+from jeffnet.train.reports.curves import draw_seeds
+from jeffnet.train.reports.journal import read_rows
+from jeffnet.train.reports.scores import Result
+from jeffnet.train.run import is_run, read_config
+
+
+def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progress: bool = True) -> list[Result]:
+    """Train with one seed after the other, each in `seed_N`; runs that exist already are continued.
+
+    Args:
+      config: of all runs, but for its seed.
+      folder: of the runs' folders.
+      seeds: different ones.
+      progress: report on standard error.
+
+    Raises:
+      ConfigError: a seed occurs twice, none is given, or a folder holds a run of another configuration.
+      JeffnetError, InterruptedRunError: as `train`.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds {', '.join(map(str, seeds))}: give different ones, joined by commas")
+    folders = {seed: Path(folder, f"seed_{seed}") for seed in seeds}
+    results = [_train_one(replace(config, seed=seed), one, progress) for seed, one in folders.items()]
+    if is_primary():
+        runs = {f"seed {seed}": read_rows(one) for seed, one in folders.items()}
+        name = read_config(folders[seeds[0]]).model.name
+        draw_seeds(runs, Path(folder, "curves.png"), f"{name}, {config.data.path}")
+    return results
+
+
+def _train_one(config: Config, folder: Path, progress: bool) -> Result:
+    if not on_primary(lambda: is_run(folder)):
+        return train(config, folder, progress)
+    before = read_config(folder)
+    if before != continued(config, before):
+        raise ConfigError(f"{str(folder)!r} holds a run of another configuration: give another output folder")
+    return resume(folder, progress=progress)
