@@ -69,18 +69,31 @@ def not_written(path: Path, error: Exception) -> Exception:
     return error if reason is None else OutputError(f"cannot write {str(path)!r}: {reason}")
 
 
-def system_reason(error: BaseException | None) -> str | None:
-    """Why the system refused what some library tried: each says that in its own way. None where it is not to blame."""
+def system_reason(error: BaseException | None, ignored: tuple[type[OSError], ...] = ()) -> str | None:
+    """Why the system refused to read or write, from an error of any library; None if the system is not to blame.
+
+    Args:
+      error: with the errors that led to it.
+      ignored: errors that do not count, such as FileNotFoundError.
+    """
     while error is not None:
-        if isinstance(error, OSError):
-            return os.strerror(error.errno) if error.errno else str(error)
-        if found := _ERROR_NUMBER.search(str(error)):
-            return os.strerror(int(found[1] or found[2]))
-        for number in _REFUSALS:
-            if os.strerror(number) in str(error):
-                return os.strerror(number)
+        refusal = _os_error(error)
+        if refusal is not None and not isinstance(refusal, ignored):
+            return os.strerror(refusal.errno) if refusal.errno else str(refusal)
         error = error.__cause__ or error.__context__
     return None
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """The system's error that another one reports in its text."""
+    if isinstance(error, OSError):
+        return error
+    text = str(error)
+    if match := _ERROR_NUMBER.search(text):
+        number = int(match[1] or match[2])
+    else:
+        number = next((number for number in _REFUSALS if os.strerror(number) in text), None)
+    return None if number is None else OSError(number, os.strerror(number))
 
 
 @contextmanager

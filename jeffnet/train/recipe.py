@@ -18,7 +18,7 @@ from jeffnet.errors import ConfigError, JeffnetError, UsageError, first_line
 from jeffnet.system.reading import is_url, parse_json, read_text
 from jeffnet.text.spelling import suggestion
 from jeffnet.train.config import Config
-from jeffnet.train.entries import described, hints_of, names_of, without_none
+from jeffnet.train.config.entries import described, hints_of, names_of, without_none
 
 _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 

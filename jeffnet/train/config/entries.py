@@ -1,4 +1,4 @@
-"""Entries of a configuration: each has a type, which is checked where a value comes from, Python, JSON or a command."""
+"""Typed entries of a configuration, checked alike whether values come from Python, JSON or the command line."""
 
 import functools
 import math
@@ -6,7 +6,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, dataclass_transform
 
@@ -18,13 +18,13 @@ _BEYOND = 2**63
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def part(name: str = "") -> Callable[[type], type]:
-    """A class decorator for a part of the configuration: a frozen dataclass that checks what it is made of.
+    """A class decorator for a part of the configuration: a frozen dataclass that checks the types of its entries.
 
-    Its constructor takes lists for tuples, whole numbers for others, paths for text and dictionaries for parts within
-    it. It raises a ConfigError that names the entry where one is unknown, missing or of another type.
+    Its constructor takes lists for tuples, integers for floats, paths for strings and dictionaries for parts within it.
+    It raises a ConfigError that names the entry where one is unknown, missing or of another type.
 
     Args:
-      name: what stands before its entries' names, such as `optimizer`.
+      name: prefix of the entries' names, such as `optimizer`.
     """
     prefix = f"{name}." if name else ""
 
@@ -45,7 +45,7 @@ def part(name: str = "") -> Callable[[type], type]:
 
 
 def names_of(kind: type) -> list[str]:
-    """Dotted names of all entries of a part, those of the parts within it included."""
+    """Dotted names of all entries of a part, including those of the parts within it."""
     names = []
     for name, hint in hints_of(kind).items():
         within = names_of(typing.cast(type, hint)) if is_dataclass(hint) else []
@@ -60,12 +60,12 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 
 def checked_value(value: Any, hint: Any, name: str) -> Any:
-    """A value as the entry of this name has it.
+    """A value converted to the type of an entry.
 
     Args:
-      value: any.
+      value: of any type.
       hint: the entry's type.
-      name: for errors.
+      name: the entry's name, for errors.
 
     Raises:
       ConfigError: it is of another type.
@@ -85,20 +85,20 @@ def checked_value(value: Any, hint: Any, name: str) -> Any:
     elif origin is typing.Literal:
         if value in items:
             return value
-    elif (found := _converted(value, kind)) is not None:
-        return found
+    elif (converted := _converted(value, kind)) is not None:
+        return converted
     raise ConfigError(f"{name} {value!r} is not {described(kind)}{_way_out(value, kind)}")
 
 
 def without_none(hint: Any) -> Any:
-    """The type of an entry that may also be None; any other type as it is."""
+    """The type of an entry without `| None`."""
     if not isinstance(hint, types.UnionType):
         return hint
     return next(kind for kind in typing.get_args(hint) if kind is not type(None))
 
 
 def described(kind: Any) -> str:
-    """A type, in an error's message."""
+    """A type in words, for error messages."""
     items = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(items)}"
@@ -110,11 +110,42 @@ def described(kind: Any) -> str:
     return f"{'a list of' if items[-1] is Ellipsis else len(items)} {items[0].__name__} values"
 
 
+def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
+    """Raises ConfigError where a value is neither None nor one of the choices."""
+    if value is not None and value not in choices:
+        raise ConfigError(f"{name} {value!r} is not one of {', '.join(choices)}")
+
+
+def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Raises ConfigError where a value is neither None nor within [least, most]."""
+    if value is not None and not least <= value <= most:
+        limits = f"at least {least}" if most == math.inf else f"within [{least}, {most}]"
+        raise ConfigError(f"{name} {value} must be {limits}")
+
+
+def check_positive(name: str, value: float | None, way_out: str = "") -> None:
+    """Raises ConfigError where a value is neither None nor positive and finite."""
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{name} {value} must be positive{way_out}")
+
+
+def check_below_one(name: str, value: float | None) -> None:
+    """Raises ConfigError where a value is neither None nor within [0, 1)."""
+    if value is not None and not 0 <= value < 1:
+        raise ConfigError(f"{name} {value} is outside [0, 1)")
+
+
+def check_factor(name: str, value: float | None, way_out: str = "") -> None:
+    """Raises ConfigError where a value is neither None nor within (0, 1]."""
+    if value is not None and not 0 < value <= 1:
+        raise ConfigError(f"{name} {value} is outside (0, 1]{way_out}")
+
+
 def _checked(kind: type, entries: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     hints = hints_of(kind)
     for name in entries:
         if name not in hints:
-            known = [f"{prefix}{each}" for each in names_of(kind)]
+            known = [f"{prefix}{entry}" for entry in names_of(kind)]
             raise ConfigError(f"unknown entry {prefix}{name}{suggestion(f'{prefix}{name}', known)}")
     values = {name: checked_value(value, hints[name], f"{prefix}{name}") for name, value in entries.items()}
     for field in fields(kind):
@@ -127,12 +158,12 @@ def _checked_part(value: Any, kind: type, name: str) -> Any:
     if isinstance(value, kind):
         return value
     if isinstance(value, Mapping):
-        return kind(**{str(each): value for each, value in value.items()})
+        return kind(**{str(entry): content for entry, content in value.items()})
     raise ConfigError(f"{name} {value!r} has no entries: write {kind.__name__}(...)")
 
 
 def _converted(value: Any, kind: type) -> Any:
-    """A value of a plain type; None where it is of another."""
+    """The value as a bool, number or string of this type; None where it is of another type."""
     if isinstance(value, bool) or kind is bool:
         return value if isinstance(value, bool) and kind is bool else None
     if kind is float and isinstance(value, numbers.Real):

@@ -1,0 +1,151 @@
+"""What a training run does, as typed and frozen data.
+
+A recipe is a Python file that defines `config = Config(...)`; see `jeffnet.train.recipe`. All entries have defaults but
+the model's name and the path of the data.
+"""
+
+from dataclasses import field
+
+from jeffnet.errors import ConfigError
+from jeffnet.parallel.mesh import AUTO, check_mesh
+from jeffnet.train.config.augment import AugmentConfig, ProgressiveConfig
+from jeffnet.train.config.entries import check_choice, check_positive, check_range, part
+from jeffnet.train.config.model import DTYPES, DataConfig, ModelConfig
+from jeffnet.train.config.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    EmaConfig,
+    LossConfig,
+    OptimizerConfig,
+    ParamGroup,
+    ScheduleConfig,
+)
+
+__all__ = [
+    "DTYPES",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "AugmentConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EmaConfig",
+    "LogConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParamGroup",
+    "ProgressiveConfig",
+    "ScheduleConfig",
+]
+
+
+@part("checkpoint")
+class CheckpointConfig:
+    """Checkpoints, one after every epoch, and the models that are kept.
+
+    Attributes:
+      every_steps: steps from one further checkpoint to the next; None for none.
+      every_minutes: likewise, minutes.
+      keep_last: how many of the last checkpoints are kept.
+      keep_best: how many of the models with the highest top-1 in validation are kept.
+      average_best: how many of these to average at the end, with running statistics estimated anew; the average is
+        validated too. 0 for none.
+    """
+
+    every_steps: int | None = None
+    every_minutes: float | None = None
+    keep_last: int = 2
+    keep_best: int = 1
+    average_best: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("keep_last", "keep_best"):
+            check_range(f"checkpoint.{name}", getattr(self, name), 1)
+        check_range("checkpoint.average_best", self.average_best, 0, self.keep_best)
+        check_range("checkpoint.every_steps", self.every_steps, 1)
+        check_positive("checkpoint.every_minutes", self.every_minutes, "; none switches it off")
+
+
+@part("log")
+class LogConfig:
+    """Logging options.
+
+    Attributes:
+      steps: from one row of `metrics.jsonl` to the next.
+      tensorboard: write event files for TensorBoard.
+      wandb_project: project at Weights & Biases; None sends nothing there.
+    """
+
+    steps: int = 20
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("log.steps", self.steps, 1)
+
+
+@part()
+class Config:
+    """A whole run.
+
+    Attributes:
+      model: the model.
+      data: its pictures.
+      augment: augmentation of the training pictures.
+      loss: the loss.
+      optimizer: the optimizer.
+      schedule: of the learning rate.
+      ema: moving average of the parameters.
+      progressive: growing pictures.
+      checkpoint: checkpoints and the models that are kept.
+      log: logging options.
+      epochs: passes over the training pictures.
+      batch_size: of a training step and of validation, on all devices together.
+      accumulate: parts of a step's batch, whose gradients are averaged. It saves memory and changes nothing but
+        BatchNorm, which normalises every part by itself.
+      sam_rho: radius of sharpness-aware minimisation (arXiv:2010.01412), two passes a step; None for none.
+      bn_batches: training batches from which the running statistics are estimated before a model is validated; 0 keeps
+        those of training.
+      on_nan: at a loss or gradient that is not a finite number, 'stop', or 'skip' the step.
+      max_skipped: steps in a row to skip before the run stops.
+      debug_nans: stop at the operation that makes a NaN, and run it again uncompiled; slow.
+      mesh: how devices share the work, see `jeffnet.parallel.mesh.make_layout`: 'auto', or for example `data=4,fsdp=2`.
+      seed: of initial values, data order, augmentation and dropout.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    epochs: int = 100
+    batch_size: int = 128
+    accumulate: int = 1
+    sam_rho: float | None = None
+    bn_batches: int = 0
+    on_nan: str = "stop"
+    max_skipped: int = 20
+    debug_nans: bool = False
+    mesh: str = AUTO
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
+            check_range(name, getattr(self, name), 1)
+        check_range("bn_batches", self.bn_batches, 0)
+        check_choice("on_nan", self.on_nan, ("stop", "skip"))
+        check_range("seed", self.seed, 0, 2**32 - 1)
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} parts")
+        check_mesh(self.mesh)
+        check_positive("sam_rho", self.sam_rho, "; none switches it off")
+        if (self.loss.name == "jsd") != (self.augment.splits > 1):
+            raise ConfigError("loss.name 'jsd' and augment.splits above 1 belong together: set both or none")
+        if self.progressive.stages > self.epochs:
+            raise ConfigError(f"progressive.stages {self.progressive.stages} exceed the {self.epochs} epochs")

@@ -1,0 +1,107 @@
+"""Configuration of the model and of its pictures."""
+
+from jeffnet.arch.preprocessing import CROP_MODES
+from jeffnet.backends import BACKENDS
+from jeffnet.data.batches import OnBadImage
+from jeffnet.errors import ConfigError
+from jeffnet.train.config.entries import check_choice, check_range, part
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@part("model")
+class ModelConfig:
+    """The model; see `jeffnet.weights.start.ModelOptions`.
+
+    Attributes:
+      name: in the zoo; None takes it from `pretrained`.
+      backend: 'linen', 'nnx', 'objax' or 'functional', whose layers are trained. All write the same files.
+      in_chans: channels of the pictures, 3 or 1.
+      drop_rate: dropout before the classifier; None as in the paper.
+      drop_path_rate: stochastic depth; None as in the paper.
+      global_pool: 'avg', 'max' or 'avgmax'; None as in `pretrained`, else 'avg'.
+      output_stride: 32, 16 or 8; None as in `pretrained`, else 32.
+      bn_momentum: share of the old running statistics that a step keeps; None as in the paper, which suits long runs.
+      bn_devices: how many neighbouring devices normalise their shares of a batch together. 1 needs no communication;
+        None takes all devices, which gives the result of a single one. Running statistics move by the mean over the
+        groups.
+      dtype: of the computation: 'float32', 'bfloat16' or 'float16'. Parameters stay float32; with 'float16' the loss is
+        scaled dynamically.
+      remat: compute blocks again in the backward pass instead of keeping their values.
+      pretrained: weights to start from: the name of a model with published weights, a path, `hf:owner/name` or a URL.
+        The classifier is new where the classes differ, by name if the weights name them.
+      freeze: patterns of canonical names (`conv_stem*`, `blocks.[0-2].*`) that are not trained. Frozen norms keep their
+        running statistics and normalise by them.
+    """
+
+    name: str | None = None
+    backend: str = "linen"
+    in_chans: int = 3
+    drop_rate: float | None = None
+    drop_path_rate: float | None = None
+    global_pool: str | None = None
+    output_stride: int | None = None
+    bn_momentum: float | None = None
+    bn_devices: int | None = None
+    dtype: str = "float32"
+    remat: bool = False
+    pretrained: str | None = None
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("model.backend", self.backend, BACKENDS)
+        check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.global_pool", self.global_pool, ("avg", "max", "avgmax"))
+        check_range("model.bn_devices", self.bn_devices, 1)
+
+    @property
+    def known_name(self) -> str:
+        """The name.
+
+        Raises:
+          ConfigError: it is None.
+        """
+        if self.name is None:
+            raise ConfigError("give --model.name NAME, or --model.pretrained WEIGHTS that say of which model they are")
+        return self.name
+
+
+@part("data")
+class DataConfig:
+    """The pictures.
+
+    Attributes:
+      path: any data set that `jeffnet validate` reads: an image folder with `train/<class>/` and `val/<class>/`,
+        `tfds:name`, `hf:name`, ..., or `digits`.
+      train_split: split to train on.
+      val_split: split to validate on.
+      image_size: in training and validation; None takes that of `model.pretrained`, else the model's.
+      crop_pct: in validation; None likewise.
+      interpolation: 'bicubic' or 'bilinear'; None likewise.
+      mean: of the pixels in [0, 1], by channel; None likewise.
+      std: of the pixels; None likewise.
+      crop_mode: in validation, 'center', 'squash' or 'border'; None likewise.
+      threads: how many decode and augment pictures.
+      workers: how many processes do that instead of the threads.
+      on_bad_image: at a picture that cannot be decoded, 'error' stops; 'skip' logs it, trains on another picture
+        instead, and skips it in validation.
+    """
+
+    path: str
+    train_split: str = "train"
+    val_split: str = "val"
+    image_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_mode: str | None = None
+    threads: int = 4
+    workers: int = 0
+    on_bad_image: OnBadImage = "error"
+
+    def __post_init__(self) -> None:
+        check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
+        check_choice("data.crop_mode", self.crop_mode, CROP_MODES)
+        if self.std is not None and not (self.std and min(self.std) > 0):
+            raise ConfigError(f"data.std {self.std} must be positive")
