@@ -2,7 +2,7 @@
 
     from jeffnet.checkpoints import save_checkpoint
 
-    save_checkpoint("b0.safetensors", model, "pt_efficientnet_b0")
+    save_checkpoint("b0.safetensors", (model, variables), "pt_efficientnet_b0")
 
 Every `create_model(..., pretrained=...)` and `from_pretrained` reads all of them.
 """
@@ -122,6 +122,9 @@ def form_of(path: str | os.PathLike, form: str | None = None) -> str:
     Args:
       path: of the file.
       form: which one is wanted; None takes the one that the ending means, and without one jeffnet's own.
+
+    Returns:
+      One of `jeffnet.backends.FORMS`.
 
     Raises:
       EndingError: what is wanted is not what a file of this name would be, or the ending is of a format that cannot be

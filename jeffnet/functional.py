@@ -4,6 +4,7 @@
     logits = model.apply(variables, images)
     logits, updated = model.apply(variables, images, train=True, rngs={"dropout": key})
     variables = {**variables, **updated}
+    model, variables, card = from_pretrained("b0.safetensors")
 
 `variables` are `{'params': {name: array}, 'batch_stats': {name: array}}`, with names such as
 `blocks.2.1.conv_dw.kernel`. There is no module and no framework but JAX: for training, export and fused inference.
@@ -85,7 +86,14 @@ def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
 
 
 def to_variables(arrays: Mapping[str, Any]) -> Variables:
-    """`{'params', 'batch_stats'}` from arrays by canonical name; `to_canonical` is its inverse."""
+    """Variables from arrays by canonical name; `to_canonical` is the inverse.
+
+    Args:
+      arrays: such as `blocks.2.1.conv_dw.kernel`.
+
+    Returns:
+      `{'params': ..., 'batch_stats': ...}`.
+    """
     variables: Variables = {"params": {}, "batch_stats": {}}
     for name, array in arrays.items():
         variables["batch_stats" if name.rpartition(".")[2] in STATISTICS else "params"][name] = array
@@ -94,6 +102,13 @@ def to_variables(arrays: Mapping[str, Any]) -> Variables:
 
 def to_canonical(variables: Mapping[str, Any], plan: arch.Plan) -> dict[str, Any]:
     """The arrays of `variables` by canonical name, in the Plan's order.
+
+    Args:
+      variables: `{'params': ..., 'batch_stats': ...}`.
+      plan: of their model.
+
+    Returns:
+      The arrays, as they are.
 
     Raises:
       WeightsError: an array that the Plan has is missing.

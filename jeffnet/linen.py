@@ -2,6 +2,7 @@
 
     model, variables = create_model("pt_efficientnet_b0")
     logits = model.apply(variables, images)
+    model, variables, card = from_pretrained("b0.safetensors")
 
 `images` are `(N, H, W, C)`, normalised as `jeffnet.arch.zoo.model_preprocessing` says. `variables` are `{'params',
 'batch_stats'}`. In training, `model.apply(variables, images, train=True, rngs={'dropout': key},
@@ -100,13 +101,27 @@ def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
 
 
 def to_variables(arrays: Mapping[str, Any]) -> Variables:
-    """`{'params', 'batch_stats'}` from arrays by canonical name; `to_canonical` is its inverse."""
+    """Variables from arrays by canonical name; `to_canonical` is the inverse.
+
+    Args:
+      arrays: such as `blocks.2.1.conv_dw.kernel`.
+
+    Returns:
+      `{'params': ..., 'batch_stats': ...}`.
+    """
     variables = unflatten_dict({_place(name): array for name, array in arrays.items()})
     return {"params": {}, "batch_stats": {}, **variables}
 
 
 def to_canonical(variables: Mapping[str, Any], plan: arch.Plan) -> dict[str, Any]:
     """The arrays of `variables` by canonical name, in the Plan's order.
+
+    Args:
+      variables: `{'params': ..., 'batch_stats': ...}`.
+      plan: of their model.
+
+    Returns:
+      The arrays, as they are.
 
     Raises:
       WeightsError: an array that the Plan has is missing.

@@ -2,6 +2,7 @@
 
     model = create_model("pt_efficientnet_b0")
     logits = model(images)
+    model, card = from_pretrained("b0.safetensors")
 
 `images` are `(N, H, W, C)`, normalised as `jeffnet.arch.zoo.model_preprocessing` says. A new model evaluates; after
 `model.train()` it normalises by the batch's statistics, updates the running ones, and drops units and paths with

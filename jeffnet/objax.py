@@ -3,6 +3,7 @@
     model = create_model("pt_efficientnet_b0")
     logits = model(images)
     logits = model(images, training=True)
+    model, card = from_pretrained("b0.safetensors")
 
 `images` are `(N, H, W, C)`, normalised as `jeffnet.arch.zoo.model_preprocessing` says; in Objax's own networks channels
 come second. In training, a call normalises by the batch's statistics, updates the running ones, and drops units and

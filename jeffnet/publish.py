@@ -144,6 +144,9 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
       scores: in per cent, by name.
       dataset: on which they were measured.
       license: the hub's identifier.
+
+    Returns:
+      Markdown.
     """
     from huggingface_hub import EvalResult, ModelCardData
 

@@ -28,43 +28,105 @@ FORMS = ("jeffnet", "linen", "nnx", "objax", "timm", "efficientnet_pytorch", "np
 
 
 class Backend(Protocol):
-    """What every backend has, besides its classes.
+    """The functions of a backend, besides its classes.
 
     A model is what `create_model` returns: `(model, variables)` of Linen and functional, a module of NNX and Objax.
-    Functions that take one take a pair as two arguments.
+    Functions that take a model take a pair as two arguments.
     """
 
     def create_model(self, name: str, **options: Any) -> Any:
-        """A model of the zoo; `jeffnet.weights.start.ModelOptions` are its options."""
+        """A model of the zoo, with initial or pretrained arrays; runs no forward pass.
+
+        Args:
+          name: ours or timm's; `jeffnet list` shows them.
+          options: see `jeffnet.weights.start.ModelOptions`.
+
+        Returns:
+          Linen and functional: the model, and its variables `{'params': ..., 'batch_stats': ...}`. NNX and Objax: a
+          module that holds its arrays.
+
+        Raises:
+          UnknownModelError: no such model.
+          UnknownOptionError: no such option.
+          ArchitectureError: an option outside its range.
+          WeightsError: `pretrained` cannot be read or does not fit.
+        """
         ...
 
     def from_pretrained(self, source: Any, name: str | None = None, *, dtype: Any = ...) -> tuple:
-        """A model from its weights, and its card last."""
+        """A model from its weights, with their number of classes and input channels.
+
+        Args:
+          source: any that `jeffnet.weights.load.find_weights` takes: a path, `hf:owner/name`, a URL, or the name of a
+            model for its published weights.
+          name: of the model; not needed where the weights state it.
+          dtype: in which layers compute.
+
+        Returns:
+          What `create_model` returns, and the model's card last: its preprocessing, the names of its classes.
+
+        Raises:
+          UnknownModelError: no such model.
+          WeightsError: the weights cannot be found or read, do not fit, or state another name.
+        """
         ...
 
     def build(self, start: "Start") -> Any:
-        """A model from what is needed for one."""
+        """A model from everything needed for it.
+
+        Args:
+          start: plan, options and arrays.
+
+        Returns:
+          What `create_model` returns.
+        """
         ...
 
     def to_start(self, *model: Any) -> "Start":
-        """The inverse: what is needed to build the same model in any backend."""
+        """The plan, options and arrays of a model, from which any backend can build it; the inverse of `build`.
+
+        Args:
+          model: what `create_model` returns; a pair as two arguments.
+
+        Returns:
+          The argument of `build`.
+        """
         ...
 
     def inference(self, *model: Any) -> tuple[Callable[[Any, Any], Any], Any]:
-        """A pure function of variables and images, for evaluation, and the variables, a pytree."""
+        """A model as a pure function for evaluation, to be compiled with `jax.jit`.
+
+        Args:
+          model: what `create_model` returns; a pair as two arguments.
+
+        Returns:
+          A function of variables and images `(N, H, W, C)` that returns logits, and the variables, a pytree.
+        """
         ...
 
     def training(self, start: "Start", images: Any) -> tuple[Any, dict[str, Any]]:
         """A pass in training mode: logits, and the updated running statistics by canonical name.
 
-        Builds the model of `start`, whose arrays may be tracers, and whose `rng` is the key of what is dropped: inside
-        `jax.jit` that is done once, while the function is traced.
+        Builds the model of `start`. Inside `jax.jit` that happens once, while the function is traced.
+
+        Args:
+          start: plan, options and arrays, which may be tracers; its `rng` is the key of dropout and drop path.
+          images: `(N, H, W, C)`, normalised.
+
+        Returns:
+          Logits `(N, num_classes)`, and the running statistics.
         """
         ...
 
 
 def load_backend(name: str) -> Backend:
     """A backend by name.
+
+    Args:
+      name: one of `BACKENDS`.
+
+    Returns:
+      Its module.
 
     Raises:
       JeffnetError: no such backend, or what it needs is not installed.
@@ -78,7 +140,13 @@ def load_backend(name: str) -> Backend:
 
 
 def backend_of(model: Any) -> str:
-    """The name of the backend whose `create_model` made a model, or of whose class it is.
+    """The backend whose `create_model` made a model, or of whose class it is.
+
+    Args:
+      model: what any backend's `create_model` returns.
+
+    Returns:
+      Its name in `BACKENDS`.
 
     Raises:
       JeffnetError: none did.
@@ -97,6 +165,9 @@ def to_start(model: Any, training: bool = False) -> "Start":
     Args:
       model: what any backend's `create_model` returns. A classifier of another width may have been put into it.
       training: whether training must be the same too, not only inference.
+
+    Returns:
+      Plan, options and arrays.
 
     Raises:
       JeffnetError: it is something else, lacks an array, or its plan does not say what it computes.

@@ -204,6 +204,12 @@ def load_fused(path: str | os.PathLike) -> FusedModel:
     The file holds machine code and a pickle, which are run: load only files from a source that you trust. Its checksum
     finds damage, not malice.
 
+    Args:
+      path: of the file.
+
+    Returns:
+      The model, ready to be called.
+
     Raises:
       WeightsError: no such file, another kind of file, a damaged one, or one for another machine or version of JAX.
     """

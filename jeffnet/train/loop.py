@@ -47,6 +47,14 @@ def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool
       JeffnetError: the configuration, the data or the folder cannot be used, another process trains in the folder, or
         the loss is not a finite number.
       InterruptedRunError: SIGTERM or SIGINT asked the run to stop; its state is saved.
+
+    Example:
+      from jeffnet.train.config import Config, DataConfig, ModelConfig
+
+      model = ModelConfig(name="pt_mobilenetv3_small_100")
+      config = Config(model=model, data=DataConfig(path="pictures"), batch_size=16, epochs=2)
+      result = train(config, "runs/first")
+      print(result.best.top1)
     """
     begun = go_on and bool(on_primary(lambda: is_run(folder)))
     config = continued(config, read_config(folder)) if begun else settled(config)

@@ -24,7 +24,13 @@ _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, 
 
 
 def load_recipe(path: str | Path) -> Config:
-    """The configuration that a file defines: `config` in a Python file, or the whole of a JSON file.
+    """The configuration that a file defines.
+
+    Args:
+      path: of a Python file that defines `config`, or of a JSON file with all entries.
+
+    Returns:
+      The configuration.
 
     Raises:
       ConfigError: the file is missing, fails, or defines no `config`.
@@ -65,6 +71,9 @@ def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
       overrides: dotted names and texts, such as `('optimizer.learning_rate', '0.1')`. `none` stands for None; items of
         a sequence are joined by commas, or are JSON where they have entries of their own.
 
+    Returns:
+      Another configuration.
+
     Raises:
       UsageError: an unknown name (the message has the nearest), a text that is not of the entry's type, or a whole
         that does not fit together.
@@ -80,12 +89,26 @@ def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
 
 
 def to_json(config: Config) -> str:
-    """The whole configuration as JSON; `from_json` is the inverse."""
+    """The whole configuration as JSON; `from_json` is the inverse.
+
+    Args:
+      config: what to write.
+
+    Returns:
+      An object, indented, with a newline at the end.
+    """
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str, source: str) -> Config:
-    """The configuration in JSON text; entries that are not in it have their defaults.
+    """The configuration in JSON text.
+
+    Args:
+      text: an object; entries that are not in it have their defaults.
+      source: for messages, such as a path.
+
+    Returns:
+      The configuration.
 
     Raises:
       ConfigError: it is malformed, or has an entry that this version does not know.
@@ -100,12 +123,26 @@ def from_json(text: str, source: str) -> Config:
 
 
 def entry_names(within: str = "") -> list[str]:
-    """Dotted names of all entries; `within` keeps those of one part."""
+    """Dotted names of entries.
+
+    Args:
+      within: a prefix that they have, such as `optimizer.`.
+
+    Returns:
+      The names, in the order of the configuration.
+    """
     return [name for name in names_of(Config) if name.startswith(within)]
 
 
 def entries(config: Config) -> dict[str, Any]:
-    """The values of all entries by dotted name, as JSON has them."""
+    """The values of all entries.
+
+    Args:
+      config: where to look.
+
+    Returns:
+      By dotted name, as JSON has them: lists for tuples.
+    """
     values = json.loads(to_json(config))
     return {name: functools.reduce(dict.__getitem__, name.split("."), values) for name in entry_names()}
 

@@ -24,6 +24,9 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
       seeds: different ones.
       progress: report on standard error.
 
+    Returns:
+      The scores of each seed's run.
+
     Raises:
       ConfigError: a seed occurs twice, none is given, or a folder holds a run of another configuration.
       JeffnetError, InterruptedRunError: as `train`.

@@ -122,6 +122,13 @@ def validate(
 
     Raises:
       JeffnetError: the settings or the data will not do, or a model cannot be had.
+
+    Example:
+      from jeffnet.validation.candidates import Candidate
+      from jeffnet.validation.validate import Settings
+
+      for outcome in validate([Candidate(None, "runs/first/model.safetensors")], Settings(data="pictures")):
+          print(outcome.row["top1"])
     """
     check_settings(settings)
     real = read_real_labels(settings.real_labels) if settings.real_labels else None

@@ -115,7 +115,13 @@ def parse_config(config: Mapping[str, Any], source: str, repository: str | None 
 
 
 def check_arguments(config: HubConfig, model: str, source: str) -> None:
-    """Raises WeightsError where a configuration's arguments make another network than the model of this name."""
+    """Raises WeightsError if a configuration's arguments make another network than a model.
+
+    Args:
+      config: of the hub.
+      model: its name in the zoo.
+      source: of the configuration, for the message.
+    """
     spec = model_spec(model)
     for name, value in config.arguments.items():
         own = _COMPARED[name](spec)

@@ -86,6 +86,9 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
         weights, True or the model's name, ours or timm's.
       name: of the model whose published weights True means.
 
+    Returns:
+      The file; its arrays are read when they are used.
+
     Raises:
       WeightsError: they cannot be had, or not be read.
     """
@@ -126,6 +129,9 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         TensorFlow checkpoint of the papers' authors, see `jeffnet.weights.formats.tensorflow.find_checkpoint`; a
         `.keras` or `.h5` file of `keras.applications`; or a checkpoint of our models that a module system's own tools
         wrote, see `jeffnet.weights.formats.native`.
+
+    Returns:
+      The file, with its arrays by the names that they have in it.
 
     Raises:
       WeightsError: it is missing, truncated, or holds something else.
@@ -270,6 +276,9 @@ def describe_weights(source: Source, name: str | None = None) -> tuple[WeightsFi
       source: see `find_weights`.
       name: the model's, where the source does not say it.
 
+    Returns:
+      The file, and the model's card.
+
     Raises:
       UnknownModelError: no such model.
       WeightsError: the weights cannot be had or read, nobody says of which model they are, they say that they are
@@ -356,9 +365,18 @@ def load_weights(
         those of other classes a new classifier.
       put: what to do with each array as soon as it is read; see `jeffnet.weights.fit.fit`.
 
+    Returns:
+      What `put` makes of them; NumPy arrays unless given.
+
     Raises:
       WeightsError: they cannot be had or read, do not fit, or say that they are of another model, or made for another
         pooling or output stride.
+
+    Example:
+      from jeffnet.arch.zoo import model_plan
+
+      plan = model_plan("pt_efficientnet_b0")
+      arrays = load_weights("b0.safetensors", plan, model="pt_efficientnet_b0")
     """
     file = find_weights(source, model)
     _check_model(file, plan, model)

@@ -37,7 +37,13 @@ class Naming:
 
 
 def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan) -> dict[str, Stored]:
-    """A source's arrays under canonical names and in our layouts; what the model does not have keeps its name."""
+    """A source's arrays under canonical names and in our layouts; what the model does not have keeps its name.
+
+    Args:
+      arrays: by the source's names.
+      naming: of the source.
+      plan: of the model.
+    """
     specs = _with_classifier(plan)
     ours = {theirs: specs[name] for name, theirs in _names(naming, plan, arrays).items()}
     renamed = {}

@@ -117,7 +117,14 @@ def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
 
 
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    """Raises ConfigError where a value is neither None nor within [least, most]."""
+    """Raises ConfigError where a value is neither None nor in a range.
+
+    Args:
+      name: of the entry.
+      value: of it.
+      least: the lower end, which is allowed.
+      most: the upper end, likewise.
+    """
     if value is not None and not least <= value <= most:
         limits = f"at least {least}" if most == math.inf else f"within [{least}, {most}]"
         raise ConfigError(f"{name} {value} must be {limits}")

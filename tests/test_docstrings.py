@@ -1,0 +1,143 @@
+"""Docstrings of the public API: they describe arguments and results, and their examples run."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jeffnet.backends import BACKENDS, Backend, load_backend
+from jeffnet.checkpoints import save_checkpoint
+
+# What the pages of docs/ call: everything that these functions take and return is described.
+API = [
+    *(f"jeffnet.{name}" for name in BACKENDS),
+    *("jeffnet.backends", "jeffnet.checkpoints", "jeffnet.publish", "jeffnet.inference.fused", "jeffnet.weights.load"),
+    *("jeffnet.train.loop", "jeffnet.train.seeds", "jeffnet.train.recipe"),
+]
+# In the order in which they run: one writes what the next reads.
+EXAMPLES = {
+    "jeffnet": ("create_model",),
+    **{f"jeffnet.{name}": ("create_model", "from_pretrained") for name in BACKENDS},
+    "jeffnet.backends": ("convert",),
+    "jeffnet.checkpoints": ("save_checkpoint",),
+    "jeffnet.inference.fused": ("fuse", "load_fused"),
+    "jeffnet.weights.load": ("load_weights",),
+    "jeffnet.train.loop": ("train",),
+    "jeffnet.validation.validate": ("validate",),
+}
+
+
+def _modules(*packages):
+    for name in packages:
+        package = importlib.import_module(name)
+        yield package
+        for module in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{name}."):
+            yield importlib.import_module(module.name)
+
+
+def _symbols(module):
+    """Public functions, classes and methods that a module defines, as `(name, symbol)`."""
+    for name, symbol in vars(module).items():
+        if name.startswith("_") or getattr(symbol, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(symbol):
+            yield f"{module.__name__}.{name}", symbol
+        elif inspect.isclass(symbol):
+            yield f"{module.__name__}.{name}", symbol
+            for method, function in vars(symbol).items():
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    yield f"{module.__name__}.{name}.{method}", getattr(symbol, method)
+
+
+def _undescribed(docstring, signature):
+    """The arguments that a docstring does not describe, and 'Returns' where it does not say what comes back."""
+    section = re.search(r"^Args:\n((?: +.*\n?|\n)+)", docstring, re.MULTILINE)
+    described = re.findall(r"^  (?:\*{0,2})(\w+)(?:, \w+)*:", section[1], re.MULTILINE) if section else []
+    missing = [name for name in signature.parameters if name != "self" and name not in described]
+    returns = signature.return_annotation not in (None, "None", inspect.Signature.empty)
+    return missing + ["Returns"] * (returns and not re.search(r"^(Returns|Yields):", docstring, re.MULTILINE))
+
+
+def _examples(docstring, is_module):
+    """The code of a docstring: a module's indented blocks, a function's section `Example:`."""
+    pattern = r"\n\n((?: {4}.*\n|\n)+)" if is_module else r"\nExample:\n((?: {2}.*\n?|\n)+)"
+    return [
+        textwrap.dedent(block).strip() + "\n" for block in re.findall(pattern, f"{inspect.cleandoc(docstring)}\n\n")
+    ]
+
+
+@pytest.mark.parametrize("package", [*(f"jeffnet.{name}" for name in BACKENDS), "jeffnet.weights", "jeffnet.train"])
+def test_public_symbols_have_docstrings(package):
+    """Those with more than three arguments describe them, or name the function that has the same."""
+    symbols = [pair for module in _modules(package) for pair in _symbols(module)]
+    assert len(symbols) > 5
+    assert [name for name, symbol in symbols if not inspect.getdoc(symbol)] == []
+    unclear = []
+    for name, symbol in symbols:
+        docstring = inspect.getdoc(symbol) or ""
+        refers = re.search(r"\b(see|as of|as in|as for|those of)\b", docstring)
+        if inspect.isfunction(symbol) and "Args:" not in docstring and not refers:
+            arguments = inspect.signature(symbol).parameters.keys() - {"self"}
+            unclear += [name] if len(arguments) > 3 else []
+    assert unclear == []
+
+
+@pytest.mark.parametrize("module", API)
+def test_arguments_and_results_of_the_api_are_described(module):
+    page = importlib.import_module(module)
+    functions = {name: symbol for name, symbol in _symbols(page) if inspect.isfunction(symbol)}
+    if module == "jeffnet.backends":
+        functions |= {f"Backend.{name}": symbol for name, symbol in vars(Backend).items() if not name.startswith("_")}
+    elif module.removeprefix("jeffnet.") in BACKENDS:  # what all have in common stands in `Backend`
+        functions = {name: symbol for name, symbol in functions.items() if name.rpartition(".")[2] not in vars(Backend)}
+    gaps = {
+        name: _undescribed(inspect.getdoc(symbol) or "", inspect.signature(symbol))
+        for name, symbol in functions.items()
+        if symbol.__qualname__ == symbol.__name__ or name.startswith("Backend.")
+    }
+    assert {name: gap for name, gap in gaps.items() if gap} == {}
+
+
+def test_gaps_are_noticed():
+    def function(x: int, *rest: int, y: int) -> int: ...
+
+    signature = inspect.signature(function)
+    assert _undescribed("Add.\n\nArgs:\n  x: one.\n  *rest, y: others.\n", signature) == ["y", "Returns"]
+    assert _undescribed("Add.\n\nArgs:\n  x: one.\n  rest: more.\n  y: last.\n\nReturns:\n  The sum.", signature) == []
+    assert _undescribed("Add.", signature) == ["x", "rest", "y", "Returns"]
+
+
+def test_examples_run(tiny_model, tmp_path, monkeypatch):
+    """With a model, images and pictures that compile in no time; what else they use, examples import themselves."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(32):
+        picture = tmp_path / "pictures" / ("train", "val")[number // 16] / ("cat", "dog")[number % 2] / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32, 3), number * 8, np.uint8)).save(picture)
+    model, variables = load_backend("linen").create_model("tiny_flat")
+    save_checkpoint("b0.safetensors", (model, variables), "tiny_flat")
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    given = {"images": images, "key": jax.random.key(1), "model": model, "linen_model": model, "variables": variables}
+    for path, names in EXAMPLES.items():
+        module = importlib.import_module(path)
+        symbols = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        examples = _examples(module.__doc__, True)
+        examples += [code for symbol in symbols.values() for code in _examples(symbol.__doc__, False)]
+        for name in names:
+            assert any(re.search(rf"\b{name}\(", code) for code in examples), f"{path} has no example of {name}"
+        scope = given | symbols
+        for code in examples:
+            code = re.sub(r"\b(pt|tf)_\w+", "tiny_flat", code).replace("224", "32")
+            code = code.replace('save_checkpoint("b0', 'save_checkpoint("another')
+            exec(compile(code, f"docstring of {path}", "exec"), scope)
+
+
+def test_code_is_found_in_docstrings():
+    assert _examples("Page.\n\n    x = 1\n    y = 2\n\nText.\n\n    z = 3\n", True) == ["x = 1\ny = 2\n", "z = 3\n"]
+    assert _examples("Do.\n\nReturns:\n  x.\n\nExample:\n  if x:\n      y = 2\n", False) == ["if x:\n    y = 2\n"]
