@@ -14,6 +14,8 @@ from PIL import Image
 from jeffnet.backends import BACKENDS, Backend, load_backend
 from jeffnet.checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.runs
+
 # What the pages of docs/ call: everything that these functions take and return is described.
 API = [
     *(f"jeffnet.{name}" for name in BACKENDS),

@@ -1,5 +1,6 @@
 """The examples of the README and the pages run as they are printed; their commands, links and tables are right."""
 
+import pkgutil
 import re
 import shlex
 import signal
@@ -110,6 +111,15 @@ def test_links_lead_somewhere(page):
             assert anchor in _anchors(target.read_text(encoding="utf-8")), (name, anchor)
     for name in re.findall(r"\bconfigs/\w+\.py", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_modules_and_files_that_pages_name_exist(page):
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"(?<![\w/~.])(?:jeffnet|tests|benchmarks)/[\w/]+(?:\.\w+)?", text)
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+    for name in set(re.findall(r"(?<!/)\bjeffnet(?:\.[a-zA-Z]\w*)+", text)):
+        assert pkgutil.resolve_name(name) is not None
 
 
 def test_a_wrong_anchor_is_noticed():
