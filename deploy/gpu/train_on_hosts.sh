@@ -4,8 +4,8 @@
 #
 #   HOSTS="node1 node2" deploy/gpu/train_on_hosts.sh configs/efficientnet_b0_paper.py /shared/runs/b0 --data.path /data
 #
-# JEFFNET is the program, PORT the coordinator's port, FOLDER the working directory. Ctrl-C and SIGTERM save and stop all
-# processes.
+# JEFFNET is the program, PORT the coordinator's port, FOLDER the working directory. Ctrl-C and SIGTERM save and stop
+# all processes.
 set -euo pipefail
 
 if (($# < 2)) || [[ -z ${HOSTS:-} ]]; then
