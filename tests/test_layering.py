@@ -217,7 +217,7 @@ def test_listing_models_loads_nothing_heavy():
 
 def test_the_other_backends_do_not_load_objax():
     """Nor does anything that all backends share; Objax's own does."""
-    shared = "import jeffnet.backends, jeffnet.checkpoints, jeffnet.validation.metrics"
+    shared = "import jeffnet.backends, jeffnet.checkpoints, jeffnet.validation.answers"
     assert heavy_modules_after(f"{shared}, jeffnet.linen, jeffnet.nnx, jeffnet.functional").isdisjoint({"objax"})
 
 

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.arch.imagenet import class_titles
     from jeffnet.inference.predict import draw_predictions, predict
     from jeffnet.system.figures import check_output, form_of
-    from jeffnet.validation.metrics import make_forward
+    from jeffnet.validation.answers import make_forward
 
     if options.output:
         form_of(options.output)

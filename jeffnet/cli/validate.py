@@ -235,7 +235,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def _settings(options: argparse.Namespace):
-    from jeffnet.validation.validate import Settings, check_settings
+    from jeffnet.validation.settings import Settings, check_settings
 
     own = ("jit", "mistakes")  # which are not options of the same name
     chosen = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in own}

@@ -17,7 +17,7 @@ from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import OutputError
 from jeffnet.system.figures import plain_text, save_figure
 from jeffnet.text.names import shortened
-from jeffnet.validation.metrics import Forward
+from jeffnet.validation.answers import Forward
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def predict(
     """The most probable classes of each picture.
 
     Args:
-      forward: as `jeffnet.validation.metrics.make_forward` makes it.
+      forward: as `jeffnet.validation.answers.make_forward` makes it.
       variables: of the model.
       pictures: of any sizes.
       preprocessing: what the model expects.

@@ -35,7 +35,8 @@ from jeffnet.train.reports.scores import (
 from jeffnet.train.run import Run
 from jeffnet.train.setup import Setup
 from jeffnet.train.state import Arrays, TrainState
-from jeffnet.validation.metrics import Scores, answer, score
+from jeffnet.validation.answers import answer
+from jeffnet.validation.metrics import Scores, score
 from jeffnet.weights.card import save_model
 
 _NAMED = 5  # skipped pictures in a message

@@ -1,11 +1,10 @@
-"""What is behind a score, as pictures and tables: calibration, confusion, classes, and confident mistakes."""
+"""Reports of a validation, as pictures and tables: calibration, confusion, classes and confident mistakes."""
 
 import csv
 import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +14,12 @@ from jeffnet.arch.imagenet import class_titles
 from jeffnet.errors import OutputError
 from jeffnet.system.figures import plain_text, save_figure
 from jeffnet.text.names import printable, shortened, utf8
-from jeffnet.validation.metrics import Mistake, Predictions
+from jeffnet.validation.answers import Mistake
+from jeffnet.validation.metrics import Calibration, Predictions, calibration, confusion
 from jeffnet.validation.results import write_file
 
-# More names than these would lie upon one another.
+# More labels than this would overlap.
 _MOST_NAMED = 40
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far a model's confidence can be believed (Guo et al., arXiv:1706.04599).
-
-    Attributes:
-      error: expected calibration error, in [0, 1]: the mean distance of the bins' confidence and accuracy, weighted
-        by how many pictures are in them.
-      edges: float64 `(B + 1,)`, limits of the bins of confidence: equal widths, each but the first without its lower.
-      confidence: float64 `(B,)`, mean of each bin; NaN where it is empty.
-      accuracy: float64 `(B,)`, likewise.
-      counts: int64 `(B,)`, pictures.
-    """
-
-    error: float
-    edges: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    counts: np.ndarray
-
-
-def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
-    """Confidence against accuracy, in bins of equal width."""
-    confidence, right = predictions.probabilities[:, 0].astype(np.float64), predictions.right1.astype(np.float64)
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        means = [np.bincount(place, values, bins) / counts for values in (confidence, right)]
-    filled = counts > 0
-    gaps = np.abs(means[0] - means[1])[filled]
-    error = float((gaps * counts[filled]).sum() / max(counts.sum(), 1))
-    return Calibration(error, edges, means[0], means[1], counts)
-
-
-def confusion(predictions: Predictions, classes: int) -> np.ndarray:
-    """int64 `(classes, classes)`: how many pictures of each class (rows) were taken for each (columns)."""
-    table = np.zeros((classes, classes), np.int64)
-    np.add.at(table, (predictions.label, predictions.classes[:, 0]), 1)
-    return table
 
 
 @plain_text()
@@ -75,9 +34,9 @@ def write_report(
     """Write `report.json`, `per_class.csv`, `confusion.png`, `reliability.png` and `mistakes.png` into a folder.
 
     Args:
-      folder: made where it does not exist.
+      folder: created if it does not exist.
       predictions: of the model, at least one.
-      mistakes: to show.
+      mistakes: those to show.
       classes: names in the order of the logits.
       name: of a picture by its number.
       row: the result, for `report.json` and the titles.
@@ -141,7 +100,7 @@ def _draw_confusion(path: Path, table: np.ndarray, titles: Sequence[str], title:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
-    # Rare confusions are what one looks for: they would be white on a linear scale.
+    # Not a linear scale, on which rare confusions would be white.
     drawn = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="per cent of the class's pictures")
     axes.set(xlabel="guess", ylabel="class", title=title)
@@ -160,7 +119,7 @@ def _draw_confusion(path: Path, table: np.ndarray, titles: Sequence[str], title:
                 fontsize=7,
                 color="white" if share[i, j] > 40 else "black",
             )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_reliability(path: Path, calibrated: Calibration, title: str) -> None:
@@ -180,7 +139,7 @@ def _draw_reliability(path: Path, calibrated: Calibration, title: str) -> None:
     upper.legend(loc="upper left")
     lower.bar(middle, calibrated.counts, width * 0.94, color="tab:gray")
     lower.set(xlabel="confidence", ylabel="pictures", xlim=(0, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_mistakes(
@@ -202,8 +161,4 @@ def _draw_mistakes(
             f"is {shortened(titles[mistake.label], 24)}\n{shortened(Path(name(mistake.index)).name, 26)}",
             fontsize=8,
         )
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
     save_figure(figure, path)

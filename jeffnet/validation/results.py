@@ -123,7 +123,7 @@ class ResultsFile:
 def save_predictions(
     path: str | os.PathLike, predictions: Predictions, classes: Sequence[str], name: Callable[[int], str]
 ) -> None:
-    r"""A table of what a model answered, a row for each picture.
+    r"""Write a table of predictions, with a row for every picture.
 
     Args:
       path: ends in `.csv` or `.parquet`.

@@ -13,80 +13,23 @@ from jeffnet.arch.plan import with_test_pooling
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import find_model, model_preprocessing
 from jeffnet.backends import load_backend
-from jeffnet.data.batches import EvalLoader, OnBadImage, Shard
+from jeffnet.data.batches import EvalLoader, Shard
 from jeffnet.data.labels import label_table, read_label_map, read_real_labels, real_index, subset_mask
 from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, JeffnetError
-from jeffnet.parallel.mesh import check_mesh, make_layout
+from jeffnet.parallel.mesh import make_layout
+from jeffnet.validation.answers import Answers, Forward, answer, make_forward
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
-from jeffnet.validation.metrics import Answers, Forward, answer, grouped, make_forward, score
+from jeffnet.validation.metrics import score
+from jeffnet.validation.settings import Settings, check_settings
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import start_pretrained
 
 IMAGENET_VALIDATION_EXAMPLES = 50_000
-# Models that share one pass over the data: all of them are in the device's memory.
+# Models that share a pass over the data are in the device's memory together.
 MOST_TOGETHER = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a validation depends on besides the model; None takes the model's own.
-
-    Attributes:
-      data: see `jeffnet.data.open.open_source`; for the loader 'tf' see `jeffnet.data.tensorflow.eval_loader`.
-      split: of the data set; 'val' is also called validation and test.
-      data_dir: where TensorFlow Datasets are prepared.
-      num_classes: that the models must have; None for any number.
-      loader: 'grain', 'tf' or 'pt'.
-      backend: one of `jeffnet.backends.BACKENDS`.
-      dtype: in which layers compute.
-      batch_size: pictures that this host takes at once, on all its devices; 'auto' starts with what is likely to fit
-        and halves it when memory runs out, on several hosts only the former.
-      mesh: how devices share the work, see `jeffnet.parallel.mesh.make_layout`.
-      size: height and width of the pictures.
-      crop_pct: share of the resized picture that is kept.
-      crop_mode: 'center', 'squash' or 'border'.
-      interpolation: 'bicubic' or 'bilinear'.
-      tf_resize: how the loader 'tf' resizes, see `jeffnet.data.tensorflow.eval_loader`; None takes 'legacy' for `tf_`
-        models, whose authors evaluated so, and 'pillow' for the others, which were trained on Pillow's pixels.
-      num_examples: only the first so many.
-      label_map: file for `jeffnet.data.labels.read_label_map`.
-      real_labels: file for `jeffnet.data.labels.read_real_labels`.
-      subset: one of `jeffnet.data.labels.SUBSETS`: only its classes may be chosen.
-      test_pool: `jeffnet.arch.plan.with_test_pooling`, for pictures larger than in training.
-      jit: compile the model.
-      on_bad_image: 'error' stops at a picture that cannot be decoded, 'skip' leaves it out and says so.
-      workers: processes that read pictures; None takes threads for 'grain' and as many as processors for 'pt'.
-      exif: turn pictures first as their EXIF orientation says, which timm and TensorFlow do not.
-      mistakes: of the most confident mistakes, how many to keep with their pixels.
-    """
-
-    data: str
-    split: str = "val"
-    data_dir: str | None = None
-    num_classes: int | None = None
-    loader: str = "grain"
-    backend: str = "linen"
-    dtype: str = "float32"
-    batch_size: int | str = "auto"
-    mesh: str = "auto"
-    size: tuple[int, int] | None = None
-    crop_pct: float | None = None
-    crop_mode: str | None = None
-    interpolation: str | None = None
-    tf_resize: str | None = None
-    num_examples: int | None = None
-    label_map: str | None = None
-    real_labels: str | None = None
-    subset: str | None = None
-    test_pool: bool = False
-    jit: bool = True
-    on_bad_image: OnBadImage = "error"
-    workers: int | None = None
-    exif: bool = False
-    mistakes: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,10 +37,10 @@ class Outcome:
     """One model's validation.
 
     Attributes:
-      row: scores and everything that is needed to reproduce them; JSON can hold it.
-      answers: what the model answered.
-      classes: names of the model's classes, in the order of the logits; numbers where unknown.
-      name: of a picture, by its number in the data set.
+      row: scores and everything needed to reproduce them, as JSON can hold it.
+      answers: the model's predictions.
+      classes: names of the model's classes, in the order of the logits; numbers if they have no names.
+      name: returns the name of a picture, given its number in the data set.
     """
 
     row: dict[str, Any]
@@ -109,19 +52,19 @@ class Outcome:
 def validate(
     candidates: Sequence[Candidate], settings: Settings, progress: bool | None = False, keep_going: bool = False
 ) -> Iterator[Outcome | tuple[Candidate, JeffnetError]]:
-    """Validate models; those that take the same pixels share a pass over the data.
+    """Validate models. Models with the same preprocessing share a pass over the data.
 
     Args:
-      candidates: models.
+      candidates: the models.
       settings: everything else.
-      progress: show a bar; None does where standard error is a terminal.
-      keep_going: yield a model that cannot be had with its error, instead of raising it.
+      progress: show a bar; None shows it if standard error is a terminal.
+      keep_going: if a model cannot be loaded, yield it with its error instead of raising the error.
 
     Yields:
-      An outcome for each model as soon as it is there.
+      The outcome of every model as soon as it is known.
 
     Raises:
-      JeffnetError: the settings or the data will not do, or a model cannot be had.
+      JeffnetError: the settings or the data are invalid, or a model cannot be loaded.
 
     Example:
       from jeffnet.validation.candidates import Candidate
@@ -133,7 +76,7 @@ def validate(
     check_settings(settings)
     real = read_real_labels(settings.real_labels) if settings.real_labels else None
     keys = [_pixels(candidate, settings) for candidate in candidates]
-    for places in grouped(keys, MOST_TOGETHER):
+    for places in _grouped(keys, MOST_TOGETHER):
         models = []
         for place in places:
             try:
@@ -142,13 +85,13 @@ def validate(
                 if not keep_going:
                     raise
                 yield candidates[place], error
-        # Weights may say of themselves what the zoo does not know: they then need a pass of their own.
-        for each in grouped([model.needs for model in models], MOST_TOGETHER):
+        # A weights file may state another preprocessing than the zoo has: its model then needs a separate pass.
+        for each in _grouped([model.needs for model in models], MOST_TOGETHER):
             yield from _pass([models[place] for place in each], settings, real, progress)
 
 
 def effective_preprocessing(transform: EvalTransform, resize: str | None = None) -> dict[str, Any]:
-    """What was really done to the pictures, for a report."""
+    """The preprocessing that was applied to the pictures, for reports."""
     height, width = transform.shape
     preprocessing = transform.preprocessing
     effective = {
@@ -176,31 +119,20 @@ class _Model:
 
     @property
     def needs(self) -> tuple:
-        """What models must have in common that share a pass over the data."""
+        """What models that share a pass over the data must have in common."""
         card = self.card
         return _shared_part(self.transform), self.resize, card.in_chans, card.num_classes, card.classes
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises ConfigError where a setting is outside its range, whatever the data and the models."""
-    if settings.batch_size != "auto" and (not isinstance(settings.batch_size, int) or settings.batch_size < 1):
-        raise ConfigError(f"batch_size {settings.batch_size!r} is neither a number of pictures nor 'auto'")
-    check_mesh(settings.mesh)
-    if settings.num_examples is not None and settings.num_examples < 1:
-        raise ConfigError(f"num_examples {settings.num_examples} is not a number of pictures: give 1 or more")
-    if settings.test_pool and settings.size is None:
-        raise ConfigError("test-time pooling is for pictures larger than in training: give their --img-size too")
-
-
 def _pixels(candidate: Candidate, settings: Settings) -> Any:
-    """What the pixels of a model's pictures depend on, as far as it is known before its weights are read."""
+    """What a model's pixels depend on, as far as it is known before its weights are read."""
     if candidate.name is None:
         return None
     return _shared_part(_transform(model_preprocessing(candidate.name), settings)), _resize(candidate.name, settings)
 
 
 def _resize(name: str, settings: Settings) -> str | None:
-    """How TensorFlow resizes for a model; None where it does not read the pictures."""
+    """How TensorFlow resizes for a model; None if another loader reads the pictures."""
     if settings.loader != "tf":
         return None
     return settings.tf_resize or ("legacy" if name.startswith("tf_") else "pillow")
@@ -219,7 +151,7 @@ def _transform(preprocessing: Preprocessing, settings: Settings) -> EvalTransfor
 
 
 def _shared_part(transform: EvalTransform) -> EvalTransform:
-    """Without what only the device does: models that differ in mean and std take the same pixels, but for a border."""
+    """Without the normalisation, which is not part of the pixels, unless the mean colours a border around them."""
     if transform.crop_mode == "border":
         return transform
     blank = (0.0,) * len(transform.preprocessing.mean), (1.0,) * len(transform.preprocessing.std)
@@ -252,7 +184,7 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
 def _pass(
     models: Sequence[_Model], settings: Settings, real: list[frozenset[int]] | None, progress: bool | None
 ) -> Iterator[Outcome]:
-    """One pass over the data for models that need the same of it."""
+    """One pass over the data, for models whose `needs` are equal."""
     card = models[0].card
     mapping = read_label_map(settings.label_map, card.classes) if settings.label_map else None
     batch_size = BatchSize(settings.batch_size)
@@ -275,7 +207,7 @@ def _pass(
             tf_resize=models[0].resize or "legacy",
         )
         if real is not None:
-            _real_of(loader, 0, real)  # that pictures have no such labels is better known before the pass
+            _real_of(loader, 0, real)  # fails before the pass if the pictures have no such labels
         table = label_table(loader.classes, card.num_classes, card.classes, mapping)
         mask = subset_mask(settings.subset, card.num_classes, table) if settings.subset else None
         pairs = [(model.forward, model.variables) for model in models]
@@ -343,3 +275,13 @@ def _is_imagenet_validation(settings: Settings, loader: EvalLoader, table: np.nd
         and settings.subset is None
         and settings.real_labels is None
     )
+
+
+def _grouped(keys: Sequence[Any], most: int) -> Iterator[list[int]]:
+    """Positions of equal keys, at most `most` at a time, in order of first appearance."""
+    groups: dict[Any, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    for places in groups.values():
+        for start in range(0, len(places), most):
+            yield places[start : start + most]

@@ -17,7 +17,8 @@ from jeffnet.text.names import printable
 from jeffnet.train.config import ScheduleConfig
 from jeffnet.train.reports.curves import draw_curves, draw_schedule, draw_seeds
 from jeffnet.train.schedule import make_schedule
-from jeffnet.validation.metrics import Mistake, Predictions
+from jeffnet.validation.answers import Mistake
+from jeffnet.validation.metrics import Predictions
 from jeffnet.validation.report import write_report
 
 ODD = ["$^$ bill_{", "$x$ \\frac{ %_#& a\n\x1b[31m 日本\u202e \ud800" + os.fsdecode(b"caf\xe9")]

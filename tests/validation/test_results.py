@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from jeffnet.errors import OutputError
-from jeffnet.validation.metrics import Mistake, Predictions
-from jeffnet.validation.report import calibration, confusion, write_report
+from jeffnet.validation.answers import Mistake
+from jeffnet.validation.metrics import Predictions, calibration, confusion
+from jeffnet.validation.report import write_report
 from jeffnet.validation.results import ResultsFile, save_predictions
 
 CLASSES = ("n01440764", "cat", "dog")

@@ -407,3 +407,7 @@ def test_from_python(weights, pictures):
     assert outcome.name(0) == "val/bird/0.jpg" and outcome.classes == CLASSES
     with pytest.raises(JeffnetError, match="batch_size"):
         next(validate([], replace(settings, batch_size=0)))
+
+
+def test_groups_are_of_equals_and_bounded():
+    assert list(jeffnet.validation.validate._grouped("abacaa", 2)) == [[0, 2], [4, 5], [1], [3]]

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jeffnet.validation.metrics as evaluate_module
+import jeffnet.validation.answers as answers_module
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.labels import subset_mask
-from jeffnet.validation.metrics import answer, evaluate, grouped, make_forward, score
+from jeffnet.validation.answers import answer, make_forward
+from jeffnet.validation.metrics import score
 
 pytestmark = pytest.mark.numbers
 
@@ -75,7 +76,6 @@ def test_every_picture_counts_once_whatever_the_batch(table, batch_size):
     assert (scores.examples, scores.top1, scores.top5) == (23, *map(pytest.approx, expected(logits, labels)))
     log_softmax = jax.nn.log_softmax(logits.astype(np.float32) * np.float32(0.05))
     np.testing.assert_allclose(predictions.loss, -log_softmax[np.arange(23), labels], rtol=1e-5)
-    assert scores == evaluate(logits_as_they_are, 0.05, Rows(logits, labels, batch_size))
     assert answers.images_per_second > 0 and not answers.skipped
 
 
@@ -150,10 +150,6 @@ def test_reassessed_labels_may_be_several_or_none(table):
     assert score(answers.predictions, [frozenset()] * 23).examples == 0
 
 
-def test_groups_are_of_equals_and_bounded():
-    assert list(grouped("abacaa", 2)) == [[0, 2], [4, 5], [1], [3]]
-
-
 def test_a_forward_without_jit_is_the_same_function():
     images = np.random.default_rng(0).integers(0, 256, (2, 1, 1, 3), dtype=np.uint8)
     calls = []
@@ -174,8 +170,8 @@ def test_a_forward_without_jit_is_the_same_function():
 def test_the_next_batches_are_read_before_the_results_of_the_last(table, monkeypatch):
     """So that the device has work while we wait for it; but no more than two ahead, or memory would fill."""
     events = []
-    add = evaluate_module._Tally.add
-    monkeypatch.setattr(evaluate_module._Tally, "add", lambda *a: events.append("result") or add(*a))
+    add = answers_module._PassResults.add
+    monkeypatch.setattr(answers_module._PassResults, "add", lambda *a: events.append("result") or add(*a))
 
     class Told(Rows):
         def __iter__(self):
@@ -201,7 +197,8 @@ PROGRAM = textwrap.dedent("""
     from jeffnet.data.preprocess import EvalTransform
     from jeffnet.data.sources import Example
     from jeffnet.errors import ImageError
-    from jeffnet.validation.metrics import answer, make_forward, score
+    from jeffnet.validation.answers import answer, make_forward
+    from jeffnet.validation.metrics import score
 
     class Source:
         classes, channels = tuple("abc"), 3

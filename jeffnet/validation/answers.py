@@ -1,0 +1,270 @@
+"""One pass of several models over labelled pictures: every picture is counted exactly once."""
+
+import functools
+import heapq
+import io
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.data.batches import EvalBatch, EvalLoader
+from jeffnet.ops.image import normalize
+from jeffnet.ops.loss import cross_entropy, in_top
+from jeffnet.parallel.distributed import gathered_bytes
+from jeffnet.parallel.mesh import Layout, local_rows, make_layout
+from jeffnet.validation.metrics import Predictions
+
+Forward = Callable[[Any, Array], Array]
+
+# Batches queued on the device: enough that it never waits for the host to read a result.
+_IN_FLIGHT = 2
+_TOP = 5
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A misclassified picture, with its pixels as the model saw them, before normalisation."""
+
+    confidence: float
+    index: int
+    label: int
+    guess: int
+    pixels: np.ndarray
+
+
+@dataclass
+class Answers:
+    """Everything that one pass over the data yields for one model.
+
+    Attributes:
+      predictions: of every example that could be decoded.
+      mistakes: the most confident ones, the most confident first.
+      skipped: sorted numbers of the examples that could not be decoded.
+      seconds: time from the second batch on, so that compilation does not count; with a single batch, its time.
+      images: pictures processed in this time.
+    """
+
+    predictions: Predictions
+    mistakes: list[Mistake] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    images: int = 0
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput; 0 if nothing was read."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+def make_forward(apply: Forward, preprocessing: Preprocessing, jit: bool = True) -> Forward:
+    """A compiled function from variables and pictures `(N, H, W, C)`, 0 to 255, to float32 logits `(N, classes)`.
+
+    Args:
+      apply: a pure function from variables and normalised images to logits, as every backend's `inference` returns.
+      preprocessing: mean and standard deviation of the pictures.
+      jit: compile the function; otherwise operations run one by one.
+    """
+
+    def forward(variables: Any, images: Array) -> Array:
+        logits = apply(variables, normalize(images, preprocessing.mean, preprocessing.std))
+        return jnp.asarray(logits, jnp.float32)
+
+    return jax.jit(forward) if jit else forward
+
+
+def answer(
+    models: Sequence[tuple[Forward, Any]],
+    batches: EvalLoader,
+    *,
+    labels: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    mistakes: int = 0,
+    progress: bool | None = False,
+    layout: Layout | None = None,
+) -> list[Answers]:
+    """Predictions of several models from one pass over the data.
+
+    The next batch is read and sent while the device computes. Several devices share each batch. Every host reads its
+    shard, and all hosts return the same.
+
+    Args:
+      models: functions from `make_forward`, with their variables.
+      batches: one pass over the data set.
+      labels: int `(L,)`, the model's class for each label of the data set; None if they are the same.
+      mask: bool `(classes,)`, the classes that may be chosen; None for all.
+      mistakes: number of the most confident mistakes to keep, among the pictures of this host.
+      progress: show a bar with the scores of the first model; None shows it if standard error is a terminal.
+      layout: devices to use; None uses all of them, including those of other hosts.
+
+    Returns:
+      The answers of every model, in the order of `models`.
+    """
+    results = [_PassResults(mistakes) for _ in models]
+    skipped: list[int] = []
+    clock = _Clock()
+    layout = layout or make_layout()
+    place, shared = _placement(layout, [variables for _, variables in models])
+    answers_of = _make_answers(layout)
+    allowed = None if mask is None else jnp.asarray(mask)
+    with _bar(batches, len(models), progress) as bar:
+        waiting: deque[tuple[EvalBatch, np.ndarray, list[Any]]] = deque()
+
+        def collect() -> None:
+            batch, own, outputs = waiting.popleft()
+            for result, output in zip(results, outputs, strict=True):
+                result.add(batch, own, output)
+            counted = int(batch["mask"].sum())
+            clock.tick(counted)
+            bar.update(counted)
+            bar.set_postfix(results[0].running(), refresh=False)
+
+        for batch in batches:
+            own = batch["label"] if labels is None else labels[batch["label"]]
+            skipped += batch["index"][~batch["mask"] & (batch["index"] >= 0)].tolist()
+            images, targets = place(batch["image"]), place(own)
+            outputs = [
+                answers_of(forward(variables, images), targets, allowed)
+                for (forward, _), variables in zip(models, shared, strict=True)
+            ]
+            waiting.append((batch, own, outputs))
+            if len(waiting) > _IN_FLIGHT:
+                collect()
+        while waiting:
+            collect()
+    if jax.process_count() > 1:
+        skipped = _of_all_hosts({"index": np.array(skipped, np.int32)})["index"].tolist()
+    return [
+        Answers(result.predictions(), result.mistakes(), sorted(skipped), clock.seconds, clock.images)
+        for result in results
+    ]
+
+
+def _answers(logits: Array, labels: Array, mask: Array | None) -> dict[str, Array]:
+    if mask is not None:
+        # Not minus infinity, whose product with zero is NaN.
+        logits = jnp.where(mask, logits, -1e30)
+    probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), min(_TOP, logits.shape[-1]))
+    return {
+        "classes": classes,
+        "probabilities": probabilities,
+        "loss": cross_entropy(logits, labels),
+        "right1": in_top(logits, labels, 1),
+        "right5": in_top(logits, labels, _TOP),
+    }
+
+
+@functools.cache  # a new function would be compiled again in every epoch
+def _make_answers(layout: Layout) -> Callable[[Array, Array, Array | None], dict[str, Array]]:
+    """`_answers` of a batch whose rows are split over the devices. By default XLA would gather all rows to sort them.
+
+    Programs of several models run at the same time, so devices must not wait for one another within a program.
+    """
+    if layout.devices == 1:
+        return jax.jit(_answers)
+    rows, whole = layout.batch.spec, layout.whole.spec
+    return jax.jit(jax.shard_map(_answers, mesh=layout.mesh, in_specs=(rows, rows, whole), out_specs=rows))
+
+
+class _PassResults:
+    """The predictions of one model so far."""
+
+    def __init__(self, mistakes: int) -> None:
+        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__dataclass_fields__}
+        self._kept: list[tuple[float, int, Mistake]] = []
+        self._most = mistakes
+        self._count = self._right1 = self._right5 = 0
+
+    def add(self, batch: EvalBatch, labels: np.ndarray, output: dict[str, Array]) -> None:
+        """Add the results of a batch; waits for the device."""
+        mask = batch["mask"]
+        rows = {name: local_rows(values)[: len(mask)][mask] for name, values in output.items()}
+        rows |= {"index": batch["index"][mask], "label": np.asarray(labels, np.int32)[mask]}
+        for name, values in rows.items():
+            self._rows[name].append(values)
+        self._count += len(rows["index"])
+        self._right1 += int(rows["right1"].sum())
+        self._right5 += int(rows["right5"].sum())
+        if self._most:
+            self._keep(rows, batch["image"][mask])
+
+    def running(self) -> dict[str, str]:
+        """The current scores, for the progress bar."""
+        count = max(self._count, 1)
+        return {"top1": f"{100 * self._right1 / count:.2f}", "top5": f"{100 * self._right5 / count:.2f}"}
+
+    def predictions(self) -> Predictions:
+        """The predictions of all hosts, in the order of the data set."""
+        rows = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in self._rows.items()}
+        if jax.process_count() > 1:
+            rows = _of_all_hosts(rows)
+        order = np.argsort(rows["index"], kind="stable")
+        return Predictions(**{name: values[order] for name, values in rows.items()})
+
+    def mistakes(self) -> list[Mistake]:
+        """The most confident mistakes, the most confident first."""
+        return [mistake for _, _, mistake in sorted(self._kept, key=lambda kept: (-kept[0], -kept[1]))]
+
+    def _keep(self, rows: dict[str, np.ndarray], images: np.ndarray) -> None:
+        for row in np.flatnonzero(~rows["right1"]):
+            confidence, index = float(rows["probabilities"][row, 0]), int(rows["index"][row])
+            if len(self._kept) == self._most and (confidence, -index) <= self._kept[0][:2]:
+                continue
+            # A copy: a view would keep its whole batch in memory.
+            pixels = np.clip(np.rint(images[row]), 0, 255).astype(np.uint8)
+            mistake = Mistake(confidence, index, int(rows["label"][row]), int(rows["classes"][row, 0]), pixels)
+            push = heapq.heappushpop if len(self._kept) == self._most else heapq.heappush
+            push(self._kept, (confidence, -index, mistake))
+
+
+class _Clock:
+    """Time from the first batch's results, which wait for compilation, to the last's; for one batch, its time."""
+
+    def __init__(self) -> None:
+        self.seconds, self.images = 0.0, 0
+        self._started, self._batches = time.monotonic(), 0
+
+    def tick(self, images: int) -> None:
+        """The results of a batch of so many pictures have arrived."""
+        now = time.monotonic()
+        self._batches += 1
+        if self._batches == 2:
+            self.images, self._started = 0, self._last
+        self._last = now
+        self.seconds = now - self._started
+        self.images += images
+
+
+def _of_all_hosts(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    file = io.BytesIO()
+    np.savez(file, **rows)  # pyright: ignore[reportArgumentType]
+    parts = [np.load(io.BytesIO(content)) for content in gathered_bytes(file.getvalue())]
+    return {name: np.concatenate([part[name] for part in parts]) for name in rows}
+
+
+def _placement(layout: Layout, variables: list[Any]) -> tuple[Callable[[np.ndarray], Array], list[Any]]:
+    """A function that puts rows of a batch on the devices, and the variables on these devices."""
+    if layout.devices == 1:
+        return jnp.asarray, variables
+
+    def place(rows: np.ndarray) -> Array:
+        # Padding gives every device the same number of rows; its results are dropped.
+        added = layout.padded_rows(len(rows)) - len(rows)
+        return layout.place_batch(np.pad(rows, [(0, added), *[(0, 0)] * (rows.ndim - 1)]))
+
+    return place, [layout.gather(layout.place(each)) for each in variables]
+
+
+def _bar(batches: EvalLoader, models: int, progress: bool | None) -> tqdm:
+    what = "validating" if models == 1 else f"validating {models} models"
+    disable = None if progress is None else not progress
+    total = batches.num_examples if jax.process_count() == 1 else None
+    return tqdm(total=total, desc=what, unit="image", leave=False, disable=disable, mininterval=0.2)

@@ -1,0 +1,77 @@
+"""What a validation depends on besides the model."""
+
+from dataclasses import dataclass
+
+from jeffnet.data.batches import OnBadImage
+from jeffnet.errors import ConfigError
+from jeffnet.parallel.mesh import check_mesh
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a validation depends on besides the model; None uses the model's value.
+
+    Attributes:
+      data: see `jeffnet.data.open.open_source`; for the loader 'tf' see `jeffnet.data.tensorflow.eval_loader`.
+      split: of the data set; 'val' also finds validation and test.
+      data_dir: where TensorFlow Datasets are prepared.
+      num_classes: number of classes that the models must have; None allows any.
+      loader: 'grain', 'tf' or 'pt'.
+      backend: one of `jeffnet.backends.BACKENDS`.
+      dtype: of the layers' arithmetic.
+      batch_size: pictures of a batch on this host, over all its devices; 'auto' starts with what is likely to fit and,
+        on a single host, halves it when memory runs out.
+      mesh: how devices share the work, see `jeffnet.parallel.mesh.make_layout`.
+      size: height and width of the pictures.
+      crop_pct: share of the resized picture that is kept.
+      crop_mode: 'center', 'squash' or 'border'.
+      interpolation: 'bicubic' or 'bilinear'.
+      tf_resize: how the loader 'tf' resizes, see `jeffnet.data.tensorflow.eval_loader`; None uses 'legacy' for `tf_`
+        models, as their authors did, and 'pillow' for the others, which were trained with Pillow.
+      num_examples: use only the first N pictures.
+      label_map: file for `jeffnet.data.labels.read_label_map`.
+      real_labels: file for `jeffnet.data.labels.read_real_labels`.
+      subset: one of `jeffnet.data.labels.SUBSETS`, whose classes are the only ones that can be predicted.
+      test_pool: `jeffnet.arch.plan.with_test_pooling`, for pictures larger than in training.
+      jit: compile the model.
+      on_bad_image: for pictures that cannot be decoded: 'error' stops, 'skip' ignores and reports them.
+      workers: processes that read pictures; None uses threads for 'grain', and a process per processor for 'pt'.
+      exif: rotate pictures by their EXIF orientation, which timm and TensorFlow do not.
+      mistakes: number of the most confident mistakes to keep with their pixels.
+    """
+
+    data: str
+    split: str = "val"
+    data_dir: str | None = None
+    num_classes: int | None = None
+    loader: str = "grain"
+    backend: str = "linen"
+    dtype: str = "float32"
+    batch_size: int | str = "auto"
+    mesh: str = "auto"
+    size: tuple[int, int] | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    interpolation: str | None = None
+    tf_resize: str | None = None
+    num_examples: int | None = None
+    label_map: str | None = None
+    real_labels: str | None = None
+    subset: str | None = None
+    test_pool: bool = False
+    jit: bool = True
+    on_bad_image: OnBadImage = "error"
+    workers: int | None = None
+    exif: bool = False
+    mistakes: int = 0
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises ConfigError if a setting is outside its range, whatever the data and the models are."""
+    if settings.batch_size != "auto" and (not isinstance(settings.batch_size, int) or settings.batch_size < 1):
+        raise ConfigError(f"batch_size {settings.batch_size!r} is neither a number of pictures nor 'auto'")
+    check_mesh(settings.mesh)
+    if settings.num_examples is not None and settings.num_examples < 1:
+        raise ConfigError(f"num_examples {settings.num_examples} is not a number of pictures: give 1 or more")
+    if settings.test_pool and settings.size is None:
+        raise ConfigError("test-time pooling is for pictures larger than in training: give their --img-size too")
