@@ -5,6 +5,8 @@ the input, says what is wrong and what to do, in one line where that is possible
 as it is. Any other exception that leaves jeffnet is a defect of jeffnet.
 """
 
+from collections.abc import Collection
+
 _LONGEST_LINE = 500  # characters of what others say, who may quote all of a file's content
 
 
@@ -66,6 +68,14 @@ class EndingError(OutputError):
 
 class TrainingError(JeffnetError):
     """A training run that cannot go on, such as one whose loss is no longer a number."""
+
+
+def check_choice(
+    name: str, value: object, choices: Collection[object], error: type[JeffnetError] = ConfigError
+) -> None:
+    """Raises `error` if an option is not one of its choices."""
+    if value not in choices:
+        raise error(f"{name} {value!r} is not one of {', '.join(map(str, choices))}")
 
 
 def first_line(error: BaseException) -> str:

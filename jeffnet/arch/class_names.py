@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from jeffnet.arch.imagenet import imagenet_classes
-from jeffnet.text.names import told_apart
-
-_SHOWN = 5
+from jeffnet.text.names import listed
 
 
 def class_indices(names: Sequence[str], num_classes: int, model_classes: Sequence[str] = ()) -> tuple[int, ...] | None:
@@ -58,26 +56,20 @@ def order_doubt(names: Sequence[str], num_classes: int, model_classes: Sequence[
     if natural == names:
         return ""
     return (
-        f"the weights do not name their classes, which are taken in the order {shown(names)}; timm sorts folders as "
-        f"{shown(natural)}"
+        f"the weights do not name their classes, which are taken in the order {listed(names)}; timm sorts folders as "
+        f"{listed(natural)}"
     )
 
 
 def class_difference(names: Sequence[str], others: Sequence[str]) -> str:
     """How two lists of class names differ, in a few words, such as `pear, zapple, not apple, pear`."""
-    texts = shown(names, others), shown(others, names)
+    texts = listed(names, others), listed(others, names)
     if texts[0] != texts[1]:
         return f"{texts[0]}, not {texts[1]}"
     # The difference is among those that are not shown.
     pairs = list(zip_longest(names, others, fillvalue=""))
     place = next((place for place, (one, other) in enumerate(pairs) if one != other), 0)
     return f"{pairs[place][0]!a} in place {place} of {len(names)}, not {pairs[place][1]!a} of {len(others)}"
-
-
-def shown(names: Sequence[str], beside: Sequence[str] = ()) -> str:
-    """Names in one line, the first few of them if there are many, told apart from those beside which they stand."""
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(told_apart(names[:_SHOWN], beside)) + rest
 
 
 def _natural(name: str) -> list[str | tuple[int, str]]:

@@ -5,7 +5,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-from jeffnet.errors import ArchitectureError
+from jeffnet.errors import ArchitectureError, check_choice
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -66,10 +66,8 @@ class Preprocessing:
                 f"crop_pct {self.crop_pct!r} is outside (0, 1], or cuts {self.image_size} pixels from pictures of more "
                 f"than {LARGEST_IMAGE:,}"
             )
-        if self.interpolation not in INTERPOLATIONS:
-            raise ArchitectureError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
-        if self.crop_mode not in CROP_MODES:
-            raise ArchitectureError(f"crop_mode {self.crop_mode!r} is not one of {', '.join(CROP_MODES)}")
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS, ArchitectureError)
+        check_choice("crop_mode", self.crop_mode, CROP_MODES, ArchitectureError)
         if len(self.mean) != len(self.std) or not all(self.std) or not all(map(isfinite, (*self.mean, *self.std))):
             raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, finite, and no std of 0")
 

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from jeffnet.errors import JeffnetError
+from jeffnet.errors import JeffnetError, check_choice
 
 if TYPE_CHECKING:  # the command line names backends in its help, for which JAX is not needed
     from jeffnet.weights.start import Start
@@ -131,8 +131,7 @@ def load_backend(name: str) -> Backend:
     Raises:
       JeffnetError: no such backend, or what it needs is not installed.
     """
-    if name not in BACKENDS:
-        raise JeffnetError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
+    check_choice("backend", name, BACKENDS, JeffnetError)
     try:
         return cast(Backend, importlib.import_module(BACKENDS[name]))
     except ModuleNotFoundError as error:

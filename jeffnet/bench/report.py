@@ -15,6 +15,7 @@ import jeffnet
 from jeffnet.bench.results import CaseResult, Measured, cost_per_million, energy_per_million
 from jeffnet.bench.settings import Settings
 from jeffnet.system.files import written_atomically
+from jeffnet.text.names import listed
 
 Row = dict[str, Any]
 
@@ -106,13 +107,9 @@ def _failures(results: Sequence[CaseResult]) -> list[str]:
             where = " ".join(_said(key, case[key]) for key in differ if case["task"])
             places.setdefault(f"{each.contender}: {each.reason}", []).append(where)
     return [
-        reason + (f" ({_listed(where)})" if any(where) and len(where) < len(results) else "")
+        reason + (f" ({listed(where, 4)})" if any(where) and len(where) < len(results) else "")
         for reason, where in places.items()
     ]
-
-
-def _listed(words: Sequence[str], most: int = 4) -> str:
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def document_of(results: Sequence[CaseResult], settings: Settings, prices: Prices) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from jeffnet.backends import BACKENDS
 from jeffnet.bench.contenders import PEERS
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, check_choice
 
 TASKS = ("inference", "training")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -114,7 +114,6 @@ def processors() -> tuple[int, ...]:
 
 def _check_choices(entry: str, values: Sequence[str], choices: Sequence[str]) -> None:
     for value in values:
-        if value not in choices:
-            raise ConfigError(f"{entry} {value!r} is not one of {', '.join(choices)}")
+        check_choice(entry, value, choices)
     if len({*values}) < len(values):
         raise ConfigError(f"{entry} {', '.join(values)}: each once")

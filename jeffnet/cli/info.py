@@ -12,7 +12,7 @@ from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.model import positive, whole
 from jeffnet.cli.text import table
 from jeffnet.errors import UnknownModelError, UsageError
-from jeffnet.text.names import printable
+from jeffnet.text.names import listed, printable
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -158,7 +158,7 @@ def _show_weights(options: argparse.Namespace) -> None:
         ),
     ]
     if card:
-        named = f": {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}" if classes else ""
+        named = f": {listed(classes)}" if classes else ""
         facts.append(("classes", f"{card.num_classes}{named}"))
         facts.append(
             ("built with", f"{card.in_chans} channels, {card.global_pool} pooling, stride {card.output_stride}")

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 
-from jeffnet.errors import ConfigError, ImageError
+from jeffnet.errors import ConfigError, ImageError, check_choice
 
 OnBadImage = Literal["error", "skip"]
 
@@ -119,8 +119,7 @@ def check_options(batch_size: int, on_bad_image: str = "error", **counts: int) -
     """Raises ConfigError where a loader's setting is outside its range."""
     if batch_size < 1:
         raise ConfigError(f"batch_size {batch_size} is not a size: give 1 or more")
-    if on_bad_image not in ("error", "skip"):
-        raise ConfigError(f"on_bad_image {on_bad_image!r} is not one of error, skip")
+    check_choice("on_bad_image", on_bad_image, ("error", "skip"))
     for name, count in counts.items():
         if count < 0:
             raise ConfigError(f"{name} {count} is not a number of {name}: give 0 or more")

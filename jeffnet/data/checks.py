@@ -2,12 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jeffnet.errors import DatasetError
-from jeffnet.text.names import told_apart
+from jeffnet.text.names import listed
 
 # Classes that are known by their numbers only: a greater label is no label, or would make a list as long.
 MOST_UNNAMED = 2**20
@@ -70,18 +70,6 @@ def checked_index(index: int, length: int) -> int:
     if not -length <= index < length:
         raise IndexError(f"{index} of {length} pictures")
     return int(index) % length
-
-
-def listed(names: Sequence[str], most: int = 5, beside: Iterable[str] = ()) -> str:
-    """Names in one line, the first few of them if there are many.
-
-    Args:
-      names: any.
-      most: how many.
-      beside: other names, from which these are to be told apart even if they look the same.
-    """
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(told_apart(names[:most], beside)) + rest
 
 
 def of_unknown_endings(names: Sequence[str]) -> str:

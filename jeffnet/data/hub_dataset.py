@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jeffnet.data.checks import MOST_UNNAMED, checked_index, checked_labels, listed
+from jeffnet.data.checks import MOST_UNNAMED, checked_index, checked_labels
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.system.extras import install
 from jeffnet.system.reading import check_file, parse_json, user_path
+from jeffnet.text.names import listed
 
 if TYPE_CHECKING:
     import datasets

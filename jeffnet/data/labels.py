@@ -15,9 +15,9 @@ import numpy as np
 
 from jeffnet.arch.class_names import class_indices, order_doubt
 from jeffnet.arch.imagenet import imagenet_classes
-from jeffnet.data.checks import listed
-from jeffnet.errors import DatasetError
+from jeffnet.errors import DatasetError, check_choice
 from jeffnet.system.reading import parse_json, read_text
+from jeffnet.text.names import listed
 
 # The 200 classes that ImageNet-A (arXiv:1907.07174) and ImageNet-R (arXiv:2006.16241) have of the 1,000; ImageNet-V2
 # (arXiv:1902.10811) and ImageNet-Sketch (arXiv:1905.13549) have all.
@@ -174,8 +174,7 @@ def subset_mask(subset: str, num_classes: int, table: np.ndarray) -> np.ndarray:
     Raises:
       DatasetError: no such subset, or the model or the data set has not its classes.
     """
-    if subset not in SUBSETS:
-        raise DatasetError(f"subset {subset!r} is not one of {', '.join(SUBSETS)}")
+    check_choice("subset", subset, SUBSETS, DatasetError)
     if subset == "data":
         mask = np.zeros(num_classes, np.bool_)
         mask[table] = True

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from jeffnet.data.checks import listed
 from jeffnet.data.images import is_picture
 from jeffnet.data.sources import Digits, ImageFolder, Source
 from jeffnet.data.tfds_source import is_prepared
 from jeffnet.errors import DatasetError
 from jeffnet.system.reading import is_url, user_path
+from jeffnet.text.names import listed
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 

@@ -2,7 +2,7 @@
 
 from jeffnet.data.batches import WHOLE, EvalLoader, OnBadImage, Shard
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import ConfigError
+from jeffnet.errors import check_choice
 
 LOADERS = ("grain", "tf", "pt")
 
@@ -43,8 +43,7 @@ def open_pipeline(
       ConfigError: no such loader, or a setting outside its range.
       DatasetError: the data set cannot be read.
     """
-    if loader not in LOADERS:
-        raise ConfigError(f"loader {loader!r} is not one of {', '.join(LOADERS)}")
+    check_choice("loader", loader, LOADERS)
     if loader == "tf":
         from jeffnet.data import tensorflow
 

@@ -13,7 +13,7 @@ from jeffnet.data.augment.magnitudes import GREY, Canvas
 from jeffnet.data.augment.operations import Fill
 from jeffnet.data.augment.policies import Policy, parse_policy
 from jeffnet.data.images import upright
-from jeffnet.errors import ConfigError, ImageError
+from jeffnet.errors import ConfigError, ImageError, check_choice
 
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
 
@@ -48,8 +48,7 @@ class EvalTransform:
         if self.size is not None and not all(side > 0 for side in self.size):
             raise ConfigError(f"size {self.size} is not a size: give a positive height and width")
         object.__setattr__(self, "crop_mode", self.crop_mode or self.preprocessing.crop_mode)
-        if self.crop_mode not in CROP_MODES:
-            raise ConfigError(f"crop_mode {self.crop_mode!r} is not one of {', '.join(CROP_MODES)}")
+        check_choice("crop_mode", self.crop_mode, CROP_MODES)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,8 +161,7 @@ class TrainTransform:
             raise ConfigError(f"scale {self.scale} is not a range of area: give (least, greatest) within (0, 1]")
         if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise ConfigError(f"ratio {self.ratio} is not a range of width / height: give (least, greatest) above 0")
-        if self.interpolation not in TRAIN_INTERPOLATIONS:
-            raise ConfigError(f"interpolation {self.interpolation!r} is not one of {', '.join(TRAIN_INTERPOLATIONS)}")
+        check_choice("interpolation", self.interpolation, TRAIN_INTERPOLATIONS)
         for name in ("hflip", "vflip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not a probability: give a number in [0, 1]")

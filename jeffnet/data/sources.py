@@ -9,12 +9,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from jeffnet.data.checks import checked_index, listed, of_unknown_endings
+from jeffnet.data.checks import checked_index, of_unknown_endings
 from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
 from jeffnet.data.splits import SPLITS, split_names
-from jeffnet.errors import ConfigError, DatasetError
+from jeffnet.errors import ConfigError, DatasetError, check_choice
 from jeffnet.system.extras import install
 from jeffnet.system.reading import user_path
+from jeffnet.text.names import listed
 
 _LOGGER = logging.getLogger("jeffnet.data")
 
@@ -233,8 +234,7 @@ def _stratified(labels: np.ndarray, split: str) -> np.ndarray:
 
 
 def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise DatasetError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    check_choice("split", split, SPLITS, DatasetError)
 
 
 def _split_folder(root: Path, split: str) -> Path:

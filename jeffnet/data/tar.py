@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from jeffnet.data.archives import Member, find_archives, read_headers
-from jeffnet.data.checks import checked_index, checked_labels, listed, of_unknown_endings
+from jeffnet.data.checks import checked_index, checked_labels, of_unknown_endings
 from jeffnet.data.images import SUFFIXES, image_mode, is_picture, most_bytes, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import KNOWN, files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError
 from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
+from jeffnet.text.names import listed
 
 _CLASSES = "classes.txt"
 

@@ -14,7 +14,7 @@ from PIL import Image
 from jeffnet import _tensorflow
 from jeffnet.data.images import FORMATS, image_mode, orientation
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import ConfigError, DatasetError
+from jeffnet.errors import ConfigError, DatasetError, check_choice
 from jeffnet.system.extras import install
 
 RESIZES = ("legacy", "half_pixel", "antialias", "pillow")
@@ -41,8 +41,7 @@ class Picture:
             raise ConfigError(
                 "crop_mode 'border' is not what the papers' authors do: use another loader, or another mode"
             )
-        if resize not in RESIZES:
-            raise ConfigError(f"resize {resize!r} is not one of {', '.join(RESIZES)}")
+        check_choice("resize", resize, RESIZES)
         self.shape = (*transform.shape, channels)
         self._filter = PillowFilter(transform, channels) if resize == "pillow" else None
         self._squash = transform.crop_mode == "squash"

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jeffnet.data.checks import MOST_UNNAMED, checked_index, listed
+from jeffnet.data.checks import MOST_UNNAMED, checked_index
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
 from jeffnet.data.splits import split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.system.extras import install
 from jeffnet.system.reading import MOST_TEXT, check_file, user_path
+from jeffnet.text.names import listed
 
 _INFO = "dataset_info.json"
 _FILE_NAMES = ("file_name", "filename", "image/filename")

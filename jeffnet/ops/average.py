@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, check_choice
 from jeffnet.ops.precision import at_least_float32
 
 FORMS = ("exponential", "cumulative")
@@ -51,8 +51,7 @@ def update_average(
     Raises:
       ConfigError: another form, or trees or shapes that differ.
     """
-    if form not in FORMS:
-        raise ConfigError(f"form {form!r} is not one of {', '.join(FORMS)}")
+    check_choice("form", form, FORMS)
     step = 1 - ema_decay(updates, decay, warmup) if form == "exponential" else 1 / (jnp.asarray(updates, float) + 1)
 
     def moved(old: Array, new: Array) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, check_choice
 from jeffnet.ops.box import inside
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.image import per_channel
@@ -55,8 +55,7 @@ def random_erasing(
       ConfigError: another mode, or images of other dimensions or no float dtype.
       JeffnetError: `mean` or `std` does not fit the channels.
     """
-    if mode not in MODES:
-        raise ConfigError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    check_choice("mode", mode, MODES)
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ConfigError(f"images of shape {images.shape}, {images.dtype}: expected floats (N, H, W, C)")
     box_key, noise_key = jax.random.split(key)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, check_choice
 from jeffnet.ops.box import inside
 from jeffnet.ops.precision import at_least_float32
 
@@ -48,8 +48,7 @@ def mix_batch(
     Raises:
       ConfigError: another mode, or images and targets that do not fit.
     """
-    if mode not in MODES:
-        raise ConfigError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    check_choice("mode", mode, MODES)
     dtype = images.dtype if dtype is None else dtype
     _check(images, targets, dtype)
     if prob == 0 or (mixup == 0 and cutmix == 0):

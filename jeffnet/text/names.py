@@ -73,6 +73,18 @@ def told_apart(names: Sequence[str], others: Iterable[str]) -> list[str]:
     ]
 
 
+def listed(names: Sequence[str], most: int = 5, beside: Iterable[str] = ()) -> str:
+    """Names in one line, such as `a, b and 3 more`.
+
+    Args:
+      names: any number.
+      most: number of names to show.
+      beside: other names in the message; those that look the same are told apart.
+    """
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(told_apart(names[:most], beside)) + rest
+
+
 def _look(name: str) -> str:
     plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", name))
     return " ".join(plain.translate(_LOOK_ALIKES).split())

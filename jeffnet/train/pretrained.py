@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jeffnet.arch.class_names import class_difference, class_indices, order_doubt, shown
+from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import ConfigError
+from jeffnet.text.names import listed
 from jeffnet.train.config import Config
 from jeffnet.train.state import Arrays
 from jeffnet.weights.card import ModelCard
@@ -96,5 +97,5 @@ def in_order(arrays: Arrays, card: ModelCard, classes: Sequence[str], teacher: s
         _log.warning("loss.teacher %s: %s: name them by save_checkpoint if it is timm's", teacher, doubt)
     if indices == tuple(range(len(classes))):
         return arrays
-    _log.warning("loss.teacher %s: its classes are put into the order %s", teacher, shown(classes))
+    _log.warning("loss.teacher %s: its classes are put into the order %s", teacher, listed(classes))
     return arrays | {name: arrays[name][..., list(indices)] for name in ("classifier.kernel", "classifier.bias")}

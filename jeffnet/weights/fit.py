@@ -9,10 +9,10 @@ import numpy as np
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.errors import WeightsError
+from jeffnet.text.names import listed
 from jeffnet.weights.stored import Stored
 
 _log = logging.getLogger("jeffnet")
-_SHOWN = 5
 
 
 def fit(
@@ -129,5 +129,4 @@ def _remedy(name: str, shape: tuple[int, ...], wanted: tuple[int, ...], plan: Pl
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"({len(names)}): {shown}" if names else "(0)"
+    return f"({len(names)}): {listed(names)}" if names else "(0)"

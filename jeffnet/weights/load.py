@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jeffnet.arch.class_names import class_difference, class_indices, order_doubt, shown
+from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.plan import OUTPUT_STRIDES, Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
@@ -18,6 +18,7 @@ from jeffnet.arch.zoo import find_model, model_plan, model_preprocessing, resolv
 from jeffnet.errors import UnknownModelError, WeightsError, first_line
 from jeffnet.ops.init import initial_arrays
 from jeffnet.system.reading import check_file
+from jeffnet.text.names import listed
 from jeffnet.weights.archive import check_members, open_zip
 from jeffnet.weights.card import METADATA_KEY, ModelCard, parse_card
 from jeffnet.weights.checksum import CHECKSUMS_KEY, checked_by_metadata
@@ -429,7 +430,7 @@ def _match_classifier(
         _log.warning("%s: new classifier: its classes are %s", source, difference)
         arrays.update({name: initial[name] for name in _CLASSIFIER})
     elif indices != tuple(range(len(classes))):
-        _log.warning("%s: its classes are put into the order %s", source, shown(classes))
+        _log.warning("%s: its classes are put into the order %s", source, listed(classes))
         for name in _CLASSIFIER:
             arrays[name] = arrays[name].map(lambda values: values[..., list(indices)])
     elif doubt := order_doubt(classes, len(classes), own):

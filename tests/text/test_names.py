@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from jeffnet.text.names import markdown, printable, shell_word, shortened, told_apart, utf8
+from jeffnet.text.names import listed, markdown, printable, shell_word, shortened, told_apart, utf8
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 ODD = [
@@ -73,3 +73,9 @@ def test_names_that_only_look_the_same_are_shown_with_their_difference(name: str
 
 def test_names_that_are_there_or_look_like_none_are_shown_as_they_are():
     assert told_apart(["café", "猫", "a\n"], ["café", "cafe", "狗"]) == ["café", "猫", r"a\n"]
+
+
+def test_long_lists_are_cut_and_twins_told_apart():
+    assert listed(["a", "b"]) == "a, b" and listed(list("abcdefg")) == "a, b, c, d, e and 2 more"
+    assert listed(["a\n", "b", "c"], 1) == r"a\n and 2 more"
+    assert "only looks like" in listed(["cafe\u0301"], beside=["caf\xe9"])
