@@ -4,12 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jeffnet.backends import BACKENDS
+from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.bench.contenders import PEERS
 from jeffnet.errors import ConfigError, check_choice
 
 TASKS = ("inference", "training")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jeffnet.backends import BACKENDS
+from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.bench.contenders import PEERS
-from jeffnet.bench.settings import DTYPES, TASKS
+from jeffnet.bench.settings import TASKS
 from jeffnet.cli.devices import add_device_options
-from jeffnet.cli.model import local_path, positive
+from jeffnet.cli.model import local_path, positive, positive_number
 from jeffnet.cli.parser import usage
 from jeffnet.cli.scaling import add_scaling_options, run_scaling
 from jeffnet.cli.text import table
@@ -70,7 +70,7 @@ def _add_case_options(group: Any) -> None:
 def _add_turn_options(group: Any) -> None:
     group.add_argument("--threads", type=positive, metavar="N", help="of each (default: all processors)")
     group.add_argument("--repeats", type=positive, default=5, metavar="N", help="rounds (default: %(default)s)")
-    group.add_argument("--seconds", type=_amount, default=0.5, help="of each turn (default: %(default)s)")
+    group.add_argument("--seconds", type=positive_number, default=0.5, help="of each turn (default: %(default)s)")
     group.add_argument(
         "--peak",
         action=argparse.BooleanOptionalAction,
@@ -81,9 +81,9 @@ def _add_turn_options(group: Any) -> None:
 
 def _add_output_options(group: Any) -> None:
     group.add_argument(
-        "--price-per-hour", type=_amount, metavar="X", help="of the machine: shows a million images' cost"
+        "--price-per-hour", type=positive_number, metavar="X", help="of the machine: shows a million images' cost"
     )
-    group.add_argument("--watts", type=_amount, metavar="W", help="that it takes: shows a million images' kWh")
+    group.add_argument("--watts", type=positive_number, metavar="W", help="that it takes: shows a million images' kWh")
     group.add_argument(
         "--csv", type=local_path, metavar="FILE", help="a line for each row, written again after each case"
     )
@@ -219,13 +219,3 @@ class _Bar:
 
     def say(self, text: str) -> None:
         self._bar.set_description_str(text)
-
-
-def _amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value

@@ -9,7 +9,7 @@ from jeffnet.arch.model import RELEASE
 from jeffnet.arch.summary import count_macs, count_parameters, layers
 from jeffnet.arch.zoo import find_model, model_plan, resolve_name
 from jeffnet.cli.devices import add_device_options
-from jeffnet.cli.model import positive, whole
+from jeffnet.cli.model import add_size_option, positive, whole
 from jeffnet.cli.text import table
 from jeffnet.errors import UnknownModelError, UsageError
 from jeffnet.text.names import listed, printable
@@ -38,9 +38,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-classes", type=whole, default=1000, help="width of the logits (default: %(default)s)")
     parser.add_argument("--in-chans", type=positive, default=3, help="channels of the pictures (default: %(default)s)")
-    parser.add_argument(
-        "--image-size", "--img-size", type=positive, help="pixels along each side (default: the model's)"
-    )
+    add_size_option(parser)
     parser.add_argument("--output-stride", type=int, choices=(32, 16, 8), default=32, help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one object")
     add_device_options(parser)

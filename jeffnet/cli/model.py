@@ -1,36 +1,54 @@
-"""The options by which commands choose a model, and their meaning."""
+"""Options that commands share: the model, its preprocessing, and types of values."""
 
 import argparse
+from typing import Any
 
 from jeffnet.arch.preprocessing import INTERPOLATIONS
-from jeffnet.backends import BACKENDS
+from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.errors import UsageError
 from jeffnet.system.reading import is_url
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--weights`, `--model` and how pictures are prepared."""
+    """Add the options of a command that runs one model."""
     parser.add_argument(
         "--weights",
         metavar="SOURCE",
-        help="a file or checkpoint of any kind, a repository of the model hub (hf:owner/name), or a URL (default: the "
+        help="a file or checkpoint in any format, a repository on the hub (hf:owner/name), or a URL (default: the "
         "published weights of --model)",
     )
-    parser.add_argument("--model", metavar="NAME", help="needed where the weights do not say of which model they are")
-    parser.add_argument(
-        "--backend", choices=BACKENDS, default="linen", help="module system that computes (default: %(default)s)"
+    parser.add_argument("--model", metavar="NAME", help="required unless the weights name their model")
+    add_backend_options(parser)
+    parser.add_argument("--batch-size", type=positive, default=32, help="pictures per batch (default: %(default)s)")
+    add_size_option(parser)
+    add_crop_options(parser)
+
+
+def add_backend_options(group: Any) -> None:
+    """Add `--backend` and `--dtype`."""
+    group.add_argument("--backend", choices=BACKENDS, default="linen", help="module system (default: %(default)s)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the layers' arithmetic (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=positive, default=32, help="pictures at once (default: %(default)s)")
+
+
+def add_size_option(parser: Any) -> None:
+    """Add `--image-size`, one side of square pictures."""
     parser.add_argument(
-        "--img-size",
         "--image-size",
-        dest="image_size",
+        "--img-size",
         type=positive,
-        help="pixels along each side (default: the model's)",
+        metavar="PIXELS",
+        help="side of the pictures (default: the model's)",
     )
-    parser.add_argument("--crop-pct", type=share, help="share of the picture that is kept (default: the model's)")
-    parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="(default: the model's)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")
+
+
+def add_crop_options(group: Any) -> None:
+    """Add `--crop-pct` and `--interpolation`."""
+    group.add_argument(
+        "--crop-pct", type=share, metavar="SHARE", help="share of the resized picture to keep (default: the model's)"
+    )
+    group.add_argument("--interpolation", choices=INTERPOLATIONS, help="(default: the model's)")
 
 
 def open_model(options: argparse.Namespace):
@@ -45,9 +63,10 @@ def open_model(options: argparse.Namespace):
     import jax.numpy as jnp
 
     from jeffnet.backends import load_backend
+    from jeffnet.validation.candidates import NO_MODEL
 
     if options.weights is None and options.model is None:
-        raise UsageError("give --model NAME for a model's published weights, or --weights SOURCE for others")
+        raise UsageError(NO_MODEL)
     backend = load_backend(options.backend)
     source = True if options.weights is None else options.weights
     *model, card = backend.from_pretrained(source, options.model, dtype=jnp.dtype(options.dtype))
@@ -73,15 +92,27 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def positive_number(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
 def share(text: str) -> float:
     """A number in (0, 1], for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = _number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share: give a number above 0, up to 1")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def local_path(text: str) -> str:

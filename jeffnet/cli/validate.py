@@ -8,13 +8,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from jeffnet.arch.preprocessing import INTERPOLATIONS
-from jeffnet.backends import BACKENDS
+from jeffnet.arch.preprocessing import CROP_MODES
 from jeffnet.cli.devices import add_device_options, start_devices
-from jeffnet.cli.model import local_path, picture_size, positive, share, whole
+from jeffnet.cli.model import add_backend_options, add_crop_options, local_path, picture_size, positive, whole
 from jeffnet.cli.parser import usage
 from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.cli.text import table
+from jeffnet.data.choices import LOADERS, ON_BAD_IMAGE, RESIZES, SUBSETS
 from jeffnet.errors import ConfigError, JeffnetError, OutputError, UsageError
 from jeffnet.text.names import printable, printable_lines
 
@@ -61,8 +61,7 @@ def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--num-classes", type=positive, metavar="N", help="classes that the weights must have (default: any number)"
     )
-    group.add_argument("--backend", choices=BACKENDS, default="linen", help="(default: %(default)s)")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of arithmetic")
+    add_backend_options(group)
     group.add_argument(
         "--batch-size", type=_batch_size, default="auto", help="pictures at once, of each host, or `auto` (default)"
     )
@@ -76,7 +75,7 @@ def _add_model_options(group: Any) -> None:
 def _add_data_options(group: Any) -> None:
     group.add_argument(
         "--loader",
-        choices=("grain", "tf", "pt"),
+        choices=LOADERS,
         default="grain",
         help="grain; tf: TensorFlow, pixels as the papers' authors made them; pt: PyTorch's DataLoader, same pixels as "
         "grain and timm (default: %(default)s)",
@@ -93,11 +92,11 @@ def _add_data_options(group: Any) -> None:
     )
     group.add_argument(
         "--subset",
-        choices=("imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "data"),
+        choices=SUBSETS,
         help="let the model choose from these classes only; data: from those that the data set has",
     )
     group.add_argument(
-        "--on-bad-image", choices=("error", "skip"), default="error", help="at a picture that cannot be decoded"
+        "--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="at a picture that cannot be decoded"
     )
 
 
@@ -105,9 +104,8 @@ def _add_pixel_options(group: Any) -> None:
     group.add_argument(
         "--img-size", "--image-size", dest="size", type=picture_size, metavar="PIXELS", help="side, or HEIGHTxWIDTH"
     )
-    group.add_argument("--crop-pct", type=share, metavar="SHARE", help="of the resized picture, that is kept")
-    group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="as in timm")
-    group.add_argument("--interpolation", choices=INTERPOLATIONS)
+    add_crop_options(group)
+    group.add_argument("--crop-mode", choices=CROP_MODES, help="as in timm")
     group.add_argument(
         "--exif",
         action=argparse.BooleanOptionalAction,
@@ -116,7 +114,7 @@ def _add_pixel_options(group: Any) -> None:
     )
     group.add_argument(
         "--tf-resize",
-        choices=("legacy", "half_pixel", "antialias", "pillow"),
+        choices=RESIZES,
         help="with --loader tf: legacy, as the papers' evaluation did (default of tf_ models); as TensorFlow 2 does, "
         "without and with antialias; or at the places of Pillow's pixels (default of the others)",
     )

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 
+from jeffnet.data.choices import ON_BAD_IMAGE
 from jeffnet.errors import ConfigError, ImageError, check_choice
 
 OnBadImage = Literal["error", "skip"]
@@ -119,7 +120,7 @@ def check_options(batch_size: int, on_bad_image: str = "error", **counts: int) -
     """Raises ConfigError where a loader's setting is outside its range."""
     if batch_size < 1:
         raise ConfigError(f"batch_size {batch_size} is not a size: give 1 or more")
-    check_choice("on_bad_image", on_bad_image, ("error", "skip"))
+    check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
     for name, count in counts.items():
         if count < 0:
             raise ConfigError(f"{name} {count} is not a number of {name}: give 0 or more")

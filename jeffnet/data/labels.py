@@ -15,13 +15,10 @@ import numpy as np
 
 from jeffnet.arch.class_names import class_indices, order_doubt
 from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.data.choices import SUBSETS
 from jeffnet.errors import DatasetError, check_choice
 from jeffnet.system.reading import parse_json, read_text
 from jeffnet.text.names import listed
-
-# The 200 classes that ImageNet-A (arXiv:1907.07174) and ImageNet-R (arXiv:2006.16241) have of the 1,000; ImageNet-V2
-# (arXiv:1902.10811) and ImageNet-Sketch (arXiv:1905.13549) have all.
-SUBSETS = ("imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "data")
 
 _log = logging.getLogger("jeffnet")
 

@@ -1,10 +1,9 @@
 """The three evaluation pipelines under one call."""
 
 from jeffnet.data.batches import WHOLE, EvalLoader, OnBadImage, Shard
+from jeffnet.data.choices import LOADERS
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import check_choice
-
-LOADERS = ("grain", "tf", "pt")
 
 
 def open_pipeline(

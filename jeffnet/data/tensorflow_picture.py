@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from jeffnet import _tensorflow
+from jeffnet.data.choices import RESIZES
 from jeffnet.data.images import FORMATS, image_mode, orientation
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, DatasetError, check_choice
 from jeffnet.system.extras import install
-
-RESIZES = ("legacy", "half_pixel", "antialias", "pillow")
 
 # The authors keep image_size / (image_size + 32) of the shorter side.
 _PADDING = 32

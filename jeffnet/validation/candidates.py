@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from jeffnet.arch.zoo import list_models, resolve_name
 from jeffnet.errors import UnknownModelError, UsageError
 
+NO_MODEL = "give --model NAME for a model's published weights, or --weights SOURCE for others"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -33,7 +35,7 @@ def select_models(pattern: str | None, weights: str | None = None) -> list[Candi
     """
     if pattern is None:
         if weights is None:
-            raise UsageError("give --model NAME for a model's published weights, or --weights SOURCE for others")
+            raise UsageError(NO_MODEL)
         return [Candidate(None, weights)]
     names: dict[str, None] = {}
     for word in filter(None, (part.strip() for part in pattern.split(","))):

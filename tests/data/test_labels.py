@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jeffnet.arch.imagenet import imagenet_classes
-from jeffnet.data.labels import SUBSETS, label_table, read_label_map, read_real_labels, real_index, subset_mask
+from jeffnet.data.choices import SUBSETS
+from jeffnet.data.labels import label_table, read_label_map, read_real_labels, real_index, subset_mask
 from jeffnet.errors import DatasetError
 
 pytestmark = pytest.mark.files

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.data.pipelines import LOADERS, open_pipeline
+from jeffnet.data.choices import LOADERS
+from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 
 pytestmark = pytest.mark.files
