@@ -232,7 +232,7 @@ USAGE = {
     "list --colour": "unknown option --colour",
     "list a b": "unexpected argument 'b'",
     "info": "give the name of a model",
-    "info b0 --env": "leave one of them out",
+    "info b0 --env": "remove one of them",
     "info b0 --device cpu": "--device and --num-devices are for --env",
     "info b0 --image-size 0": "not a positive whole number",
     "info b0 --num-classes -1": "--num-classes",
@@ -675,13 +675,13 @@ def test_predict_turns_pictures_upright_and_validate_does_not(capsys, weights, t
     # Where a picture stands in its batch may change the order of a sum.
     assert (
         aside == pytest.approx(upright, abs=1e-6)
-        and "1 of 2 pictures have an EXIF orientation and were turned upright" in err
+        and "1 of 2 pictures have an EXIF orientation and were rotated" in err
     )
     aside, same, err = probabilities("--no-exif")
     assert (
         aside != pytest.approx(upright, abs=1e-3)
         and same == pytest.approx(upright, abs=1e-6)
-        and "were left as they are stored" in err
+        and "were not rotated" in err
     )
     validate = ("validate", tmp_path, "--weights", weights)
     _, out, _ = run(capsys, *validate)

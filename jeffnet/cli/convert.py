@@ -1,4 +1,4 @@
-"""`jeffnet convert`: weights from one form to another."""
+"""`jeffnet convert`: weights from one format to another."""
 
 import argparse
 import json
@@ -16,18 +16,21 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "convert",
         parents=[common],
-        help="write weights in another form",
-        description="Write weights in another form: jeffnet's own file, a checkpoint that a module system's own tools "
-        "read, or what another library reads. Arrays are the same to the bit.",
+        help="write weights in another format",
+        description="Write weights in another format: jeffnet's, a checkpoint for a module system's tools, or a file for "
+        "another library. Arrays are the same to the bit.",
     )
     parser.add_argument(
         "source",
-        help="weights of any kind: a file, a checkpoint, hf:owner/name, a URL, or a model for its published ones",
+        help="weights in any format: a file, a checkpoint, hf:owner/name, a URL, or a model's name for its published ones",
     )
-    parser.add_argument("destination", type=local_path, help="what to write; must not exist")
-    parser.add_argument("--model", metavar="NAME", help="needed where the source does not say of which model it is")
+    parser.add_argument("destination", type=local_path, help="file or folder to write; must not exist")
+    parser.add_argument("--model", metavar="NAME", help="required unless the source names its model")
     parser.add_argument(
-        "--num-classes", type=whole, metavar="N", help="start a classifier of N classes where the source has others"
+        "--num-classes",
+        type=whole,
+        metavar="N",
+        help="start a new classifier with N classes if the source has another number",
     )
     parser.add_argument(
         "--in-chans", type=positive, metavar="N", help="sum or repeat the first convolution for N input channels"
@@ -35,13 +38,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=FORMS,
-        help="the form; by default the one that the destination's ending means (.safetensors: jeffnet, .pth: timm, "
-        ".npz: npz, .msgpack: linen, .keras and .weights.h5: keras, .ckpt: tensorflow), without one jeffnet. "
-        "jeffnet: a safetensors file that says of which model it is, for every backend; linen: MessagePack of the "
+        help="format; by default chosen by the destination's ending (.safetensors: jeffnet, .pth: timm, "
+        ".npz: npz, .msgpack: linen, .keras and .weights.h5: keras, .ckpt: tensorflow; without one: jeffnet). "
+        "jeffnet: a safetensors file that names its model, for every backend; linen: MessagePack of the "
         "variables (flax.serialization); nnx: a folder of Orbax; objax: npz of the variables; timm and "
-        "efficientnet_pytorch: a state dict, by torch.save if the destination ends in .pth, .pt, .tar or .bin, else in "
-        "safetensors; npz: as of efficientnet-jax's release; tensorflow: a checkpoint with the authors' names; "
-        "keras: of keras.applications, to .keras or .weights.h5",
+        "efficientnet_pytorch: a state dict, by torch.save if the destination ends in .pth, .pt, .tar or .bin, otherwise "
+        "as safetensors; npz: as in efficientnet-jax's release; tensorflow: a checkpoint with the authors' names; "
+        "keras: a model of keras.applications, as .keras or .weights.h5",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as one object")
     add_device_options(parser)
@@ -54,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.weights.load import open_weights
 
     form = form_of(options.destination, options.to)
-    # Elsewhere no array comes near a device, which may be another process's alone.
+    # Other formats need no device, which another process may be using.
     if options.device or options.num_devices or form in ("nnx", "objax") or Path(options.source).is_dir():
         start_devices(options)
     card, arrays = open_weights(

@@ -1,4 +1,4 @@
-"""The options of commands that compute, by which devices are asked for."""
+"""Options that choose devices."""
 
 import argparse
 from typing import Any
@@ -15,8 +15,7 @@ def add_device_options(parser: Any) -> None:
     group.add_argument(
         "--device",
         choices=PLATFORMS,
-        help="compute there, or stop where there is none; gpu: of any kind (default: what JAX finds, the CPU if "
-        "nothing else)",
+        help="compute on this platform, or stop if there is none; gpu: of any vendor (default: JAX's choice)",
     )
     group.add_argument(
         "--num-devices",
@@ -27,7 +26,7 @@ def add_device_options(parser: Any) -> None:
 
 
 def start_devices(options: argparse.Namespace) -> None:
-    """Start the devices that the options ask for."""
+    """Start the devices that the options choose."""
     from jeffnet.system.devices import start_devices
 
     start_devices(options.device, options.num_devices)

@@ -1,4 +1,4 @@
-"""`jeffnet info`: one model or one weights file in detail, or with `--env` what is here to run it on."""
+"""`jeffnet info`: details of a model, a weights file or, with `--env`, the environment."""
 
 import argparse
 import json
@@ -21,21 +21,19 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "info",
         parents=[common],
         help="show a model's layers, cost and preprocessing, a weights file, or the environment",
-        description="Show a model's layers, parameters, multiply-accumulates, feature maps and preprocessing. Or read "
-        "a weights file, show what it says of its model, and compare its checksums. Or with --env show devices, "
-        "versions and memory, and test for about a second whether they work.",
+        description="Show a model's layers, parameters, multiply-accumulates, feature maps and preprocessing; or read "
+        "a weights file, verify its checksums and show its model; or, with --env, show devices, versions and memory, "
+        "and test them for about a second.",
         usage="jeffnet info (MODEL | FILE | --env) [options]",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
         nargs="?",
-        help="name of a model, ours or timm's; or weights: a path (./NAME where a model has the name), hf:owner/name "
-        "or a URL",
+        help="a model's name, ours or timm's; or weights: a path (./NAME if a model has this name), hf:owner/name or a "
+        "URL",
     )
-    parser.add_argument(
-        "--env", action="store_true", help="show what is here to run models on and test it; status 1 if that fails"
-    )
+    parser.add_argument("--env", action="store_true", help="show and test the environment; status 1 if the test fails")
     parser.add_argument("--num-classes", type=whole, default=1000, help="width of the logits (default: %(default)s)")
     parser.add_argument("--in-chans", type=positive, default=3, help="channels of the pictures (default: %(default)s)")
     add_size_option(parser)
@@ -48,22 +46,22 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the model, or the environment."""
     if options.env and options.model is not None:
-        raise UsageError(f"--env shows the environment and not {options.model}: leave one of them out")
+        raise UsageError(f"--env shows the environment, not {options.model}: remove one of them")
     if options.env:
         _show_environment(options)
     elif options.device or options.num_devices:
-        raise UsageError("--device and --num-devices are for --env: a model is shown without any device")
+        raise UsageError("--device and --num-devices belong to --env: showing a model needs no device")
     elif options.model is not None and _is_weights(options.model):
         _show_weights(options)
     elif options.model is not None:
         _show_model(options)
     else:
-        raise UsageError("give the name of a model, see `jeffnet list`, or --env")
+        raise UsageError("give --env or the name of a model; `jeffnet list` shows the models")
 
 
 def _show_environment(options: argparse.Namespace) -> None:
-    """Print what is here and the result of the self test; the failure of that is an error."""
-    # A GPU that something else works on has little memory left: take no more than the test needs.
+    """Print the environment and the result of the self-test; raises SelfTestError if it failed."""
+    # A GPU that is in use has little free memory: allocate no more than the test needs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from jeffnet.system.device_check import SelfTestError, self_test
     from jeffnet.system.environment import report
@@ -118,7 +116,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _show_weights(options: argparse.Namespace) -> None:
-    """Read all of a weights file, which compares its checksums, and print what it says of itself."""
+    """Read the whole weights file, which verifies its checksums, and print its description."""
     from jeffnet.weights.load import find_weights
 
     file = find_weights(options.model)
@@ -146,13 +144,11 @@ def _show_weights(options: argparse.Namespace) -> None:
     classes = summary["classes"]
     facts = [
         ("file", f"{options.model} ({summary['kind']})"),
-        ("model", summary["model"] or "not said"),
+        ("model", summary["model"] or "not stated"),
         ("arrays", f"{len(file.arrays)} of {values:,} values, {', '.join(summary['dtypes'])}"),
         (
             "checksums",
-            f"{file.checksums}: verified"
-            if file.checksums
-            else "none in this file: not verified, damage would go unseen",
+            f"{file.checksums}: verified" if file.checksums else "none in this file: damage cannot be detected",
         ),
     ]
     if card:

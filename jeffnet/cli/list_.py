@@ -13,15 +13,15 @@ from jeffnet.errors import UnknownModelError
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command."""
     parser = commands.add_parser("list", parents=[common], help="list the models", description="List the models.")
-    parser.add_argument("pattern", nargs="?", default="*", help="shell wildcards, such as 'tf_*_b[0-3]'; quote them")
+    parser.add_argument("pattern", nargs="?", default="*", help="shell wildcards in quotes, such as 'tf_*_b[0-3]'")
     parser.add_argument("--pretrained", action="store_true", help="only models with published weights")
-    parser.add_argument("--markdown", action="store_true", help="a table with the command that reproduces each score")
+    parser.add_argument("--markdown", action="store_true", help="a table with the commands that reproduce the scores")
     parser.add_argument("--json", action="store_true", help="one array of objects")
     parser.set_defaults(run=run)
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What `--json` prints of a model."""
+    """The entry of a model in the output of `--json`."""
     plan, model = model_plan(name), find_model(name)
     preprocessing, weights = model.preprocessing, model.weights
     return {
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         for model in models
     ]
     print(table(("model", "parameters, M", "MACs, G", "pixels", "top-1, %"), rows))
-    print(f"{len(rows)} models; top-1: published, on ImageNet-1k, of those with weights")
+    print(f"{len(rows)} models; top-1: published, on ImageNet-1k, of models with weights")
 
 
 def markdown(models: list[dict[str, Any]]) -> str:

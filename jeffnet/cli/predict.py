@@ -1,4 +1,4 @@
-"""`jeffnet predict`: what a model sees in pictures."""
+"""`jeffnet predict`: classify pictures."""
 
 import argparse
 import json
@@ -21,16 +21,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "predict",
         parents=[common],
         help="classify pictures",
-        description="Show the most probable classes of pictures, as a table and as a picture.",
+        description="Print the most probable classes of pictures, and draw them if asked.",
     )
     parser.add_argument(
         "pictures", nargs="+", help="picture files, folders of pictures, http(s) addresses, or `digits` (held-out ones)"
     )
     add_model_options(parser)
     parser.add_argument("--top", type=positive, default=5, help="classes to show (default: %(default)s)")
-    parser.add_argument(
-        "--limit", type=positive, default=24, help="pictures of a folder at most (default: %(default)s)"
-    )
+    parser.add_argument("--limit", type=positive, default=24, help="most pictures of one folder (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=local_path,
@@ -41,7 +39,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--exif",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="turn pictures upright as their EXIF orientation says (default: yes; `jeffnet validate` does not)",
+        help="rotate pictures by their EXIF orientation (default: yes; `jeffnet validate` does not)",
     )
     parser.add_argument("--json", action="store_true", help="one array of objects")
     add_device_options(parser)
@@ -87,11 +85,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _tell_turned(pictures: list[Any], exif: bool) -> None:
-    """Say of how many pictures the EXIF orientation made a difference."""
+    """Say how many pictures have an EXIF orientation, and whether they were rotated."""
     from jeffnet.data.images import orientation
 
     if turned := sum(orientation(picture.image) != 1 for picture in pictures):
-        how = "were turned upright; --no-exif leaves them" if exif else "were left as they are stored"
+        how = "were rotated; --no-exif keeps them as stored" if exif else "were not rotated"
         print(f"{turned} of {len(pictures)} pictures have an EXIF orientation and {how}", file=sys.stderr)
 
 
