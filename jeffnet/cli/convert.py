@@ -17,12 +17,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "convert",
         parents=[common],
         help="write weights in another format",
-        description="Write weights in another format: jeffnet's, a checkpoint for a module system's tools, or a file for "
-        "another library. Arrays are the same to the bit.",
+        description="Write weights in another format: jeffnet's, a checkpoint for a module system's tools, or a file "
+        "for another library. Arrays are the same to the bit.",
     )
     parser.add_argument(
         "source",
-        help="weights in any format: a file, a checkpoint, hf:owner/name, a URL, or a model's name for its published ones",
+        help="a file or checkpoint in any format, hf:owner/name, a URL, or a model's name for its published weights",
     )
     parser.add_argument("destination", type=local_path, help="file or folder to write; must not exist")
     parser.add_argument("--model", metavar="NAME", help="required unless the source names its model")
@@ -42,8 +42,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         ".npz: npz, .msgpack: linen, .keras and .weights.h5: keras, .ckpt: tensorflow; without one: jeffnet). "
         "jeffnet: a safetensors file that names its model, for every backend; linen: MessagePack of the "
         "variables (flax.serialization); nnx: a folder of Orbax; objax: npz of the variables; timm and "
-        "efficientnet_pytorch: a state dict, by torch.save if the destination ends in .pth, .pt, .tar or .bin, otherwise "
-        "as safetensors; npz: as in efficientnet-jax's release; tensorflow: a checkpoint with the authors' names; "
+        "efficientnet_pytorch: a state dict, by torch.save if the destination ends in .pth, .pt, .tar or .bin, else "
+        "safetensors; npz: as in efficientnet-jax's release; tensorflow: a checkpoint with the authors' names; "
         "keras: a model of keras.applications, as .keras or .weights.h5",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as one object")

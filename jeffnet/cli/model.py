@@ -52,11 +52,11 @@ def add_crop_options(group: Any) -> None:
 
 
 def open_model(options: argparse.Namespace):
-    """The model of the options.
+    """Load the model that the options choose.
 
     Returns:
-      A pure function of variables and normalised images, the variables, and the card of the model with the
-      preprocessing that the options ask for.
+      A pure function of variables and normalised images, the variables, and the model's card with the preprocessing
+      that the options choose.
     """
     from dataclasses import replace
 
@@ -79,16 +79,16 @@ def open_model(options: argparse.Namespace):
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+    """A whole number of at least 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
 def whole(text: str) -> int:
-    """A whole number from 0 on, for argparse."""
+    """A whole number of at least 0, for argparse."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -116,9 +116,9 @@ def _number(text: str) -> float:
 
 
 def local_path(text: str) -> str:
-    """A file or folder of this machine, for argparse."""
+    """A file or folder on this machine, for argparse."""
     if is_url(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is an address, not a file or folder of this machine")
+        raise argparse.ArgumentTypeError(f"{text!r} is an address, not a file or folder on this machine")
     return text
 
 

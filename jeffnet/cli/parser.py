@@ -1,4 +1,4 @@
-"""How the command line reads options: with underscores or dashes, and with a hint where there is no such option."""
+"""Parses options with dashes or underscores, and suggests the nearest one for an unknown option."""
 
 import argparse
 import sys
@@ -11,14 +11,14 @@ from jeffnet.text.spelling import suggestion
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes `--batch_size` for `--batch-size`, and says of an unknown option which one is near.
+    """Accepts `--batch_size` for `--batch-size`, and suggests the nearest option for an unknown one.
 
-    A command whose options its input knows, as `train` does with the entries of a recipe, has a default `overrides`:
-    unknown options are left to it.
+    A command with a default `overrides`, such as `train`, handles unknown options itself: they may be entries of a
+    recipe.
     """
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As of the base class; what is left over is an error, except for commands with `overrides`."""
+        """As in the base class, but unknown arguments are an error, except for commands with `overrides`."""
         words = self._spelled(sys.argv[1:] if args is None else args)
         options, rest = super().parse_known_args(words, namespace)
         if rest and not hasattr(options, "overrides"):
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def options(self) -> list[str]:
-        """Names of the long options, without dashes before them."""
+        """Names of the long options, without leading dashes."""
         return [name[2:] for name in self._option_string_actions if name.startswith("--")]
 
     def _spelled(self, words: Sequence[str]) -> list[str]:
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     def _refuse(self, rest: Sequence[str]) -> NoReturn:
         name = next((word for word in rest if word.startswith("-") and word != "--"), None)
         if name is None:
-            self.error(f"unexpected argument {rest[0]!r}; `{self.prog} --help` shows what there is")
+            self.error(f"unexpected argument {rest[0]!r}; `{self.prog} --help` shows the arguments")
         name = name.partition("=")[0]
         near = suggestion(name.lstrip("-"), self.options, "--")
         self.error(f"unknown option {name}{near}; `{self.prog} --help` shows all")
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Within it a ConfigError is about the options of the command, and so a UsageError."""
+    """Within it, a ConfigError is raised as a UsageError, since it is about the command's options."""
     try:
         yield
     except UsageError:

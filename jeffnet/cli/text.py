@@ -10,7 +10,7 @@ from jeffnet.text.names import printable, printable_lines
 
 @contextmanager
 def any_text() -> Iterator[None]:
-    """Within it standard output and error take every text: what their encoding lacks is written as escapes."""
+    """Within it, standard output and error accept any text: characters that their encoding lacks become escapes."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     before = [stream.errors for stream in streams]
     for stream in streams:
@@ -19,19 +19,19 @@ def any_text() -> Iterator[None]:
         yield
     finally:
         for stream, errors in zip(streams, before, strict=True):
-            with suppress(OSError, ValueError):  # it is closed, or what waits in it cannot be written
+            with suppress(OSError, ValueError):  # it is closed, or its buffer cannot be written
                 stream.reconfigure(errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class PrintableFormatter(logging.Formatter):
-    """Messages without control characters, which names in them may have brought."""
+    """Escapes control characters, which names in messages may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: the first to the left, numbers to the right; what is not printable as escapes."""
+    """Columns of text, numbers aligned to the right; characters that are not printable become escapes."""
     head, rows = [printable(cell) for cell in head], [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     right = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(head))]

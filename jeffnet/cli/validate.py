@@ -29,7 +29,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "validate",
         parents=[common],
         help="score models on labelled pictures",
-        description="Score models on labelled pictures: loss, top-1, top-5. Every picture counts exactly once.",
+        description="Compute loss, top-1 and top-5 on labelled pictures. Every picture counts exactly once.",
     )
     parser.add_argument(
         "data",
@@ -38,7 +38,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     _add_model_options(parser.add_argument_group("model"))
     _add_data_options(parser.add_argument_group("data"))
-    _add_pixel_options(parser.add_argument_group("pixels (default: the model's own)"))
+    _add_pixel_options(parser.add_argument_group("pixels (default: the model's)"))
     _add_output_options(parser.add_argument_group("output"))
     add_device_options(parser)
     add_process_options(parser)
@@ -49,23 +49,25 @@ def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--model",
         metavar="NAMES",
-        help="a name, wildcards ('tf_*_b[0-3]'), several of these with commas between, or `all` published ones; needed "
-        "unless the weights say it",
+        help="a name, wildcards ('tf_*_b[0-3]'), several of them separated by commas, or `all` models with published "
+        "weights; required unless the weights name their model",
     )
     group.add_argument(
         "--weights",
         metavar="SOURCE",
-        help="a file or checkpoint of any kind, hf:owner/name, or a URL; {model} in it stands for each model's name "
+        help="a file or checkpoint in any format, hf:owner/name, or a URL; {model} stands for the name of the model "
         "(default: the published weights)",
     )
     group.add_argument(
-        "--num-classes", type=positive, metavar="N", help="classes that the weights must have (default: any number)"
+        "--num-classes", type=positive, metavar="N", help="number of classes that the weights must have (default: any)"
     )
     add_backend_options(group)
     group.add_argument(
-        "--batch-size", type=_batch_size, default="auto", help="pictures at once, of each host, or `auto` (default)"
+        "--batch-size", type=_batch_size, default="auto", help="pictures per batch on every host, or `auto` (default)"
     )
-    group.add_argument("--mesh", default="auto", help="how devices share the work, such as data=2 (default: all do)")
+    group.add_argument(
+        "--mesh", default="auto", help="how devices share the work, such as data=2 (default: all of them)"
+    )
     group.add_argument(
         "--test-pool", action="store_true", help="test-time pooling, for pictures larger than in training"
     )
@@ -77,15 +79,18 @@ def _add_data_options(group: Any) -> None:
         "--loader",
         choices=LOADERS,
         default="grain",
-        help="grain; tf: TensorFlow, pixels as the papers' authors made them; pt: PyTorch's DataLoader, same pixels as "
-        "grain and timm (default: %(default)s)",
+        help="grain; tf: TensorFlow, with the pixels of the papers' authors; pt: PyTorch's DataLoader, with the pixels "
+        "of grain and timm (default: %(default)s)",
     )
-    group.add_argument("--split", default="val", help="of the data set; val is also called validation and test")
-    group.add_argument("--data-dir", metavar="DIR", help="where TensorFlow Datasets are prepared")
-    group.add_argument("--num-examples", type=positive, metavar="N", help="only the first N pictures")
+    group.add_argument("--split", default="val", help="split of the data set; val also finds validation and test")
+    group.add_argument("--data-dir", metavar="DIR", help="folder of prepared TensorFlow Datasets")
+    group.add_argument("--num-examples", type=positive, metavar="N", help="use only the first N pictures")
     group.add_argument("--workers", type=whole, metavar="N", help="processes that read pictures (grain: 0 for threads)")
     group.add_argument(
-        "--label-map", type=local_path, metavar="FILE", help="JSON or CSV: which class of the model each class here is"
+        "--label-map",
+        type=local_path,
+        metavar="FILE",
+        help="JSON or CSV that maps the data set's classes to the model's",
     )
     group.add_argument(
         "--real-labels", type=local_path, metavar="FILE", help="ImageNet's reassessed labels (ReaL's real.json)"
@@ -93,10 +98,10 @@ def _add_data_options(group: Any) -> None:
     group.add_argument(
         "--subset",
         choices=SUBSETS,
-        help="let the model choose from these classes only; data: from those that the data set has",
+        help="predict only these classes; data: those of the data set",
     )
     group.add_argument(
-        "--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="at a picture that cannot be decoded"
+        "--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="what to do if a picture cannot be decoded"
     )
 
 
@@ -110,40 +115,42 @@ def _add_pixel_options(group: Any) -> None:
         "--exif",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="turn pictures upright as their EXIF orientation says (default: no, as timm and TensorFlow)",
+        help="rotate pictures by their EXIF orientation (default: no, as timm and TensorFlow)",
     )
     group.add_argument(
         "--tf-resize",
         choices=RESIZES,
-        help="with --loader tf: legacy, as the papers' evaluation did (default of tf_ models); as TensorFlow 2 does, "
-        "without and with antialias; or at the places of Pillow's pixels (default of the others)",
+        help="with --loader tf: legacy, as in the papers' evaluation (default of tf_ models); half_pixel and "
+        "antialias, as in TensorFlow 2; pillow, at the positions of Pillow's pixels (default of other models)",
     )
 
 
 def _add_output_options(group: Any) -> None:
-    group.add_argument("--json", action="store_true", help="last line: one object, or one array for several models")
+    group.add_argument(
+        "--json", action="store_true", help="print one object, or an array for several models, as the last line"
+    )
     group.add_argument(
         "--results",
         type=local_path,
         metavar="FILE",
-        help=".csv or .json that gets a row for each model; models in it are not run again",
+        help=".csv or .json to add a row per model to; models that it already has are not run again",
     )
     group.add_argument(
         "--check",
         action="store_true",
-        help=f"fail if a top-1 is over {_TOLERANCE} points from the published one (ImageNet's validation set)",
+        help=f"fail if a top-1 differs from the published one by over {_TOLERANCE} points (ImageNet's validation set)",
     )
     group.add_argument(
         "--save-predictions",
         type=local_path,
         metavar="FILE",
-        help=".csv or .parquet; {model} in it stands for each model's name",
+        help=".csv or .parquet; {model} stands for the name of the model",
     )
     group.add_argument(
         "--report",
         type=local_path,
         metavar="DIR",
-        help="folder for pictures and tables: confusion, calibration, classes, most confident mistakes",
+        help="folder for figures and tables: confusion, calibration, classes, most confident mistakes",
     )
 
 
@@ -154,12 +161,12 @@ def run(options: argparse.Namespace) -> None:
     if options.loader == "tf" and options.arguments is None:
         from jeffnet._tensorflow import hide_gpus
 
-        with contextlib.suppress(ImportError):  # whose error is that of the loader
+        with contextlib.suppress(ImportError):  # the loader raises a better one
             hide_gpus()
     connect(options)
     with losses_told():
         _run(options)
-        wait_for_all()  # the first writes files, for any time
+        wait_for_all()  # the first process may still be writing files
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -192,13 +199,13 @@ def _run(options: argparse.Namespace) -> None:
         if not is_primary():
             continue
         report = _write_files(options, outcome, single)
-        if results:  # after them: what is in there is not run again
+        if results:  # after the files: a model that has a row is not run again
             results.add(outcome.row)
-        if report:  # last: nothing is lost where nobody reads it
+        if report:  # last: nothing is lost if standard error is closed
             print(f"report: {printable(str(report))}", file=sys.stderr)
         if options.json or not single:
             print(describe(outcome.row), file=sys.stderr)
-        _tell_skipped(outcome)
+        _print_skipped(outcome)
     if is_primary():
         _print_rows(options, rows, single)
     if failures:
@@ -208,15 +215,17 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check_agreement(options: argparse.Namespace) -> None:
-    """Raises ConfigError where other processes were given other options."""
+    """Raises ConfigError if processes were given different options."""
     from jeffnet.parallel.distributed import check_agreement
 
-    own = ("run", "process_id", "debug", "arguments")
-    check_agreement({f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own})
+    local = ("run", "process_id", "debug", "arguments")
+    check_agreement(
+        {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in local}
+    )
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A result in words."""
+    """A result as text."""
     pre = row["preprocessing"]
     size = pre["image_size"] if isinstance(pre["image_size"], int) else "x".join(map(str, pre["image_size"]))
     lines = [
@@ -235,8 +244,8 @@ def describe(row: dict[str, Any]) -> str:
 def _settings(options: argparse.Namespace):
     from jeffnet.validation.settings import Settings, check_settings
 
-    own = ("jit", "mistakes")  # which are not options of the same name
-    chosen = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in own}
+    derived = ("jit", "mistakes")  # from options of other names
+    chosen = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in derived}
     settings = Settings(**chosen, jit=not options.no_jit, mistakes=_SHOWN_MISTAKES if options.report else 0)
     with usage():
         check_settings(settings)
@@ -251,13 +260,13 @@ def _check_outputs(options: argparse.Namespace, models: int) -> None:
     if options.save_predictions:
         if models > 1 and "{model}" not in options.save_predictions:
             raise UsageError(
-                f"--save-predictions {options.save_predictions!r}: put {{model}} into it for several models"
+                f"--save-predictions {options.save_predictions!r}: put {{model}} into the name for several models"
             )
         check_predictions_path(options.save_predictions)
 
 
 def _write_files(options: argparse.Namespace, outcome: Any, single: bool) -> Path | None:
-    """Write the files besides the results that are wanted; the report's folder, where there is one."""
+    """Write the predictions and the report if asked; returns the report's folder, if there is one."""
     from jeffnet.validation.report import write_report
     from jeffnet.validation.results import save_predictions
 
@@ -272,10 +281,10 @@ def _write_files(options: argparse.Namespace, outcome: Any, single: bool) -> Pat
     return folder
 
 
-def _tell_skipped(outcome: Any) -> None:
+def _print_skipped(outcome: Any) -> None:
     skipped = outcome.answers.skipped
     if skipped:
-        print(f"left out {len(skipped)} pictures that cannot be decoded:", file=sys.stderr)
+        print(f"skipped {len(skipped)} pictures that cannot be decoded:", file=sys.stderr)
         for index in skipped:
             print(f"  {printable(outcome.name(index))}", file=sys.stderr)
 
@@ -308,8 +317,8 @@ def _check_scores(rows: list[dict[str, Any]]) -> None:
     unknown = [row["model"] for row in rows if row["published_top1"] is None]
     if unknown:
         raise ConfigError(
-            "--check compares published weights on the whole validation set of ImageNet-1k: here is nothing to compare "
-            f"with for {', '.join(unknown)}"
+            "--check compares published weights on the whole validation set of ImageNet-1k: nothing to compare for "
+            f"{', '.join(unknown)}"
         )
     off = [row for row in rows if abs(row["top1_difference"]) > _TOLERANCE]
     if off:

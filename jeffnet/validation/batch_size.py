@@ -15,15 +15,15 @@ from jeffnet.parallel.distributed import gathered
 
 LOG = logging.getLogger(__name__)
 
-# Where to begin. More gains nothing on any device; a CPU's caches hold less.
+# The first batch size to try. Larger batches are no faster; a CPU's caches hold less.
 _START = {"cpu": 64}
 _START_ELSEWHERE = 512
-# Of the free memory, what the pictures may take; and how much is free where nobody says.
+# The share of free memory for pictures, and the free bytes to assume if a device does not report them.
 _SHARE, _UNKNOWN = 0.7, 2**33
 
 
 class BatchSize:
-    """The batch size, which shrinks when memory runs out if nobody chose it."""
+    """The batch size: what the user chose, or one that shrinks when memory runs out."""
 
     def __init__(self, chosen: int | str) -> None:
         self._is_free = chosen == "auto"
@@ -32,19 +32,19 @@ class BatchSize:
         self.value = start if self._is_free else int(chosen)
 
     def fit(self, picture_bytes: int) -> None:
-        """Begin with no more than is likely to fit, if nobody chose: a guess, which spares most of the failures.
+        """Lower an automatic batch size to what is likely to fit, which avoids most failures.
 
         Args:
-          picture_bytes: what one picture takes, see `picture_bytes`.
+          picture_bytes: memory of one picture, see `picture_bytes`.
         """
         if self._is_free:
             room = sum(map(_free_bytes, jax.local_devices())) * _SHARE
             most = max(int(room / picture_bytes), 1)
-            # Hosts go step by step together: all take what fits the smallest.
+            # All hosts take the same steps, so they use what fits the smallest.
             self.value = min(gathered(min(self.value, 2 ** (most.bit_length() - 1))))
 
     def run(self, work: Callable[[int], Any]) -> Any:
-        """Do it with this batch size, or with half of it as often as memory runs out."""
+        """Call `work` with the batch size, which is halved whenever memory runs out."""
         while True:
             try:
                 return work(self.value)
@@ -61,26 +61,26 @@ class BatchSize:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device's memory ran out, or this process's."""
+    """Whether an error means that a device or this process ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )
 
 
 def picture_bytes(plan: Plan, height: int, width: int) -> int:
-    """About what a model keeps in memory for each picture: the largest map, what it comes from and what becomes of it.
+    """Estimated memory of a model per picture: its largest feature map, with the input and output of that layer.
 
     Args:
       plan: the model.
-      height: of the pictures.
-      width: likewise.
+      height: of the pictures, in pixels.
+      width: of the pictures, in pixels.
     """
     side = math.ceil(math.sqrt(height * width))
     return 3 * 4 * max(layer.out_channels * layer.out_size**2 for layer in layers(plan, side))
 
 
 def _free_bytes(device: Any) -> int:
-    """Memory of a device that nobody uses yet."""
+    """Free memory of a device."""
     if stats := device.memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"]
     if device.platform == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:

@@ -1,4 +1,4 @@
-"""Which models a user means."""
+"""Selects the models to validate or measure."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class Candidate:
     """A model to validate.
 
     Attributes:
-      name: in the zoo, ours; None where the weights say it.
-      weights: where they are; None for the published ones.
+      name: our name in the zoo; None if the weights name their model.
+      weights: their source; None for the published weights.
     """
 
     name: str | None
@@ -22,16 +22,16 @@ class Candidate:
 
 
 def select_models(pattern: str | None, weights: str | None = None) -> list[Candidate]:
-    """The models that a pattern names.
+    """The models that match a pattern.
 
     Args:
       pattern: names, ours or timm's, and wildcards of ours, separated by commas; 'all' is every model with published
-        weights. None leaves it to the weights.
-      weights: where they are; `{model}` in it stands for each model's name. None takes the published ones.
+        weights. None if the weights name their model.
+      weights: their source, in which `{model}` stands for the name of the model. None uses the published weights.
 
     Raises:
-      UnknownModelError: nothing has such a name.
-      UsageError: neither is given, or one file is to be the weights of several models.
+      UnknownModelError: no model matches.
+      UsageError: neither is given, or several models would share one file of weights.
     """
     if pattern is None:
         if weights is None:
@@ -53,7 +53,6 @@ def select_models(pattern: str | None, weights: str | None = None) -> list[Candi
         return [Candidate(name, weights and weights.replace("{model}", name)) for name in names]
     if len(names) > 1:
         raise UsageError(
-            f"weights {weights!r} for {len(names)} models: put {{model}} where each model's name stands, or give one "
-            "model"
+            f"weights {weights!r} for {len(names)} models: put {{model}} where the model's name stands, or give one"
         )
     return [Candidate(name, weights) for name in names]

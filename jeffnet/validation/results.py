@@ -1,4 +1,4 @@
-"""Results of validations in one file, from which an interrupted series goes on, and predictions in a table."""
+"""Files of results, from which an interrupted series of validations continues, and tables of predictions."""
 
 import csv
 import io
@@ -17,9 +17,9 @@ from jeffnet.system.reading import parse_json, read_text
 from jeffnet.text.names import utf8
 from jeffnet.validation.metrics import Predictions
 
-# Settings that change no score.
+# Settings that do not change scores.
 _INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit"})
-# What a row must have: what is compared to find it, and what is shown of it.
+# Entries that a row must have: those that are compared and those that are shown.
 _NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
 _KINDS: dict[str, Any] = {
     **{"model": str, "weights": (str, type(None)), "data": str, "split": str, "settings": {}},
@@ -32,24 +32,24 @@ _KINDS: dict[str, Any] = {
 }
 _MISSING: Any = object()
 _BEYOND = 2**63
-_SECONDS_TO_WAIT = 60  # for other processes, each of which takes a moment to add its row
+_SECONDS_TO_WAIT = 60  # for other processes that add rows
 
 
 class ResultsFile:
-    """Rows of results in a `.csv` or `.json` file, which is whole after every row; several processes may add to it.
+    """Rows of results in a `.csv` or `.json` file. The file is complete after every row, and processes may share it.
 
     Attributes:
-      rows: all of the file, in its order, as it was when a row was last added.
+      rows: rows of the file when it was last read or written.
 
     Raises:
-      OutputError: another ending, or the file has something else.
+      OutputError: the name has another ending, or the file has other content.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        """Read what is there.
+        """Read the file, if it exists.
 
         Args:
-          path: of the file, which need not exist; its folder must.
+          path: of the file; its folder must exist.
         """
         self.path = Path(path)
         if self.path.suffix not in (".csv", ".json"):
@@ -59,14 +59,14 @@ class ResultsFile:
         self.rows = self._read()
 
     def find(self, model: str | None, weights: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The row of a model with the same settings, but for those that change no score; None where there is none.
+        """The row of a model with the same settings, ignoring those that do not change scores; None if there is none.
 
         Args:
-          model: its name; None where the weights say it.
-          weights: where they are; None for the published ones.
+          model: its name; None if the weights name their model.
+          weights: their source; None for the published weights.
           settings: `jeffnet.validation.validate.Settings` as a dictionary.
         """
-        # Through JSON, as the file: tuples are lists there.
+        # JSON turns tuples into lists, as in the file.
         wanted = _decisive(json.loads(json.dumps(settings)))
         for row in self.rows:
             if model in (None, row["model"]) and row["weights"] == weights and _decisive(row["settings"]) == wanted:
@@ -74,14 +74,14 @@ class ResultsFile:
         return None
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, or replace that of the same model, weights and settings, and write the file.
+        """Append a row, or replace the row of the same model, weights and settings, and write the file.
 
         Raises:
-          OutputError: it cannot be read again or written; it is then what it was.
+          OutputError: the file cannot be read or written; it is unchanged.
         """
         row = dict(json.loads(json.dumps(row)))
         with locked(self.path.with_name(f".{self.path.name}.lock"), _SECONDS_TO_WAIT):
-            self.rows = self._read()  # with what other processes added
+            self.rows = self._read()  # other processes may have added rows
             before = self.find(row["model"], row["weights"], row["settings"])
             rows = [row if each is before else each for each in self.rows] if before else [*self.rows, row]
             write_file(self.path, self._format(rows).encode())
@@ -103,7 +103,7 @@ class ResultsFile:
             table = csv.DictReader(io.StringIO(text, newline=""), restkey="")
             rows = [{key: _value(cell) for key, cell in row.items()} for row in table]
         if not isinstance(rows, list):
-            raise ValueError("it is no list of rows")
+            raise ValueError("it is not a list of rows")
         for number, row in enumerate(rows, 1):
             _check_row(row, f"row {number}")
             if (row["published_top1"] is None) != (row["top1_difference"] is None):
@@ -129,10 +129,10 @@ def save_predictions(
       path: ends in `.csv` or `.parquet`.
       predictions: of the model.
       classes: names in the order of the logits.
-      name: of a picture by its number. Bytes of a name that are not UTF-8 are written as `\xff`.
+      name: returns the name of a picture, given its number. Bytes that are not UTF-8 are written as `\xff`.
 
     Raises:
-      OutputError: another ending, or it cannot be written; or for parquet pyarrow is not installed.
+      OutputError: the name has another ending, the file cannot be written, or parquet lacks pyarrow.
     """
     names = np.array([utf8(name) for name in classes], dtype=object)
     columns: dict[str, list] = {
@@ -150,7 +150,7 @@ def save_predictions(
 
 
 def check_predictions_path(path: str | os.PathLike) -> None:
-    """Raises OutputError where `save_predictions` could not write: better before a long pass than after it."""
+    """Raises OutputError if `save_predictions` cannot write: better before a long pass than after it."""
     suffix = Path(path).suffix
     if suffix not in (".csv", ".parquet"):
         raise EndingError(f"predictions {os.fspath(path)!r}: give a name that ends in .csv or .parquet")
@@ -190,7 +190,7 @@ def _parquet() -> tuple[Any, Any]:
 
 
 def _check_row(row: Any, name: str, kinds: Mapping[str, Any] = _KINDS) -> None:
-    """Raises ValueError where a row lacks what is shown or compared of it, or has something else there."""
+    """Raises ValueError if an entry of a row is missing or of the wrong type."""
     if not isinstance(row, dict):
         raise ValueError(f"{name} is {str(row)[:50]!r}")
     for key, kind in kinds.items():
@@ -203,7 +203,7 @@ def _check_row(row: Any, name: str, kinds: Mapping[str, Any] = _KINDS) -> None:
 
 
 def _cell(value: Any) -> str:
-    """JSON, from which `_value` makes what it was; but text as it is, where it is UTF-8 and is not taken for JSON."""
+    """JSON, the inverse of `_value`; but plain text, if it is UTF-8 and cannot be mistaken for JSON."""
     if isinstance(value, str) and _value(value) == value == utf8(value):
         return value
     return json.dumps(value)

@@ -188,7 +188,7 @@ def test_bad_pictures_stop_or_are_counted_and_listed(capsys, weights, pictures, 
     found = json.loads(out)
     assert (found["num_examples"], found["skipped"]) == (15, 2)
     assert [line.strip() for line in err.splitlines()[-3:]] == [
-        "left out 2 pictures that cannot be decoded:", "bird/y.jpg", "cat/x.jpg",
+        "skipped 2 pictures that cannot be decoded:", "bird/y.jpg", "cat/x.jpg",
     ]  # fmt: skip
     whole = result(capsys, pictures, *options)
     assert found["top1"] == whole["top1"] and found["loss"] == pytest.approx(whole["loss"], rel=1e-5)

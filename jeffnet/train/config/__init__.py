@@ -10,7 +10,7 @@ from jeffnet.errors import ConfigError
 from jeffnet.parallel.mesh import AUTO, check_mesh
 from jeffnet.train.config.augment import AugmentConfig, ProgressiveConfig
 from jeffnet.train.config.entries import check_choice, check_positive, check_range, part
-from jeffnet.train.config.model import DTYPES, DataConfig, ModelConfig
+from jeffnet.train.config.model import DataConfig, ModelConfig
 from jeffnet.train.config.optimizer import (
     OPTIMIZERS,
     SCHEDULES,
@@ -22,7 +22,6 @@ from jeffnet.train.config.optimizer import (
 )
 
 __all__ = [
-    "DTYPES",
     "OPTIMIZERS",
     "SCHEDULES",
     "AugmentConfig",

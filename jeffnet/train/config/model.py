@@ -1,12 +1,11 @@
 """Configuration of the model and of its pictures."""
 
 from jeffnet.arch.preprocessing import CROP_MODES
-from jeffnet.backends import BACKENDS
+from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.data.batches import OnBadImage
+from jeffnet.data.choices import ON_BAD_IMAGE
 from jeffnet.errors import ConfigError
 from jeffnet.train.config.entries import check_choice, check_range, part
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @part("model")
@@ -101,7 +100,7 @@ class DataConfig:
     on_bad_image: OnBadImage = "error"
 
     def __post_init__(self) -> None:
-        check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
+        check_choice("data.on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
         check_choice("data.crop_mode", self.crop_mode, CROP_MODES)
         if self.std is not None and not (self.std and min(self.std) > 0):
             raise ConfigError(f"data.std {self.std} must be positive")
