@@ -233,7 +233,7 @@ USAGE = {
     "list a b": "unexpected argument 'b'",
     "info": "give the name of a model",
     "info b0 --env": "remove one of them",
-    "info b0 --device cpu": "--device and --num-devices are for --env",
+    "info b0 --device cpu": "--device and --num-devices belong to --env",
     "info b0 --image-size 0": "not a positive whole number",
     "info b0 --num-classes -1": "--num-classes",
     "info b0 --output-stride 5": "invalid choice: 5",
@@ -272,7 +272,7 @@ USAGE = {
     "validate digits --model b0 --coordinator here:1 --num-processes 2 --process-id 2": "--process-id 2",
     "train": "give --config FILE",
     "train --config RECIPE": "give --output RUN",
-    "train --config RECIPE --output run epochs 3": "'epochs' is no option",
+    "train --config RECIPE --output run epochs 3": "'epochs' is not an option",
     "train --config RECIPE --output run --epochs": "option --epochs needs a value",
     "train --config RECIPE --output run --epochs --seed 3": "option --epochs needs a value",
     "train --config RECIPE --output run --epochs many": "not a value of type int",
@@ -282,7 +282,7 @@ USAGE = {
     "train --config RECIPE --outptu run": "unknown option --outptu; the nearest is --output",
     "train --config RECIPE --output run --seeds 1,two": "whole numbers",
     "train --config RECIPE --output run --max-restarts -1": "--max-restarts",
-    "train --resume run --output other": "leave --output out",
+    "train --resume run --output other": "remove --output",
     "convert a.safetensors": "arguments are required",
     "convert a.safetensors b --to onnx": "invalid choice: 'onnx'",
     "convert a.safetensors b --num-classes few": "not a whole number",
@@ -674,8 +674,7 @@ def test_predict_turns_pictures_upright_and_validate_does_not(capsys, weights, t
     aside, upright, err = probabilities()
     # Where a picture stands in its batch may change the order of a sum.
     assert (
-        aside == pytest.approx(upright, abs=1e-6)
-        and "1 of 2 pictures have an EXIF orientation and were rotated" in err
+        aside == pytest.approx(upright, abs=1e-6) and "1 of 2 pictures have an EXIF orientation and were rotated" in err
     )
     aside, same, err = probabilities("--no-exif")
     assert (

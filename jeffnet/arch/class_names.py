@@ -63,7 +63,7 @@ def order_doubt(names: Sequence[str], num_classes: int, model_classes: Sequence[
 
 def class_difference(names: Sequence[str], others: Sequence[str]) -> str:
     """How two lists of class names differ, in a few words, such as `pear, zapple, not apple, pear`."""
-    texts = listed(names, others), listed(others, names)
+    texts = listed(names, beside=others), listed(others, beside=names)
     if texts[0] != texts[1]:
         return f"{texts[0]}, not {texts[1]}"
     # The difference is among those that are not shown.

@@ -16,12 +16,12 @@ class WeightSet:
     (huggingface/pytorch-image-models, results/results-imagenet.csv).
 
     Attributes:
-      top1: per cent of the pictures whose first guess is right.
-      top5: per cent of the pictures with the right class among the first five guesses.
+      top1: per cent of the pictures whose most probable class is right.
+      top5: per cent of the pictures with the right class among the five most probable.
       sha256: first 8 digits of the hash of the npz file in the original release.
-      preprocessing: None takes the architecture's.
-      name: our name of the model with these weights. None is the architecture's name for its first set, and
-        `architecture.tag` for the others.
+      preprocessing: None if it is the architecture's.
+      name: our name of the model with these weights. None stands for the architecture's name if the set is its first,
+        and for `architecture.tag` otherwise.
     """
 
     top1: float
@@ -33,12 +33,12 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class Model:
-    """What a name of the zoo stands for: an architecture and at most one set of weights.
+    """A named model of the zoo: an architecture, with published weights or without.
 
     Attributes:
       spec: the network.
-      preprocessing: what the weights expect of their input.
-      timm: timm's name with its tag, of models with published weights; the model hub has them as `timm/<name>`.
+      preprocessing: that the weights were trained for.
+      timm: timm's name with its tag, if weights are published; the model hub has them as `timm/<name>`.
       weights: the published weights, if there are any.
     """
 
@@ -53,7 +53,7 @@ class Architecture:
 
     Args:
       spec: the network.
-      preprocessing: what weights expect of their input.
+      preprocessing: of the weights that have no other.
       **weights: by timm's tag; the first is the default.
     """
 
@@ -61,10 +61,10 @@ class Architecture:
         self.spec, self.preprocessing, self.weights = spec, preprocessing, weights
 
     def models(self, name: str) -> dict[str, Model]:
-        """By our names: one for each weight set, or one without weights.
+        """The architecture's models by our names: one for every weight set, or one without weights.
 
         Args:
-          name: the architecture's, which is timm's, with `pt_` before those that are not TensorFlow's originals.
+          name: the architecture's: timm's, with a leading `pt_` unless it starts with `tf_`.
         """
         if not self.weights:
             return {name: Model(self.spec, self.preprocessing)}

@@ -1,4 +1,4 @@
-"""How a picture becomes a model's input: data beside the architecture, apart from it."""
+"""How a picture becomes a model's input."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -20,15 +20,15 @@ CROP_MODES = ("center", "squash", "border")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What weights expect of their input.
+    """The preprocessing that weights were trained for.
 
     Attributes:
-      image_size: height and width in pixels of the square input.
-      crop_pct: share in (0, 1] of the resized picture's short side that the centre crop keeps: the short side is
-        resized to `floor(image_size / crop_pct)` before the crop.
+      image_size: height and width of the input, in pixels.
+      crop_pct: share of the resized picture that the centre crop keeps, in (0, 1]: the short side is resized to
+        `floor(image_size / crop_pct)` before the crop.
       interpolation: 'bicubic' or 'bilinear'.
-      mean: per channel, of pixel values in [0, 1]; subtracted.
-      std: per channel, of pixel values in [0, 1]; divided by.
+      mean: per channel, subtracted from pixel values in [0, 1].
+      std: per channel, divides the difference.
       crop_mode: 'center', 'squash' or 'border', see `jeffnet.data.preprocess.EvalTransform`.
 
     Raises:
@@ -43,7 +43,7 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        # Numbers of NumPy, or arrays of them, can be neither compared nor written as Python's own are.
+        # NumPy's scalars and arrays cannot be compared or written to JSON like Python's numbers.
         for name in ("image_size", "crop_pct"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         for name in ("mean", "std"):
@@ -55,7 +55,7 @@ class Preprocessing:
             if not all(isinstance(number, Real) for number in numbers):
                 raise ArchitectureError(f"{name} {values!r}: give a number for each channel, such as (0.5, 0.5, 0.5)")
             object.__setattr__(self, name, numbers)
-        # Sizes come from files too, and pictures are made of them.
+        # Sizes also come from files, and pictures of these sizes are allocated.
         if not isinstance(self.image_size, Integral) or not 1 <= self.image_size <= LARGEST_IMAGE:
             raise ArchitectureError(
                 f"image_size {self.image_size!r} is not a size: give a number of pixels from 1 to {LARGEST_IMAGE:,}"
@@ -73,5 +73,5 @@ class Preprocessing:
 
 
 def _plain(number: Any) -> Any:
-    """A number of Python's own."""
+    """NumPy's number as Python's."""
     return number.item() if hasattr(number, "item") else number

@@ -1,17 +1,17 @@
-"""What a network is before any width, padding or name is made concrete."""
+"""The description of an architecture, as in its paper."""
 
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class SqueezeRule:
-    """How wide squeeze-and-excitation is and what it computes (arXiv:1709.01507).
+    """Width and activations of squeeze-and-excitation (arXiv:1709.01507).
 
     Attributes:
-      from_expanded: the ratio is of the expanded channels (MobileNetV3) instead of the block's input (EfficientNet).
+      from_expanded: the ratio applies to the expanded channels (MobileNetV3), not to the block's input (EfficientNet).
       divisor: the reduced width is rounded to a multiple of this; 1 rounds to the nearest whole number.
-      act: activation between the two convolutions; None takes the block's.
-      gate: activation whose value multiplies the channels.
+      act: activation between the two convolutions; None uses the block's.
+      gate: activation of the factors that multiply the channels.
     """
 
     from_expanded: bool = False
@@ -30,18 +30,18 @@ class ModelSpec:
       features: channels of the last convolution, before scaling.
       width: multiplies channels, which are then rounded to multiples of 8.
       depth: multiplies the repetitions of every stage.
-      act: activation where a block string names none.
-      padding: 'same' pads as TensorFlow does, depending on the input's size; 'symmetric' as PyTorch does.
-      bn_momentum: share of the old running statistics that one training step keeps.
-      bn_epsilon: added to the variance under the root.
+      act: activation of blocks whose string names none.
+      padding: 'same' as in TensorFlow, which depends on the input's size; 'symmetric' as in PyTorch.
+      bn_momentum: share of the running statistics that a training step keeps.
+      bn_epsilon: added to the variance.
       scale_stem: whether `width` applies to `stem`.
       scale_features: whether `width` applies to `features`.
       scale_ends: whether `depth` applies to the first and the last stage.
-      depth_rounding: 'ceil' or 'round', of a stage's scaled repetitions.
+      depth_rounding: rounding of a stage's scaled repetitions, 'ceil' or 'round'.
       se: the rule of squeeze-and-excitation.
       pool_first: the head convolution follows the global pooling, has a bias and no norm (MobileNetV3).
       drop_rate: dropout before the classifier, as in the paper.
-      drop_path_rate: stochastic depth, as in the paper: block `i` of `n`, from 0, has `drop_path_rate * i / n` of it.
+      drop_path_rate: of stochastic depth, as in the paper; block `i` of `n`, from 0, has `drop_path_rate * i / n`.
     """
 
     stages: tuple[tuple[str, ...], ...]

@@ -26,18 +26,18 @@ def _merge(tables: Iterable[dict[str, Model]]) -> dict[str, Model]:
 
 MODELS = _merge(entry.models(name) for family in _FAMILIES for name, entry in family.MODELS.items())
 
-# Names of timm whose model ours is, where `pt_` before the name or a published tag do not tell.
+# Names of timm for our models, besides ours without `pt_` and those with a published tag.
 _OTHER_NAMES = {"mnasnet_a1": "pt_semnasnet_100", "mnasnet_b1": "pt_mnasnet_100"}
 _TIMM_NAMES = {model.timm: name for name, model in MODELS.items() if model.timm}
 
 
 def resolve_name(name: str) -> str:
-    """Our name of a model, given ours or timm's.
+    """Our name of a model, from our name or timm's.
 
     Args:
       name: ours (`tf_efficientnet_b0_ns`), timm's with its tag (`tf_efficientnet_b0.ns_jft_in1k`) or without
-        (`mobilenetv3_large_100`, which is `pt_mobilenetv3_large_100`). MobileNetV2 has a name for every width, also for
-        those that are not listed: see `jeffnet.arch.families.mobilenet.scaled`.
+        (`mobilenetv3_large_100`, which is `pt_mobilenetv3_large_100`). MobileNetV2 also has names for widths that are
+        not listed, see `jeffnet.arch.families.mobilenet.scaled`.
 
     Raises:
       UnknownModelError: no such model; the message has the nearest names.
@@ -49,7 +49,7 @@ def resolve_name(name: str) -> str:
             return candidate
     known = [*MODELS, *_TIMM_NAMES]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    # A tag is longer than what tells two models apart, so that it alone must not decide what is near.
+    # A tag is long: compared with it, models of other architectures but similar tags would seem near.
     near += [other for other in difflib.get_close_matches(name.partition(".")[0], MODELS, n=4) if other not in near]
     near += [other for other in MODELS if name and name in other and other not in near]
     hint = f"near it: {', '.join(near[:5])}" if near else "`jeffnet list` shows all"
@@ -60,8 +60,8 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """Names of the zoo, sorted.
 
     Args:
-      pattern: shell wildcards (`tf_*_b[0-3]`), of our names.
-      pretrained: only those with published weights.
+      pattern: our names, with shell wildcards (`tf_*_b[0-3]`).
+      pretrained: only models with published weights.
     """
     names = fnmatch.filter(MODELS, pattern)
     return [name for name in names if MODELS[name].weights] if pretrained else names
@@ -89,7 +89,7 @@ def model_plan(name: str, **options) -> Plan:
 
     Args:
       name: ours or timm's.
-      **options: those of `jeffnet.arch.plan.lower`.
+      **options: see `jeffnet.arch.plan.lower`.
 
     Raises:
       UnknownModelError: no such model.

@@ -24,14 +24,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         usage="jeffnet bench MODEL [MODEL ...] [options]",
         help="measure speed and memory, beside other frameworks",
-        description="Measure throughput, latency, compile time and memory of models, in processes of their own that "
-        "take turns, beside the same models in other frameworks; docs/benchmarking.md explains it.",
+        description="Measure throughput, latency, compile time and memory of models and of the same models in other "
+        "frameworks, in separate processes that take turns; see docs/benchmarking.md.",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names, wildcards ('tf_*_b[0-3]'), or `all`")
     parser.add_argument(
         "--weights",
         metavar="SOURCE",
-        help="as `jeffnet validate` takes them (default: random weights, which are as fast)",
+        help="as for `jeffnet validate` (default: random weights, which are as fast)",
     )
     _add_case_options(parser.add_argument_group("what"))
     _add_turn_options(parser.add_argument_group("how"))
@@ -52,7 +52,7 @@ def _add_case_options(group: Any) -> None:
         type=positive,
         default=(),
         metavar="N",
-        help="(default: the model's own)",
+        help="(default: the model's)",
     )
     group.add_argument("--backend", nargs="+", choices=BACKENDS, default=("linen",), help="(default: linen)")
     group.add_argument(
@@ -64,30 +64,33 @@ def _add_case_options(group: Any) -> None:
     group.add_argument(
         "--compare", metavar="PEER,...", default="", help=f"the same models in {', '.join(PEERS)}; or `all`"
     )
-    group.add_argument("--baseline", metavar="NAME", help="whose speed is 1 (default: the first backend)")
+    group.add_argument("--baseline", metavar="NAME", help="contender whose speed is 1 (default: the first backend)")
 
 
 def _add_turn_options(group: Any) -> None:
-    group.add_argument("--threads", type=positive, metavar="N", help="of each (default: all processors)")
+    group.add_argument("--threads", type=positive, metavar="N", help="threads per contender (default: all processors)")
     group.add_argument("--repeats", type=positive, default=5, metavar="N", help="rounds (default: %(default)s)")
-    group.add_argument("--seconds", type=positive_number, default=0.5, help="of each turn (default: %(default)s)")
+    group.add_argument("--seconds", type=positive_number, default=0.5, help="length of a turn (default: %(default)s)")
     group.add_argument(
         "--peak",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure the machine too, by a large matrix product and a large copy (default: yes)",
+        help="also measure the machine, by a large matrix product and a large copy (default: yes)",
     )
 
 
 def _add_output_options(group: Any) -> None:
     group.add_argument(
-        "--price-per-hour", type=positive_number, metavar="X", help="of the machine: shows a million images' cost"
+        "--price-per-hour",
+        type=positive_number,
+        metavar="X",
+        help="price of the machine; shows the cost of a million images",
     )
-    group.add_argument("--watts", type=positive_number, metavar="W", help="that it takes: shows a million images' kWh")
     group.add_argument(
-        "--csv", type=local_path, metavar="FILE", help="a line for each row, written again after each case"
+        "--watts", type=positive_number, metavar="W", help="power of the machine; shows the kWh of a million images"
     )
-    group.add_argument("--json", action="store_true", help="one object, with the seconds of every call")
+    group.add_argument("--csv", type=local_path, metavar="FILE", help="table of results, rewritten after every case")
+    group.add_argument("--json", action="store_true", help="print one object, with the seconds of every call")
     group.add_argument(
         "--plot",
         type=local_path,
@@ -125,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
         if points := points_of(results):
             draw(points, options.plot, title_of(results), device_of(results, settings))
         else:
-            print(f"{options.plot}: not drawn, since no model that was measured has a published score", file=sys.stderr)
+            print(f"{options.plot}: not drawn, since no measured model has a published score", file=sys.stderr)
     _check(results)
 
 
@@ -134,13 +137,13 @@ def _candidates(options: argparse.Namespace) -> list:
 
     if not options.models and options.weights is None:
         raise UsageError("give the name of a model, wildcards, or --weights SOURCE; `jeffnet list` shows the models")
-    # Without a source, wildcards would mean the models with published weights alone.
+    # Without a source, wildcards would only match models with published weights.
     found = select_models(",".join(options.models) or None, options.weights or "{model}")
     return found if options.weights else [Candidate(candidate.name) for candidate in found]
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Better before a long run than after it."""
+    """Check outputs before a long run."""
     from jeffnet.system.figures import check_output, form_of
 
     if options.csv is not None and Path(options.csv).suffix != ".csv":
@@ -186,7 +189,7 @@ def _print(results: list, prices: Any) -> None:
 
 
 def _check(results: list) -> None:
-    """Raises JeffnetError where a contender failed or gave another answer, or nothing was measured."""
+    """Raises JeffnetError if a contender failed or disagreed, or nothing was measured."""
     wrong = [
         f"{each.contender} ({result.case.model}, {result.case.task}, {result.case.dtype}) by {each.difference:.1e}"
         for result in results
@@ -206,7 +209,7 @@ def _check(results: list) -> None:
 
 
 class _Bar:
-    """What is going on, in one line of standard error that the next takes the place of."""
+    """Shows progress in one line of standard error."""
 
     def __enter__(self) -> "_Bar":
         from tqdm import tqdm

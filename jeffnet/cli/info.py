@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.model is not None:
         _show_model(options)
     else:
-        raise UsageError("give --env or the name of a model; `jeffnet list` shows the models")
+        raise UsageError("give the name of a model, which `jeffnet list` shows, or --env")
 
 
 def _show_environment(options: argparse.Namespace) -> None:
@@ -148,7 +148,7 @@ def _show_weights(options: argparse.Namespace) -> None:
         ("arrays", f"{len(file.arrays)} of {values:,} values, {', '.join(summary['dtypes'])}"),
         (
             "checksums",
-            f"{file.checksums}: verified" if file.checksums else "none in this file: damage cannot be detected",
+            f"{file.checksums}: verified" if file.checksums else "none in this file: not verified",
         ),
     ]
     if card:

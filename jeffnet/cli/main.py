@@ -20,19 +20,19 @@ from jeffnet.system.files import cache_folder
 from jeffnet.system.processor import short_fingerprint
 from jeffnet.text.names import printable, printable_lines
 
-# Each module has `add_parser(commands, common)`, whose parser's `run` takes the parsed arguments. What is slow to
-# import is imported there, so that the others start at once.
+# Every module has `add_parser(commands, common)`; `run` of its parser takes the parsed arguments and imports what is
+# slow to import, so that other commands start at once.
 _COMMANDS = (list_, info, predict, validate, train, convert, bench)
 
-# What the command exits with where something failed that its input is not to blame for: EX_SOFTWARE.
+# The exit status of an internal error: EX_SOFTWARE.
 EXIT_CRASH = 70
 
-# No room on a disk, which is no defect of ours wherever it shows.
+# A full disk is not an internal error.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_MOST_KEPT = 2**30  # bytes; what was used least recently goes first
+_MOST_KEPT = 2**30  # bytes of compiled programs; the least recently used are deleted first
 
-# What commands set of the process.
+# Settings of the process that commands change.
 _VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE", "XLA_PYTHON_CLIENT_PREALLOCATE")
 _LOGGERS = ("jeffnet", "huggingface_hub", "absl", "asyncio")
 
@@ -46,15 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; None takes the process's.
 
     Returns:
-      The exit status: 0; 1 where the input will not do; 2 for wrong usage; 70 where something else failed; 130 when
-      interrupted. Training has two more: 75 when it was asked to stop, 76 when another process is gone.
+      The exit status: 0 for success, 1 for invalid input, 2 for wrong usage, 70 for an internal error, 130 if
+      interrupted. Training adds 75 if it was asked to stop, and 76 if another process is lost.
     """
     options = _parse(arguments)
     try:
-        # A program that calls us goes on after it; a process of our own ends, and in ending still needs the settings.
+        # A calling program gets its settings back; a process that ends still needs the commands' until its end.
         with any_text(), contextlib.nullcontext() if arguments is None else _restored():
             status = _run(options)
-    except SystemExit as stop:  # as it was asked, or another process did it: no process waits for this one in vain
+    except SystemExit as stop:  # the other processes stop too: none waits for this one
         return int(stop.code or 0)
     if status and "jax" in sys.modules:
         from jeffnet.parallel.distributed import leave
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
-    """After it the process has its settings back that commands change."""
+    """Restore the settings of the process afterwards."""
     variables = {name: os.environ.get(name) for name in _VARIABLES}
     loggers = [(logger, logger.level, logger.propagate) for logger in map(logging.getLogger, _LOGGERS)]
     root, hook = logging.getLogger(), sys.unraisablehook
@@ -90,11 +90,11 @@ def _run(options: argparse.Namespace) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("jeffnet").setLevel(logging.INFO)  # what was taken of a file
+    logging.getLogger("jeffnet").setLevel(logging.INFO)  # such as which arrays of a file are used
     _keep_compiled()
-    logging.getLogger("huggingface_hub").propagate = False  # it prints its messages itself
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler
     if not options.debug:
-        # Orbax's threads tell of what the main one raises, and of what they then leave undone.
+        # Orbax's threads log what the main thread raises, and the work that they abandon.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads our output has seen enough; nothing more can be written, not even on exit.
+        # The reader of the output is gone; nothing more can be written, not even on exit.
         _forget_output()
         return 1
     except KeyboardInterrupt:
@@ -127,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _forget_output() -> None:
-    """Let what cannot be written vanish, which Python would try again on exit, and fail with a status of its own."""
+    """Discard unwritten output: Python would try to write it on exit, and fail with another status."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -138,10 +138,10 @@ def _forget_output() -> None:
 
 
 def _keep_compiled() -> None:
-    """Keep what XLA compiles in the user's cache folder: the next run of a command starts at once.
+    """Keep compiled programs in the user's cache folder, so that the next run of a command starts at once.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder; empty, it switches that off. JAX, not imported yet, reads it. What
-    lies there is run: a folder into which others may write is not used.
+    `JAX_COMPILATION_CACHE_DIR` names another folder, or none if it is empty; JAX reads it when it is imported. The
+    programs are executed, so a folder that others can write to is not used.
     """
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if named is not None:
@@ -150,9 +150,9 @@ def _keep_compiled() -> None:
             os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
     else:
         try:
-            # A home folder may be shared by machines for which different code is compiled.
+            # Machines that share a home folder may need different code.
             folders = code_folders(f"xla-{short_fingerprint().replace(' ', '-')}")
-        except OutputError:  # a user without a home: nothing is kept
+        except OutputError:  # the user has no home folder
             return
         usable = next(filter(make_code_folder, folders), None)
         if usable is not None:

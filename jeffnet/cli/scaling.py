@@ -1,4 +1,4 @@
-"""`jeffnet bench --scaling`: how training scales, measured on this host and on paper for larger machines."""
+"""`jeffnet bench --scaling`: scaling of training, measured on this host and modelled for larger machines."""
 
 import argparse
 import json
@@ -16,21 +16,21 @@ def add_scaling_options(group: Any) -> None:
     group.add_argument(
         "--scaling",
         action="store_true",
-        help="training over several devices: weak and strong scaling, what a step sends, and a model of its time on 8 "
-        "GPUs and on pods; the largest --batch-size is that of a device",
+        help="measure training on several devices: weak and strong scaling, the data that a step sends, and a model of "
+        "its time on 8 GPUs and on pods; the largest --batch-size is that of a device",
     )
     group.add_argument(
         "--devices", nargs="+", type=positive, default=(), metavar="N", help="(default: 1, 2, 4 ... all; 8 on a CPU)"
     )
-    group.add_argument("--bn-devices", type=positive, metavar="N", help="devices whose BatchNorm sees one batch")
-    group.add_argument("--fsdp", type=positive, default=1, metavar="N", help="devices that share a state")
+    group.add_argument("--bn-devices", type=positive, metavar="N", help="devices that share BatchNorm's statistics")
+    group.add_argument("--fsdp", type=positive, default=1, metavar="N", help="devices that share one training state")
 
 
 def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Callable[[str], None]) -> None:
     """Measure, and print.
 
     Raises:
-      UsageError: an option has several values, or none that this has a use for.
+      UsageError: an option has several values or does not apply.
       ConfigError: an option does not fit the machines.
       JeffnetError: a process failed.
     """
@@ -53,7 +53,7 @@ def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Cal
             raise UsageError(f"--scaling takes one --{name.replace('_', '-')}")
     for name in ("compare", "baseline", "csv", "plot", "price_per_hour", "watts"):
         if getattr(options, name):
-            raise UsageError(f"--scaling takes no --{name.replace('_', '-')}: leave it out")
+            raise UsageError(f"--scaling takes no --{name.replace('_', '-')}: remove it")
     models = _models(job)
     found = count_devices(settings)
     counts = tuple(sorted(set(options.devices))) or default_counts(*found)
@@ -80,7 +80,7 @@ def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Cal
 
 
 def _models(job: Any) -> list[Any]:
-    """The step on paper, on every machine that is known."""
+    """The modelled step on every known machine."""
     from jeffnet.arch.zoo import model_plan, model_preprocessing
     from jeffnet.bench.step_model import MACHINES, model_step
 
@@ -102,7 +102,7 @@ def _print(results: list[tuple[str, Any]], models: list[Any], platform: str) -> 
     job = first.job
     print(f"training {job.model}, {job.dtype}, {job.backend}, on {platform}")
     if first.virtual:
-        print("devices are virtual ones of one CPU: the messages are real, the speed says nothing")
+        print("the devices are virtual ones on one CPU: messages are real, speeds are meaningless")
     rows, base = [], {}
     for kind, each in results:
         rate, devices = each.images_per_second, each.job.devices
@@ -120,7 +120,9 @@ def _print(results: list[tuple[str, Any]], models: list[Any], platform: str) -> 
         )
     print(table(("scaling", "devices", "batch", "images/s", "efficiency", "MiB sent", "messages"), rows))
     print()
-    print(f"a step on paper, {models[0].per_device} pictures a device, not measured: docs/scaling.md says from what")
+    print(
+        f"modelled step, {models[0].per_device} pictures per device, not measured; docs/scaling.md explains the model"
+    )
     cells = [
         (
             each.machine.name,

@@ -35,10 +35,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "train",
         parents=[common],
-        allow_abbrev=False,  # `--out` must not be taken for `--output` where an entry of the recipe may be meant
+        allow_abbrev=False,  # `--out` may be an entry of the recipe, not `--output`
         help="train a model",
-        description="Train a model as a recipe says, or continue a run. SIGTERM and Ctrl-C save where the run stands "
-        "and stop it, with status 75 and 130.",
+        description="Train a model from a recipe, or continue a run. SIGTERM and Ctrl-C save a checkpoint and stop, "
+        "with status 75 and 130.",
         epilog="Any entry of the recipe can be set: --epochs 20 --optimizer.learning_rate 0.05 --data.path pictures. "
         "--print-config shows them all; docs/training.md explains them.",
         usage="jeffnet train (--config FILE --output RUN | --resume RUN) [--ENTRY VALUE ...] [options]",
@@ -46,23 +46,23 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=local_path, metavar="FILE", help="recipe: a Python file that defines `config`, see configs/"
     )
-    parser.add_argument("--output", type=local_path, metavar="RUN", help="folder for the run, which is made")
+    parser.add_argument("--output", type=local_path, metavar="RUN", help="folder to create for the run")
     parser.add_argument(
         "--resume", type=local_path, metavar="RUN", help="continue the run in this folder from its last checkpoint"
     )
     parser.add_argument(
         "--continue",
         action="store_true",
-        help="with --config: where RUN holds this run already, go on with it; for commands that are started again",
+        help="with --config: continue the run if RUN already has it; for commands that may be started again",
     )
     parser.add_argument(
         "--max-restarts",
         type=int,
         default=0,
         metavar="N",
-        help="start again, at most N times, after a crash or the loss of another process; implies --continue",
+        help="restart at most N times after a crash or the loss of another process; implies --continue",
     )
-    parser.add_argument("--seeds", metavar="N,N,...", help="a run with each of these seeds, in RUN/seed_N")
+    parser.add_argument("--seeds", metavar="N,N,...", help="train once per seed, in RUN/seed_N")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument(
         "--plot-schedule", type=local_path, metavar="FILE", help="draw the learning rate over time and stop"
@@ -77,7 +77,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, and print how it went."""
+    """Train, and print the result."""
     from jeffnet.parallel.distributed import losses_told
     from jeffnet.train.interrupt import InterruptedRunError
 
@@ -96,12 +96,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _supervised(options: argparse.Namespace) -> int:
-    """The same command without supervision, as often as it takes."""
+    """Run the same command without --max-restarts, and restart it when it fails."""
     from jeffnet.parallel.restarts import supervise
 
     if options.max_restarts < 0:
         raise UsageError(f"--max-restarts {options.max_restarts} is negative")
-    # Of an option that is given twice the last counts.
+    # The last value of a repeated option counts.
     command = [*_same_command(options.arguments), "--max-restarts=0"]
     if not (options.resume or options.seeds or vars(options)["continue"]):
         command.append("--continue")
@@ -111,16 +111,16 @@ def _supervised(options: argparse.Namespace) -> int:
 
 
 def _same_command(arguments: Sequence[str] | None) -> list[str]:
-    """What runs the command with these arguments in a process of its own."""
+    """The command line that runs this command in another process."""
     own = sys.argv[1:]
     if arguments is None and sys.orig_argv[len(sys.orig_argv) - len(own) :] == own:
         return [sys.executable, *sys.orig_argv[1:]]
-    # A program called us. The process imports what that would, wherever it found it.
+    # A program called `main`: the process gets its import path.
     return [sys.executable, "-c", _START, json.dumps(sys.path), *(own if arguments is None else arguments)]
 
 
 def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
-    """A checkpoint that cannot be written leaves callbacks to an event loop that is gone; the error itself is ours."""
+    """Ignore callbacks to a closed event loop, which remain after a checkpoint could not be written: that is raised."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
@@ -154,7 +154,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _shown(options: argparse.Namespace, config: "Config") -> bool:
-    """Whether the user wanted to look at the configuration, and saw it."""
+    """Print or draw the configuration if asked; returns whether it was."""
     if options.print_config:
         from jeffnet.train.recipe import to_json
 
@@ -187,8 +187,8 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
     given = [name for name in names if vars(options)[name.replace("-", "_")]]
     if given:
         raise UsageError(
-            f"--resume continues a run as it was configured: leave --{given[0]} out, or set "
-            "single entries, such as --epochs 20"
+            f"--resume continues a run as it was configured: remove --{given[0]}, or set single entries, such as "
+            "--epochs 20"
         )
 
 
@@ -245,14 +245,14 @@ def _pairs(arguments: list[str], own: Sequence[str] = ()) -> list[tuple[str, str
     """`['--epochs', '3', '--seed=1']` as names of entries and values.
 
     Args:
-      arguments: what the command has no option for.
-      own: names of its options, which may be meant by a name that is no entry.
+      arguments: those that are not options of the command.
+      own: names of the command's options, to suggest for a name that is not an entry.
     """
     pairs, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise UsageError(f"{word!r} is no option: entries of the recipe are set by --name value")
+            raise UsageError(f"{word!r} is not an option: set entries of the recipe by --name value")
         name, equals, value = word[2:].partition("=")
         pairs.append((_entry(name, own), value))
         if not equals:
@@ -263,7 +263,7 @@ def _pairs(arguments: list[str], own: Sequence[str] = ()) -> list[tuple[str, str
 
 
 def _entry(name: str, own: Sequence[str]) -> str:
-    """The entry that an option names, with dashes or underscores."""
+    """The entry of the recipe that an option names, with dashes or underscores."""
     from jeffnet.train.recipe import check_name
 
     plain = name.replace("-", "_")

@@ -37,7 +37,7 @@ L2 = replace(B0, width=4.3, depth=5.3, drop_rate=0.5)
 
 ES = ModelSpec(
     stages=(
-        # The authors' first block expands 24 channels although the stem has 32: `fc24` says so.
+        # The authors' first block computes its expansion from 24 channels, although the stem has 32: hence `fc24`.
         ("er_r1_k3_s1_e4_c24_fc24_noskip",),
         ("er_r2_k3_s2_e8_c32",),
         ("er_r4_k3_s2_e8_c48",),

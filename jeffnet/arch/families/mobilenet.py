@@ -136,7 +136,7 @@ _SCALED = re.compile(r"(pt|tf)_mobilenetv2_(?!000)(\d{3})")
 
 
 def scaled(name: str) -> Model | None:
-    """MobileNetV2 of any width by its name: `pt_mobilenetv2_060` is 0.6 times as wide; None for all other names."""
+    """MobileNetV2 with the width in its name (0.6 in `pt_mobilenetv2_060`); None for all other names."""
     match = _SCALED.fullmatch(name)
     if match is None:
         return None
@@ -147,7 +147,7 @@ def scaled(name: str) -> Model | None:
 
 
 def _scaled_as_keras(width: float) -> ModelSpec:
-    """Keras drops a block's fraction of a channel before it rounds to multiples of 8, to another at a few widths."""
+    """As in Keras, which rounds channels down before it rounds to multiples of 8: another result at a few widths."""
 
     def channels(field: re.Match) -> str:
         return f"_c{max(1, int(int(field[1]) * width))}"
