@@ -16,6 +16,7 @@ from jeffnet.backends import BACKENDS
 PACKAGE = Path(jeffnet.__file__).parent
 # Objax's classes are what its backend extends: here alone it is imported with the module.
 OBJAX_COMPATIBILITY = "_objax_compat"
+JAX_COMPATIBILITY = "_jax_compat"
 
 # What a part of the package may import of the package. Each module of `system` is a part, since some stand below all
 # others and some above most. A part that is not named here may import all but the command line, as `train` may.
@@ -26,8 +27,9 @@ ALLOWED = {
     "arch": frozenset({"arch", "errors", "text"}),
     "text": frozenset({"errors", "text"}),
     "_tensorflow": frozenset(),
+    JAX_COMPATIBILITY: frozenset(),
     **{module: frozenset({"errors"}) | PRIMITIVES for module in PRIMITIVES},
-    "ops": BASE | {"ops"},
+    "ops": BASE | {"ops", JAX_COMPATIBILITY},
     "weights": BASE | {"ops", "weights"},
     "data": BASE | {"ops", "data"},
     **{backend: BASE | {"ops", "weights", backend} for backend in BACKENDS},

@@ -11,17 +11,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching
 from jax.sharding import AxisType
 
+from jeffnet._jax_compat import (
+    Primitive,
+    define_primitive,
+    foreign_call,
+    instantiate_zeros,
+    is_undefined_primal,
+    primitive_jvps,
+    primitive_transposes,
+    same_axes,
+)
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.dense import ACTS
-from jeffnet.ops.lowerings import calls_fit, define_lowerings, run_compiled, same_axes
 from jeffnet.ops.native import limits
 
 _OPERANDS = 3  # x, scale, bias
@@ -86,15 +92,15 @@ def _cotangents(*operands: Array, **how: Any) -> tuple:
 
 
 def _call(name: str, results: list[Array], *operands: Array, **numbers: Any) -> list[Array]:
-    shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in results]
-    return list(jax.ffi.ffi_call(name, shapes)(*operands, **numbers))
+    shapes = [jax.ShapeDtypeStruct(like.shape, like.dtype) for like in results]
+    return list(foreign_call(name, shapes, *operands, **numbers))
 
 
 def _native_forward(x: Array, scale: Array, bias: Array, *, epsilon: float, act: str | None, lowering: str) -> tuple:
     del lowering
     mean, var = _call("jeffnet_statistics", [scale, scale], x)
     factor = lax.rsqrt(var + epsilon) * scale
-    (y,) = _call("jeffnet_normalize", [x], x, mean, factor, bias, act=np.int64(ACTS[act]))
+    (y,) = _call("jeffnet_normalize", [x], x, mean, factor, bias, act=ACTS[act])
     return y, mean, var
 
 
@@ -114,7 +120,7 @@ def _native_cotangents(
 ) -> tuple:
     del lowering
     deviation = lax.rsqrt(var + epsilon)
-    factor, count, number = deviation * scale, x.size // x.shape[-1], np.int64(ACTS[act])
+    factor, count, number = deviation * scale, x.size // x.shape[-1], ACTS[act]
     sums, products = _call("jeffnet_normalize_sums", [scale, scale], x, mean, factor, bias, y_bar, act=number)
     # What flows through the mean and the variance is the same for all pixels of a channel, or in proportion to their
     # deviation from the mean.
@@ -128,44 +134,29 @@ def _native_cotangents(
 # ----------------------------------------------------------------------------------------------------- the primitives
 
 
-def _primitive(name: str, function: Callable[..., tuple]) -> Primitive:
-    primitive = Primitive(name)
-    primitive.multiple_results = True
+def _define(name: str, function: Callable[..., tuple], native_function: Callable[..., tuple] | None) -> Primitive:
+    def on_cpu(ctx: Any, *operands: Any, lowering: str, **how: Any) -> Callable[..., tuple]:
+        del operands, how
+        return native_function if native_function and limits.calls_fit(ctx, lowering) else function
 
-    def abstract(*operands: Any, **how: Any) -> list:
-        plain = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in operands]
-        outputs = jax.eval_shape(functools.partial(function, **how), *plain)
-        return [operands[0].update(shape=out.shape, dtype=out.dtype, weak_type=False) for out in outputs]
-
-    @functools.partial(jax.jit, static_argnames=("epsilon", "act", "lowering"))
-    def evaluate(*operands: Array, **how: Any) -> list[Array]:
-        return primitive.bind(*operands, **how)
-
-    def batch(operands: Any, dims: Any, **how: Any) -> tuple[Any, Any]:
-        outputs = jax.vmap(functools.partial(function, **how), tuple(dims))(*operands)
-        return outputs, [0] * len(outputs)
-
-    primitive.def_abstract_eval(abstract)
-    run_compiled(primitive, evaluate)
-    batching.primitive_batchers[primitive] = batch
-    return primitive
+    return define_primitive(name, function, on_cpu=on_cpu, multiple_results=True)
 
 
-_forward_p = _primitive("norm_act_train", _reference)
-_tangents_p = _primitive("norm_act_train_tangents", _tangents)
-_cotangents_p = _primitive("norm_act_train_cotangents", _cotangents)
+_forward_p = _define("norm_act_train", _reference, _native_forward)
+_tangents_p = _define("norm_act_train_tangents", _tangents, None)
+_cotangents_p = _define("norm_act_train_cotangents", _cotangents, _native_cotangents)
 
 
 def _forward_jvp(primals: Any, tangents: Any, **how: Any) -> tuple[Any, Any]:
     outputs = _forward_p.bind(*primals, **how)
-    operands = same_axes(*primals, *outputs[1:], *map(ad.instantiate_zeros, tangents))
+    operands = same_axes(*primals, *outputs[1:], *map(instantiate_zeros, tangents))
     return outputs, _tangents_p.bind(*operands, **how)
 
 
 def _tangents_transpose(cotangents: Any, *operands: Any, **how: Any) -> list:
     known = operands[: _OPERANDS + 2]
-    wanted = [ad.is_undefined_primal(each) for each in operands[_OPERANDS + 2 :]]
-    results = _cotangents_p.bind(*same_axes(*known, *map(ad.instantiate_zeros, cotangents)), **how)
+    wanted = [is_undefined_primal(each) for each in operands[_OPERANDS + 2 :]]
+    results = _cotangents_p.bind(*same_axes(*known, *map(instantiate_zeros, cotangents)), **how)
     return [None] * len(known) + [each if want else None for each, want in zip(results, wanted, strict=True)]
 
 
@@ -173,7 +164,7 @@ def _jvp_of(function: Callable[..., tuple]) -> Callable:
     """Derivatives of derivatives are those of the reference."""
 
     def rule(primals: Any, tangents: Any, **how: Any) -> tuple[Any, Any]:
-        return jax.jvp(functools.partial(function, **how), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+        return jax.jvp(functools.partial(function, **how), tuple(primals), tuple(map(instantiate_zeros, tangents)))
 
     return rule
 
@@ -181,22 +172,14 @@ def _jvp_of(function: Callable[..., tuple]) -> Callable:
 def _cotangents_transpose(cotangents: Any, *operands: Any, **how: Any) -> list:
     # Linear in the last operands, the outputs' cotangents.
     known = operands[: _OPERANDS + 2]
-    linear = [each.aval if ad.is_undefined_primal(each) else each for each in operands[_OPERANDS + 2 :]]
+    linear = [each.aval if is_undefined_primal(each) else each for each in operands[_OPERANDS + 2 :]]
     shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in linear]
     transposed = jax.linear_transpose(lambda *last: _cotangents(*known, *last, **how), *shapes)
-    return [None] * len(known) + list(transposed(tuple(map(ad.instantiate_zeros, cotangents))))
+    return [None] * len(known) + list(transposed(tuple(map(instantiate_zeros, cotangents))))
 
 
-def _suits_native(ctx: Any, *, epsilon: float, act: str | None, lowering: str) -> bool:
-    del epsilon
-    return calls_fit(ctx, lowering)
-
-
-ad.primitive_jvps[_forward_p] = _forward_jvp
-ad.primitive_jvps[_tangents_p] = _jvp_of(_tangents)
-ad.primitive_jvps[_cotangents_p] = _jvp_of(_cotangents)
-ad.primitive_transposes[_tangents_p] = _tangents_transpose
-ad.primitive_transposes[_cotangents_p] = _cotangents_transpose
-define_lowerings(_forward_p, _reference, _reference, _suits_native, _native_forward)
-define_lowerings(_tangents_p, _tangents, _tangents, lambda ctx, **how: False, _tangents)
-define_lowerings(_cotangents_p, _cotangents, _cotangents, _suits_native, _native_cotangents)
+primitive_jvps[_forward_p] = _forward_jvp
+primitive_jvps[_tangents_p] = _jvp_of(_tangents)
+primitive_jvps[_cotangents_p] = _jvp_of(_cotangents)
+primitive_transposes[_tangents_p] = _tangents_transpose
+primitive_transposes[_cotangents_p] = _cotangents_transpose

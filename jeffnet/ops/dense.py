@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jeffnet._jax_compat import foreign_call
 from jeffnet.ops import native
 from jeffnet.ops.depthwise import Window
 
@@ -75,13 +76,15 @@ def dense_conv(
     shape = (images.shape[0], *window.out_size(images.shape[1:3], kernel_size), features)
     more = [each for each in (gate, shortcut) if each is not None]
     numbers = (*kernel_size, *window.strides, window.pads[0][0], window.pads[1][0])
-    return jax.ffi.ffi_call("jeffnet_dense", jax.ShapeDtypeStruct(shape, jnp.float32))(
+    return foreign_call(
+        "jeffnet_dense",
+        jax.ShapeDtypeStruct(shape, jnp.float32),
         images,
         kernel,
         bias,
         *more,
-        window=np.array(numbers, np.int64),
-        act=np.int64(ACTS[act]),
+        window=numbers,
+        act=ACTS[act],
         gated=gate is not None,
         shortcut=shortcut is not None,
     )
@@ -106,9 +109,7 @@ def depthwise_act(
     batch, channels = images.shape[0], images.shape[3]
     shapes = [jax.ShapeDtypeStruct((batch, *each, channels), jnp.float32) for each in (size, (1, 1))]
     numbers = (*window.strides, window.pads[0][0], window.pads[1][0], *window.dilation)
-    outputs, means = jax.ffi.ffi_call("jeffnet_depthwise_act", shapes)(
-        images, kernel, bias, window=np.array(numbers, np.int64), act=np.int64(ACTS[act])
-    )
+    outputs, means = foreign_call("jeffnet_depthwise_act", shapes, images, kernel, bias, window=numbers, act=ACTS[act])
     return outputs, means
 
 
@@ -148,15 +149,17 @@ def inverted_residual(
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in wanted]
     more = () if project is None else (*project, *(() if shortcut is None else (shortcut,)))
     numbers = (window.strides[0], window.pads[0][0], window.pads[1][0])
-    outputs, means = jax.ffi.ffi_call("jeffnet_inverted", shapes)(
+    outputs, means = foreign_call(
+        "jeffnet_inverted",
+        shapes,
         x,
         *expand,
         kernel,
         bias,
         *more,
-        window=np.array(numbers, np.int64),
-        expand_act=np.int64(ACTS[acts[0]]),
-        act=np.int64(ACTS[acts[1]]),
-        bands=np.int64(bands),
+        window=numbers,
+        expand_act=ACTS[acts[0]],
+        act=ACTS[acts[1]],
+        bands=bands,
     )
     return outputs, means

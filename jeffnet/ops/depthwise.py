@@ -12,13 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from jeffnet._jax_compat import Primitive, defbilinear, define_primitive, foreign_call, is_partitioned, same_axes
 from jeffnet.ops.broadcast import over_channels
-from jeffnet.ops.lowerings import calls_fit, is_partitioned, run_compiled, same_axes
 from jeffnet.ops.native import limits
 from jeffnet.ops.precision import at_least_float32
 
@@ -61,90 +58,6 @@ def depthwise_conv(images: Array, kernel: Array, window: Window, lowering: str =
 
 def _bind(primitive: Primitive, a: Array, b: Array, window: Window, size: Any, lowering: str) -> Array:
     return primitive.bind(*same_axes(a, b), window=window, size=size, lowering=lowering)
-
-
-# ----------------------------------------------------------------------------------------------------- the primitives
-
-
-def _primitive(name: str, shape: Callable[..., tuple[int, ...]]) -> Primitive:
-    """A primitive of two operands whose result has `shape(a.shape, b.shape, window, size)`."""
-    primitive = Primitive(name)
-
-    def abstract(a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> Any:
-        del lowering
-        return a.update(shape=shape(a.shape, b.shape, window, size), weak_type=False)
-
-    @functools.partial(jax.jit, static_argnames=("window", "size", "lowering"))
-    def evaluate(a: Array, b: Array, *, window: Window, size: Any, lowering: str) -> Array:
-        return primitive.bind(a, b, window=window, size=size, lowering=lowering)
-
-    primitive.def_abstract_eval(abstract)
-    run_compiled(primitive, evaluate)
-    return primitive
-
-
-def _forward_shape(images: Any, kernel: Any, window: Window, size: Any) -> tuple[int, ...]:
-    del size
-    return (images[0], *window.out_size(images[1:3], kernel[:2]), images[3])
-
-
-# `size` is the height and width of the picture, or of the kernel, which the operands do not tell.
-_forward_p = _primitive("depthwise_conv", _forward_shape)
-_input_p = _primitive("depthwise_conv_input_gradient", lambda g, kernel, window, size: (g[0], *size, g[3]))
-_kernel_p = _primitive("depthwise_conv_kernel_gradient", lambda images, g, window, size: (*size, 1, images[3]))
-
-
-def _define_derivatives() -> None:
-    def forward(images: Array, kernel: Array, window: Window, lowering: str) -> Array:
-        return _bind(_forward_p, images, kernel, window, None, lowering)
-
-    def input_gradient(g: Array, kernel: Array, size: Any, window: Window, lowering: str) -> Array:
-        return _bind(_input_p, g, kernel, window, size, lowering)
-
-    def kernel_gradient(images: Array, g: Array, size: Any, window: Window, lowering: str) -> Array:
-        return _bind(_kernel_p, images, g, window, size, lowering)
-
-    # The operand to differentiate by is undefined: only its `aval` is there.
-    ad.defbilinear(
-        _forward_p,
-        lambda g, images, kernel, *, size, **how: input_gradient(g, kernel, images.aval.shape[1:3], **how),
-        lambda g, images, kernel, *, size, **how: kernel_gradient(images, g, kernel.aval.shape[:2], **how),
-    )
-    ad.defbilinear(
-        _input_p,
-        lambda images, g, kernel, *, size, **how: forward(images, kernel, **how),
-        lambda images, g, kernel, *, size, **how: kernel_gradient(images, g, kernel.aval.shape[:2], **how),
-    )
-    ad.defbilinear(
-        _kernel_p,
-        lambda kernel, images, g, *, size, **how: input_gradient(g, kernel, images.aval.shape[1:3], **how),
-        lambda kernel, images, g, *, size, **how: forward(images, kernel, **how),
-    )
-
-
-def _define_batching(primitive: Primitive, sums_pictures: bool) -> None:
-    """`vmap`: the mapped axis joins the pictures where the kernel is shared, and otherwise the channels."""
-
-    def rule(operands: Any, dims: Any, **how: Any) -> tuple[Array, int]:
-        count = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
-        if dims[1] is None and not sums_pictures:
-            pictures = jnp.moveaxis(operands[0], dims[0], 0)
-            each = pictures.shape[1]
-            out = primitive.bind(pictures.reshape(count * each, *pictures.shape[2:]), operands[1], **how)
-            return out.reshape(count, each, *out.shape[1:]), 0
-        joined = []
-        for operand, dim in zip(operands, dims, strict=True):
-            mapped = (
-                jnp.broadcast_to(operand[..., None, :], (*operand.shape[:-1], count, operand.shape[-1]))
-                if dim is None
-                else jnp.moveaxis(operand, dim, -2)
-            )
-            channels = mapped.shape[-1]
-            joined.append(mapped.reshape(*mapped.shape[:-2], count * channels))
-        out = primitive.bind(*joined, **how)
-        return out.reshape(*out.shape[:-1], count, channels), out.ndim - 1
-
-    batching.primitive_batchers[primitive] = rule
 
 
 # --------------------------------------------------------------------------------------------------- shifted products
@@ -240,54 +153,133 @@ def _whole_kernel_gradient(images: Array, g: Array, window: Window, size: tuple[
     return jnp.stack(sums).reshape(*size, 1, images.shape[3]).astype(images.dtype)
 
 
-def _native(target: str, a: Array, b: Array, window: Window, shape: tuple[int, ...]) -> Array:
-    dtype = a.dtype
-    compute = at_least_float32(dtype)
+def _native(target: str, shape: Callable[..., Any], a: Array, b: Array, *, window: Window, size: Any) -> Array:
+    compute = at_least_float32(a.dtype)
     numbers = (*window.strides, window.pads[0][0], window.pads[1][0], *window.dilation)
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, compute))
-    return call(a.astype(compute), b.astype(compute), window=np.array(numbers, np.int64)).astype(dtype)
+    result = jax.ShapeDtypeStruct(shape(a, b, window, size), compute)
+    return foreign_call(target, result, a.astype(compute), b.astype(compute), window=numbers).astype(a.dtype)
 
 
-def _define_lowerings(
-    primitive: Primitive, target: str, kernel: int, xla: Any, shifted: Any, partitioned: Any = None
-) -> None:
-    """`kernel` is the place of the kernel, or its gradient, among the two operands and the result."""
+# ----------------------------------------------------------------------------------------------------- the primitives
 
-    def lower(ctx: Any, a: Any, b: Any, function: Any) -> Any:
-        (result,) = ctx.avals_out
-        if any(0 in aval.shape for aval in (*ctx.avals_in, result)):  # sums of nothing
-            function = lambda *_: jnp.zeros(result.shape, result.dtype)  # noqa: E731
-        return mlir.lower_fun(function, multiple_results=False)(ctx, a, b)
 
-    def plain(ctx: Any, a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> Any:
+def _define(
+    name: str, target: str, shape: Callable[..., Any], xla: Any, shifted: Any, partitioned: Any = None
+) -> Primitive:
+    """A primitive of two operands.
+
+    Args:
+      name: of the primitive.
+      target: of the C++ kernel.
+      shape: of the result, from the operands, the window and `size`.
+      xla: computes it by XLA's convolution.
+      shifted: computes it by shifted products.
+      partitioned: likewise, for a batch that devices share; of the gradient by the kernel alone, which sums pictures.
+    """
+    sums_pictures = partitioned is not None
+
+    def result_shape(a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> tuple[int, ...]:
         del lowering
-        return lower(ctx, a, b, functools.partial(xla, window=window, size=size))
+        return shape(a, b, window, size)
 
-    def on_cpu(ctx: Any, a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> Any:
-        form = partitioned if partitioned and is_partitioned(ctx) else shifted
-        function = functools.partial(form, window=window, size=size)
-        taps = (*ctx.avals_in, *ctx.avals_out)[kernel]
+    def computed(form: Callable[..., Array]) -> Callable[..., Array]:
+        def run(a: Array, b: Array, *, lowering: str, **how: Any) -> Array:
+            del lowering
+            result = shape(a, b, **how)
+            if any(0 in sizes for sizes in (a.shape, b.shape, result)):  # sums of nothing
+                return jnp.zeros(result, a.dtype)
+            return form(a, b, **how)
+
+        return run
+
+    def on_cpu(ctx: Any, a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> Callable[..., Array]:
+        kernel = shape(a, b, window, size) if sums_pictures else b.shape
         # One rule for all three, so that a model's convolution and its derivatives take the same form.
-        if calls_fit(ctx, lowering) and limits.depthwise_input_gradient(
-            taps.shape, window, max(taps.dtype.itemsize, 4)
+        if limits.calls_fit(ctx, lowering) and limits.depthwise_input_gradient(
+            kernel, window, max(a.dtype.itemsize, 4)
         ):
-            function = functools.partial(_native, target, window=window, shape=ctx.avals_out[0].shape)
-        return lower(ctx, a, b, function)
+            return computed(functools.partial(_native, target, shape))
+        return computed(partitioned if partitioned and is_partitioned(ctx) else shifted)
 
-    mlir.register_lowering(primitive, plain)
-    mlir.register_lowering(primitive, on_cpu, platform="cpu")
+    def batch(operands: Any, dims: Any, **how: Any) -> tuple[Array, int]:
+        return _batch(primitive, sums_pictures, operands, dims, how)
+
+    primitive = define_primitive(name, computed(xla), on_cpu=on_cpu, shape=result_shape, batch=batch)
+    return primitive
 
 
-_define_derivatives()
-for _p, _sums in ((_forward_p, False), (_input_p, False), (_kernel_p, True)):
-    _define_batching(_p, _sums)
-_define_lowerings(_forward_p, "jeffnet_depthwise", 1, _xla, _shifted)
-_define_lowerings(_input_p, "jeffnet_depthwise_input_gradient", 1, _xla_input_gradient, _shifted_input_gradient)
-_define_lowerings(
-    _kernel_p,
+def _batch(primitive: Primitive, sums_pictures: bool, operands: Any, dims: Any, how: Any) -> tuple[Array, int]:
+    """`vmap`: the mapped axis joins the pictures where the kernel is shared, and otherwise the channels."""
+    count = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
+    if dims[1] is None and not sums_pictures:
+        pictures = jnp.moveaxis(operands[0], dims[0], 0)
+        each = pictures.shape[1]
+        out = primitive.bind(pictures.reshape(count * each, *pictures.shape[2:]), operands[1], **how)
+        return out.reshape(count, each, *out.shape[1:]), 0
+    joined = []
+    for operand, dim in zip(operands, dims, strict=True):
+        mapped = (
+            jnp.broadcast_to(operand[..., None, :], (*operand.shape[:-1], count, operand.shape[-1]))
+            if dim is None
+            else jnp.moveaxis(operand, dim, -2)
+        )
+        channels = mapped.shape[-1]
+        joined.append(mapped.reshape(*mapped.shape[:-2], count * channels))
+    out = primitive.bind(*joined, **how)
+    return out.reshape(*out.shape[:-1], count, channels), out.ndim - 1
+
+
+# `size` is the height and width of the picture, or of the kernel, which the operands do not tell.
+_forward_p = _define(
+    "depthwise_conv",
+    "jeffnet_depthwise",
+    lambda x, kernel, window, size: (x.shape[0], *window.out_size(x.shape[1:3], kernel.shape[:2]), x.shape[3]),
+    _xla,
+    _shifted,
+)
+_input_p = _define(
+    "depthwise_conv_input_gradient",
+    "jeffnet_depthwise_input_gradient",
+    lambda g, kernel, window, size: (g.shape[0], *size, g.shape[3]),
+    _xla_input_gradient,
+    _shifted_input_gradient,
+)
+_kernel_p = _define(
+    "depthwise_conv_kernel_gradient",
     "jeffnet_depthwise_kernel_gradient",
-    2,
+    lambda images, g, window, size: (*size, 1, images.shape[3]),
     _xla_kernel_gradient,
     _shifted_kernel_gradient,
     _whole_kernel_gradient,
 )
+
+
+def _define_derivatives() -> None:
+    def forward(images: Array, kernel: Array, window: Window, lowering: str) -> Array:
+        return _bind(_forward_p, images, kernel, window, None, lowering)
+
+    def input_gradient(g: Array, kernel: Array, size: Any, window: Window, lowering: str) -> Array:
+        return _bind(_input_p, g, kernel, window, size, lowering)
+
+    def kernel_gradient(images: Array, g: Array, size: Any, window: Window, lowering: str) -> Array:
+        return _bind(_kernel_p, images, g, window, size, lowering)
+
+    # The operand to differentiate by is undefined: only its `aval` is there.
+    defbilinear(
+        _forward_p,
+        lambda g, images, kernel, *, size, **how: input_gradient(g, kernel, images.aval.shape[1:3], **how),
+        lambda g, images, kernel, *, size, **how: kernel_gradient(images, g, kernel.aval.shape[:2], **how),
+    )
+    defbilinear(
+        _input_p,
+        lambda images, g, kernel, *, size, **how: forward(images, kernel, **how),
+        lambda images, g, kernel, *, size, **how: kernel_gradient(images, g, kernel.aval.shape[:2], **how),
+    )
+    defbilinear(
+        _kernel_p,
+        lambda kernel, images, g, *, size, **how: input_gradient(g, kernel, images.aval.shape[1:3], **how),
+        lambda kernel, images, g, *, size, **how: forward(images, kernel, **how),
+    )
+
+
+_define_derivatives()

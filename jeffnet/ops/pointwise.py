@@ -4,16 +4,14 @@ XLA transposes the whole activations before it multiplies them by the gradient. 
 derivatives of each of the two primitives here are the other one and the product, so that they exist to any order.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching
 
-from jeffnet.ops.lowerings import calls_fit, define_lowerings, run_compiled, same_axes
+from jeffnet._jax_compat import defbilinear, define_primitive, foreign_call, same_axes
 from jeffnet.ops.native import limits
 
 
@@ -45,43 +43,22 @@ def _outer(images: Array, g: Array, *, precision: Any, lowering: str) -> Array:
 def _native_outer(images: Array, g: Array, *, precision: Any, lowering: str) -> Array:
     del precision, lowering
     shape = jax.ShapeDtypeStruct((images.shape[-1], g.shape[-1]), images.dtype)
-    return jax.ffi.ffi_call("jeffnet_outer_product", shape)(images, g)
+    return foreign_call("jeffnet_outer_product", shape, images, g)
 
 
-def _suits_native(ctx: Any, *, precision: Any, lowering: str) -> bool:
-    images, g = ctx.avals_in
-    return (
+def _outer_on_cpu(ctx: Any, images: Any, g: Any, *, precision: Any, lowering: str) -> Callable[..., Array]:
+    del precision
+    suits = (
         images.dtype == jnp.float32
         and 0 not in (*images.shape, *g.shape)
-        and calls_fit(ctx, lowering)
+        and limits.calls_fit(ctx, lowering)
         and limits.outer_product(images.shape[-1], g.shape[-1])
     )
+    return _native_outer if suits else _outer
 
 
-def _primitive(name: str, function: Any) -> Primitive:
-    primitive = Primitive(name)
-
-    def abstract(a: Any, b: Any, **how: Any) -> Any:
-        out = jax.eval_shape(
-            functools.partial(function, **how), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (a, b))
-        )
-        return a.update(shape=out.shape, weak_type=False)
-
-    @functools.partial(jax.jit, static_argnames=("precision", "lowering"))
-    def evaluate(a: Array, b: Array, *, precision: Any, lowering: str) -> Array:
-        return primitive.bind(a, b, precision=precision, lowering=lowering)
-
-    def batch(operands: Any, dims: Any, **how: Any) -> tuple[Array, int]:
-        return jax.vmap(functools.partial(function, **how), tuple(dims))(*operands), 0
-
-    primitive.def_abstract_eval(abstract)
-    run_compiled(primitive, evaluate)
-    batching.primitive_batchers[primitive] = batch
-    return primitive
-
-
-_forward_p = _primitive("pointwise_conv", _product)
-_kernel_p = _primitive("pointwise_conv_kernel_gradient", _outer)
+_forward_p = define_primitive("pointwise_conv", _product)
+_kernel_p = define_primitive("pointwise_conv_kernel_gradient", _outer, on_cpu=_outer_on_cpu)
 
 
 def _forward(images: Array, kernel: Array, **how: Any) -> Array:
@@ -93,15 +70,13 @@ def _kernel_gradient(images: Array, g: Array, **how: Any) -> Array:
 
 
 # The operand to differentiate by is undefined; the other one is an array.
-ad.defbilinear(
+defbilinear(
     _forward_p,
     lambda g, images, kernel, **how: _forward(g, kernel.T, **how),
     lambda g, images, kernel, **how: _kernel_gradient(images, g, **how),
 )
-ad.defbilinear(
+defbilinear(
     _kernel_p,
     lambda kernel, images, g, **how: _forward(g, kernel.T, **how),
     lambda kernel, images, g, **how: _forward(images, kernel, **how),
 )
-define_lowerings(_forward_p, _product, _product, lambda ctx, **how: False, _product)
-define_lowerings(_kernel_p, _outer, _outer, _suits_native, _native_outer)

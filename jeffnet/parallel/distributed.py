@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import distributed  # whose key-value store has no public name
 
 import jeffnet
+from jeffnet._jax_compat import coordination
 from jeffnet.errors import ConfigError, JeffnetError, UsageError, first_line
 from jeffnet.parallel.heartbeats import BAD_CAST, called_on_loss
 from jeffnet.system.versions import versions
@@ -140,7 +140,7 @@ def _end_lost() -> None:
     """End this process, from a thread of JAX's; Python's streams may be locked by the one that is interrupted."""
     if _connected.is_set():
         bar = "\n" if os.isatty(2) else ""  # of progress may be in the line
-        os.write(2, f"{bar}error: {_lost(distributed.global_state.num_processes)}\n".encode())
+        os.write(2, f"{bar}error: {_lost(coordination().num_processes)}\n".encode())
         os._exit(EXIT_LOST)
 
 
@@ -158,7 +158,7 @@ def gathered_bytes(content: bytes) -> list[bytes]:
     count = jax.process_count()
     if count == 1:
         return [content]
-    client, own, number = distributed.global_state.client, jax.process_index(), next(_rounds)
+    client, own, number = coordination().client, jax.process_index(), next(_rounds)
     assert client is not None
     parts = [content[start : start + _PART] for start in range(0, max(len(content), 1), _PART)]
     for part, piece in enumerate(parts):
@@ -271,7 +271,7 @@ def leave(status: int) -> None:
     Does nothing where it is alone.
     """
     # Asked in this order: a command that failed early must not start the devices in order to end.
-    if distributed.global_state.client is None or jax.process_count() == 1:
+    if coordination().client is None or jax.process_count() == 1:
         return
     sys.stdout.flush()
     sys.stderr.flush()

@@ -9,10 +9,9 @@ to the C++ library's last resort, `std::terminate`. Both end in the function tha
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
-from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage] - no public name makes clients of the service
+from jeffnet._jax_compat import clients_call
 
 # What jaxlib's `connect` raises in place of why it cannot, since it calls the function too.
 BAD_CAST = "std::bad_cast"
@@ -29,15 +28,10 @@ def called_on_loss(end: Callable[[], None]) -> Iterator[None]:
     Args:
       end: ends the process. It runs in another thread than the main one, which may be anywhere.
     """
-    make = getattr(_jax, "get_distributed_runtime_client", None)
-    if make is None:  # a jaxlib of another make: what it does by itself has to do
+    with clients_call(end) as is_possible:
         yield
+    if not is_possible:
         return
-    _jax.get_distributed_runtime_client = partial(make, missed_heartbeat_callback=lambda *_: end())
-    try:
-        yield
-    finally:
-        _jax.get_distributed_runtime_client = make
     with suppress(OSError, AttributeError):  # not the C++ library of GCC
         _call_on_bad_cast(end)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
+from jeffnet._jax_compat import PLUGIN_LOGGER
 from jeffnet.errors import JeffnetError
 
 # JAX's names; `gpu` is a GPU of any kind.
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 _OPTION = "jax_platforms"  # which JAX_PLATFORMS sets
-_LOGGER = logging.getLogger("jax._src.xla_bridge")
 _GIVEN = "whether the container or job was given the GPUs"
 _REMEDIES = {
     "cuda": f"check nvidia-smi, {_GIVEN}, and whether JAX's plugin is installed: pip install 'jax[cuda13]'",
@@ -108,13 +108,13 @@ def _messages() -> Iterator[list[str]]:
             message = f"{record.getMessage()}: {cause}" if cause else record.getMessage()
             lines.append(message.splitlines()[0])
 
-    handler, propagate = Keep(logging.WARNING), _LOGGER.propagate
-    _LOGGER.addHandler(handler)
-    _LOGGER.propagate = False
+    handler, propagate = Keep(logging.WARNING), PLUGIN_LOGGER.propagate
+    PLUGIN_LOGGER.addHandler(handler)
+    PLUGIN_LOGGER.propagate = False
     try:
         yield lines
     finally:
-        _LOGGER.removeHandler(handler)
-        _LOGGER.propagate = propagate
+        PLUGIN_LOGGER.removeHandler(handler)
+        PLUGIN_LOGGER.propagate = propagate
     for record in records:
-        _LOGGER.handle(record)
+        PLUGIN_LOGGER.handle(record)

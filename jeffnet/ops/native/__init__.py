@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import jaxlib.version
 
+from jeffnet._jax_compat import include_folder, register_kernel
 from jeffnet.errors import OutputError
 from jeffnet.system.code_cache import code_folders, make_code_folder, untrusted
 from jeffnet.system.processor import fingerprint
@@ -106,7 +106,7 @@ def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
         for target in _TARGETS:
-            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
+            register_kernel(library, target)
     except (OSError, AttributeError) as error:
         raise NativeUnavailableError(f"{path} cannot be loaded: {error}") from error
     return library
@@ -227,7 +227,7 @@ def _compile(library: Path) -> None:
     sources = [folder / source for source in _SOURCES]
     objects = [library.with_name(f"{source.stem}.o") for source in sources]
     commands = [
-        [program, *_FLAGS, f"-I{jax.ffi.include_dir()}", "-c", str(source), "-o", str(made)]
+        [program, *_FLAGS, f"-I{include_folder()}", "-c", str(source), "-o", str(made)]
         for source, made in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -1,19 +1,41 @@
-"""Which shapes the C++ kernels compute. All others are for JAX's operations; the kernels refuse them.
+"""Where the C++ kernels may compute, and which shapes. All others are for JAX's operations; the kernels refuse them.
 
-Every function needs kernels that are available. Windows are those of `jeffnet.ops.depthwise`.
+Every function about shapes needs kernels that are available. Windows are those of `jeffnet.ops.depthwise`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from jeffnet._jax_compat import is_exported, is_partitioned
+from jeffnet.errors import ConfigError
 from jeffnet.ops import native
 
 if TYPE_CHECKING:
     from jeffnet.ops.depthwise import Window
 
 _MOST_CHANNELS = 1 << 28
+
+
+def calls_fit(ctx: Any, lowering: str) -> bool:
+    """Whether a foreign call may be part of what is lowered: C++ is wanted, can be built, and nobody looks inside.
+
+    A call is opaque to the partitioner, which splits work between devices; and who receives an exported program does
+    not have the kernels.
+
+    Args:
+      ctx: of the lowering.
+      lowering: 'auto', 'native' or 'shifted'.
+
+    Raises:
+      ConfigError: 'native', but the C++ kernels cannot be built.
+    """
+    if lowering == "shifted" or is_exported(ctx) or is_partitioned(ctx):
+        return False
+    if lowering == "native" and (reason := native.failure()):
+        raise ConfigError(f"lowering 'native': {reason}; choose 'auto' or 'shifted' to do without")
+    return native.available()
 
 
 def depthwise(kernel: Sequence[int], window: Window, itemsize: int = 4) -> bool:

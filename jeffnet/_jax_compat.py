@@ -1,0 +1,193 @@
+"""All that jeffnet uses of JAX's internals: when a new JAX breaks something, it is here.
+
+Nothing else imports `jax._src`, `jax.interpreters`, `jax.extend` or `jax.ffi`, which have no promise of stability.
+"""
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array, lax
+from jax._src import distributed  # no public name has the key-value store
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage] - or makes clients of the service
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jax.interpreters.ad import (
+    defbilinear,
+    instantiate_zeros,
+    is_undefined_primal,
+    primitive_jvps,
+    primitive_transposes,
+)
+
+__all__ = [
+    "PLUGIN_LOGGER", "Primitive", "clients_call", "coordination", "defbilinear", "define_primitive", "foreign_call",
+    "include_folder", "instantiate_zeros", "is_exported", "is_partitioned", "is_undefined_primal", "primitive_jvps",
+    "primitive_transposes", "register_kernel", "same_axes",
+]  # fmt: skip
+
+# Logs why a platform's plugin does not start.
+PLUGIN_LOGGER = logging.getLogger("jax._src.xla_bridge")
+
+
+# --------------------------------------------------------------------------------------------------------- primitives
+
+
+def define_primitive(
+    name: str,
+    function: Callable[..., Any],
+    *,
+    on_cpu: Callable[..., Callable[..., Any]] | None = None,
+    shape: Callable[..., tuple[int, ...]] | None = None,
+    batch: Callable[..., Any] | None = None,
+    multiple_results: bool = False,
+) -> Primitive:
+    """A primitive without derivatives. Its lowering is chosen when it is compiled, for the platform at hand.
+
+    Args:
+      name: shown in jaxprs.
+      function: computes it in JAX's operations, from arrays and parameters by name.
+      on_cpu: returns the function that computes it on CPUs, from the lowering's context, the operands' abstract values
+        and the parameters; None uses `function`.
+      shape: of the result, from the operands' abstract values and the parameters; the dtype is the first operand's.
+        None traces `function`.
+      batch: rule for `jax.vmap`; None maps `function`.
+      multiple_results: whether the results are a sequence.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = multiple_results
+
+    def abstract(*operands: Any, **parameters: Any) -> Any:
+        first = operands[0]
+        if shape is not None:
+            return first.update(shape=shape(*operands, **parameters), weak_type=False)
+        structs = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+        traced = jax.eval_shape(functools.partial(function, **parameters), *structs)
+        results = [first.update(shape=out.shape, dtype=out.dtype, weak_type=False) for out in jax.tree.leaves(traced)]
+        return results if multiple_results else results[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def compiled(parameters: tuple[tuple[str, Any], ...], *operands: Array) -> Any:
+        return primitive.bind(*operands, **dict(parameters))
+
+    def run(*operands: Array, **parameters: Any) -> Any:
+        # As JAX runs its own primitives outside of `jax.jit`; under `jax.disable_jit` too.
+        with jax.disable_jit(False):
+            return compiled(tuple(parameters.items()), *operands)
+
+    def mapped(operands: Any, axes: Any, **parameters: Any) -> tuple[Any, Any]:
+        results = jax.vmap(functools.partial(function, **parameters), tuple(axes))(*operands)
+        return results, [0] * len(results) if multiple_results else 0
+
+    def lower(ctx: Any, *operands: Any, **parameters: Any) -> Any:
+        return lower_as(function, ctx, operands, parameters)
+
+    def lower_on_cpu(ctx: Any, *operands: Any, **parameters: Any) -> Any:
+        assert on_cpu is not None
+        return lower_as(on_cpu(ctx, *ctx.avals_in, **parameters), ctx, operands, parameters)
+
+    def lower_as(form: Callable[..., Any], ctx: Any, operands: tuple, parameters: dict) -> Any:
+        return mlir.lower_fun(functools.partial(form, **parameters), multiple_results=multiple_results)(ctx, *operands)
+
+    primitive.def_abstract_eval(abstract)
+    primitive.def_impl(run)
+    batching.primitive_batchers[primitive] = batch or mapped
+    mlir.register_lowering(primitive, lower)
+    if on_cpu is not None:
+        mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+    return primitive
+
+
+def same_axes(*operands: Array) -> list[Array]:
+    """The operands, typed under `shard_map` as varying over the same axes of the mesh.
+
+    JAX does that for its own operations. Without it the gradient of an operand that all devices share would miss the
+    sum over them.
+    """
+    axes = [jax.typeof(each).manual_axis_type.varying for each in operands]  # pyright: ignore[reportAttributeAccessIssue]
+    union = frozenset[str]().union(*axes)
+    return [
+        lax.pcast(each, tuple(union - own), to="varying") if union - own else each
+        for each, own in zip(operands, axes, strict=True)
+    ]
+
+
+def is_exported(ctx: Any) -> bool:
+    """Whether a lowering is part of `jax.export`."""
+    return ctx.module_context.lowering_parameters.for_export
+
+
+def is_partitioned(ctx: Any) -> bool:
+    """Whether XLA splits what is lowered between devices; what is inside `shard_map` is split already."""
+    axis_context = ctx.module_context.axis_context
+    if (mesh := getattr(axis_context, "mesh", None)) is not None:
+        return any(size > 1 for name, size in mesh.shape.items() if name not in axis_context.manual_axes)
+    return getattr(axis_context, "num_devices", 1) not in (1, None)
+
+
+# ------------------------------------------------------------------------------------------------------ foreign calls
+
+
+def include_folder() -> str:
+    """Where the headers are with which kernels for XLA are compiled."""
+    return jax.ffi.include_dir()
+
+
+def register_kernel(library: ctypes.CDLL, name: str) -> None:
+    """Make a function of a library callable on CPUs, by its name.
+
+    Raises:
+      AttributeError: the library has no such function.
+    """
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+def foreign_call(
+    name: str, results: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct], *operands: Array, **attributes: Any
+) -> Any:
+    """Call a registered kernel.
+
+    Args:
+      name: of the kernel.
+      results: shape and dtype of the result, or those of several.
+      operands: arrays in the kernel's dtype.
+      attributes: booleans; whole numbers and tuples of them, which are passed as 64-bit integers.
+
+    Returns:
+      One array or a list, as `results`.
+    """
+    plain = {
+        key: value if isinstance(value, bool) else np.asarray(value, np.int64)[()] for key, value in attributes.items()
+    }
+    return jax.ffi.ffi_call(name, results)(*operands, **plain)
+
+
+# -------------------------------------------------------------------------------------------- the coordination service
+
+
+def coordination() -> Any:
+    """The state of `jax.distributed`: its `client`, None in a process that is alone, and `num_processes`."""
+    return distributed.global_state
+
+
+@contextmanager
+def clients_call(function: Callable[[], None]) -> Iterator[bool]:
+    """Within it, new clients of the coordination service call a function when they lose it, and do not abort.
+
+    Yields:
+      Whether this jaxlib can do so.
+    """
+    make = getattr(_jax, "get_distributed_runtime_client", None)
+    if make is None:
+        yield False
+        return
+    _jax.get_distributed_runtime_client = functools.partial(make, missed_heartbeat_callback=lambda *_: function())
+    try:
+        yield True
+    finally:
+        _jax.get_distributed_runtime_client = make
