@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that a user can mend.
+"""The one exception type for mistakes that a user can correct.
 
 Everything jeffnet raises about its input (a name, a file, a folder, an option) is a `JeffnetError`. Its message names
 the input, says what is wrong and what to do, in one line where that is possible, so that the command line can print it
@@ -7,7 +7,7 @@ as it is. Any other exception that leaves jeffnet is a defect of jeffnet.
 
 from collections.abc import Collection
 
-_LONGEST_LINE = 500  # characters of what others say, who may quote all of a file's content
+_LONGEST_LINE = 500  # characters: some libraries quote a whole file
 
 
 class JeffnetError(ValueError):
@@ -79,6 +79,6 @@ def check_choice(
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of some library says, in one short line; the name of its class if it says nothing."""
+    """The first line of an error's message, cut to 500 characters; the name of its class if it says nothing."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."

@@ -18,10 +18,11 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import count_macs, count_parameters
 from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import OutputError
-from jeffnet.system.files import written_atomically
+from jeffnet.system.files import write_file
+from jeffnet.system.network import is_offline
 from jeffnet.text.names import markdown, printable, shell_word
 from jeffnet.weights.card import ModelCard
-from jeffnet.weights.download import is_offline, one_line
+from jeffnet.weights.download import one_line
 from jeffnet.weights.load import MODEL_FILE
 
 _README = "README.md"
@@ -71,8 +72,7 @@ def save_pretrained(
         try:
             card = save_checkpoint(folder / MODEL_FILE, model, name, classes=classes, preprocessing=preprocessing)
             text = readme(card, source or str(folder), scores or {}, dataset, license)
-            with written_atomically(folder / _README) as partial:
-                Path(partial).write_text(text, encoding="utf-8")
+            write_file(folder / _README, text)
         except BaseException:
             for file in (MODEL_FILE, _README):
                 (folder / file).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 import jeffnet
 from jeffnet.bench.results import CaseResult, Measured, cost_per_million, energy_per_million
 from jeffnet.bench.settings import Settings
-from jeffnet.system.files import written_atomically
+from jeffnet.system.files import write_file
 from jeffnet.text.names import listed
 
 Row = dict[str, Any]
@@ -165,8 +165,7 @@ def write_csv(path: str | os.PathLike, results: Sequence[CaseResult], prices: Pr
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
     writer.writerows(rows)
-    with written_atomically(path) as partial:
-        Path(partial).write_text(text.getvalue(), encoding="utf-8", newline="")
+    write_file(path, text.getvalue())
 
 
 def _row(result: CaseResult, measured: Measured, prices: Prices) -> Row:

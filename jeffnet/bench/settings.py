@@ -1,12 +1,12 @@
 """What is measured, and with what."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.bench.contenders import PEERS
 from jeffnet.errors import ConfigError, check_choice
+from jeffnet.system.processor import processors
 
 TASKS = ("inference", "training")
 
@@ -102,13 +102,6 @@ class Case:
     image_size: int
     parameters: int = field(default=0, compare=False)
     macs: int = field(default=0, compare=False)
-
-
-def processors() -> tuple[int, ...]:
-    """Numbers of the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def _check_choices(entry: str, values: Sequence[str], choices: Sequence[str]) -> None:

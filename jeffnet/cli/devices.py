@@ -4,9 +4,7 @@ import argparse
 from typing import Any
 
 from jeffnet.cli.model import positive
-
-# As in `jeffnet.system.devices`, which imports JAX.
-PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
+from jeffnet.system import devices
 
 
 def add_device_options(parser: Any) -> None:
@@ -14,7 +12,7 @@ def add_device_options(parser: Any) -> None:
     group = parser.add_argument_group("devices")
     group.add_argument(
         "--device",
-        choices=PLATFORMS,
+        choices=devices.PLATFORMS,
         help="compute on this platform, or stop if there is none; gpu: of any vendor (default: JAX's choice)",
     )
     group.add_argument(
@@ -27,6 +25,4 @@ def add_device_options(parser: Any) -> None:
 
 def start_devices(options: argparse.Namespace) -> None:
     """Start the devices that the options choose."""
-    from jeffnet.system.devices import start_devices
-
-    start_devices(options.device, options.num_devices)
+    devices.start_devices(options.device, options.num_devices)

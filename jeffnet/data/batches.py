@@ -1,6 +1,5 @@
 """What every evaluation pipeline hands over, whichever library reads the pictures."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict
@@ -124,8 +123,3 @@ def check_options(batch_size: int, on_bad_image: str = "error", **counts: int) -
     for name, count in counts.items():
         if count < 0:
             raise ConfigError(f"{name} {count} is not a number of {name}: give 0 or more")
-
-
-def available_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

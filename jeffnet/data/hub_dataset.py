@@ -17,6 +17,7 @@ from jeffnet.data.sources import Example
 from jeffnet.data.splits import files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.system.extras import install
+from jeffnet.system.network import is_offline
 from jeffnet.system.reading import check_file, parse_json, user_path
 from jeffnet.text.names import listed
 
@@ -200,7 +201,7 @@ def _load(data: str, *arguments: Any, **options: Any) -> Any:
     of_hub = data.startswith("hf:")
     try:
         # Of files here it would tell the hub that they are loaded, and log what it then raises.
-        with _quiet(logs=of_hub), _offline(not of_hub or _is_told_offline()):
+        with _quiet(logs=of_hub), _offline(not of_hub or is_offline()):
             return datasets.load_dataset(*arguments, **options)
     # Almost anything, of its own, of Arrow, of the hub's client and of what that uses for the network.
     except Exception as error:
@@ -236,10 +237,6 @@ def _quiet(logs: bool) -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         for module in shown:
             module.enable_progress_bars()
-
-
-def _is_told_offline() -> bool:
-    return os.environ.get("JEFFNET_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 @contextlib.contextmanager

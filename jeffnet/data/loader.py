@@ -14,11 +14,12 @@ from typing import Any, TypedDict
 import grain.python as grain
 import numpy as np
 
-from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, available_cpus, check_options, load_rows
+from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, check_options, load_rows
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Example, Source
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import ConfigError, DatasetError, ImageError
+from jeffnet.system.processor import processors
 
 _LOGGER = logging.getLogger("jeffnet.data")
 
@@ -149,7 +150,7 @@ class _Reading:
     """How a pipeline reads ahead: by how many threads, or worker processes."""
 
     def __init__(self, threads: int | None, workers: int) -> None:
-        self.threads = available_cpus() if threads is None else threads
+        self.threads = len(processors()) if threads is None else threads
         self.workers = workers
 
 

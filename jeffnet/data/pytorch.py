@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, available_cpus, check_options, load_rows
+from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, check_options, load_rows
 from jeffnet.data.images import check_image_file, image_mode, read_image
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import DatasetError, ImageError, JeffnetError, first_line
 from jeffnet.system.extras import install
+from jeffnet.system.processor import processors
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def eval_loader(
       DatasetError: PyTorch is not installed, the data set is not map-style, or nobody says what its classes are.
       ImageError: `channels` is neither 1 nor 3.
     """
-    workers = available_cpus() if workers is None else workers
+    workers = len(processors()) if workers is None else workers
     check_options(batch_size, on_bad_image, workers=workers)
     try:
         from torch.utils.data import IterableDataset

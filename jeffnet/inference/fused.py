@@ -45,7 +45,7 @@ from jeffnet.ops.native import limits
 from jeffnet.ops.network import apply_network, as_floats
 from jeffnet.parallel.mesh import Layout
 from jeffnet.system.files import written_atomically
-from jeffnet.system.processor import cache_bytes, short_fingerprint, vector_bits
+from jeffnet.system.processor import cache_bytes, processors, short_fingerprint, vector_bits
 
 _METADATA_KEY = "jeffnet-fused"
 _FORMAT = 2
@@ -445,7 +445,7 @@ class _Network:
         # The kernel of whole blocks ends with a product of all channels and no activation.
         if len(rest) == 1 and not (self._is_pointwise(rest[0]) and rest[0].act is None):
             return 0
-        bands = -(-_threads() // x.shape[0])
+        bands = -(-len(processors()) // x.shape[0])
         # A band computes the rows under its neighbour's kernels too; that must stay a small part of its work.
         rows, anew = x.shape[1] / bands, part.kernel_size - depthwise.stride
         return bands if bands == 1 or anew <= rows * _MOST_ANEW else 0
@@ -523,11 +523,6 @@ class _Network:
             return x + over_channels(arrays[f"{op.name}.bias"], x)
         rows = x.reshape(-1, 1, 1, x.shape[-1])
         return self._conv(arrays, op, rows).reshape(*x.shape[:-1], op.out_channels)
-
-
-def _threads() -> int:
-    """How many the kernels use: those of XLA, one for each processor that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _classifier_conv(classifier: Dense) -> Conv:

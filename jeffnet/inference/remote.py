@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from jeffnet.errors import ImageError
-from jeffnet.weights.download import is_offline, one_line, without_password
+from jeffnet.system.network import is_offline
+from jeffnet.weights.download import one_line, without_password
 
 # A photograph in full size has 10 to 30 MB.
 MOST_BYTES = 2**26

@@ -6,9 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import jax
-
-from jeffnet._jax_compat import PLUGIN_LOGGER
 from jeffnet.errors import JeffnetError
 
 # JAX's names; `gpu` is a GPU of any kind.
@@ -49,6 +46,8 @@ def start_devices(platform: str | None = None, count: int | None = None) -> None
       DeviceError: a named platform is missing, with JAX's reason; JAX computes on another one in this process already;
         or there are more or fewer devices.
     """
+    import jax
+
     before: str | None = getattr(jax.config, _OPTION)
     names = [platform] if platform else [name for name in (before or "").split(",") if name]
     asked = f"--device {platform}" if platform else f"JAX_PLATFORMS={before}"
@@ -68,6 +67,8 @@ def start_devices(platform: str | None = None, count: int | None = None) -> None
 
 def _started(names: Sequence[str], asked: str) -> list[Any]:
     """The devices of this process. Raises DeviceError where a named platform is missing or not the one in use."""
+    import jax
+
     name = next((name for name in names if name != "cpu"), "cpu")
     with _messages() as messages:
         try:
@@ -98,6 +99,8 @@ def _reason(error: Exception, messages: Sequence[str]) -> str:
 @contextmanager
 def _messages() -> Iterator[list[str]]:
     """Warnings that JAX logs within it, in a line each; they are logged after it, unless it ends in an error."""
+    from jeffnet._jax_compat import PLUGIN_LOGGER
+
     records: list[logging.LogRecord] = []
     lines: list[str] = []
 

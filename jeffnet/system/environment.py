@@ -14,6 +14,7 @@ import jax
 from jeffnet.ops import native
 from jeffnet.ops.conv import lowering
 from jeffnet.system.devices import start_devices
+from jeffnet.system.processor import processors
 from jeffnet.system.versions import version as package_version
 from jeffnet.train.reports.environment import environment
 
@@ -65,7 +66,6 @@ def report(platform: str | None = None, count: int | None = None) -> dict[str, A
 
 def usable_cpus() -> float:
     """Processors that this process may use: those it is bound to, or fewer by the container's quota."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [_quota(text) for text in _cgroup_files("cpu", "cpu.max")]
     quotas += [
         _quota(f"{quota} {period}")
@@ -73,7 +73,7 @@ def usable_cpus() -> float:
             _cgroup_files("cpu", "cpu.cfs_quota_us"), _cgroup_files("cpu", "cpu.cfs_period_us"), strict=False
         )
     ]
-    least = min([bound, *quotas])
+    least = min([len(processors()), *quotas])
     return int(least) if least == int(least) else round(least, 2)
 
 

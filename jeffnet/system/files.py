@@ -63,6 +63,16 @@ def written_atomically(path: str | os.PathLike) -> Iterator[str]:
         raise not_written(path, error) from error
 
 
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file with `written_atomically`, text in UTF-8.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
+    with written_atomically(path) as partial:
+        Path(partial).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
 def not_written(path: Path, error: Exception) -> Exception:
     """The OutputError that says why a file could not be written; `error` itself where the system did not refuse."""
     reason = system_reason(error)

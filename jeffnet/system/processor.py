@@ -1,7 +1,8 @@
-"""What the processor is: what code compiled for it depends on, and how much its caches hold."""
+"""The processor: what compiled code depends on, the size of its caches, and which cores this process may use."""
 
 import functools
 import hashlib
+import os
 import platform
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def cache_bytes() -> int:
         except (OSError, ValueError, LookupError):
             continue
     return max(sizes, default=_UNKNOWN_CACHE)
+
+
+def processors() -> tuple[int, ...]:
+    """Numbers of the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def remat_options() -> dict[str, str]:

@@ -13,10 +13,10 @@ import numpy as np
 from jeffnet.arch.imagenet import class_titles
 from jeffnet.errors import OutputError
 from jeffnet.system.figures import plain_text, save_figure
+from jeffnet.system.files import write_file
 from jeffnet.text.names import printable, shortened, utf8
 from jeffnet.validation.answers import Mistake
 from jeffnet.validation.metrics import Calibration, Predictions, calibration, confusion
-from jeffnet.validation.results import write_file
 
 # More labels than this would overlap.
 _MOST_NAMED = 40
@@ -66,7 +66,7 @@ def write_report(
         "mean_confidence": float(predictions.probabilities[:, 0].mean()),
         "most_confused": [{"label": label, "guess": guess, "pictures": count} for count, label, guess in pairs],
     }
-    write_file(folder / "report.json", (json.dumps(summary, indent=1) + "\n").encode())
+    write_file(folder / "report.json", json.dumps(summary, indent=1) + "\n")
 
 
 def _write_per_class(
@@ -88,7 +88,7 @@ def _write_per_class(
             f"{100 * table[label, label] / guessed:.2f}" if guessed else "",
             utf8(titles[int(others.argmax())]) if others.any() else "",
         ])  # fmt: skip
-    write_file(path, text.getvalue().encode())
+    write_file(path, text.getvalue())
 
 
 def _draw_confusion(path: Path, table: np.ndarray, titles: Sequence[str], title: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jeffnet.errors import EndingError, OutputError
 from jeffnet.system.extras import install
-from jeffnet.system.files import locked, written_atomically
+from jeffnet.system.files import locked, write_file
 from jeffnet.system.reading import parse_json, read_text
 from jeffnet.text.names import utf8
 from jeffnet.validation.metrics import Predictions
@@ -84,7 +84,7 @@ class ResultsFile:
             self.rows = self._read()  # other processes may have added rows
             before = self.find(row["model"], row["weights"], row["settings"])
             rows = [row if each is before else each for each in self.rows] if before else [*self.rows, row]
-            write_file(self.path, self._format(rows).encode())
+            write_file(self.path, self._format(rows))
             self.rows = rows
 
     def _read(self) -> list[dict[str, Any]]:
@@ -158,12 +158,6 @@ def check_predictions_path(path: str | os.PathLike) -> None:
         _parquet()
     if not Path(path).parent.is_dir():
         raise OutputError(f"predictions {os.fspath(path)!r}: its folder does not exist, make it")
-
-
-def write_file(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file, of which there is never half a one; raises OutputError where it cannot be written."""
-    with written_atomically(path) as partial:
-        Path(partial).write_bytes(content)
 
 
 def _table(path: str | os.PathLike, columns: Mapping[str, list]) -> bytes:

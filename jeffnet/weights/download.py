@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from jeffnet.errors import WeightsError
 from jeffnet.system.files import cache_folder, move_durably, partial_folder
+from jeffnet.system.network import is_offline
 from jeffnet.system.reading import parse_json, read_text
 
 # After a failure that may pass (no connection, a cut one, a server error) comes another try, each after twice the wait.
@@ -36,13 +37,6 @@ class FetchError(WeightsError):
     def __init__(self, source: str, reason: str, remedy: str, *, unavailable: bool = False) -> None:
         super().__init__(f"weights {source!r}: {reason}; {remedy}")
         self.source, self.reason, self.remedy, self.unavailable = source, reason, remedy, unavailable
-
-
-def is_offline() -> bool:
-    """Whether the network must not be touched: JEFFNET_OFFLINE, or HF_HUB_OFFLINE when huggingface_hub was imported."""
-    from huggingface_hub import constants
-
-    return os.environ.get("JEFFNET_OFFLINE", "").lower() in ("1", "true", "yes", "on") or constants.is_offline_mode()
 
 
 def wrong_hash(path: Path, expected: str | None = None) -> str | None:

@@ -19,8 +19,9 @@ from urllib.parse import unquote, urlsplit
 from jeffnet.arch.model import RELEASE
 from jeffnet.arch.zoo import find_model, list_models, resolve_name
 from jeffnet.errors import WeightsError
+from jeffnet.system.network import is_offline
 from jeffnet.weights import download
-from jeffnet.weights.download import FetchError, cache_folder, fetch, is_offline, one_line, wrong_hash
+from jeffnet.weights.download import FetchError, cache_folder, fetch, one_line, wrong_hash
 from jeffnet.weights.hub_config import CONFIG_FILE, HubConfig, parse_config, read_config
 
 # In the order in which they are looked for.

@@ -11,8 +11,9 @@ import pytest
 
 from jeffnet.bench.contenders import CONTENDERS, PEERS, Contender
 from jeffnet.bench.measure import bench
-from jeffnet.bench.settings import Settings, processors
+from jeffnet.bench.settings import Settings
 from jeffnet.errors import ConfigError, JeffnetError
+from jeffnet.system.processor import processors
 from jeffnet.validation.candidates import Candidate
 
 pytestmark = pytest.mark.runs

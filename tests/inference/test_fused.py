@@ -224,7 +224,7 @@ def test_any_block(data):
     }
     size, threads = (draw(st.integers(1, 33)), draw(st.integers(1, 33))), draw(st.sampled_from([1, 2, 64]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_module, "_threads", lambda: threads)
+        patch.setattr(fused_module, "processors", lambda: range(threads))
         start = odd_start(patch, stages, **options)
         images = images_of(2, size, start.plan.in_chans)
         exact = exactly(start, images)
@@ -269,7 +269,7 @@ def test_pieces(piece):
 def test_any_number_of_threads(threads, monkeypatch):
     """For several, each picture is cut into bands, but not where most of a band would be computed twice."""
     start, images, wanted = exact_tiny()
-    monkeypatch.setattr(fused_module, "_threads", lambda: threads)
+    monkeypatch.setattr(fused_module, "processors", lambda: range(threads))
     assert error(fused_of(start, piece=1)(images), wanted) < TOLERANCE
 
 

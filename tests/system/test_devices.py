@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from jeffnet.cli import devices as cli_devices
 from jeffnet.cli.main import main
-from jeffnet.system.devices import PLATFORMS, DeviceError, start_devices
+from jeffnet.system.devices import DeviceError, start_devices
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "demo_digits.py")
 # Without the devices that JAX looks for, and with a plugin whose library is missing.
@@ -145,7 +144,3 @@ def test_the_number_of_devices_is_checked(capsys):
     count = jax.local_device_count() + 1
     assert main(["info", "--env", "--num-devices", str(count)]) == 1
     assert f"--num-devices {count}" in capsys.readouterr().err
-
-
-def test_the_command_line_knows_the_platforms():
-    assert cli_devices.PLATFORMS == PLATFORMS

@@ -72,11 +72,6 @@ def desaturate(image: Image.Image, share: float) -> Image.Image:
     return color(image, min(max(1 - share, 0.0), 1.0))
 
 
-def grayscale(image: Image.Image) -> Image.Image:
-    """Takes away all colour."""
-    return desaturate(image, 1.0)
-
-
 def gaussian_blur(image: Image.Image, radius: float) -> Image.Image:
     """Blurs with a bell curve whose standard deviation is `radius` pixels."""
     return image.filter(ImageFilter.GaussianBlur(radius))

@@ -120,8 +120,8 @@ def test_posterize_never_makes_a_black_picture(photographs: dict[str, Image.Imag
     assert operations.posterize(image, 8) is image
 
 
-def test_grayscale_leaves_no_colour(photographs: dict[str, Image.Image]):
-    grey = np.asarray(operations.grayscale(photographs["flower"]))
+def test_full_desaturation_leaves_no_colour(photographs: dict[str, Image.Image]):
+    grey = np.asarray(operations.desaturate(photographs["flower"], 1.0))
     np.testing.assert_array_equal(grey, np.asarray(photographs["flower in grey"])[:, :, None].repeat(3, axis=2))
 
 
