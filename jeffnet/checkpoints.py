@@ -23,8 +23,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
 from jeffnet.backends import FORMS, load_backend, to_start
-from jeffnet.errors import EndingError, JeffnetError, OutputError, WeightsError
-from jeffnet.system.files import check_orbax_name, move_durably, not_written, partial_folder
+from jeffnet.errors import EndingError, OutputError, WeightsError
+from jeffnet.system.files import check_orbax_name, written_atomically
 from jeffnet.weights.card import ModelCard, save_model
 from jeffnet.weights.checksum import CHECKSUMS_KEY, order_metadata, with_checksums
 from jeffnet.weights.fit import fit
@@ -181,17 +181,9 @@ def write_checkpoint(
     if form in _ATOMIC_WRITERS:
         _ATOMIC_WRITERS[form](path, arrays, card)
         return
-    try:
-        with partial_folder(path) as folder:
-            # Under its own name, by whose ending some libraries choose their format.
-            _WRITERS[form](folder / path.name, arrays, card)
-            # A checkpoint of TensorFlow is several files; its index comes last, without which it is none.
-            for file in sorted(folder.iterdir()):
-                move_durably(file, path.parent / file.name)
-    except JeffnetError:
-        raise
-    except Exception as error:  # of libraries, for a full disk for instance
-        raise not_written(path, error) from error
+    # A checkpoint of TensorFlow is several files; its index, without which it is none, is the last in their order.
+    with written_atomically(path) as partial:
+        _WRITERS[form](Path(partial), arrays, card)
 
 
 def _lost(card: ModelCard) -> list[str]:

@@ -42,10 +42,14 @@ class LockedError(OutputError):
 
 @contextmanager
 def written_atomically(path: str | os.PathLike) -> Iterator[str]:
-    """Another name under which to write a file; at the end it gets its own, or nothing is left after an error.
+    """Yields another path to write to; what lies there takes its final name when the block ends, unless it fails.
 
-    The content is on the disk before the file has its name, so that after a power cut too it is whole or not there. A
-    file that it replaces hands on its mode. What killed processes left of the same file is removed.
+    Content is flushed to the disk before it is named, so that even a power cut leaves it whole or absent. A file that
+    replaces another keeps its mode; a new one has the mode that the umask gives. Partial files of killed processes are
+    removed.
+
+    Args:
+      path: of a file or a folder, or the prefix of several files. Each of them is moved, in the order of their names.
 
     Raises:
       OutputError: it cannot be written.
@@ -53,10 +57,10 @@ def written_atomically(path: str | os.PathLike) -> Iterator[str]:
     path = Path(path)
     try:
         with partial_folder(path) as folder:
-            partial = folder / path.name
-            partial.touch()
-            yield str(partial)
-            move_durably(partial, path)
+            # Under the final name: some libraries choose a format by its ending.
+            yield str(folder / path.name)
+            for entry in sorted(folder.iterdir()):
+                move_durably(entry, path.parent / entry.name)
     except JeffnetError:
         raise
     except Exception as error:

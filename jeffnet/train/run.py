@@ -22,7 +22,7 @@ import jax
 
 from jeffnet.errors import ConfigError, OutputError
 from jeffnet.parallel.distributed import gathered, on_primary
-from jeffnet.system.files import LockedError, check_orbax_name, locked, remove_partials, written_atomically
+from jeffnet.system.files import LockedError, check_orbax_name, locked, remove_partials, write_file
 from jeffnet.system.reading import read_text
 from jeffnet.text.names import shell_word
 from jeffnet.train.checkpoint import Checkpoints
@@ -136,8 +136,7 @@ def _make(folder: Path, config: Config) -> None:
 
 
 def _write_config(folder: Path, config: Config) -> None:
-    with written_atomically(folder / "config.json") as partial:
-        Path(partial).write_text(to_json(config))
+    write_file(folder / "config.json", to_json(config))
 
 
 def is_run(folder: str | os.PathLike) -> bool:

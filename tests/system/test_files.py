@@ -62,7 +62,6 @@ def test_a_file_has_the_mode_that_the_umask_says(mask, tmp_path, monkeypatch):
 
 def test_a_library_that_gives_its_file_another_mode_does_not_decide(tmp_path):
     with written_atomically(tmp_path / "a") as partial:
-        Path(partial).unlink()
         os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
     _write(tmp_path / "b")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
@@ -126,6 +125,21 @@ def test_a_folder_without_flushing_and_locks_is_written_to_nevertheless(tmp_path
 def test_names_as_long_as_a_file_system_takes(name, tmp_path):
     _write(tmp_path / name)
     assert os.listdir(tmp_path) == [name]
+
+
+def test_several_files_and_folders_are_named_in_their_order(tmp_path, monkeypatch):
+    """A checkpoint's index comes after its data, without which it says nothing."""
+    named = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: named.append(Path(new).name) or replace(old, new))
+    with written_atomically(tmp_path / "model") as partial:
+        Path(f"{partial}.index").write_bytes(b"index")
+        Path(f"{partial}.data").write_bytes(b"data")
+        Path(f"{partial}.folder").mkdir()
+        (Path(f"{partial}.folder") / "a").write_bytes(b"a")
+        assert sorted(entry.suffix for entry in tmp_path.iterdir()) == [".partial"]
+    assert named == ["model.data", "model.folder", "model.index"] == sorted(entry.name for entry in tmp_path.iterdir())
+    assert (tmp_path / "model.folder" / "a").read_bytes() == b"a"
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path):

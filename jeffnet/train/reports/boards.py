@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from jeffnet.errors import ConfigError, OutputError, first_line
 from jeffnet.system.extras import install
-from jeffnet.system.files import written_atomically
+from jeffnet.system.files import write_file
 from jeffnet.train.config import LogConfig
 
 # Names of metrics that begin with one of these are shown together.
@@ -200,8 +200,7 @@ def _identifier(path: Path) -> str:
     if path.exists():
         return path.read_text().strip()
     identifier = secrets.token_hex(8)
-    with written_atomically(path) as partial:
-        Path(partial).write_text(identifier + "\n")
+    write_file(path, identifier + "\n")
     return identifier
 
 

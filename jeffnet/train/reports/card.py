@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.publish import readme
-from jeffnet.system.files import written_atomically
+from jeffnet.system.files import write_file
 from jeffnet.text.names import markdown, shell_word
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.reports.environment import read_environments
@@ -54,8 +54,7 @@ def write_card(folder: Path, card: ModelCard, config: Config, rows: Rows) -> Non
         "To train it again:",
         f"```sh\njeffnet train --config {shell_word(f'{source}/config.json')} --output RUN\n```",
     ]
-    with written_atomically(folder / CARD_FILE) as partial:
-        Path(partial).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_file(folder / CARD_FILE, "\n\n".join(parts) + "\n")
 
 
 def _scores(card: ModelCard, rows: Rows, result: Result) -> str:

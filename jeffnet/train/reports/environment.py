@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jeffnet.errors import OutputError
-from jeffnet.system.files import written_atomically
+from jeffnet.system.files import write_file
 from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
 from jeffnet.system.versions import versions
 
@@ -64,8 +64,7 @@ def record_environment(folder: str | Path) -> None:
         _log.warning("%s is no list of environments and is renamed to %s", path, damaged.name)
     except OSError as error:  # what cannot be read now must not be written over
         raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    with written_atomically(path) as partial:
-        Path(partial).write_text(json.dumps([*entries, environment()], indent=2) + "\n")
+    write_file(path, json.dumps([*entries, environment()], indent=2) + "\n")
 
 
 def read_environments(folder: str | Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.errors import OutputError
-from jeffnet.system.files import flush, written_atomically
+from jeffnet.system.files import flush, write_file
 from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
 from jeffnet.train.config import LogConfig
 from jeffnet.train.reports.boards import Board, TensorBoard, WeightsAndBiases
@@ -52,8 +52,7 @@ class Journal:
             return
         content = b"".join(map(_line, self._rows))
         if _content(path) != content:
-            with written_atomically(path) as partial:
-                Path(partial).write_bytes(content)
+            write_file(path, content)
         with ExitStack() as stack:
             if log.wandb_project is not None:
                 self._boards.append(WeightsAndBiases(folder, log.wandb_project, config))
