@@ -21,7 +21,7 @@ JAX_COMPATIBILITY = "_jax_compat"
 # What a part of the package may import of the package. Each module of `system` is a part, since some stand below all
 # others and some above most. A part that is not named here may import all but the command line, as `train` may.
 PRIMITIVES = frozenset(
-    {f"system.{module}" for module in ("code_cache", "extras", "files", "network", "processor", "reading")}
+    {f"system.{module}" for module in ("code_cache", "extras", "figures", "files", "network", "processor", "reading")}
 )
 BASE = frozenset({"arch", "errors", "text", "_tensorflow"}) | PRIMITIVES
 ALLOWED = {
@@ -39,7 +39,11 @@ ALLOWED = {
 }
 ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
 ALLOWED["functional"] |= {"inference"}  # whose `fuse` it offers under its own name too
-ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "text"}) | PRIMITIVES - {"system.network", "system.processor"}
+ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "text"}) | PRIMITIVES - {
+    "system.figures",
+    "system.network",
+    "system.processor",
+}
 MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 
 # Imported inside the functions that need them only.

@@ -89,11 +89,10 @@ def _started(names: Sequence[str], asked: str) -> list[Any]:
 
 def _reason(error: Exception, messages: Sequence[str]) -> str:
     """Why a platform is missing: what JAX says, and what it logged of plugins that did not come up."""
-    said = re.sub(r" \((set JAX_PLATFORMS|you may need to uninstall).*|\.? Available backends are .*", "", str(error))
-    # What it passes over without a try.
-    if not said or said.startswith("Unknown backend"):
-        said = "JAX found none"
-    return "; ".join([said.strip().splitlines()[0].rstrip("."), *messages])
+    reason = re.sub(r" \((set JAX_PLATFORMS|you may need to uninstall).*|\.? Available backends are .*", "", str(error))
+    if not reason or reason.startswith("Unknown backend"):  # JAX did not even try
+        reason = "JAX found none"
+    return "; ".join([reason.strip().splitlines()[0].rstrip("."), *messages])
 
 
 @contextmanager

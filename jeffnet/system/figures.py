@@ -1,8 +1,8 @@
-"""Figures of Matplotlib as files, in the form that the name's ending says."""
+"""Matplotlib figures as files, in the format of the file's extension."""
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from jeffnet.errors import EndingError, OutputError
 from jeffnet.system.files import written_atomically
 
-# By ending, Matplotlib's name of the form.
+# Matplotlib's name of the format, by extension.
 FORMS = {
     ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff",
     ".pdf": "pdf", ".svg": "svg", ".eps": "eps",
@@ -31,15 +31,15 @@ def plain_text() -> Iterator[None]:
         yield
 
 
-def form_of(path: str | os.PathLike[str]) -> str:
-    """The form that a file's ending says.
+def form_of(path: str | os.PathLike[str], forms: Mapping[str, str] = FORMS) -> str:
+    """The form that a file's ending says, one of `forms`.
 
     Raises:
       EndingError: no form in which figures can be written.
     """
-    form = FORMS.get(Path(path).suffix.lower())
+    form = forms.get(Path(path).suffix.lower())
     if form is None:
-        raise EndingError(f"cannot write a picture as {os.fspath(path)!r}: give a name that ends in {', '.join(FORMS)}")
+        raise EndingError(f"cannot write a picture as {os.fspath(path)!r}: give a name that ends in {', '.join(forms)}")
     return form
 
 

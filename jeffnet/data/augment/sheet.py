@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jeffnet.errors import EndingError
+from jeffnet.system import figures
 from jeffnet.system.files import written_atomically
 
 Row = tuple[str, Sequence[tuple[str, np.ndarray]]]
@@ -14,9 +14,7 @@ Row = tuple[str, Sequence[tuple[str, np.ndarray]]]
 _GAP, _FONT_SIZE, _CAPTION = 6, 11, 15
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 _COLOURS = 256
-_FORMS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".pdf": "PDF",
-}  # fmt: skip
+_FORMS = {ending: form for ending, form in figures.FORMS.items() if form not in ("svg", "eps")}
 
 
 def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
@@ -57,14 +55,9 @@ def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
 
 
 def form_of(path: str | os.PathLike[str]) -> str:
-    """Pillow's name of the form that a file's ending says.
+    """Pillow's name of the format that a file's extension says.
 
     Raises:
-      EndingError: no form in which a sheet can be written.
+      EndingError: no format in which a sheet can be written.
     """
-    form = _FORMS.get(os.path.splitext(path)[1].lower())
-    if form is None:
-        raise EndingError(
-            f"cannot write a picture as {os.fspath(path)!r}: give a name that ends in {', '.join(_FORMS)}"
-        )
-    return form
+    return figures.form_of(path, _FORMS).upper()

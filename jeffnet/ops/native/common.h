@@ -47,6 +47,20 @@ using Vector = typename VectorOf<T>::type;
 template <typename T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
 
+template <typename T>
+inline Vector<T> Load(const T* from) {
+  return *reinterpret_cast<const Vector<T>*>(from);
+}
+template <typename T>
+inline void Store(T* to, Vector<T> value) {
+  *reinterpret_cast<Vector<T>*>(to) = value;
+}
+
+using Floats = Vector<float>;
+constexpr int64_t kWidth = kLanes<float>;
+// Channels filled up to whole vectors.
+inline int64_t Padded(int64_t channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
+
 // ----------------------------------------------------------------------------------------------------------- checks
 
 // What handlers rely on, they check: a shape that gets here by another way must not read or write outside the buffers.
@@ -66,7 +80,13 @@ bool Holds(Buffer& buffer, int64_t count) {
   return static_cast<int64_t>(buffer.element_count()) == count;
 }
 
-// A handler that returns what it throws as a status: nothing may be thrown from one library's C++ into another's.
+using F32 = ffi::Buffer<ffi::F32>;
+using Numbers = ffi::Span<const int64_t>;
+
+// What every handler takes first.
+inline auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
+
+// Calls a handler and returns what it throws as a status: no exception may leave this library.
 template <auto kHandler>
 struct Caught;
 template <typename... Args, ffi::Error (*kHandler)(Args...)>

@@ -17,13 +17,13 @@ void Block(const Product& p, const Values& a, const float* panel, int64_t row, i
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = *reinterpret_cast<const Floats*>(p.bias + column + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = Load(p.bias + column + v * kWidth);
   for (int64_t stretch = 0; stretch < a.count; ++stretch) {
     const float* values = a.first + stretch * a.apart;
     for (int64_t k = 0; k < a.depth; ++k, panel += kVectors * kWidth) {
       Floats weights[kVectors];
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) weights[v] = *reinterpret_cast<const Floats*>(panel + v * kWidth);
+      for (int v = 0; v < kVectors; ++v) weights[v] = Load(panel + v * kWidth);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const float value = values[r * a.step + k];
@@ -41,8 +41,7 @@ void Block(const Product& p, const Values& a, const float* panel, int64_t row, i
     for (int v = 0; v < kVectors; ++v) {
       const Floats value = Activate(p.act, sums[r][v]);
       if (whole || v + 1 < kVectors) {
-        Floats* to = reinterpret_cast<Floats*>(out + v * kWidth);
-        *to = shortcut ? value + *reinterpret_cast<const Floats*>(shortcut + v * kWidth) : value;
+        Store(out + v * kWidth, shortcut ? value + Load(shortcut + v * kWidth) : value);
       } else {
         for (int64_t lane = 0; v * kWidth + lane < p.columns - column; ++lane)
           out[v * kWidth + lane] = value[lane] + (shortcut ? shortcut[v * kWidth + lane] : 0.0f);
@@ -112,9 +111,8 @@ void Gather(const Picture& g, const float* images, const float* gate, int64_t ro
   }
 }
 
-ffi::Error Dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> weights,
-                 ffi::Buffer<ffi::F32> bias, ffi::RemainingArgs more, ffi::Result<ffi::Buffer<ffi::F32>> out,
-                 ffi::Span<const int64_t> window, int64_t act, bool gated, bool shortcut) {
+ffi::Error Dense(ffi::ThreadPool pool, F32 images, F32 weights, F32 bias, ffi::RemainingArgs more, ffi::Result<F32> out,
+                 Numbers window, int64_t act, bool gated, bool shortcut) {
   const auto in_shape = images.dimensions(), out_shape = out->dimensions();
   if (in_shape.size() != 4 || out_shape.size() != 4 || window.size() != 6 ||
       more.size() != static_cast<size_t>(gated) + static_cast<size_t>(shortcut))
@@ -128,12 +126,12 @@ ffi::Error Dense(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer
   const float* gate = nullptr;
   Product p{};
   if (gated) {
-    auto factors = more.get<ffi::Buffer<ffi::F32>>(0);
+    auto factors = more.get<F32>(0);
     if (!factors || !Holds(*factors, in_shape[0] * g.channels)) return ffi::Error::InvalidArgument("dense: unfit gate");
     gate = factors->typed_data();
   }
   if (shortcut) {
-    auto added = more.get<ffi::Buffer<ffi::F32>>(gated ? 1 : 0);
+    auto added = more.get<F32>(gated ? 1 : 0);
     if (!added || !Holds(*added, out->element_count())) return ffi::Error::InvalidArgument("dense: unfit shortcut");
     p.shortcut = added->typed_data();
   }
@@ -208,13 +206,13 @@ void Outer(const float* a, int64_t a_step, const float* const* b, int64_t b_step
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) total[r][v] = *reinterpret_cast<const Floats*>(sums + r * step + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) total[r][v] = Load(sums + r * step + v * kWidth);
   const float* at[kVectors];
   for (int v = 0; v < kVectors; ++v) at[v] = b[v];
   for (int64_t m = 0; m < many; ++m, a += a_step) {
     Floats values[kVectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) values[v] = *reinterpret_cast<const Floats*>(at[v] + m * b_step);
+    for (int v = 0; v < kVectors; ++v) values[v] = Load(at[v] + m * b_step);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
@@ -223,7 +221,7 @@ void Outer(const float* a, int64_t a_step, const float* const* b, int64_t b_step
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Floats*>(sums + r * step + v * kWidth) = total[r][v];
+    for (int v = 0; v < kVectors; ++v) Store(sums + r * step + v * kWidth, total[r][v]);
 }
 
 template <int kVectors>
@@ -238,15 +236,14 @@ void OuterRows(int64_t rows, const float* a, int64_t a_step, const float* const*
 }
 
 // out (a's columns, b's columns) = a^T b, for matrices of many rows. The last vector of columns may overlap the one before.
-ffi::Error OuterProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ffi::F32> b,
-                        ffi::Result<ffi::Buffer<ffi::F32>> out) {
+ffi::Error OuterProduct(ffi::ThreadPool pool, F32 a, F32 b, ffi::Result<F32> out) {
   const auto shape = out->dimensions();
   if (shape.size() != 2 || shape[0] < 1 || shape[1] < kWidth)
     return ffi::Error::InvalidArgument("outer product: too few rows or columns");
   const int64_t height = shape[0], width = shape[1], many = static_cast<int64_t>(b.element_count()) / width;
   if (!Holds(a, many * height) || !Holds(b, many * width))
     return ffi::Error::InvalidArgument("outer product: the matrices differ in rows");
-  const int64_t vectors = (width + kWidth - 1) / kWidth, step = vectors * kWidth, threads = Threads(pool);
+  const int64_t vectors = Padded(width) / kWidth, step = vectors * kWidth, threads = Threads(pool);
   // Long matrices are shared out by rows, each with sums of its own; short ones by columns of `a`.
   const int64_t room = std::max<int64_t>(1, kMostSums / 4 / (height * step));
   const int64_t parts = many >= 1024 * threads ? std::min(threads, room) : 1;
@@ -285,27 +282,14 @@ ffi::Error OuterProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buff
 }
 
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, Caught<Dense>::Call,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().RemainingArgs().Ret<F32>()
+                                  .Attr<Numbers>("window").Attr<int64_t>("act").Attr<bool>("gated").Attr<bool>("shortcut"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, Caught<OuterProduct>::Call, Bind().Arg<F32>().Arg<F32>().Ret<F32>());
+
 }  // namespace jeffnet
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, jeffnet::Caught<jeffnet::Dense>::Call,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Attr<xla::ffi::Span<const int64_t>>("window")
-                                  .Attr<int64_t>("act")
-                                  .Attr<bool>("gated")
-                                  .Attr<bool>("shortcut"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, jeffnet::Caught<jeffnet::OuterProduct>::Call,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
 
 extern "C" int64_t jeffnet_vector_floats() { return jeffnet::kWidth; }
 extern "C" int64_t jeffnet_panel_floats() { return jeffnet::kWidth * jeffnet::kPanelVectors; }

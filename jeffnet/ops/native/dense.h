@@ -7,8 +7,6 @@
 
 namespace jeffnet {
 
-using Floats = Vector<float>;
-constexpr int64_t kWidth = kLanes<float>;
 constexpr int kPanelVectors = 3;
 constexpr int kBlockRows = 8;
 constexpr int64_t kGroupBytes = 192 << 10;  // gathered or reused rows of one task: they should stay in the second cache
@@ -16,9 +14,11 @@ constexpr int64_t kGroupBytes = 192 << 10;  // gathered or reused rows of one ta
 // Whether a buffer has the size of a packed kernel.
 template <typename Buffer>
 bool IsPacked(Buffer& weights, int64_t depth, int64_t columns) {
-  const int64_t count = weights.element_count(), padded = (columns + kWidth - 1) / kWidth * kWidth;
+  const int64_t count = weights.element_count(), padded = Padded(columns);
   return count % padded == 0 && count / padded == depth;
 }
+
+inline int64_t CountPanels(int64_t columns) { return (columns + kPanelVectors * kWidth - 1) / (kPanelVectors * kWidth); }
 
 struct Product {
   int64_t depth, columns;

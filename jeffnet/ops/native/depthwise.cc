@@ -10,9 +10,9 @@ namespace jeffnet {
 template <typename T>
 inline void Row<T>::store(T* to, Vector<T> sum) const {
   if constexpr (sizeof(T) == 4) {
-    if (bias) sum = Activate(act, sum + *reinterpret_cast<const Vector<T>*>(bias));
+    if (bias) sum = Activate(act, sum + Load(bias));
   }
-  *reinterpret_cast<Vector<T>*>(to) = sum;
+  Store(to, sum);
 }
 
 // `kTaps` and `kStride` are 0 where known only at run time.
@@ -30,18 +30,18 @@ inline void Row<T>::tile(int64_t o) const {
       Vector<T> values[kValues];
 #pragma GCC unroll 32
       for (int at = 0; at < kValues; ++at)
-        values[at] = *reinterpret_cast<const Vector<T>*>(line + at * channels);
+        values[at] = Load(line + at * channels);
 #pragma GCC unroll 16
       for (int tap = 0; tap < kTaps; ++tap) {
-        const Vector<T> weight = *reinterpret_cast<const Vector<T>*>(weights + tap * kernel_step);
+        const Vector<T> weight = Load(weights + tap * kernel_step);
 #pragma GCC unroll 16
         for (int each = 0; each < kTile; ++each) sums[each] += weight * values[each * kStride + tap];
       }
     } else {
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const Vector<T> weight = *reinterpret_cast<const Vector<T>*>(weights + tap * kernel_step);
+        const Vector<T> weight = Load(weights + tap * kernel_step);
         for (int each = 0; each < kTile; ++each)
-          sums[each] += weight * *reinterpret_cast<const Vector<T>*>(line + (each * step + tap * dilation) * channels);
+          sums[each] += weight * Load(line + (each * step + tap * dilation) * channels);
       }
     }
   }
@@ -59,8 +59,7 @@ void Row<T>::border(int64_t o) const {
   const int64_t last = position >= width ? 0 : std::min(taps, (width - 1 - position) / dilation + 1);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t tap = first; tap < last; ++tap)
-      sum += *reinterpret_cast<const Vector<T>*>(kernel[row] + tap * kernel_step) *
-             *reinterpret_cast<const Vector<T>*>(in[row] + (position + tap * dilation) * channels);
+      sum += Load(kernel[row] + tap * kernel_step) * Load(in[row] + (position + tap * dilation) * channels);
   }
   store(out + o * out_step, sum);
 }
@@ -130,6 +129,12 @@ struct After {
   const float* bias = nullptr;
   Act act = Act::kNone;
   float* means = nullptr;  // of the outputs, over each picture
+
+  void apply(Row<float>& row, int64_t channel) const {
+    row.bias = bias ? bias + channel : nullptr;
+    row.act = act;
+  }
+  void apply(Row<double>&, int64_t) const {}
 };
 
 constexpr int64_t kSmallBytes = 32 << 10;
@@ -140,6 +145,7 @@ template <typename T>
 void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_t wide, const T* images, const T* kernel,
                   T* out, const After& after) {
   const int64_t lanes = kLanes<T>, blocks = (g.channels + lanes - 1) / lanes;
+  const Walk walk{g.out_width, g.channels, lanes, g.channels, 0, g.stride_x, g.dilation_x, g.kernel_width, wide};
   // Neighbouring vectors share cache lines of the pages they lie in: a few go to one thread.
   const int64_t tasks = std::min(g.batch * blocks, 4 * Threads(pool) * g.batch);
   Parallel(pool, tasks, [&](int64_t task) {
@@ -149,36 +155,22 @@ void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_
       const int64_t picture = block / blocks, c = std::min(block % blocks * lanes, g.channels - lanes);
       for (int64_t y = std::max<int64_t>(0, -g.top); y < std::min(g.height, tall - g.top); ++y)
         for (int64_t x = std::max<int64_t>(0, -g.left); x < std::min(g.width, wide - g.left); ++x)
-          *reinterpret_cast<Vector<T>*>(padded.data() + ((y + g.top) * wide + x + g.left) * lanes) =
-              *reinterpret_cast<const Vector<T>*>(images + ((picture * g.height + y) * g.width + x) * g.channels + c);
-      Row<T> row;
-      row.out_step = g.channels;
-      row.count = g.out_width;
-      row.rows = g.kernel_height;
-      row.channels = lanes;
-      row.kernel_step = g.channels;
-      row.start = 0;
-      row.stride = g.stride_x;
-      row.dilation = g.dilation_x;
-      row.taps = g.kernel_width;
-      row.width = wide;
-      if constexpr (sizeof(T) == 4) row.bias = after.bias ? after.bias + c : nullptr;
-      row.act = after.act;
+          Store(padded.data() + ((y + g.top) * wide + x + g.left) * lanes,
+                Load(images + ((picture * g.height + y) * g.width + x) * g.channels + c));
       T* to = out + picture * g.out_height * g.out_width * g.channels + c;
       for (int64_t y = 0; y < g.out_height; ++y) {
-        row.out = to + y * g.out_width * g.channels;
-        for (int64_t i = 0; i < g.kernel_height; ++i) {
-          row.in[i] = padded.data() + (y * g.stride_y + i * g.dilation_y) * wide * lanes;
-          row.kernel[i] = kernel + i * g.kernel_width * g.channels + c;
-        }
+        Row<T> row(walk, to + y * g.out_width * g.channels);
+        after.apply(row, c);
+        for (int64_t i = 0; i < g.kernel_height; ++i)
+          row.add(padded.data() + (y * g.stride_y + i * g.dilation_y) * wide * lanes, kernel + i * g.kernel_width * g.channels + c);
         row.run();
       }
       if constexpr (sizeof(T) == 4) {
         if (!after.means) continue;
         Vector<T> sum = {};
         for (int64_t at = 0; at < g.out_height * g.out_width; ++at)
-          sum += *reinterpret_cast<const Vector<T>*>(to + at * g.channels);
-        *reinterpret_cast<Vector<T>*>(after.means + picture * g.channels + c) = sum / static_cast<T>(g.out_height * g.out_width);
+          sum += Load(to + at * g.channels);
+        Store(after.means + picture * g.channels + c, sum / static_cast<T>(g.out_height * g.out_width));
       }
     }
   });
@@ -190,6 +182,7 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
   const int64_t wide = (g.out_width - 1) * g.stride_x + (g.kernel_width - 1) * g.dilation_x + 1;
   if (tall <= kSmallBytes && wide <= kSmallBytes && tall * wide * kVectorBytes <= kSmallBytes)
     return ForwardSmall<T>(pool, g, tall, wide, images, kernel, out, after);
+  const Walk walk{g.out_width, g.channels, g.channels, g.channels, -g.left, g.stride_x, g.dilation_x, g.kernel_width, g.width};
   // Tasks do not cross pictures where means are wanted: each has sums of its own.
   const int64_t bands = std::min(g.out_height, (4 * Threads(pool) + g.batch - 1) / g.batch);
   const int64_t tasks = g.batch * bands;
@@ -199,26 +192,13 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
     for (int64_t y = g.out_height * band / bands; y < g.out_height * (band + 1) / bands; ++y) {
       const int64_t line = picture * g.out_height + y;
       ForChannels<T>(g.channels, [&](int64_t c) {
-        Row<T> row;
-        row.out = out + line * g.out_width * g.channels + c;
-        row.out_step = g.channels;
-        row.count = g.out_width;
-        row.rows = 0;
+        Row<T> row(walk, out + line * g.out_width * g.channels + c);
+        after.apply(row, c);
         for (int64_t i = 0; i < g.kernel_height; ++i) {
           const int64_t from = y * g.stride_y + i * g.dilation_y - g.top;
-          if (from < 0 || from >= g.height) continue;
-          row.in[row.rows] = images + (picture * g.height + from) * g.width * g.channels + c;
-          row.kernel[row.rows++] = kernel + i * g.kernel_width * g.channels + c;
+          if (from >= 0 && from < g.height)
+            row.add(images + (picture * g.height + from) * g.width * g.channels + c, kernel + i * g.kernel_width * g.channels + c);
         }
-        row.channels = g.channels;
-        row.kernel_step = g.channels;
-        row.start = -g.left;
-        row.stride = g.stride_x;
-        row.dilation = g.dilation_x;
-        row.taps = g.kernel_width;
-        row.width = g.width;
-        if constexpr (sizeof(T) == 4) row.bias = after.bias ? after.bias + c : nullptr;
-        row.act = after.act;
         row.run();
       });
       if constexpr (sizeof(T) == 4) {
@@ -247,29 +227,23 @@ void InputGradient(ffi::ThreadPool& pool, const Geometry& g, const T* gradient, 
       const int64_t picture = line / g.height, y = line % g.height;
       ForChannels<T>(g.channels, [&](int64_t c) {
         for (int64_t phase = 0; phase < std::min(g.stride_x, g.width); ++phase) {
-          Row<T> row;
           // With a stride the dilation is 1 (`Call`).
           const int64_t tap = g.stride_x == 1 ? 0 : Modulo(phase + g.left, g.stride_x);
-          row.taps = tap < g.kernel_width ? (g.kernel_width - tap + g.stride_x - 1) / g.stride_x : 0;
-          row.out = out + (line * g.width + phase) * g.channels + c;
-          row.out_step = g.stride_x * g.channels;
-          row.count = (g.width - phase + g.stride_x - 1) / g.stride_x;
-          row.rows = 0;
-          for (int64_t i = 0; row.taps && i < g.kernel_height; ++i) {
+          const int64_t taps = tap < g.kernel_width ? (g.kernel_width - tap + g.stride_x - 1) / g.stride_x : 0;
+          const int64_t last = std::max<int64_t>(0, taps - 1);
+          const int64_t count = (g.width - phase + g.stride_x - 1) / g.stride_x;
+          // A column of the picture at tap `tap` lies on output (phase + left - tap) / stride, exactly. Without taps there
+          // are no rows, and the outputs are zeros.
+          const int64_t start = (phase + g.left - tap) / g.stride_x - last * g.dilation_x;
+          Row<T> row({count, g.stride_x * g.channels, g.channels, -g.stride_x * g.channels, start, 1, g.dilation_x, last + 1,
+                      g.out_width},
+                     out + (line * g.width + phase) * g.channels + c);
+          for (int64_t i = 0; taps && i < g.kernel_height; ++i) {
             const int64_t from = y + g.top - i * g.dilation_y;
             if (from < 0 || from % g.stride_y || from / g.stride_y >= g.out_height) continue;
-            row.in[row.rows] = gradient + (picture * g.out_height + from / g.stride_y) * g.out_width * g.channels + c;
-            const int64_t last = tap + (row.taps - 1) * g.stride_x;
-            row.kernel[row.rows++] = kernel + (i * g.kernel_width + last) * g.channels + c;
+            row.add(gradient + (picture * g.out_height + from / g.stride_y) * g.out_width * g.channels + c,
+                    kernel + (i * g.kernel_width + tap + last * g.stride_x) * g.channels + c);
           }
-          row.channels = g.channels;
-          row.kernel_step = -g.stride_x * g.channels;
-          // A column of the picture at tap `tap` lies on output (phase + left - tap) / stride, exactly.
-          row.start = (phase + g.left - tap) / g.stride_x - (row.taps ? row.taps - 1 : 0) * g.dilation_x;
-          row.stride = 1;
-          row.dilation = g.dilation_x;
-          row.width = g.out_width;
-          if (row.taps == 0) row.taps = 1;  // no rows: zeros
           row.run();
         }
       });
@@ -286,20 +260,20 @@ void Products(const T* const* in, int64_t stride, int64_t channels, const T* gra
   for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 16
     for (int tap = 0; tap < kTaps; ++tap)
-      total[row][tap] = *reinterpret_cast<Vector<T>*>(sums + (sum_rows[row] * kTaps + tap) * lane_step);
+      total[row][tap] = Load(sums + (sum_rows[row] * kTaps + tap) * lane_step);
   for (int64_t o = 0; o < count; ++o) {
-    const Vector<T> value = *reinterpret_cast<const Vector<T>*>(gradient + o * channels);
+    const Vector<T> value = Load(gradient + o * channels);
 #pragma GCC unroll 4
     for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 16
       for (int tap = 0; tap < kTaps; ++tap)
-        total[row][tap] += value * *reinterpret_cast<const Vector<T>*>(in[row] + (o * stride + tap) * channels);
+        total[row][tap] += value * Load(in[row] + (o * stride + tap) * channels);
   }
 #pragma GCC unroll 4
   for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 16
     for (int tap = 0; tap < kTaps; ++tap)
-      *reinterpret_cast<Vector<T>*>(sums + (sum_rows[row] * kTaps + tap) * lane_step) = total[row][tap];
+      Store(sums + (sum_rows[row] * kTaps + tap) * lane_step, total[row][tap]);
 }
 
 template <typename T, int kTaps>
@@ -344,15 +318,14 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
         auto plain = [&](int64_t from, int64_t to) {
           for (int64_t row = 0; row < rows; ++row)
             for (int64_t tap = 0; tap < g.kernel_width; ++tap) {
-              Vector<T>* sum = reinterpret_cast<Vector<T>*>(own + (sum_rows[row] * g.kernel_width + tap) * lanes);
-              Vector<T> total = *sum;
+              T* sum = own + (sum_rows[row] * g.kernel_width + tap) * lanes;
+              Vector<T> total = Load(sum);
               for (int64_t o = from; o < to; ++o) {
                 const int64_t at = o * g.stride_x + tap * g.dilation_x - g.left;
                 if (at >= 0 && at < g.width)
-                  total += *reinterpret_cast<const Vector<T>*>(value + o * g.channels) *
-                           *reinterpret_cast<const Vector<T>*>(in[row] + at * g.channels);
+                  total += Load(value + o * g.channels) * Load(in[row] + at * g.channels);
               }
-              *sum = total;
+              Store(sum, total);
             }
         };
         if (g.dilation_x != 1 || sizeof(T) != 4) {
@@ -393,7 +366,7 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
 
 // The picture's and the outputs' shapes come from whichever buffers have them.
 ffi::ErrorOr<Geometry> MakeGeometry(ffi::AnyBuffer::Dimensions images, ffi::AnyBuffer::Dimensions outputs,
-                                    ffi::AnyBuffer::Dimensions kernel, ffi::Span<const int64_t> window, int64_t bytes) {
+                                    ffi::AnyBuffer::Dimensions kernel, Numbers window, int64_t bytes) {
   if (images.size() != 4 || outputs.size() != 4 || kernel.size() != 4 || window.size() != 6)
     return ffi::Unexpected(ffi::Error::InvalidArgument("depthwise: four axes and six numbers of the window are needed"));
   Geometry g{images[0], images[1], images[2], images[3], outputs[1], outputs[2], kernel[0],
@@ -410,8 +383,7 @@ ffi::ErrorOr<Geometry> MakeGeometry(ffi::AnyBuffer::Dimensions images, ffi::AnyB
 enum class Kind { kForward, kInputGradient, kKernelGradient };
 
 template <Kind kind, typename T>
-ffi::Error Compute(ffi::ThreadPool& pool, ffi::AnyBuffer& a, ffi::AnyBuffer& b, ffi::AnyBuffer& out,
-                   ffi::Span<const int64_t> window) {
+ffi::Error Compute(ffi::ThreadPool& pool, ffi::AnyBuffer& a, ffi::AnyBuffer& b, ffi::AnyBuffer& out, Numbers window) {
   const auto g = kind == Kind::kForward ? MakeGeometry(a.dimensions(), out.dimensions(), b.dimensions(), window, sizeof(T))
                  : kind == Kind::kInputGradient
                      ? MakeGeometry(out.dimensions(), a.dimensions(), b.dimensions(), window, sizeof(T))
@@ -433,7 +405,7 @@ ffi::Error Compute(ffi::ThreadPool& pool, ffi::AnyBuffer& a, ffi::AnyBuffer& b, 
 
 template <Kind kind>
 ffi::Error Call(ffi::ThreadPool pool, ffi::RunId run, ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> out,
-                ffi::Span<const int64_t> window) {
+                Numbers window) {
   if (b.element_type() != a.element_type() || out->element_type() != a.element_type())
     return ffi::Error::InvalidArgument("depthwise: operands and result differ in type");
   if (kind == Kind::kForward) AdviseHugePages(out->untyped_data(), out->size_bytes(), run.run_id);
@@ -444,9 +416,8 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::RunId run, ffi::AnyBuffer a, ffi::Any
   }
 }
 
-ffi::Error ForwardAct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::Buffer<ffi::F32> kernel,
-                      ffi::Buffer<ffi::F32> bias, ffi::Result<ffi::Buffer<ffi::F32>> out,
-                      ffi::Result<ffi::Buffer<ffi::F32>> means, ffi::Span<const int64_t> window, int64_t act) {
+ffi::Error ForwardAct(ffi::ThreadPool pool, F32 images, F32 kernel, F32 bias, ffi::Result<F32> out, ffi::Result<F32> means,
+                      Numbers window, int64_t act) {
   const auto g = MakeGeometry(images.dimensions(), out->dimensions(), kernel.dimensions(), window, sizeof(float));
   if (!g) return g.error();
   if (!Holds(bias, g->channels) || !Holds(*means, g->batch * g->channels) || !IsAct(act))
@@ -461,32 +432,21 @@ ffi::Error ForwardAct(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> images, ffi::B
 }
 
 }  // namespace
-}  // namespace jeffnet
 
-#define JEFFNET_HANDLER(name, kind)                          \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, jeffnet::Caught<jeffnet::Call<kind>>::Call, \
-                                xla::ffi::Ffi::Bind()             \
-                                    .Ctx<xla::ffi::ThreadPool>()  \
-                                    .Ctx<xla::ffi::RunId>()  \
-                                    .Arg<xla::ffi::AnyBuffer>()   \
-                                    .Arg<xla::ffi::AnyBuffer>()   \
-                                    .Ret<xla::ffi::AnyBuffer>()   \
-                                    .Attr<xla::ffi::Span<const int64_t>>("window"))
+#define JEFFNET_HANDLER(name, kind)                                                                                          \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, Caught<Call<kind>>::Call,                                                              \
+                                Bind().Ctx<ffi::RunId>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>()   \
+                                    .Attr<Numbers>("window"))
 
-JEFFNET_HANDLER(jeffnet_depthwise, jeffnet::Kind::kForward);
-JEFFNET_HANDLER(jeffnet_depthwise_input_gradient, jeffnet::Kind::kInputGradient);
-JEFFNET_HANDLER(jeffnet_depthwise_kernel_gradient, jeffnet::Kind::kKernelGradient);
+JEFFNET_HANDLER(jeffnet_depthwise, Kind::kForward);
+JEFFNET_HANDLER(jeffnet_depthwise_input_gradient, Kind::kInputGradient);
+JEFFNET_HANDLER(jeffnet_depthwise_kernel_gradient, Kind::kKernelGradient);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_depthwise_act, jeffnet::Caught<jeffnet::ForwardAct>::Call,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Attr<xla::ffi::Span<const int64_t>>("window")
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_depthwise_act, Caught<ForwardAct>::Call,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>().Attr<Numbers>("window")
                                   .Attr<int64_t>("act"));
+
+}  // namespace jeffnet
 
 // The limits, for `limits.py`.
 extern "C" int64_t jeffnet_least_channels(int64_t bytes) { return jeffnet::kVectorBytes / bytes; }

@@ -8,12 +8,10 @@
 namespace jeffnet {
 namespace {
 
-using F32 = ffi::Buffer<ffi::F32>;
-
 // `more` holds, where the block is whole, weights and bias of the last 1x1 convolution, and its shortcut, if any. Otherwise
 // the outputs are those of the depthwise convolution, and `means` of them over each picture.
 ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F32 kernel, F32 bias, ffi::RemainingArgs more,
-                    ffi::Result<F32> out, ffi::Result<F32> means, ffi::Span<const int64_t> window, int64_t expand_act,
+                    ffi::Result<F32> out, ffi::Result<F32> means, Numbers window, int64_t expand_act,
                     int64_t act, int64_t bands) {
   const auto shape = x.dimensions(), kernel_shape = kernel.dimensions(), out_shape = out->dimensions();
   if (shape.size() != 4 || kernel_shape.size() != 4 || out_shape.size() != 4 || window.size() != 3)
@@ -26,7 +24,7 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
       kernel_shape[1] != taps || kernel_shape[2] != 1 || stride < 1 || stride > taps || !IsPad(top) || !IsPad(left) ||
       bands < 1 || bands > kMostStep || !IsAct(expand_act) || !IsAct(act) || more.size() == 1 || more.size() > 3)
     return ffi::Error::InvalidArgument("inverted residual: outside the limits of the kernel");
-  if (!IsPacked(expand, depth, channels) || !Holds(expand_bias, (channels + kWidth - 1) / kWidth * kWidth) ||
+  if (!IsPacked(expand, depth, channels) || !Holds(expand_bias, Padded(channels)) ||
       !Holds(bias, channels) || (!whole && (out_shape[3] != channels || !Holds(*means, shape[0] * channels))) ||
       (whole && !Holds(*means, 1)))
     return ffi::Error::InvalidArgument("inverted residual: the shapes do not belong together");
@@ -45,14 +43,13 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
   widen.weights = expand.typed_data();
   widen.bias = expand_bias.typed_data();
   widen.act = static_cast<Act>(expand_act);
-  const int64_t panels = (channels + kPanelVectors * kWidth - 1) / (kPanelVectors * kWidth);
+  const int64_t panels = CountPanels(channels);
   int64_t narrow_panels = 0;
   if (whole) {
     narrow.depth = channels;
     narrow.columns = out_shape[3];
     auto weights = more.get<F32>(0), added = more.get<F32>(1);
-    if (!weights || !IsPacked(*weights, channels, narrow.columns) || !added ||
-        !Holds(*added, (narrow.columns + kWidth - 1) / kWidth * kWidth))
+    if (!weights || !IsPacked(*weights, channels, narrow.columns) || !added || !Holds(*added, Padded(narrow.columns)))
       return ffi::Error::InvalidArgument("inverted residual: unfit weights of the last convolution");
     narrow.weights = weights->typed_data();
     narrow.bias = added->typed_data();
@@ -63,57 +60,43 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
       narrow.shortcut = shortcut->typed_data();
     }
     narrow.out = out->typed_data();
-    narrow_panels = (narrow.columns + kPanelVectors * kWidth - 1) / (kPanelVectors * kWidth);
+    narrow_panels = CountPanels(narrow.columns);
   }
+  const Walk walk{out_width, channels, channels, channels, 0, stride, 1, taps, wide};
   const int64_t tasks = shape[0] * bands;
   std::vector<float> sums(whole ? 0 : tasks * channels, 0.0f);
   Parallel(pool, tasks, [&](int64_t task) {
     const int64_t picture = task / bands, band = task % bands;
-    static thread_local std::vector<float> ring, line;
+    static thread_local std::vector<float> ring, convolved;  // widened rows; one row of the depthwise convolution
     if (static_cast<int64_t>(ring.size()) < taps * wide * channels) ring.resize(taps * wide * channels);
     for (int64_t slot = 0; slot < taps; ++slot) {
       float* from = ring.data() + slot * wide * channels;
       std::fill_n(from, left * channels, 0.0f);
       std::fill_n(from + (left + width) * channels, right * channels, 0.0f);
     }
-    if (whole && static_cast<int64_t>(line.size()) < out_width * channels) line.resize(out_width * channels);
+    if (whole && static_cast<int64_t>(convolved.size()) < out_width * channels) convolved.resize(out_width * channels);
     const int64_t end = out_height * (band + 1) / bands;
     int64_t next = std::max<int64_t>(0, out_height * band / bands * stride - top);  // the first row not yet widened
     for (int64_t y = out_height * band / bands; y < end; ++y) {
       const int64_t first = y * stride - top, last = std::min(height, first + taps);
       next = std::max(next, std::max<int64_t>(0, first));
       while (next < last) {
-        Product line = widen;
-        line.out = ring.data() + (next % taps * wide + left) * channels;
-        Panels(line, {x.typed_data() + (picture * height + next) * width * depth, depth, 1, depth, 0}, 0, panels, 0, width);
+        Product row = widen;
+        row.out = ring.data() + (next % taps * wide + left) * channels;
+        Panels(row, {x.typed_data() + (picture * height + next) * width * depth, depth, 1, depth, 0}, 0, panels, 0, width);
         ++next;
       }
-      float* to = whole ? line.data() : out->typed_data() + (picture * out_height + y) * out_width * channels;
+      float* to = whole ? convolved.data() : out->typed_data() + (picture * out_height + y) * out_width * channels;
       ForChannels<float>(channels, [&](int64_t c) {
-        Row<float> row;
-        row.out = to + c;
-        row.out_step = channels;
-        row.count = out_width;
-        row.rows = 0;
-        for (int64_t i = 0; i < taps; ++i) {
-          const int64_t from = first + i;
-          if (from < 0 || from >= height) continue;
-          row.in[row.rows] = ring.data() + from % taps * wide * channels + c;
-          row.kernel[row.rows++] = kernel.typed_data() + i * taps * channels + c;
-        }
-        row.channels = channels;
-        row.kernel_step = channels;
-        row.start = 0;
-        row.stride = stride;
-        row.dilation = 1;
-        row.taps = taps;
-        row.width = wide;
+        Row<float> row(walk, to + c);
         row.bias = bias.typed_data() + c;
         row.act = static_cast<Act>(act);
+        for (int64_t i = std::max<int64_t>(0, -first); first + i < last; ++i)
+          row.add(ring.data() + (first + i) % taps * wide * channels + c, kernel.typed_data() + i * taps * channels + c);
         row.run();
       });
       if (whole) {
-        Panels(narrow, {line.data(), channels, 1, channels, 0}, 0, narrow_panels, (picture * out_height + y) * out_width, out_width);
+        Panels(narrow, {convolved.data(), channels, 1, channels, 0}, 0, narrow_panels, (picture * out_height + y) * out_width, out_width);
       } else {
         float* own = sums.data() + task * channels;
         for (int64_t at = 0; at < out_width; ++at)
@@ -136,20 +119,10 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
 }
 
 }  // namespace
-}  // namespace jeffnet
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_inverted, jeffnet::Caught<jeffnet::Inverted>::Call,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Attr<xla::ffi::Span<const int64_t>>("window")
-                                  .Attr<int64_t>("expand_act")
-                                  .Attr<int64_t>("act")
-                                  .Attr<int64_t>("bands"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_inverted, Caught<Inverted>::Call,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().RemainingArgs()
+                                  .Ret<F32>().Ret<F32>().Attr<Numbers>("window").Attr<int64_t>("expand_act")
+                                  .Attr<int64_t>("act").Attr<int64_t>("bands"));
+
+}  // namespace jeffnet

@@ -7,12 +7,7 @@
 namespace jeffnet {
 namespace {
 
-using Floats = Vector<float>;
-constexpr int64_t kWidth = kLanes<float>;
 constexpr int64_t kChunkBytes = 64 << 10;  // rows that are read twice: the second time from a cache
-
-inline Floats Load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
-inline void Store(float* to, Floats value) { *reinterpret_cast<Floats*>(to) = value; }
 
 // Calls `block(channel, place)` for whole vectors of channels; the last may overlap the one before, but has a place of
 // its own in sums.
@@ -20,8 +15,6 @@ template <typename F>
 inline void ForBlocks(int64_t channels, const F& block) {
   for (int64_t place = 0; place < channels; place += kWidth) block(std::min(place, channels - kWidth), place);
 }
-
-int64_t Padded(int64_t channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
 
 int64_t Tasks(ffi::ThreadPool& pool, int64_t rows) {
   return std::clamp<int64_t>(rows / 64, 1, 4 * Threads(pool));
@@ -50,10 +43,9 @@ bool OnePerChannel(int64_t channels, Buffers&... buffers) {
 }
 
 // Whether `x` has whole rows.
-bool HasRows(ffi::Buffer<ffi::F32>& x, int64_t channels) { return x.element_count() % channels == 0; }
+bool HasRows(F32& x, int64_t channels) { return x.element_count() % channels == 0; }
 
-ffi::Error Statistics(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::F32>> mean,
-                      ffi::Result<ffi::Buffer<ffi::F32>> var) {
+ffi::Error Statistics(ffi::ThreadPool pool, F32 x, ffi::Result<F32> mean, ffi::Result<F32> var) {
   const int64_t channels = mean->element_count();
   if (!OnePerChannel(channels, *var) || !HasRows(x, channels)) return ffi::Error::InvalidArgument("statistics: unfit shapes");
   const int64_t rows = x.element_count() / channels, padded = Padded(channels);
@@ -150,8 +142,6 @@ void WithAct(Act act, const F& function) {
   }
 }
 
-using F32 = ffi::Buffer<ffi::F32>;
-
 ffi::Error Normalize(ffi::ThreadPool pool, ffi::RunId run, F32 x, F32 mean, F32 factor, F32 bias, ffi::Result<F32> out, int64_t act) {
   const int64_t channels = mean.element_count();
   if (!OnePerChannel(channels, factor, bias) || !HasRows(x, channels) || !Holds(*out, x.element_count()) || !IsAct(act))
@@ -211,40 +201,19 @@ ffi::Error Gradient(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias,
 }
 
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_statistics, Caught<Statistics>::Call, Bind().Arg<F32>().Ret<F32>().Ret<F32>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize, Caught<Normalize>::Call,
+                              Bind().Ctx<ffi::RunId>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>()
+                                  .Attr<int64_t>("act"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_sums, Caught<Sums>::Call,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>()
+                                  .Attr<int64_t>("act"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_gradient, Caught<Gradient>::Call,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
+                                  .Ret<F32>().Attr<int64_t>("act"));
+
 }  // namespace jeffnet
-
-#define JEFFNET_ARGS xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>()
-#define JEFFNET_F32 xla::ffi::Buffer<xla::ffi::F32>
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_statistics, jeffnet::Caught<jeffnet::Statistics>::Call,
-                              JEFFNET_ARGS.Arg<JEFFNET_F32>().Ret<JEFFNET_F32>().Ret<JEFFNET_F32>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize, jeffnet::Caught<jeffnet::Normalize>::Call,
-                              JEFFNET_ARGS.Ctx<xla::ffi::RunId>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Ret<JEFFNET_F32>()
-                                  .Attr<int64_t>("act"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_sums, jeffnet::Caught<jeffnet::Sums>::Call,
-                              JEFFNET_ARGS.Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Ret<JEFFNET_F32>()
-                                  .Ret<JEFFNET_F32>()
-                                  .Attr<int64_t>("act"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_normalize_gradient, jeffnet::Caught<jeffnet::Gradient>::Call,
-                              JEFFNET_ARGS.Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Arg<JEFFNET_F32>()
-                                  .Ret<JEFFNET_F32>()
-                                  .Attr<int64_t>("act"));

@@ -9,21 +9,32 @@ namespace jeffnet {
 
 constexpr int64_t kMostRows = 32;  // kernel rows
 
-// One row of outputs: out[o] = sum over rows and taps of in[row][start + o * stride + tap * dilation] * kernel[row][tap].
-// Pointers are to the first channel of the block; positions outside [0, width) count as 0.
-template <typename T>
-struct Row {
-  T* out;
-  int64_t out_step;  // values between outputs
-  int64_t count;     // outputs
-  int64_t rows;
-  const T* in[kMostRows];
-  const T* kernel[kMostRows];
+// How a kernel moves along a row of a picture.
+struct Walk {
+  int64_t count;        // outputs
+  int64_t out_step;     // values between outputs
   int64_t channels;     // values between neighbours of the input
   int64_t kernel_step;  // values between taps
   int64_t start, stride, dilation, taps, width;
+};
+
+// One row of outputs: out[o] = sum over rows and taps of in[row][start + o * stride + tap * dilation] * kernel[row][tap].
+// Pointers are to the first channel of the block; positions outside [0, width) count as 0.
+template <typename T>
+struct Row : Walk {
+  T* out;
   const T* bias = nullptr;  // with it comes the activation
   Act act = Act::kNone;
+  int64_t rows = 0;
+  const T* in[kMostRows];
+  const T* kernel[kMostRows];
+
+  Row(const Walk& walk, T* out) : Walk(walk), out(out) {}
+
+  void add(const T* values, const T* weights) {
+    in[rows] = values;
+    kernel[rows++] = weights;
+  }
 
   void run() const;
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.errors import EndingError, OutputError
+from jeffnet.errors import EndingError, OutputError, first_line
+from jeffnet.ops.image import per_channel
 from jeffnet.system.extras import install
 from jeffnet.system.files import written_atomically
 from jeffnet.weights.card import ModelCard
@@ -38,6 +39,7 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
 
     Raises:
       EndingError: the name says no form of Keras.
+      JeffnetError: the mean or standard deviation does not fit the channels.
       OutputError: Keras is not installed or has no such model, or the file cannot be written.
     """
     path = Path(path)
@@ -45,7 +47,7 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
     if suffix is None:
         raise EndingError(f"cannot write {str(path)!r}: name it *{' or *'.join(_SUFFIXES)}")
     name, options = _constructor(card)
-    moments = [_per_channel(moment, card) for moment in (card.preprocessing.mean, card.preprocessing.std)]
+    mean, std = (per_channel(name, getattr(card.preprocessing, name), card.in_chans) for name in ("mean", "std"))
     try:
         keras = _keras()
     except ModuleNotFoundError as error:
@@ -56,11 +58,10 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
             model = getattr(keras.applications, name)(**options)
         for layer in model.layers:
             if isinstance(layer, keras.layers.Normalization):
-                layer.set_weights([moments[0], np.square(moments[1]), np.zeros((), int)])
+                layer.set_weights([np.asarray(mean), np.square(std), np.zeros((), int)])
         _set_weights(model, to_source_names(arrays, KERAS, card.plan()))
     except ValueError as error:
-        text = str(error).strip().splitlines()[0]
-        raise OutputError(f"cannot write {str(path)!r}: Keras has no such {card.model}: {text}") from error
+        raise OutputError(f"cannot write {str(path)!r}: Keras has no such {card.model}: {first_line(error)}") from error
     with written_atomically(path) as partial:
         if suffix == ".keras":
             model.save(partial)
@@ -127,12 +128,3 @@ def _constructor(card: ModelCard) -> tuple[str, dict[str, Any]]:
         return "MobileNetV2", {**options, "alpha": int(found["v2"]) / 100}
     options |= {"alpha": int(found["alpha"]) / 100, "minimalistic": bool(found["minimal"])}
     return f"MobileNetV3{found['v3'].capitalize()}", options
-
-
-def _per_channel(moments: tuple[float, ...], card: ModelCard) -> np.ndarray:
-    """As `jeffnet.ops.image.normalize` takes them: grey pictures may have the average of colour's three."""
-    if len(moments) == card.in_chans:
-        return np.asarray(moments)
-    if card.in_chans == 1 and len(moments) == 3:
-        return np.mean(moments, keepdims=True)
-    raise OutputError(f"{card.model} has {card.in_chans} channels, but a mean and std of {len(moments)}: give as many")
