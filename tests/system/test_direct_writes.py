@@ -45,7 +45,7 @@ REASONS = {
     "Channel.__init__: os.fdopen": NO_FILE,
     "main: os.fdopen": NO_FILE,
     "Checkpoints.save: self._manager.save": ORBAX,
-    "_Loop._save: self.files.checkpoints.save": ORBAX,
+    "Epochs._save: self.files.checkpoints.save": ORBAX,
     "_renamed: folder.rename": "a damaged checkpoint gets another name",
     "record_environment: path.replace": "a damaged file gets another name",
     "_Lines.__init__: open": "a log, to which whole lines are appended",
