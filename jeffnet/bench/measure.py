@@ -92,20 +92,20 @@ def _prepare(candidate: Candidate, settings: Settings, folder: str) -> list[Case
     # On the processor, and by operations that of all contenders `plain` alone takes.
     setting = setting_of(settings, {"JAX_PLATFORMS": "cpu", "JEFFNET_CONV": "xla"})
     try:
-        said = run("jeffnet.bench.prepare:prepare", arguments, setting)
+        described = run("jeffnet.bench.prepare:prepare", arguments, setting)
     except ChildError as error:
         raise JeffnetError(str(error)) from None
     return [
         Case(
-            said["model"],
+            described["model"],
             task,
             batch,
             dtype,
             int(size),
-            said["parameters"],
+            described["parameters"],
             macs * (3 if task == "training" else 1),
         )
-        for size, macs in said["macs"].items()
+        for size, macs in described["macs"].items()
         for task in settings.tasks
         for dtype in settings.dtypes
         for batch in settings.batch_sizes
@@ -163,20 +163,20 @@ class _CaseRun:
 
     def result(self, names: Sequence[str], failures: Sequence[Failure]) -> CaseResult:
         """Start the contenders one after the other, then let them take turns."""
-        failed, said = list(failures), {}
+        failed, described = list(failures), {}
         with children() as started:
             workers: dict[str, Child] = {}
             for name in names:
                 try:
-                    workers[name], said[name] = self._start(name, started)
+                    workers[name], described[name] = self._start(name, started)
                 except ChildError as error:
                     failed.append(Failure(name, str(error), error.expected))
-            rounds, peaks = self._rounds(workers, said, failed)
+            rounds, peaks = self._rounds(workers, described, failed)
         wanted = self.settings.baseline or self.settings.contenders[0]
         baseline = wanted if wanted in workers else next(iter(workers), None)
         return CaseResult(
             self.case,
-            tuple(self._measured(name, said[name], rounds[name], baseline) for name in workers),
+            tuple(self._measured(name, described[name], rounds[name], baseline) for name in workers),
             tuple(failed),
             baseline,
             tuple(peak["macs_per_second"] for peak in peaks),
@@ -210,7 +210,7 @@ class _CaseRun:
         return child, child.receive()
 
     def _rounds(
-        self, workers: dict[str, Child], said: dict[str, dict[str, Any]], failed: list[Failure]
+        self, workers: dict[str, Child], described: dict[str, dict[str, Any]], failed: list[Failure]
     ) -> tuple[dict[str, list[tuple[float, ...]]], list[dict[str, float]]]:
         """Seconds of each call by contender and round, and the machine's figures of each round."""
         rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in workers}
@@ -231,14 +231,14 @@ class _CaseRun:
                     del workers[name]
                     continue
                 rounds[name].append(tuple(reply["seconds"]))
-                said[name]["peak_bytes"] = reply["peak_bytes"]
+                described[name]["peak_bytes"] = reply["peak_bytes"]
                 time.sleep(_REST)
         return rounds, peaks
 
     def _measured(
-        self, name: str, said: Mapping[str, Any], rounds: Sequence[tuple[float, ...]], baseline: str | None
+        self, name: str, described: Mapping[str, Any], rounds: Sequence[tuple[float, ...]], baseline: str | None
     ) -> Measured:
-        return Measured(contender=name, rounds=tuple(rounds), difference=self._difference(name, baseline), **said)
+        return Measured(contender=name, rounds=tuple(rounds), difference=self._difference(name, baseline), **described)
 
     def _difference(self, name: str, baseline: str | None) -> float:
         case, answers = self.case, np.load(self._answers(name))

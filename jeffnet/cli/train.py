@@ -78,7 +78,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, and print the result."""
-    from jeffnet.parallel.distributed import losses_told
+    from jeffnet.parallel.distributed import lost_processes_reported
     from jeffnet.train.interrupt import InterruptedRunError
 
     if options.max_restarts:
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
         sys.unraisablehook = _without_closed_loops
     try:
         connect(options)
-        with losses_told():
+        with lost_processes_reported():
             _run(options)
     except InterruptedRunError as interrupted:
         way = "the same command" if options.seeds else f"`jeffnet train --resume {shell_word(_folder(options))}`"

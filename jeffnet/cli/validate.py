@@ -156,7 +156,7 @@ def _add_output_options(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Validate, and print the scores."""
-    from jeffnet.parallel.distributed import losses_told, wait_for_all
+    from jeffnet.parallel.distributed import lost_processes_reported, wait_for_all
 
     if options.loader == "tf" and options.arguments is None:
         from jeffnet._tensorflow import hide_gpus
@@ -164,7 +164,7 @@ def run(options: argparse.Namespace) -> None:
         with contextlib.suppress(ImportError):  # the loader raises a better one
             hide_gpus()
     connect(options)
-    with losses_told():
+    with lost_processes_reported():
         _run(options)
         wait_for_all()  # the first process may still be writing files
 

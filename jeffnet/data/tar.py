@@ -126,7 +126,7 @@ class TarShards:
         except OSError as error:
             raise ImageError(f"image {name!r} cannot be read ({error.strerror}): check its archive") from error
         if len(content or b"") != size:
-            raise ImageError(f"image {name!r} is truncated: its archive has changed; open the data set anew")
+            raise ImageError(f"image {name!r} is truncated: its archive has changed; open the data set again")
         return content
 
     def _read_headers(self) -> tuple[list[_Picture], dict[tuple[int, str], int], tuple[str, ...] | None]:
@@ -254,7 +254,7 @@ def _read_classes(folders: Sequence[Path]) -> tuple[str, ...] | None:
                 return _lines(str(folder / _CLASSES), read_file(folder / _CLASSES, MOST_TEXT))
             except OSError as error:
                 raise DatasetError(
-                    f"names of classes {str(folder / _CLASSES)!r} cannot be read ({error.strerror}): mend or remove it"
+                    f"names of classes {str(folder / _CLASSES)!r} cannot be read ({error.strerror}): repair or remove it"
                 ) from error
     return None
 

@@ -182,7 +182,9 @@ class TensorFlowEvalLoader:
                 continue
             batch["image"][row], batch["label"][row], batch["mask"][row] = pixels, label, True
         if batch["mask"].sum() == len(rows):
-            raise DatasetError(f"{self._examples.where} cannot be read ({reason(error)}): mend it or prepare it anew")
+            raise DatasetError(
+                f"{self._examples.where} cannot be read ({reason(error)}): repair it or prepare it again"
+            )
         return batch
 
     def _load(self, index: int, stored: Any) -> tuple[np.ndarray, int]:
@@ -218,7 +220,7 @@ class TensorFlowEvalLoader:
         """Raises DatasetError where fewer examples came than were promised, or some without a label."""
         if (batch["index"] >= 0).sum() != count:
             raise DatasetError(
-                f"{self._examples.where} ends before its {len(self._examples)} examples: prepare it anew"
+                f"{self._examples.where} ends before its {len(self._examples)} examples: prepare it again"
             )
         if unlabelled := batch["index"][batch["label"] < 0].tolist():
             name = self._examples.described(unlabelled[0])

@@ -199,7 +199,7 @@ class _Prepared:
             return np.array(record[self._image], object), np.int64(record[self._label])
         # The reader answers damaged files with RuntimeError, with a record of nothing ...
         except Exception as error:
-            raise DatasetError(f"{self.where} cannot be read ({error}): mend it or prepare it anew") from error
+            raise DatasetError(f"{self.where} cannot be read ({error}): repair it or prepare it again") from error
 
 
 def _numbers(indices: range) -> Any:

@@ -121,7 +121,7 @@ def is_primary() -> bool:
 
 
 @contextmanager
-def losses_told() -> Iterator[None]:
+def lost_processes_reported() -> Iterator[None]:
     """Within it, what goes wrong because another process is gone is a LostProcessError."""
     try:
         yield
@@ -202,11 +202,11 @@ def on_primary(work: Callable[[], Any]) -> Any:
             value = work()
         except JeffnetError as raised:
             error = raised
-    told, value = gathered([error and str(error), value])[0]
+    message, value = gathered([error and str(error), value])[0]
     if error:
         raise error
-    if told:
-        raise JeffnetError(f"process 0: {told}")
+    if message:
+        raise JeffnetError(f"process 0: {message}")
     return value
 
 

@@ -93,7 +93,7 @@ def check_picture() -> None:
     difference = np.abs(decoded.astype(np.int16) - pixels).mean() if decoded.shape == pixels.shape else math.inf
     if not difference <= _JPEG_ERROR:
         raise SelfTestError(
-            f"self test: a JPEG that was written and read differs by {difference:.1f} levels: install Pillow anew"
+            f"self test: a JPEG that was written and read differs by {difference:.1f} levels: reinstall Pillow"
         )
 
 

@@ -57,7 +57,7 @@ def shell_word(text: str) -> str:
     return f"$'{escaped}'"
 
 
-def told_apart(names: Sequence[str], others: Iterable[str]) -> list[str]:
+def distinguishable(names: Sequence[str], others: Iterable[str]) -> list[str]:
     r"""Names that are not among others, as a message shows them: one that only looks like one of these with both.
 
     Such are letters with accents of one or two characters, spaces at the end, and letters of other scripts:
@@ -82,7 +82,7 @@ def listed(names: Sequence[str], most: int = 5, beside: Iterable[str] = ()) -> s
       beside: other names in the message; those that look the same are told apart.
     """
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(told_apart(names[:most], beside)) + rest
+    return ", ".join(distinguishable(names[:most], beside)) + rest
 
 
 def _look(name: str) -> str:

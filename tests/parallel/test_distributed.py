@@ -116,7 +116,7 @@ distributed.connect(sys.argv[1], 2, number)
 print("connected", flush=True)
 if number == 0:
     time.sleep(600)
-with distributed.losses_told():
+with distributed.lost_processes_reported():
     distributed.gathered(None)
 """
 
@@ -277,7 +277,7 @@ def test_options_of_the_command_line(initialized):
 
 
 def told(error):
-    with distributed.losses_told():
+    with distributed.lost_processes_reported():
         raise error
 
 

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from jeffnet.text.names import listed, markdown, printable, shell_word, shortened, told_apart, utf8
+from jeffnet.text.names import listed, markdown, printable, shell_word, shortened, distinguishable, utf8
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 ODD = [
@@ -65,14 +65,14 @@ def test_a_word_of_the_shell_means_the_name(name: str):
     ],
 )
 def test_names_that_only_look_the_same_are_shown_with_their_difference(name: str, other: str):
-    (shown,) = told_apart([name], ["dog", other])
+    (shown,) = distinguishable([name], ["dog", other])
     assert shown.isascii()
     first, _, second = shown.partition(" (which only looks like ")
     assert (ast.literal_eval(first), ast.literal_eval(second.removesuffix(")"))) == (name, other)
 
 
 def test_names_that_are_there_or_look_like_none_are_shown_as_they_are():
-    assert told_apart(["café", "猫", "a\n"], ["café", "cafe", "狗"]) == ["café", "猫", r"a\n"]
+    assert distinguishable(["café", "猫", "a\n"], ["café", "cafe", "狗"]) == ["café", "猫", r"a\n"]
 
 
 def test_long_lists_are_cut_and_twins_told_apart():
