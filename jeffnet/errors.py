@@ -53,11 +53,11 @@ class UsageError(ConfigError):
 
 
 class OutputError(JeffnetError):
-    """A place that cannot be written to."""
+    """A file or folder that cannot be written."""
 
 
 class EndingError(OutputError):
-    """The name of a file whose ending says a form that cannot be written.
+    """A file name whose extension stands for a format that cannot be written.
 
     Attributes:
       exit_code: 2, since an option says so.
@@ -67,7 +67,7 @@ class EndingError(OutputError):
 
 
 class TrainingError(JeffnetError):
-    """A training run that cannot go on, such as one whose loss is no longer a number."""
+    """A training run that cannot continue, for example because its loss is NaN."""
 
 
 def check_choice(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from jeffnet.data.checks import checked_index, checked_labels
+from jeffnet.data.checks import checked_labels
 from jeffnet.data.images import MODES, image_mode
-from jeffnet.data.sources import Example
+from jeffnet.data.sources import Labelled
 from jeffnet.data.splits import split_names
 from jeffnet.errors import DatasetError, first_line
 from jeffnet.system.reading import check_file, user_path
@@ -23,7 +23,7 @@ _ONE_ARRAY = b"\x93NUMPY"
 _MOST_EXPANSION = 1040  # what deflate makes of a byte at most, and more than what is stored as it is
 
 
-class ArraySource:
+class ArraySource(Labelled):
     """Pictures in memory, in the order of the arrays.
 
     Attributes:
@@ -72,20 +72,12 @@ class ArraySource:
         self._data = data
         self.labels, self.classes = checked_labels(numbers, classes, data, self.name)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        index = checked_index(index, len(self))
-        image = Image.fromarray(self._images[index]).convert(MODES[self.channels])
-        return Example(image, int(self.labels[index]), self.name(index))
-
     def name(self, index: int) -> str:
         """The arrays' name and the picture's number."""
         return f"{self._data}/{index}"
 
-    def __repr__(self) -> str:
-        return f"ArraySource({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+    def _picture(self, index: int, name: str) -> Image.Image:
+        return Image.fromarray(self._images[index]).convert(MODES[self.channels])
 
 
 def open_npz(path: str | os.PathLike[str], split: str = "train", channels: int | None = None) -> ArraySource:

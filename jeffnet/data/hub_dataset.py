@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from jeffnet.data.checks import MOST_UNNAMED, checked_index, checked_labels
 from jeffnet.data.images import image_mode, read_image
-from jeffnet.data.sources import Example
+from jeffnet.data.sources import Labelled
 from jeffnet.data.splits import files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.system.extras import install
@@ -29,7 +30,7 @@ _IMAGE_COLUMNS = ("image", "img", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 
 
-class HubDataset:
+class HubDataset(Labelled):
     """Pictures of a table: rows of the data set, in its order.
 
     The column of pictures is the first of type `datasets.Image`, preferably called image or img; where there is none,
@@ -91,24 +92,17 @@ class HubDataset:
         classes = getattr(rows.features[label], "names", None)
         self.labels, self.classes = checked_labels(labels, classes, self._data, self.name)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        index = checked_index(index, len(self))
-        name = self.name(index)
+    def _picture(self, index: int, name: str) -> Image.Image:
         try:
             picture = self._rows[index][self._image] or {}
             content, path = picture.get("bytes"), picture.get("path")
         except Exception as error:  # of Arrow, at damaged values
             raise ImageError(f"image {name!r} cannot be read ({first_line(error)}): remove its row") from error
         if isinstance(content, bytes):
-            picture = read_image(content, self.channels, name)
-        elif path:
-            picture = read_image(self._inside(path, name), self.channels, name)
-        else:
-            raise ImageError(f"image {name!r} has neither bytes nor a path: remove its row")
-        return Example(picture, int(self.labels[index]), name)
+            return read_image(content, self.channels, name)
+        if path:
+            return read_image(self._inside(path, name), self.channels, name)
+        raise ImageError(f"image {name!r} has neither bytes nor a path: remove its row")
 
     def _inside(self, path: str, name: str) -> str:
         """Where a row's path leads, in the first of the folders that it is relative to or lies in."""
@@ -130,9 +124,6 @@ class HubDataset:
         except UnicodeDecodeError:
             path = None
         return f"{self._base}/{path or index}"
-
-    def __repr__(self) -> str:
-        return f"HubDataset({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
 
 
 def _cache_folders() -> list[Path]:

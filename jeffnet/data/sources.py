@@ -54,7 +54,40 @@ class Source(Protocol):
         ...
 
 
-class ImageFolder:
+class Labelled:
+    """What sources share whose labels are in memory: a subclass sets the attributes and reads pictures.
+
+    Attributes:
+      classes: name of every label.
+      labels: int32 `(len(self),)`.
+      channels: of the pictures, 3 or 1.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    channels: int
+    _data: str  # what `repr` calls the data set
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        index = checked_index(index, len(self))
+        name = self.name(index)
+        return Example(self._picture(index, name), int(self.labels[index]), name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+
+    def name(self, index: int) -> str:
+        """Which picture an example is, for a person."""
+        raise NotImplementedError
+
+    def _picture(self, index: int, name: str) -> Image.Image:
+        raise NotImplementedError
+
+
+class ImageFolder(Labelled):
     """Pictures in one folder per class: `root/<split>/<class>/**/*.jpg`, or another ending.
 
     Endings are those of `jeffnet.data.images.SUFFIXES` in any case.
@@ -91,6 +124,7 @@ class ImageFolder:
         """
         image_mode(channels)
         self._root = user_path(root)
+        self._data = str(self._root)
         self.channels = channels
         folder = _split_folder(self._root, split)
         found = _class_folders(folder)
@@ -119,12 +153,6 @@ class ImageFolder:
             np.int32
         )
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Example:
-        return Example(read_image(self.path(index), self.channels), int(self.labels[index]), self.names[index])
-
     def name(self, index: int) -> str:
         """Path of a picture relative to `root`."""
         return self.names[index]
@@ -133,11 +161,11 @@ class ImageFolder:
         """Where a picture's file is."""
         return self._root / self.names[index]
 
-    def __repr__(self) -> str:
-        return f"ImageFolder({str(self._root)!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+    def _picture(self, index: int, name: str) -> Image.Image:
+        return read_image(self.path(index), self.channels)
 
 
-class Digits:
+class Digits(Labelled):
     """Handwritten digits, 8 x 8 pixels, from the UCI repository: 1,797 pictures embedded in scikit-learn.
 
     A fifth of every digit's pictures, the same ones always, is 'val'; the rest is 'train'.
@@ -160,7 +188,7 @@ class Digits:
         """
         _check_split(split)
         self._mode = image_mode(channels)
-        self.channels = channels
+        self._data, self.channels = "digits", channels
         try:
             from sklearn.datasets import load_digits
         except ImportError:
@@ -171,19 +199,12 @@ class Digits:
         self._pixels = np.rint(data.reshape(-1, 8, 8)[self._indices] * (255 / 16)).astype(np.uint8)
         self.labels = labels[self._indices].astype(np.int32)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        image = Image.fromarray(self._pixels[index]).convert(self._mode)
-        return Example(image, int(self.labels[index]), self.name(index))
-
     def name(self, index: int) -> str:
         """'digits/' and the picture's number in the whole data set."""
         return f"digits/{self._indices[index]}"
 
-    def __repr__(self) -> str:
-        return f"Digits({len(self):,} pictures of 10 classes)"
+    def _picture(self, index: int, name: str) -> Image.Image:
+        return Image.fromarray(self._pixels[index]).convert(self._mode)
 
 
 class First:

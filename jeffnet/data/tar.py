@@ -7,11 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from jeffnet.data.archives import Member, find_archives, read_headers
-from jeffnet.data.checks import checked_index, checked_labels, of_unknown_endings
+from jeffnet.data.checks import checked_labels, of_unknown_endings
 from jeffnet.data.images import SUFFIXES, image_mode, is_picture, most_bytes, read_image
-from jeffnet.data.sources import Example
+from jeffnet.data.sources import Labelled
 from jeffnet.data.splits import KNOWN, files_of_split, split_names
 from jeffnet.errors import DatasetError, ImageError
 from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
@@ -30,7 +31,7 @@ class _Picture(NamedTuple):
     path: tuple[str, ...]
 
 
-class TarShards:
+class TarShards(Labelled):
     """Pictures in tar archives that are not compressed, in the order of the archives.
 
     Their contents decide between two layouts. WebDataset's: the members of an example have the same name up to the
@@ -96,20 +97,12 @@ class TarShards:
             found = [number[name] for name in folders]
         self.labels, self.classes = checked_labels(found, classes, self._data, self.name)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Example:
-        index = checked_index(index, len(self))
-        name = self.name(index)
-        return Example(read_image(self._content(index, name), self.channels, name), int(self.labels[index]), name)
-
     def name(self, index: int) -> str:
         """Name of the archive and path inside."""
         return f"{self._shards[self._shard[index]].name}/{self._names[index]}"
 
-    def __repr__(self) -> str:
-        return f"TarShards({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
+    def _picture(self, index: int, name: str) -> Image.Image:
+        return read_image(self._content(index, name), self.channels, name)
 
     def _content(self, index: int, name: str) -> bytes:
         offset, size = int(self._offsets[index]), int(self._sizes[index])
@@ -254,7 +247,7 @@ def _read_classes(folders: Sequence[Path]) -> tuple[str, ...] | None:
                 return _lines(str(folder / _CLASSES), read_file(folder / _CLASSES, MOST_TEXT))
             except OSError as error:
                 raise DatasetError(
-                    f"names of classes {str(folder / _CLASSES)!r} cannot be read ({error.strerror}): repair or remove it"
+                    f"names of classes {str(folder / _CLASSES)!r} cannot be read ({error.strerror}): fix or remove it"
                 ) from error
     return None
 

@@ -1,4 +1,4 @@
-"""Folders for compiled code that this user alone, or root, can have written: what lies in them is run."""
+"""Folders for compiled code. It is executed, so only this user and root may be able to write there."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ _ACCESS_LIST = "system.posix_acl_access"
 def code_folders(name: str) -> list[Path]:
     """Where compiled code may be looked for and kept, the first choice first; they need not exist.
 
-    Users may share a cache folder: where the first choice is another user's, the second is this user's own.
+    Users may share a cache folder: if the first choice belongs to another user, the second has this user's number.
 
     Args:
       name: of the folder in `jeffnet.system.files.cache_folder`.
@@ -23,26 +23,26 @@ def code_folders(name: str) -> list[Path]:
       OutputError: the user has no home.
     """
     names = [name, f"{name}-{os.geteuid()}"] if hasattr(os, "geteuid") else [name]
-    # Resolved: no link on the way is followed again after the look at it.
-    folders = [(cache_folder() / each).resolve() for each in names]
+    # Resolved, so that no link is followed again after the check.
+    folders = [(cache_folder() / entry).resolve() for entry in names]
     return [folder for folder in folders if untrusted(folder) is None]
 
 
 def make_code_folder(folder: Path) -> bool:
-    """Whether this process can write into a folder that nobody else can; makes it, for this user alone, if need be."""
+    """Make a folder for this user alone if it is missing; whether only this user and root can write to it."""
     if untrusted(folder) is not None:
         return False
     with contextlib.suppress(OSError):
-        missing = [each for each in (folder, *folder.parents) if not each.exists()]
-        for each in reversed(missing):
-            # Not `parents=True`, which makes folders that others may write where the umask is 0.
-            each.mkdir(mode=0o700 if each == folder else 0o755, exist_ok=True)
-    # Looked at again, since somebody else may have made it at the same moment.
+        missing = [entry for entry in (folder, *folder.parents) if not entry.exists()]
+        for entry in reversed(missing):
+            # Not `parents=True`: with a umask of 0 others could write to those folders.
+            entry.mkdir(mode=0o700 if entry == folder else 0o755, exist_ok=True)
+    # Checked again, since another user may have made it at the same moment.
     return os.access(folder, os.W_OK | os.X_OK) and untrusted(folder) is None
 
 
 def untrusted(path: str | os.PathLike) -> str | None:
-    """How another user, root apart, could have written what lies at a path; None where none could.
+    """How a user other than this one and root could have written what lies at a path; None if nobody could.
 
     A folder on the way there that others may write gives it to them, unless it is sticky, as `/tmp` is. A group with no
     other member is nobody else. What does not exist is as safe as the folder in which it would be made.
@@ -57,8 +57,8 @@ def untrusted(path: str | os.PathLike) -> str | None:
         return None
     try:
         path = Path(path).resolve()
-        for each in (path, *path.parents):
-            if each.exists() and (reason := _untrusted_entry(each, sticky_will_do=each != path)):
+        for entry in (path, *path.parents):
+            if entry.exists() and (reason := _untrusted_entry(entry, sticky_will_do=entry != path)):
                 return reason
     except (OSError, RuntimeError) as error:  # the latter for links in a circle
         return f"{str(path)!r} cannot be looked at: {getattr(error, 'strerror', None) or error}"
@@ -78,7 +78,7 @@ def _untrusted_entry(path: Path, sticky_will_do: bool) -> str | None:
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether a group is the one that many systems make for each user, without other members."""
+    """Whether a group is the private one that many systems make for a user."""
     import grp
     import pwd
 
@@ -90,5 +90,5 @@ def _is_own_group(number: int) -> bool:
 
 
 def _has_access_list(path: Path) -> bool:
-    """Whether more users than the mode tells of may write: the group's bits then are only the most they may do."""
+    """Whether a file has an access list, which may let more users write than its mode shows."""
     return hasattr(os, "listxattr") and _ACCESS_LIST in os.listxattr(path)

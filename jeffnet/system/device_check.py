@@ -1,7 +1,7 @@
-"""A test of about a second of what training and inference rest on: every device's arithmetic, their sums, and pictures.
+"""A self test of about a second: every device's arithmetic, sums over devices, and reading pictures.
 
-`jeffnet info --env` runs it. What a small network computes on each device is compared with numbers that were computed
-in float64, so that a device, a driver or a kernel that is wrong on all devices alike is found too.
+`jeffnet info --env` runs it. The results of a small network on each device are compared with constants computed in
+float64, so that a driver or kernel that is wrong on all devices is noticed too.
 """
 
 import io
@@ -24,12 +24,12 @@ from jeffnet.data.images import read_image
 from jeffnet.errors import JeffnetError, first_line
 from jeffnet.functional import ImageClassifier, to_variables
 
-# Every kind of layer once: a dense, a depthwise and a pointwise convolution, BatchNorm, squeeze-and-excitation, a sum.
+# Every kind of layer: dense, depthwise and pointwise convolution, BatchNorm, squeeze-and-excitation, a sum.
 _SPEC = ModelSpec(stages=(("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k3_s1_e2_c8",)), stem=8, features=16, act="silu")
 _PLAN = lower(_SPEC, num_classes=4, drop_rate=0.0, drop_path_rate=0.0)
 _IMAGES = (4, 16, 16, 3)
 
-# Of the network below, in float64.
+# Results of the network below, in float64.
 EXPECTED = {"logits": 30.546353931193025, "loss": 1.0317702799617225, "gradient": 4.9629187401715695}
 # Relative. float32 is off by less than 1e-6 on CPUs; this leaves room for functions that others approximate.
 TOLERANCE = 1e-4
@@ -38,7 +38,7 @@ _JPEG_ERROR = 4  # 8-bit levels on average, of a smooth picture at quality 90
 
 
 class SelfTestError(JeffnetError):
-    """The self test fails; says on which device, and what was computed instead of what."""
+    """The self test failed; says on which device, with the computed and the expected value."""
 
 
 def self_test() -> float:

@@ -1,4 +1,4 @@
-"""The devices that JAX starts in this process: those that were asked for, or an error that says why not."""
+"""Starts JAX's devices: those requested, or an error that says why they are missing."""
 
 import logging
 import re
@@ -23,24 +23,24 @@ _REMEDY = "check the driver, whether the container was given the devices, and wh
 
 
 class DeviceError(JeffnetError):
-    """Devices that were asked for are missing, or JAX cannot start them."""
+    """Requested devices are missing, or JAX cannot start them."""
 
 
 def jax_platforms(platform: str) -> str:
-    """What `JAX_PLATFORMS` must be so that JAX starts a platform; empty where it is to look for one by itself."""
+    """The value of `JAX_PLATFORMS` that makes JAX start a platform; empty lets JAX choose."""
     # Orbax and callbacks use the CPU beside any other.
     return {"cpu": "cpu", "gpu": ""}.get(platform, f"{platform},cpu")
 
 
 def start_devices(platform: str | None = None, count: int | None = None) -> None:
-    """Start JAX's devices, and check that they are those that were asked for.
+    """Start JAX's devices, and check that they are those requested.
 
-    JAX by itself passes over a GPU that it does not find and computes on the CPU, even where `JAX_PLATFORMS` names the
-    GPU. Here every platform that is named must be there.
+    JAX falls back to the CPU if it does not find a GPU, even if `JAX_PLATFORMS` names the GPU. Here every platform that
+    is named must exist.
 
     Args:
-      platform: to compute on, one of `PLATFORMS`; None leaves it to `JAX_PLATFORMS`, and to JAX where that is not set.
-      count: how many devices this process must have; None takes any number.
+      platform: to compute on, one of `PLATFORMS`; None takes that of `JAX_PLATFORMS`, or JAX's choice.
+      count: number of devices that this process must have; None for any.
 
     Raises:
       DeviceError: a named platform is missing, with JAX's reason; JAX computes on another one in this process already;
@@ -66,7 +66,7 @@ def start_devices(platform: str | None = None, count: int | None = None) -> None
 
 
 def _started(names: Sequence[str], asked: str) -> list[Any]:
-    """The devices of this process. Raises DeviceError where a named platform is missing or not the one in use."""
+    """The devices of this process. Raises DeviceError if a named platform is missing or not in use."""
     import jax
 
     name = next((name for name in names if name != "cpu"), "cpu")
@@ -88,7 +88,7 @@ def _started(names: Sequence[str], asked: str) -> list[Any]:
 
 
 def _reason(error: Exception, messages: Sequence[str]) -> str:
-    """Why a platform is missing: what JAX says, and what it logged of plugins that did not come up."""
+    """Why a platform is missing: JAX's error, and what it logged about plugins that failed."""
     reason = re.sub(r" \((set JAX_PLATFORMS|you may need to uninstall).*|\.? Available backends are .*", "", str(error))
     if not reason or reason.startswith("Unknown backend"):  # JAX did not even try
         reason = "JAX found none"
@@ -97,7 +97,7 @@ def _reason(error: Exception, messages: Sequence[str]) -> str:
 
 @contextmanager
 def _messages() -> Iterator[list[str]]:
-    """Warnings that JAX logs within it, in a line each; they are logged after it, unless it ends in an error."""
+    """Collects the first lines of JAX's warnings; they are logged after the block, unless it fails."""
     from jeffnet._jax_compat import PLUGIN_LOGGER
 
     records: list[logging.LogRecord] = []

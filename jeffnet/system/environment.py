@@ -1,4 +1,4 @@
-"""What jeffnet finds where it runs: devices, versions, memory, processors. `jeffnet info --env` prints it."""
+"""Describes the machine: devices, versions, memory, processors. `jeffnet info --env` prints it."""
 
 import contextlib
 import importlib
@@ -18,7 +18,7 @@ from jeffnet.system.processor import processors
 from jeffnet.system.versions import version as package_version
 from jeffnet.train.reports.environment import environment
 
-# What may feed pictures, or hold the device too. Their versions are read off their metadata: to import them takes long.
+# Packages that may feed pictures, or use the device too. Importing them takes long, so versions come from metadata.
 _NEIGHBOURS = ("tensorflow", "tensorflow-cpu", "torch")
 _CUDA_MODULES = ("jax_cuda13_plugin._versions", "jax_cuda12_plugin._versions")
 _NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
@@ -26,7 +26,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
-# A limit of this size is how the first version of control groups says that there is none.
+# The first version of control groups writes a limit of this size for no limit.
 _NO_LIMIT = 2**60
 
 
@@ -65,7 +65,7 @@ def report(platform: str | None = None, count: int | None = None) -> dict[str, A
 
 
 def usable_cpus() -> float:
-    """Processors that this process may use: those it is bound to, or fewer by the container's quota."""
+    """Number of processors that this process may use: its affinity, or the container's quota if that is lower."""
     quotas = [_quota(text) for text in _cgroup_files("cpu", "cpu.max")]
     quotas += [
         _quota(f"{quota} {period}")

@@ -1,9 +1,9 @@
-"""Packages that some functions need beyond what jeffnet brings, by the extra of `pyproject.toml` that installs them."""
+"""Optional packages, by the extra of `pyproject.toml` that installs them."""
 
 import sys
 
 _TENSORFLOW = "tensorflow-cpu" if sys.platform == "linux" else "tensorflow"
-# What a user asks pip for: the packages by their own names, since jeffnet may be installed from anywhere.
+# Arguments of `pip install`: the packages' names, since jeffnet may be installed from anywhere.
 PACKAGES = {
     "digits": "scikit-learn",
     "objax": "objax six",
@@ -18,5 +18,5 @@ PACKAGES = {
 
 
 def install(*extras: str) -> str:
-    """The command that installs what extras have, for a message."""
+    """The command that installs the packages of extras, for a message."""
     return f"pip install {' '.join(dict.fromkeys(' '.join(PACKAGES[extra] for extra in extras).split()))}"

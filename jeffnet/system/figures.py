@@ -19,10 +19,10 @@ FORMS = {
 
 @contextmanager
 def plain_text() -> Iterator[None]:
-    """Within it figures show texts as they are, whatever a user's settings of Matplotlib say; also a decorator.
+    """Context or decorator in which figures show texts literally, whatever a user's Matplotlib settings are.
 
-    Names come from people: a dollar sign in one begins no formula, and signs that the font lacks are drawn as boxes,
-    without a warning. What a font cannot draw at all must be `jeffnet.text.names.printable` before.
+    A dollar sign in a name does not start a formula, and characters that the font lacks are drawn as boxes without a
+    warning. Pass names through `jeffnet.text.names.printable` first.
     """
     import matplotlib
 
@@ -32,10 +32,10 @@ def plain_text() -> Iterator[None]:
 
 
 def form_of(path: str | os.PathLike[str], forms: Mapping[str, str] = FORMS) -> str:
-    """The form that a file's ending says, one of `forms`.
+    """The format for a file's extension, one of `forms`.
 
     Raises:
-      EndingError: no form in which figures can be written.
+      EndingError: figures cannot be written in such a format.
     """
     form = forms.get(Path(path).suffix.lower())
     if form is None:
@@ -44,7 +44,7 @@ def form_of(path: str | os.PathLike[str], forms: Mapping[str, str] = FORMS) -> s
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Raises OutputError where no file of this name could be written: better before the work than after it."""
+    """Raises OutputError if no file of this name could be written; call it before long work."""
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"cannot write {str(path)!r}: it is a folder, give the name of a file in it")
@@ -53,10 +53,10 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int = 110) -> None:
-    """Write a figure, in the form that the ending says.
+    """Write a figure, in the format of the extension.
 
     Raises:
-      EndingError: no form in which figures can be written.
+      EndingError: figures cannot be written in such a format.
       OutputError: it cannot be written.
     """
     form = form_of(path)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, locks between processes, and the folder for those that can be made anew."""
+"""Atomic writes of files, locks between processes, and the cache folder."""
 
 import contextlib
 import errno
@@ -21,12 +21,12 @@ try:
 except ImportError:  # Windows: nothing is locked
     fcntl = None
 
-# What is being written lies in a folder beside its final name, `.NAME.TOKEN.partial`, which its writer has locked. Not
-# the file itself: some libraries write another one and rename it.
+# Partial content lies in a folder beside its final name, `.NAME.TOKEN.partial`, which its writer has locked. A folder,
+# since some libraries write a second file and rename it.
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")
 _LONGEST_NAME = 200  # bytes of NAME: file systems take 255 in all
 _LOCK, _CONTENT = "lock", "content"
-# What file systems answer that cannot flush, or not a folder.
+# Errors of file systems that cannot flush, or cannot flush a folder.
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 # How safetensors and TensorStore say the system's answer, and answers of which others have only the text.
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")
@@ -78,7 +78,7 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def not_written(path: Path, error: Exception) -> Exception:
-    """The OutputError that says why a file could not be written; `error` itself where the system did not refuse."""
+    """An OutputError that says why a file could not be written; `error` itself if the system did not refuse."""
     reason = system_reason(error)
     return error if reason is None else OutputError(f"cannot write {str(path)!r}: {reason}")
 
@@ -112,7 +112,7 @@ def _os_error(error: BaseException) -> OSError | None:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """An empty folder in which to write what shall have this name, or names beside it; at the end it is gone.
+    """An empty folder for partial content of a file of this name; it is removed when the block ends.
 
     Raises:
       OSError: it cannot be made.
@@ -134,7 +134,7 @@ def partial_folder(path: Path) -> Iterator[Path]:
 
 
 def move_durably(partial: Path, path: Path) -> None:
-    """Give what lies in a partial folder its final name, once its content is on the disk.
+    """Flush an entry of a partial folder to the disk, then give it its final name.
 
     Raises:
       OSError: it cannot be written or named.
@@ -143,10 +143,10 @@ def move_durably(partial: Path, path: Path) -> None:
         try:
             before = os.stat(path)
             if not stat.S_ISREG(before.st_mode):  # a folder, or a device, which a file must not replace
-                raise OSError("something else than a file has this name")
+                raise OSError("something other than a file has this name")
             mode = before.st_mode
         except FileNotFoundError:
-            mode = os.stat(partial.parent).st_mode & 0o666  # as the umask says; some libraries give their files 0600
+            mode = os.stat(partial.parent).st_mode & 0o666  # as the umask says; some libraries create files with 0600
         os.chmod(partial, stat.S_IMODE(mode))
     flush(partial)
     os.replace(partial, path)
@@ -168,11 +168,11 @@ def flush(path: Path) -> None:
 
 
 def remove_partials(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left where they wrote files; what a living one writes stays.
+    """Remove partial files of killed processes; those of living ones stay.
 
     Args:
-      folder: where to look; one that is not there has none.
-      name: of the file that they wrote; None for every file.
+      folder: where to look; may be missing.
+      name: of the file that they wrote; None for all.
     """
     try:
         found = os.listdir(folder) if fcntl else []
@@ -187,12 +187,12 @@ def remove_partials(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def locked(path: str | os.PathLike, seconds: float = 0) -> Iterator[None]:
-    """Hold a lock, which only one process on any host can; it ends with the process, however that ends.
+    """Hold a lock that one process on all hosts can have; it ends with the process, however that ends.
 
-    Where the file system has no locks a warning says so, and there is none.
+    On a file system without locks, a warning is logged and nothing is locked.
 
     Args:
-      path: of the lock's file, which says who holds it; it is gone afterwards.
+      path: of the lock's file, which names its holder; it is removed afterwards.
       seconds: how long to wait for it.
 
     Raises:
@@ -229,10 +229,10 @@ def check_orbax_name(folder: str | os.PathLike[str]) -> None:
 
 
 def cache_folder() -> Path:
-    """For downloads and compiled code: $JEFFNET_CACHE, else $XDG_CACHE_HOME/jeffnet, else ~/.cache/jeffnet.
+    """The folder of downloads and compiled code: $JEFFNET_CACHE, $XDG_CACHE_HOME/jeffnet or ~/.cache/jeffnet.
 
     Raises:
-      OutputError: the user has no home.
+      OutputError: the user has no home folder.
     """
     own = os.environ.get("JEFFNET_CACHE")
     folder = Path(own or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -245,7 +245,7 @@ def cache_folder() -> Path:
 
 
 def _made(partial: Path) -> int | None:
-    """A new folder's lock; None where another process found the folder before it was locked."""
+    """A new folder's lock; None if another process removed the folder before it was locked."""
     partial.mkdir()
     if fcntl is None:
         return _NOTHING_HELD
@@ -268,7 +268,7 @@ def _acquire(path: Path, seconds: float) -> int:
         except PermissionError:  # another user's, left by a process that was killed
             descriptor = _open(path, os.O_RDONLY | os.O_NOFOLLOW)
         is_ours = _lock(descriptor)
-        # Whoever held it may have removed it just now: then it locks nothing.
+        # The previous holder may have removed it just now: then it locks nothing.
         if is_ours is not False and _is_at(descriptor, path):
             if is_ours is None:
                 _log.warning("%s cannot be locked on this file system: take care that no other process has it", path)
@@ -292,7 +292,7 @@ def _remove_if_free(partial: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether an open file could be locked, False where another process has it; None where there are no locks."""
+    """Whether an open file could be locked; None if the file system has no locks."""
     assert fcntl is not None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -302,7 +302,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has this name."""
+    """Whether this is still the name of an open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -322,7 +322,7 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-# Descriptors of locked files. A child that is forked would keep them for its parent, also beyond the parent's death.
+# Descriptors of locked files. A forked child would keep the locks of its parent, even after the parent's death.
 _held: set[int] = set()
 _NOTHING_HELD = -1
 

@@ -11,26 +11,26 @@ _UNKNOWN_CACHE = 8 << 20
 
 @functools.cache
 def fingerprint() -> str:
-    """A text that differs between processors for which different code would be compiled."""
+    """A text that differs between processors that need different compiled code."""
     facts = {line for line in _cpuinfo() if line.startswith(("model name", "flags", "Features", "CPU part"))}
     return "\n".join([platform.system(), platform.machine(), *sorted(facts)])
 
 
 @functools.cache
 def short_fingerprint() -> str:
-    """`fingerprint` in one line: the kind of machine, and a hash."""
+    """`fingerprint` in one line: the architecture and a hash."""
     return f"{platform.machine()} {hashlib.sha256(fingerprint().encode()).hexdigest()[:16]}"
 
 
 @functools.cache
 def vector_bits() -> int:
-    """Width of the widest vectors that XLA's option `xla_cpu_prefer_vector_width` should name."""
+    """The value for XLA's option `xla_cpu_prefer_vector_width`."""
     return 512 if "avx512f" in fingerprint().split() else 256
 
 
 @functools.cache
 def cache_bytes() -> int:
-    """Size of the largest cache; 8 MiB where the system does not say."""
+    """Size of the largest cache; 8 MiB if unknown."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = []
     for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
@@ -50,10 +50,10 @@ def processors() -> tuple[int, ...]:
 
 
 def remat_options() -> dict[str, str]:
-    """Options of XLA with which what `jax.checkpoint` forgets is forgotten, for `jax.jit(..., compiler_options=...)`.
+    """Compiler options for `jax.jit` with which `jax.checkpoint` saves memory on CPUs.
 
-    XLA's compiler for CPUs drops the barriers that JAX puts before what is to be computed again, and then computes it
-    early and keeps it after all. Nothing is needed on other platforms.
+    XLA's compiler for CPUs drops the barriers that JAX puts before recomputation, so that it computes early and keeps
+    the results after all. Other platforms need no options.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""Reading files that others made: regular ones of bounded size, text in UTF-8, and JSON of any content."""
+"""Reads untrusted files safely: regular files of bounded size, UTF-8 text, and JSON."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Larger than any list of labels, settings or results, and read in a second.
+# Larger than any list of labels, settings or results; reading it takes a second.
 MOST_TEXT = 2**28
 
 _TOO_LARGE = "it has {:,} bytes, more than {:,}"
@@ -21,30 +21,30 @@ _KINDS = (
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is the address of something in the network, or of a file in the form of one."""
+    """Whether a text is a URL."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path that a person gave, `~` at its beginning replaced by a home; as it is where there is no such home."""
+    """A path from a user, with a leading `~` expanded if that home folder exists."""
     return Path(os.path.expanduser(path))
 
 
 def read_file(path: str | os.PathLike[str], most: int | None) -> bytes:
-    """The contents of a regular file. Nothing else is opened: a pipe would wait for ever, a device never end.
+    """The contents of a regular file. Nothing else is opened: a pipe could block, and a device never end.
 
     Args:
       path: of the file; symbolic links are followed.
-      most: bytes that it may have; None for any number.
+      most: largest size in bytes; None for any.
 
     Raises:
-      OSError: it cannot be read, is no regular file or has more bytes; `strerror` says which.
+      OSError: it cannot be read, is not a regular file or is larger; `strerror` says which.
     """
     descriptor = _open(path, most)
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         size = os.fstat(descriptor).st_size
         parts, count, step = [], 0, size + 1
-        # Not just as many as it says it has: files that the system makes up say none, and others grow.
+        # Read on beyond the size that `stat` gives: that of files in /proc is 0, and others grow.
         while (most is None or count <= most) and (part := file.read(step)):
             parts.append(part)
             count += len(part)
@@ -57,15 +57,15 @@ def read_file(path: str | os.PathLike[str], most: int | None) -> bytes:
 
 
 def check_file(path: str | os.PathLike[str], most: int | None) -> None:
-    """Raises the OSError of `read_file` where there is no regular file of that size, without opening it."""
+    """Raises the OSError of `read_file` unless this is a regular file of at most that size; does not open it."""
     _check(path, os.stat(_named(path)), most)
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
-    """The text in a file in UTF-8, without a byte order mark.
+    """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
-      OSError: as `read_file`, and where it is not UTF-8.
+      OSError: as `read_file`, or it is not UTF-8.
     """
     content = read_file(path, most)
     try:
@@ -75,7 +75,7 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says.
+    """The value of a JSON text.
 
     Raises:
       ValueError: it is not JSON, or nested thousands of levels deep.
@@ -88,7 +88,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def _open(path: str | os.PathLike[str], most: int | None) -> int:
     """A descriptor of a regular file."""
-    # Asked before it is opened, since some devices act upon that; and again, since it may be another by then.
+    # Checked before it is opened, since some devices react to that; and again, since it may have been replaced.
     check_file(path, most)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags)
@@ -101,7 +101,7 @@ def _open(path: str | os.PathLike[str], most: int | None) -> int:
 
 
 def _named(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The path, if a file can be called so."""
+    """The path, if it is a possible name of a file."""
     if "\0" in os.fsdecode(path):
         _refuse(path, errno.EINVAL, "its name has a null character")
     return path

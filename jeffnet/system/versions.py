@@ -1,4 +1,4 @@
-"""Versions of what results depend on."""
+"""Versions of the packages that results depend on."""
 
 import importlib.metadata
 import platform
@@ -9,13 +9,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def versions() -> dict[str, str | None]:
-    """Of jeffnet, Python and the packages that they rest on; None for those that are not installed."""
+    """Versions of jeffnet, Python and `PACKAGES`; None for packages that are not installed."""
     own = {"jeffnet": jeffnet.__version__, "python": platform.python_version()}
     return own | {name: version(name) for name in PACKAGES}
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
+    """The version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

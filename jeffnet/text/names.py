@@ -1,4 +1,4 @@
-"""How names of files and classes are shown: they may hold any character, and none may stop or mislead a reader."""
+"""Names of files and classes as messages show them: they may hold any character, and must not mislead a reader."""
 
 import re
 import shlex
@@ -58,9 +58,9 @@ def shell_word(text: str) -> str:
 
 
 def distinguishable(names: Sequence[str], others: Iterable[str]) -> list[str]:
-    r"""Names that are not among others, as a message shows them: one that only looks like one of these with both.
+    r"""Names for a message; those that only look like one of `others` are written with escapes, beside it.
 
-    Such are letters with accents of one or two characters, spaces at the end, and letters of other scripts:
+    Examples are accents written as one or two characters, trailing spaces, and letters of other scripts:
     `'cafe\u0301' (which only looks like 'caf\xe9')`.
     """
     others = set(others)

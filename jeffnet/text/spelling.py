@@ -1,9 +1,9 @@
-"""What someone may have meant who gave an option or an entry that does not exist."""
+"""Suggestions for misspelt options and configuration entries."""
 
 import difflib
 from collections.abc import Iterable
 
-# What timm, torchvision, Keras and Lightning call what has another name here; with underscores.
+# Names in timm, torchvision, Keras and Lightning, with underscores, and our names for the same.
 ALIASES: dict[str, tuple[str, ...]] = {
     "aa": ("augment.policy",),
     "accum_iter": ("accumulate",),
@@ -104,7 +104,7 @@ _NEAR, _NEAR_IN_PART = 0.7, 0.8
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The known names that a wrong one may stand for, the likeliest first; none where nothing is near.
+    """Known names that an unknown one may mean, the likeliest first; none if nothing is near.
 
     Args:
       name: without dashes before it.
@@ -132,7 +132,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def suggestion(name: str, known: Iterable[str], before: str = "") -> str:
-    """What to add to a message about a wrong name: `; the nearest is NAME`, or nothing.
+    """The end of a message about an unknown name: `; the nearest is NAME`, or nothing.
 
     Args:
       name: see `nearest`.

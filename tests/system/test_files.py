@@ -146,7 +146,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "null").symlink_to(os.devnull)
     for name in ("pipe", "null"):
-        with pytest.raises(OutputError, match="something else than a file has this name"):
+        with pytest.raises(OutputError, match="something other than a file has this name"):
             _write(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["null", "pipe"]
 

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from jeffnet.text.names import listed, markdown, printable, shell_word, shortened, distinguishable, utf8
+from jeffnet.text.names import distinguishable, listed, markdown, printable, shell_word, shortened, utf8
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 ODD = [

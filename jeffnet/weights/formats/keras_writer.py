@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.errors import EndingError, OutputError, first_line
+from jeffnet.errors import EndingError, JeffnetError, OutputError, first_line
 from jeffnet.ops.image import per_channel
 from jeffnet.system.extras import install
 from jeffnet.system.files import written_atomically
@@ -39,15 +39,18 @@ def write_keras(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -
 
     Raises:
       EndingError: the name says no form of Keras.
-      JeffnetError: the mean or standard deviation does not fit the channels.
-      OutputError: Keras is not installed or has no such model, or the file cannot be written.
+      OutputError: Keras is not installed or has no such model, its mean does not fit its channels, or the file cannot
+        be written.
     """
     path = Path(path)
     suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
         raise EndingError(f"cannot write {str(path)!r}: name it *{' or *'.join(_SUFFIXES)}")
     name, options = _constructor(card)
-    mean, std = (per_channel(name, getattr(card.preprocessing, name), card.in_chans) for name in ("mean", "std"))
+    try:
+        mean, std = (per_channel(name, getattr(card.preprocessing, name), card.in_chans) for name in ("mean", "std"))
+    except JeffnetError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error}") from error
     try:
         keras = _keras()
     except ModuleNotFoundError as error:
