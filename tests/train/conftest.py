@@ -1,6 +1,7 @@
-"""A run on a few small pictures, which tests of the loop and of what it survives share."""
+"""A run on a few small pictures, which tests of whole runs share."""
 
 import json
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,7 +13,7 @@ COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (210, 30, 20)}
 
 @pytest.fixture(scope="session")
 def painted(tmp_path_factory):
-    """Paints three classes that a colour tells apart, so many pictures of each, and says where they are."""
+    """Paints pictures of three classes that differ in colour, and returns their folder."""
 
     def paint(training, validation, deviation):
         root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
@@ -36,7 +37,7 @@ def pictures(painted):
 
 @pytest.fixture(scope="module")
 def config(pictures, small_model):
-    """Four epochs of four steps, with an average and a checkpoint every three steps."""
+    """Three epochs of four steps, with a moving average, and checkpoints every three steps."""
     from jeffnet.train.config import (
         AugmentConfig,
         CheckpointConfig,
@@ -58,14 +59,14 @@ def config(pictures, small_model):
         ema=EmaConfig(decay=0.9),
         checkpoint=CheckpointConfig(every_steps=3),
         log=LogConfig(steps=2),
-        epochs=4,
+        epochs=3,
         batch_size=6,
     )
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """A run that nothing disturbed, and its result."""
+    """The folder and the result of a run that nothing disturbed."""
     from jeffnet.train.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
@@ -74,7 +75,7 @@ def finished(config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rows():
-    """The metrics of a run, but for how fast it was."""
+    """Reads the metrics of a run, without its speed."""
 
     def read(folder):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -85,7 +86,7 @@ def rows():
 
 @pytest.fixture(scope="session")
 def assert_same_run(rows):
-    """Metrics, models and the last checkpoint equal, to the bit."""
+    """Compares metrics, models and the last checkpoints of two runs, to the bit."""
     from jeffnet.train.run import Run, read_config
     from jeffnet.train.setup import make_setup
 
@@ -111,8 +112,8 @@ def assert_same_run(rows):
     return check
 
 
-@pytest.fixture
-def crash_after(monkeypatch):
+@pytest.fixture(scope="session")
+def crash_after():
     """A context in which a run ends, without saving, as soon as it logged this step."""
     from jeffnet.train.reports.journal import Journal
 
@@ -125,9 +126,31 @@ def crash_after(monkeypatch):
             if row["step"] == step:
                 raise MemoryError
 
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Journal, "write", crash)
             with pytest.raises(MemoryError):
                 yield
 
     return crashing
+
+
+@pytest.fixture(scope="module")
+def crashed_run(config, crash_after, tmp_path_factory):
+    from jeffnet.train.loop import train
+
+    folder = tmp_path_factory.mktemp("runs") / "crashed"
+    with crash_after(6):
+        train(config, folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def crashed(crashed_run, tmp_path):
+    """A copy of a run that crashed in its second epoch; its last checkpoints are those of steps 3 and 4."""
+    return shutil.copytree(crashed_run, tmp_path / "run")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Draw no curves, which take a quarter of the time of a short run; `finished` and test_curves.py draw them."""
+    monkeypatch.setattr("jeffnet.train.epochs.draw_curves", lambda *_: None)

@@ -24,7 +24,7 @@ from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.preview import plot_augment
 from jeffnet.train.run import locked_run
 
-pytestmark = pytest.mark.runs
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("undrawn")]
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -203,18 +203,16 @@ def test_a_signal_that_comes_by_two_ways_is_one():
 
 
 @pytest.mark.parametrize("size", [pytest.param(200, marks=pytest.mark.slow), 6000])
-def test_a_full_disk_loses_nothing(size, config, finished, assert_same_run, tmp_path, crash_after):
+def test_a_full_disk_loses_nothing(size, finished, assert_same_run, crashed):
     """No room for a line of metrics, or none for a checkpoint: every write past so many bytes fails."""
-    with crash_after(6):
-        train(config, tmp_path / "run", progress=False)
-    process = start("--resume", tmp_path / "run")
+    process = start("--resume", crashed)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.splitlines()[-1].startswith("error: ") and str(tmp_path) in errors.splitlines()[-1]
+    assert errors.splitlines()[-1].startswith("error: ") and str(crashed) in errors.splitlines()[-1]
     assert "Traceback" not in errors and "never awaited" not in errors
-    resume(tmp_path / "run", progress=False)
-    assert_same_run(tmp_path / "run", finished[0])
+    resume(crashed, progress=False)
+    assert_same_run(crashed, finished[0])
 
 
 @pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.slow)])
@@ -229,19 +227,14 @@ def test_a_crash_within_an_epoch_or_before_its_scores_changes_nothing(
 
 # Where one array cannot be read, Orbax gives up while its threads still read the others.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_corrupt_last_checkpoint_is_reported_and_the_one_before_it_used(
-    config, finished, assert_same_run, tmp_path, crash_after, caplog
-):
-    with crash_after(10):
-        train(config, tmp_path / "run", progress=False)
-    steps = sorted((int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")), reverse=True)
-    assert len(steps) == 2
-    files = [path for path in (tmp_path / "run" / "checkpoints" / str(steps[0])).rglob("*") if path.is_file()]
+def test_a_corrupt_last_checkpoint_is_reported_and_the_one_before_it_used(finished, assert_same_run, crashed, caplog):
+    assert {path.name for path in (crashed / "checkpoints").glob("[0-9]*")} == {"3", "4"}
+    files = [path for path in (crashed / "checkpoints" / "4").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
-    resume(tmp_path / "run", progress=False)
-    assert f"step {steps[0]} cannot be read" in caplog.text
-    assert_same_run(tmp_path / "run", finished[0])
+    resume(crashed, progress=False)
+    assert "step 4 cannot be read" in caplog.text
+    assert_same_run(crashed, finished[0])
 
 
 def test_a_picture_that_is_deleted_meanwhile_is_named_and_put_back_the_run_goes_on(
@@ -263,31 +256,25 @@ def test_a_picture_that_is_deleted_meanwhile_is_named_and_put_back_the_run_goes_
     assert_same_run(tmp_path / "run", finished[0])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_good(config, tmp_path, crash_after, rows):
-    with crash_after(6):
-        train(config, tmp_path / "run", progress=False)
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_good(crashed, rows):
     wild = [("optimizer.learning_rate", "1e38")]
     with pytest.raises(TrainingError, match=r"learning_rate.*keeps the checkpoint of step \d"):
-        resume(tmp_path / "run", wild, progress=False)
-    result = resume(tmp_path / "run", [("optimizer.learning_rate", "0.002")])
-    assert result.steps == 16
-    assert all(np.isfinite(row["train_loss"]) for row in rows(tmp_path / "run") if "train_loss" in row)
+        resume(crashed, wild, progress=False)
+    result = resume(crashed, [("optimizer.learning_rate", "0.002")])
+    assert result.steps == 12
+    assert all(np.isfinite(row["train_loss"]) for row in rows(crashed) if "train_loss" in row)
 
 
-def test_a_configuration_that_does_not_fit_the_checkpoint_is_refused(config, finished, tmp_path, crash_after):
-    with crash_after(6):
-        train(config, tmp_path / "run", progress=False)
-    before = (tmp_path / "run" / "config.json").read_text(), (tmp_path / "run" / "metrics.jsonl").read_text()
+def test_a_configuration_that_does_not_fit_the_checkpoint_is_refused(crashed):
+    files = [crashed / "config.json", crashed / "metrics.jsonl"]
+    before = [path.read_text() for path in files]
     for overrides in ([("ema.decay", "none")], [("optimizer.name", "sgd")], [("model.in_chans", "1")]):
         with pytest.raises(ConfigError, match="does not fit the checkpoint"):
-            resume(tmp_path / "run", overrides, progress=False)
+            resume(crashed, overrides, progress=False)
     for overrides in ([("seed", "5")], [("batch_size", "4")]):
         with pytest.raises(ConfigError, match=f"the {overrides[0][0]} and the data|seed and the data"):
-            resume(tmp_path / "run", overrides, progress=False)
-    assert before == (
-        (tmp_path / "run" / "config.json").read_text(),
-        (tmp_path / "run" / "metrics.jsonl").read_text(),
-    )
+            resume(crashed, overrides, progress=False)
+    assert [path.read_text() for path in files] == before
 
 
 @pytest.mark.slow
