@@ -1,4 +1,4 @@
-"""What a step does to a batch before the network sees it: targets, mixing, erasing."""
+"""Augmentation of batches on the device: soft targets, mixing, erasing."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ def augment_batch(images: Array, labels: Array, key: Array, config: Config, netw
     Args:
       images: uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`, whose first views are not erased.
       labels: `(N,)`.
-      key: of all that is drawn.
-      config: what to do.
-      network: whose classes and preprocessing count.
+      key: for all random draws.
+      config: of the run.
+      network: with the classes and the preprocessing.
 
     Returns:
-      Pixels, 0 to 255, shaped like `images`: uint8 where nothing was done; and targets `(N, classes)`.
+      Pixels, 0 to 255, shaped like `images` (uint8 if nothing was done), and targets `(N, classes)`.
     """
     augment, dtype = config.augment, network.compute_dtype
     mix_key, erase_key = jax.random.split(key)

@@ -16,7 +16,7 @@ from jeffnet.train.config import Config
 from jeffnet.train.epochs import Epochs
 from jeffnet.train.interrupt import InterruptedRunError, Requests, stop_requests
 from jeffnet.train.pretrained import continued, settled
-from jeffnet.train.recipe import entries, override
+from jeffnet.train.recipe import entry_values, override
 from jeffnet.train.reports.environment import record_environment
 from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.progress import Progress
@@ -94,7 +94,7 @@ def resume(folder: str | Path, overrides: Sequence[tuple[str, str]] = (), progre
 
 def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
     """Raises ConfigError where processes would not do the same."""
-    facts = entries(setup.config) | {
+    facts = entry_values(setup.config) | {
         "training pictures": len(setup.train_set),
         "validation pictures": setup.val_batches.num_examples,
         "classes": list(setup.train_set.classes),
@@ -108,8 +108,8 @@ def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
 def _check_same(begun: Config, config: Config, folder: str | Path) -> None:
     """Raises ConfigError where a run was begun with another configuration; its pictures may have moved."""
     free = ("mesh", "data.path", "data.threads", "data.workers", "checkpoint.", "log.")
-    now = entries(config)
-    for name, before in entries(begun).items():
+    now = entry_values(config)
+    for name, before in entry_values(begun).items():
         if before != now[name] and not name.startswith(free):
             raise ConfigError(
                 f"{str(folder)!r} holds a run with {name} {before!r}, not {now[name]!r}: give another output folder, "
@@ -153,7 +153,7 @@ def _explained(setup: Setup) -> Iterator[None]:
             raise
         raise ImageError(f"{error}: repair it, or resume with --data.on_bad_image skip") from error
     except FloatingPointError as error:
-        raise TrainingError(f"debug_nans found one: {error}") from error
+        raise TrainingError(f"debug_nans: {error}") from error
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -1,4 +1,4 @@
-"""Optimizers by name, put together from optax's parts."""
+"""Optimizers by name, composed of optax's transformations."""
 
 import inspect
 import math
@@ -25,13 +25,13 @@ _OPTIONS = ("momentum", "nesterov", "decay", "b1", "b2", "epsilon", "trust_coeff
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer, but for the learning rate and the decay of weights.
+    """An optimizer without its learning rate and weight decay.
 
     Attributes:
-      make: from the transformation that multiplies by the negative learning rate, and from options that have defaults,
-        to the one from gradients to updates.
-      decoupled: whether its own way is that weights decay beside the gradient's step, instead of by L2 in the loss.
-      decays_inside: its own way is to decay weights within `make`, which takes `decays`, by name, for that.
+      make: a function from the transformation that multiplies by the negative learning rate, and from options with
+        defaults, to the transformation from gradients to updates.
+      decoupled: by default weights decay beside the gradient's step, instead of by L2 in the loss.
+      decays_inside: by default weights decay within `make`, which takes `decays` by name.
     """
 
     make: Callable[..., _Transformation]
@@ -173,7 +173,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adafactor": Optimizer(_adafactor, decoupled=True),
     "muon": Optimizer(_muon, decoupled=True),
 }
-"""By name. Shampoo (arXiv:1802.09568) is left out: optax has none, and no JAX library of it is well kept."""
+"""By name. Shampoo (arXiv:1802.09568) is missing: optax does not have it, and no JAX library of it is maintained."""
 
 
 def make_optimizer(
@@ -181,16 +181,15 @@ def make_optimizer(
 ) -> _Transformation:
     """The optimizer of a configuration.
 
-    Gradients are clipped first: single values, then the global norm, then each unit's. With L2, each parameter times
-    its decay joins its gradient after that. Decoupled, it is multiplied by 1 - learning rate * decay beside what the
-    optimizer does (PyTorch's AdamW), at the learning rate of the step and of its group; LAMB decays within its trust
-    ratio.
+    Gradients are clipped first: by value, by global norm, then by unit. With L2, decay times parameter is then added to
+    the gradient. With decoupled decay, the parameter is multiplied by 1 - learning rate * decay beside the optimizer's
+    update (PyTorch's AdamW), at the learning rate of the step and of the group; LAMB decays within its trust ratio.
 
     Args:
-      config: which.
-      schedule: the learning rate of each step.
-      params: trained parameters, arrays or their shapes, as a flat dict by canonical name. The optimizer is of a dict
-        with exactly these.
+      config: of the optimizer.
+      schedule: learning rate by step.
+      params: trained parameters, arrays or their shapes, as a flat dict by canonical name; the optimizer takes dicts
+        with exactly these names.
       frozen: names of the model's other parameters, see `jeffnet.train.param_groups.treatments`.
 
     Raises:
@@ -223,8 +222,8 @@ def _options(config: OptimizerConfig) -> dict[str, Any]:
     known = inspect.signature(OPTIMIZERS[config.name].make).parameters
     foreign = [name for name in options if name not in known]
     if foreign:
-        own = ", ".join(name for name in _OPTIONS if name in known)
-        raise ConfigError(f"optimizer {config.name!r} has no option {foreign[0]!r}; it has {own}")
+        available = ", ".join(name for name in _OPTIONS if name in known)
+        raise ConfigError(f"optimizer {config.name!r} has no option {foreign[0]!r}; it has {available}")
     return options
 
 
@@ -246,7 +245,7 @@ def _trace(momentum: float, nesterov: bool = False) -> _Transformation:
 
 
 def _each(change: Callable[[str, Array, Array], Array]) -> _Transformation:
-    """Changes updates one by one, by name, update and parameter."""
+    """Changes every update by a function of its name, the update and the parameter."""
 
     def change_all(updates: Any, params: Any) -> Any:
         return {name: change(name, update, params[name]) for name, update in updates.items()}
@@ -255,12 +254,12 @@ def _each(change: Callable[[str, Array, Array], Array]) -> _Transformation:
 
 
 def _add_decay(decays: _ByName) -> _Transformation:
-    """Adds to each update its parameter times the decay."""
+    """Adds decay times parameter to the updates."""
     return _each(lambda name, update, param: update + decays[name] * param if decays[name] else update)
 
 
 def _decay_beside(schedule: Schedule, rates: _ByName, decays: _ByName) -> _Transformation:
-    """Takes from each update its parameter times the decay and the learning rate of the step."""
+    """Subtracts decay times parameter times the learning rate of the step from the updates."""
     factors = {name: rates[name] * decays[name] for name in rates}
     rate_of_step = optax.scale_by_learning_rate(schedule)
 

@@ -1,4 +1,4 @@
-"""Which parameters are trained in another way than the rest: their learning rate and their weight decay.
+"""The learning rate and weight decay of every parameter.
 
 Parameters go by their canonical names, `jeffnet.arch.summary.ArraySpec.name`.
 """
@@ -33,9 +33,9 @@ def treatments(config: OptimizerConfig, params: Mapping[str, Any], frozen: Itera
     of `layer_decay` and of a group multiply.
 
     Args:
-      config: what is wanted.
-      params: trained ones, arrays or their shapes, by canonical name.
-      frozen: names of the model's other parameters: their layers count for `layer_decay`.
+      config: of the optimizer.
+      params: trained parameters, arrays or their shapes, by canonical name.
+      frozen: names of the model's other parameters, whose layers count for `layer_decay`.
 
     Raises:
       ConfigError: the pattern of a group matches no trained parameter.
@@ -56,7 +56,7 @@ def treatments(config: OptimizerConfig, params: Mapping[str, Any], frozen: Itera
 
 
 def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
-    """Factors on the learning rate that fall by `decay` from each layer to the one before it; the last layer's is 1.
+    """Factors on the learning rate: 1 in the last layer, and `decay` times less from every layer to the one before it.
 
     The stem is a layer, then every block, then the classifier. The last convolution belongs to the last block, but to
     the classifier where it comes after the pooling, as MobileNetV3's does. That is timm's fine grouping.

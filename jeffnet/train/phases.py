@@ -1,4 +1,4 @@
-"""The parts of a run in which every step is the same: pictures may grow between them, and mixing may end."""
+"""Phases of a run: the steps of one are alike; between them pictures may grow, and mixing may end."""
 
 from dataclasses import dataclass, replace
 
@@ -10,12 +10,12 @@ from jeffnet.train.config import Config
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs.
+    """Epochs whose steps are alike.
 
     Attributes:
-      first_epoch: the first of them, from 0.
-      config: the run's, with this phase's values.
-      image_size: of its training pictures.
+      first_epoch: counted from 0.
+      config: the run's, with the values of this phase.
+      image_size: of the training pictures.
     """
 
     first_epoch: int
@@ -24,7 +24,7 @@ class Phase:
 
     @property
     def description(self) -> str:
-        """What may differ between phases."""
+        """What may differ between phases, for a person to read."""
         augment, drop_rate = self.config.augment, self.config.model.drop_rate
         parts = [f"{self.image_size} px", f"mixup {augment.mixup:g}", f"cutmix {augment.cutmix:g}"]
         parts += [] if augment.policy is None else [augment.policy]
@@ -53,7 +53,7 @@ def make_phases(config: Config, preprocessing: Preprocessing) -> list[Phase]:
 
 
 def _values(config: Config, epoch: int, share: float, image_size: int) -> tuple[Config, int]:
-    """The values this share of the way from the first phase to the last."""
+    """Configuration and image size a share of the way from the first phase to the last."""
     first, augment, model = config.progressive, config.augment, config.model
 
     def between(start: float | None, end: float) -> float:

@@ -1,4 +1,4 @@
-"""What a run takes of the weights from which it starts and of its teacher: options, preprocessing, order of classes."""
+"""Options, preprocessing and order of classes that a run takes from its pretrained weights and its teacher."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,34 +15,36 @@ from jeffnet.train.state import Arrays
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import describe_weights
 
-# Entries of the configuration, each None unless set, that weights may decide.
+# Entries of the configuration that are taken from the weights where they are None.
 _OF_MODEL = ("name", "global_pool", "output_stride")
 OF_PICTURES = ("image_size", "crop_pct", "interpolation", "mean", "std", "crop_mode")
 _log = logging.getLogger("jeffnet")
 
 
 def settled(config: Config) -> Config:
-    """A configuration in which what is left to the weights from which the model starts is what they say.
+    """A configuration whose open entries are filled in from the pretrained weights.
 
-    These are the model's name, pooling and output stride, and what it expects of pictures where the zoo says otherwise.
+    These are the model's name, pooling and output stride, and its preprocessing where that is not the zoo's.
 
     Raises:
-      WeightsError: the weights cannot be had or read, or are of another model.
+      WeightsError: the weights cannot be fetched or read, or are of another model.
       ConfigError: neither the configuration nor the weights name the model.
     """
     source = config.model.pretrained
     if source is None:
-        config.model.known_name  # noqa: B018 (whether there is one)
+        config.model.known_name  # noqa: B018 (raises where there is none)
         return config
     file, card = describe_weights(source, config.model.name)
-    own, expected = model_preprocessing(card.model), card.preprocessing
+    usual, expected = model_preprocessing(card.model), card.preprocessing
     model: dict[str, Any] = {"name": card.model}
-    # Maps without pooling are not what is trained here.
+    # Training needs pooled features.
     if card.global_pool not in ("avg", "none"):
         model["global_pool"] = card.global_pool
     if card.output_stride != 32:
         model["output_stride"] = card.output_stride
-    data = {entry: getattr(expected, entry) for entry in OF_PICTURES if getattr(expected, entry) != getattr(own, entry)}
+    data = {
+        entry: getattr(expected, entry) for entry in OF_PICTURES if getattr(expected, entry) != getattr(usual, entry)
+    }
     if len(expected.mean) not in (1, config.model.in_chans):
         data = {entry: value for entry, value in data.items() if entry not in ("mean", "std")}
     settled = _filled(config, model, data)
@@ -57,31 +59,31 @@ def settled(config: Config) -> Config:
     return settled
 
 
-def continued(config: Config, own: Config) -> Config:
-    """A configuration in which what is left to the weights is as in the run that it continues."""
+def continued(config: Config, begun: Config) -> Config:
+    """A configuration whose open entries are filled in from the run that it continues."""
     if config.model.pretrained is None:
         return config
-    model = {entry: getattr(own.model, entry) for entry in _OF_MODEL}
-    return _filled(config, model, {entry: getattr(own.data, entry) for entry in OF_PICTURES})
+    model = {entry: getattr(begun.model, entry) for entry in _OF_MODEL}
+    return _filled(config, model, {entry: getattr(begun.data, entry) for entry in OF_PICTURES})
 
 
 def _filled(config: Config, model: Mapping[str, Any], data: Mapping[str, Any]) -> Config:
-    """With these values of entries that are None."""
+    """The configuration with these values for entries that are None."""
     parts = {
-        part: replace(own, **{entry: value for entry, value in values.items() if getattr(own, entry) is None})
-        for part, own, values in (("model", config.model, model), ("data", config.data, data))
+        name: replace(part, **{entry: value for entry, value in values.items() if getattr(part, entry) is None})
+        for name, part, values in (("model", config.model, model), ("data", config.data, data))
     }
     return replace(config, **parts)
 
 
 def in_order(arrays: Arrays, card: ModelCard, classes: Sequence[str], teacher: str) -> Arrays:
-    """A teacher's arrays, its logits in the order of the data's classes.
+    """A teacher's arrays, with logits in the order of the data's classes.
 
     Args:
       arrays: by canonical name, with a classifier.
       card: of the teacher.
-      classes: names of the data's, as many as the teacher has.
-      teacher: what to call it in messages.
+      classes: names of the data's classes, as many as the teacher has.
+      teacher: name for messages.
 
     Raises:
       ConfigError: it has other classes.

@@ -1,4 +1,4 @@
-"""Recipes: files that define a configuration, what the command line replaces in one, and its text.
+"""Recipes: files that define a configuration, overrides from the command line, and the JSON form.
 
 A recipe is a Python file that defines `config = Config(...)`, or the `config.json` of a run.
 `--optimizer.learning_rate 0.1` on the command line replaces one entry of it.
@@ -56,7 +56,7 @@ def load_recipe(path: str | Path) -> Config:
 
 
 def _line(error: BaseException, path: str) -> str:
-    """Where in a recipe an error arose, as part of a message."""
+    """The line of a recipe that raised an error, for a message."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if isinstance(error, SyntaxError) and error.filename == path:
         lines.append(error.lineno)
@@ -64,21 +64,21 @@ def _line(error: BaseException, path: str) -> str:
 
 
 def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
-    """`config` with entries replaced, as on the command line.
+    """Replace entries of a configuration, as the command line does.
 
     Args:
-      config: where to start.
-      overrides: dotted names and texts, such as `('optimizer.learning_rate', '0.1')`. `none` stands for None; items of
-        a sequence are joined by commas, or are JSON where they have entries of their own.
+      config: with the other entries.
+      overrides: dotted names and texts, such as `('optimizer.learning_rate', '0.1')`. `none` stands for None. Items of
+        a sequence are joined by commas; groups of parameters are JSON.
 
     Returns:
       Another configuration.
 
     Raises:
-      UsageError: an unknown name (the message has the nearest), a text that is not of the entry's type, or a whole
-        that does not fit together.
+      UsageError: an unknown name (the message has the nearest), a text that is not of the entry's type, or entries that
+        do not fit together.
     """
-    # Checked as a whole at the end: two entries that belong together may come in any order.
+    # Checked only at the end: entries that belong together may come in any order.
     entries = dataclasses.asdict(config)
     try:
         for name, text in overrides:
@@ -111,7 +111,7 @@ def from_json(text: str, source: str) -> Config:
       The configuration.
 
     Raises:
-      ConfigError: it is malformed, or has an entry that this version does not know.
+      ConfigError: the text is malformed, or has an entry that this version does not know.
     """
     try:
         entries = parse_json(text)
@@ -134,7 +134,7 @@ def entry_names(within: str = "") -> list[str]:
     return [name for name in names_of(Config) if name.startswith(within)]
 
 
-def entries(config: Config) -> dict[str, Any]:
+def entry_values(config: Config) -> dict[str, Any]:
     """The values of all entries.
 
     Args:
@@ -148,22 +148,22 @@ def entries(config: Config) -> dict[str, Any]:
 
 
 def check_name(name: str, given: str, others: Sequence[str] = ()) -> None:
-    """Refuse a dotted name of which there is no entry.
+    """Check that there is an entry of a dotted name.
 
     Args:
-      name: of an entry.
-      given: as the user spelled it.
-      others: options that are no entries, but may be meant.
+      name: of the entry.
+      given: the name as the user spelled it.
+      others: names of other options, for suggestions.
 
     Raises:
-      UsageError: there is no such entry; the message has those that may be meant.
+      UsageError: there is no such entry; the message suggests similar ones.
     """
     kind: Any = Config
     *parents, last = name.split(".")
     for number, parent in enumerate(parents, 1):
         kind = _hint(kind, parent, given, others)
         if not dataclasses.is_dataclass(kind):
-            raise UsageError(f"option --{given} is no entry: --{'.'.join(parents[:number])} has none of its own")
+            raise UsageError(f"option --{given} is no entry: --{'.'.join(parents[:number])} has no entries within it")
     if dataclasses.is_dataclass(_hint(kind, last, given, others)):
         within = ", ".join(entry_names(f"{name}."))
         near = suggestion(given, entry_names(), "--")

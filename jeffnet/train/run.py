@@ -1,15 +1,15 @@
-"""A run's folder: everything that a run writes, and what is needed to continue it.
+"""The folder of a run, with everything that the run writes and needs to continue.
 
-* `config.json`: the whole configuration, also a recipe.
-* `environment.json`: versions, devices, and the state of the code, of every start.
-* `metrics.jsonl`: one JSON object a line, each with `step`; the same for TensorBoard in `events*`.
+* `config.json`: the whole configuration, which is a recipe too.
+* `environment.json`: versions, devices and the state of the code at every start.
+* `metrics.jsonl`: a JSON object with `step` and other numbers per line; the same for TensorBoard in `events*`.
 * `curves.png`: learning curves.
 * `checkpoints/`: the last states, for `jeffnet train --resume`.
 * `model.safetensors`: the best model so far, for `jeffnet validate` and `jeffnet predict`; `model_ema.safetensors` the
   best moving average; `best/` the best few; `averaged.safetensors` their average.
 * `README.md`: the model card, at the end.
-* `wandb_id.txt`, `wandb/`: with Weights & Biases, which run it is there, and the client's files.
-* `train.lock`: while a process trains, which one.
+* `wandb_id.txt`, `wandb/`: with Weights & Biases, the identifier of the run, and the client's files.
+* `train.lock`: during training, which process trains.
 """
 
 import logging
@@ -30,8 +30,8 @@ from jeffnet.train.config import Config
 from jeffnet.train.recipe import from_json, to_json
 
 _LOCK = "train.lock"
-# How long a command that goes on with a run waits for the one before it: network disks keep the locks of a host that
-# crashed for 90 seconds.
+# How long a command that continues a run waits for the command before it: network disks keep the locks of a crashed
+# host for 90 seconds.
 _SECONDS_TO_WAIT = 100
 
 _log = logging.getLogger("jeffnet.train")
@@ -39,16 +39,16 @@ _log = logging.getLogger("jeffnet.train")
 
 @contextmanager
 def locked_run(folder: str | os.PathLike, waits: bool = False) -> Iterator[None]:
-    """Within it no other command trains in a run's folder, which is made. The first of several processes locks it.
+    """Make and lock a run's folder, so that no other command trains in it, and remove files that were half written.
 
-    What commands before it left half written is removed.
+    The first of several processes holds the lock.
 
     Args:
       folder: of the run.
-      waits: for a command that is about to end, a while.
+      waits: wait a while for a command that is about to end.
 
     Raises:
-      OutputError: another command trains in the folder, it cannot be written to, or its name is none for checkpoints.
+      OutputError: another command trains in the folder, it cannot be written to, or Orbax does not accept its name.
     """
     with ExitStack() as stack:
         on_primary(lambda: _lock(stack, Path(folder), waits))
@@ -56,7 +56,7 @@ def locked_run(folder: str | os.PathLike, waits: bool = False) -> Iterator[None]
 
 
 def _lock(stack: ExitStack, folder: Path, waits: bool) -> None:
-    check_orbax_name(folder)  # else it is an error at the end of the first epoch
+    check_orbax_name(folder)  # or the run would fail at the end of its first epoch
     path = folder / _LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ class Run:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last)
 
     def path(self, name: str) -> Path:
-        """Of a file in the folder."""
+        """The path of a file in the folder."""
         return self.folder / name
 
     def write_config(self) -> None:
@@ -140,7 +140,7 @@ def _write_config(folder: Path, config: Config) -> None:
 
 
 def is_run(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a run, or what is left of one: a new one would go on from its checkpoints."""
+    """Whether a folder holds a run, or checkpoints of one, from which a new run would continue."""
     return Path(folder, "config.json").exists() or any(Path(folder, "checkpoints").glob("[0-9]*"))
 
 

@@ -1,4 +1,4 @@
-"""Learning rates over time: functions of the step, each at its base rate at the peak."""
+"""Learning rate schedules: functions of the step whose peak is the base rate."""
 
 import dataclasses
 import inspect
@@ -82,7 +82,7 @@ def _one_cycle(steps: int, *, rise: float, start: float, final: float) -> _Share
     return shares
 
 
-# Each takes the steps from the warm-up to the end, and its own entries of ScheduleConfig, times in steps.
+# Functions of the number of steps after the warm-up and of the schedule's entries in ScheduleConfig, times in steps.
 SCHEDULES: dict[str, Callable[..., _Shares]] = {
     "constant": _constant,
     "step": _step,
@@ -96,22 +96,21 @@ _COMMON = ("name", "unit", "warmup", "warmup_start")
 
 
 def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epoch: int) -> Schedule:
-    """The learning rate of each step.
+    """The learning rate by step.
 
     Args:
-      config: which.
-      base: the rate at the peak, which the first step after the warm-up has exactly, or that at `rise` of `one_cycle`;
-        with `decay_from_start` the last step of the warm-up has it, and what follows has decayed already.
-      steps: of the whole run; schedules that end do so there.
-      steps_per_epoch: what an epoch is.
+      config: of the schedule.
+      base: the rate at the peak: exactly that of the first step after the warm-up, or of the step at `rise` of
+        `one_cycle`. With `decay_from_start` it is that of the warm-up's last step, after which it has decayed already.
+      steps: of the whole run, where schedules that end do so.
+      steps_per_epoch: length of an epoch.
 
     Returns:
-      A function from the step, counted from 0, to the rate: float32, or float64 for a step of that type. It works by
-      element, inside and outside of `jit`.
+      A function from the step, counted from 0, to the rate: float32, or float64 for a float64 step. It works
+      elementwise, inside and outside of `jit`.
 
     Raises:
-      ConfigError: an entry of another schedule that is set; a warm-up that takes the whole run; times
-        that do not fit the run.
+      ConfigError: an entry of another schedule is set, the warm-up takes the whole run, or times do not fit the run.
     """
     unit = steps_per_epoch if config.unit == "epochs" else 1
     warmup = round(config.warmup * unit)
@@ -121,10 +120,10 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
         )
     if warmup and config.name == "one_cycle":
         raise ConfigError("schedule 'one_cycle' rises by itself, see schedule.rise: set schedule.warmup to 0")
-    shares = SCHEDULES[config.name](steps - warmup, **_own_entries(config, unit, warmup))
+    shares = SCHEDULES[config.name](steps - warmup, **_schedule_entries(config, unit, warmup))
     # Where decay counts from the start, the step after the warm-up is below the base rate: the one before it has it.
     top = max(warmup - 1, 1) if config.decay_from_start else warmup
-    # The first step learns something too: where nothing else is said, its rate is one part of the way up, not 0.
+    # Not 0 by default, or the first step would do nothing.
     start = config.warmup_start or 1 / (top + 1)
 
     def schedule(count: ArrayLike) -> Array:
@@ -136,24 +135,24 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
     return schedule
 
 
-def _own_entries(config: ScheduleConfig, unit: int, warmup: int) -> dict[str, Any]:
-    """A schedule's own entries, times as steps since the warm-up; an error where another's is set."""
-    own = _entries_of(config.name)
+def _schedule_entries(config: ScheduleConfig, unit: int, warmup: int) -> dict[str, Any]:
+    """The schedule's entries, with times in steps after the warm-up; ConfigError if one of another schedule is set."""
+    names = _entries_of(config.name)
     for field in dataclasses.fields(config):
-        if field.name not in (*_COMMON, *own) and getattr(config, field.name) != field.default:
+        if field.name not in (*_COMMON, *names) and getattr(config, field.name) != field.default:
             owners = ", ".join(name for name in SCHEDULES if field.name in _entries_of(name))
             raise ConfigError(
                 f"schedule {config.name!r} has no {field.name!r}, which is of {owners}: leave it at {field.default!r}"
             )
-    entries = {name: getattr(config, name) for name in own}
-    for name in {"decay_every", "cycle"} & set(own):
+    entries = {name: getattr(config, name) for name in names}
+    for name in {"decay_every", "cycle"} & set(names):
         if entries[name] is not None:
             entries[name] *= unit
             if entries[name] < 1:
                 raise ConfigError(f"schedule.{name} {getattr(config, name):g} {config.unit} is less than one step")
-    if "decay_from_start" in own:
+    if "decay_from_start" in names:
         entries["decay_from_start"] = warmup if config.decay_from_start else 0
-    if "milestones" in own:
+    if "milestones" in names:
         entries["milestones"] = tuple(time * unit - warmup for time in config.milestones)
         if config.milestones and min(entries["milestones"]) <= 0:
             raise ConfigError(
@@ -167,14 +166,14 @@ def _entries_of(schedule: str) -> list[str]:
 
 
 def _geometric(steps: int, rate: float, every: float, before: int, staircase: bool) -> _Shares:
-    """Decay that began so many steps before the first."""
+    """Decay that began `before` steps earlier."""
     if staircase:
         return _drops(rate, [every * number - before for number in range(1, int((steps + before) / every) + 1)])
     return lambda step: rate ** ((step + before) / every)
 
 
 def _drops(rate: float, times: Sequence[float]) -> _Shares:
-    # Counted by whole steps: a quotient of two floats may fall just short of the whole number that it stands for.
+    # Counted in whole steps: a quotient of floats may fall just short of the integer that it should be.
     starts = [math.ceil(round(time, 6)) for time in sorted(times)]
 
     def shares(step: Array) -> Array:

@@ -1,4 +1,4 @@
-"""All that a training step changes."""
+"""The state of training: everything that a step changes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ class LossScale:
 
     Attributes:
       scale: the factor.
-      good_steps: since it last changed.
+      good_steps: steps since the factor last changed.
     """
 
     scale: Array
@@ -33,7 +33,7 @@ class LossScale:
 
     @classmethod
     def initial(cls) -> "LossScale":
-        """Before the first step."""
+        """The scale of the first step."""
         return cls(jnp.float32(_FIRST_SCALE), jnp.int32(0))
 
     def after(self, finite: Array) -> "LossScale":
@@ -47,18 +47,18 @@ class LossScale:
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes; arrays by canonical name.
+    """Everything that a step changes; arrays by canonical name.
 
     Attributes:
       step: how many steps were taken, int32.
-      params: what is trained.
-      frozen: parameters that are not.
+      params: trained parameters.
+      frozen: other parameters.
       batch_stats: running statistics.
-      opt_state: the optimizer's.
+      opt_state: the optimizer's state.
       average: moving average of `params` and `batch_stats`, or None.
-      average_updates: how often it was updated, int32.
+      average_updates: how often the average was updated, int32.
       loss_scale: with float16, or None.
-      skipped: steps in a row whose gradients were no numbers, int32.
+      skipped: how many steps in a row had gradients that are not finite, int32.
     """
 
     step: Array
@@ -73,12 +73,12 @@ class TrainState:
 
     @property
     def arrays(self) -> Arrays:
-        """All of the model's."""
+        """All arrays of the model."""
         return {**self.frozen, **self.params, **self.batch_stats}
 
     @property
     def averaged_arrays(self) -> Arrays:
-        """All of the averaged model's."""
+        """All arrays of the averaged model."""
         assert self.average is not None
         return {**self.frozen, **self.average}
 
@@ -94,9 +94,9 @@ def initial_state(
     """The state before the first step.
 
     Args:
-      arrays: all of the model's. A step gives up the buffers of the state it gets.
+      arrays: of the model. A step donates the buffers of its state, so these are lost with the first one.
       optimizer: of the parameters that are not frozen.
-      frozen: names of parameters that are.
+      frozen: names of frozen parameters.
       averaged: keep a moving average.
       scaled: scale the loss.
     """
@@ -108,7 +108,7 @@ def initial_state(
         frozen={name: arrays[name] for name in arrays if name in frozen},
         batch_stats=stats,
         opt_state=optimizer.init(params),
-        # Copies: no buffer can be given up twice.
+        # Copies, since no buffer can be donated twice.
         average=jax.tree.map(jnp.array, {**params, **stats}) if averaged else None,
         average_updates=jnp.int32(0),
         loss_scale=LossScale.initial() if scaled else None,

@@ -41,36 +41,36 @@ def make_train_step(
     average_from: int = 0,
     layout: Layout | None = None,
 ) -> TrainStep:
-    """A compiled step.
+    """A compiled training step.
 
-    Each step's random numbers depend on `config.seed` and on the step alone, so that a resumed run draws what an
-    uninterrupted one would have.
+    Random numbers depend on `config.seed` and on the number of the step alone, so that a resumed run draws the same as
+    one that was not interrupted.
 
     Args:
-      network: what is trained.
+      network: the model.
       optimizer: of its parameters.
-      config: what to do: augmentation on the device, loss, accumulation, averaging.
+      config: of the run; augmentation on the device, loss, accumulation and averaging count.
       teacher: for distillation.
-      average_from: the step from which on the moving average is one.
-      layout: where states and batches lie; None where that is one device.
+      average_from: the step before which the moving average is the model itself.
+      layout: placement of states and batches on devices; None for a single device.
 
     Returns:
       A function from the state and a batch (`image` uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`; `label` `(N,)`) to
-      the next state and the batch's metrics: `loss`, `top1` in per cent, `grad_norm`, and `skipped`, 1 where the step
-      changed nothing because its gradients were no numbers. The old state's buffers are given up. The batch may have
-      `requests`, bool `(devices, k)`, of which the metrics have `requests` `(k,)`: what any device's row asks for.
+      the next state and metrics: `loss`, `top1` in per cent, `grad_norm`, and `skipped`, which is 1 if the gradients
+      were not finite. The old state's buffers are donated. With `requests` in the batch, bool `(devices, k)`, the
+      metrics have `requests` `(k,)`: what any device asks for.
     """
     work = _Work(network, optimizer, config, teacher.network if teacher else None, average_from, layout)
-    # Keys and the teacher's arrays are arguments, not constants of the program.
-    # A step that is run again to find a NaN needs the state it had.
+    # A step that is run again to locate a NaN needs its old state.
     donated = () if config.debug_nans else 2
     step = jax.jit(work.step, donate_argnums=donated, compiler_options=remat_options() if network.remat else None)
+    # Arguments, so that neither the key nor the teacher's arrays are constants of the program.
     return partial(step, jax.random.key(config.seed), teacher.arrays if teacher else {})
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one backward pass is about."""
+    """The examples of one backward pass."""
 
     pixels: Array
     labels: Array
@@ -121,27 +121,27 @@ class _Work:
         pixels, targets = augment_batch(jnp.asarray(batch["image"]), labels, augment_key, self.config, self.network)
 
         def cut(array: Array) -> Array:
-            # Every count-th example: views or repeats of a picture that stand side by side are spread over the parts.
+            # Every count-th example: repeats of a picture, which are neighbours, are spread over the parts.
             return jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0)
 
         pixels, labels, targets = (self._split(cut(array), axis=1) for array in (pixels, labels, targets))
         return _Part(pixels, labels, targets, jax.random.split(drop_key, count))
 
     def _split(self, array: Array, axis: int = 0) -> Array:
-        """The array, whose axis of examples the devices share."""
+        """The array, split over the devices along its axis of examples."""
         if self.layout is None:
             return array
         spec = PartitionSpec(*[None] * axis, *self.layout.batch.spec)
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.layout.mesh, spec))
 
     def _whole(self, arrays: Arrays) -> Arrays:
-        """Parameters as layers take them: gathered where they are split, so that it is they that travel, not maps."""
+        """Parameters as layers take them: gathered, so that devices exchange parameters and not feature maps."""
         if self.layout is None or self.layout.fsdp == 1:
             return arrays
         return jax.lax.with_sharding_constraint(arrays, self.layout.whole)
 
     def _laid_out(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
-        """As they came, so that the next step is the same program."""
+        """State and metrics, placed as they came, so that the next step needs no other program."""
         if self.layout is None:
             return state, metrics
         state = jax.lax.with_sharding_constraint(state, self.layout.shardings(state))
@@ -177,12 +177,12 @@ class _Work:
         return gradients, stats, metrics
 
     def _loss(self, arrays: Arrays, part: _Part, teacher_arrays: Arrays) -> tuple[Array, Array, Arrays]:
-        """Mean loss, per cent of first guesses that are right, and updated statistics."""
+        """Mean loss, top-1 in per cent, and updated statistics."""
         splits = self.config.augment.splits
         pixels = part.pixels if splits == 1 else part.pixels.reshape(-1, *part.pixels.shape[2:])
         arrays = self._whole(arrays)
         logits, stats = self.network.train(arrays, self._split(pixels), part.key)
-        # A picture's views side by side: they are on one device.
+        # The views of a picture are neighbours, on one device.
         views = logits.reshape(-1, splits, *logits.shape[1:])
         first = views[:, 0]
         loss = _losses(self.config.loss, first, part.targets)
@@ -209,7 +209,7 @@ class _Work:
                 average, value, state.average_updates, form=ema.form, decay=ema.decay or 0.0, warmup=ema.warmup
             )
             # Before it begins, the average is the model itself.
-            return jax.tree.map(lambda new, own: jnp.where(begun, new, own), moved, value)
+            return jax.tree.map(lambda new, current: jnp.where(begun, new, current), moved, value)
 
         if ema.every == 1:
             average, updates = update(state.average), state.average_updates + begun.astype(jnp.int32)
@@ -220,7 +220,7 @@ class _Work:
         return state.replace(average=average, average_updates=updates)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _guarded(self, before: TrainState, after: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
-        """The state after the step; where its gradients are no numbers, and that may be, the one before it."""
+        """The state after the step, or, if gradients are not finite and such steps are skipped, the one before it."""
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         if before.loss_scale is not None or self.config.on_nan == "skip":
             after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
@@ -239,6 +239,6 @@ def _losses(config: LossConfig, logits: Array, targets: Array) -> Array:
 
 
 def _ascended(params: Arrays, gradients: Arrays, norm: Array, rho: float) -> Arrays:
-    """Where within the radius the loss is highest, to first order (arXiv:2010.01412, equation 2)."""
+    """The parameters within the radius that have the highest loss, to first order (arXiv:2010.01412, equation 2)."""
     factor = rho / (norm + 1e-12)
     return jax.tree.map(lambda array, gradient: array + factor * gradient, params, gradients)

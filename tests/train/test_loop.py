@@ -29,7 +29,6 @@ from jeffnet.train.config import (
 from jeffnet.train.epochs import Epochs
 from jeffnet.train.loop import resume, train
 from jeffnet.train.recipe import load_recipe
-from jeffnet.train.seeds import train_seeds
 from jeffnet.train.setup import make_setup, run_preprocessing
 from jeffnet.weights.card import ModelCard, save_model
 
@@ -294,22 +293,6 @@ def test_the_best_few_models_are_kept_and_averaged(config, tmp_path, rows):
         else:
             np.testing.assert_allclose(array, mean, rtol=1e-5, atol=1e-7, err_msg=name)
     assert result.averaged.examples == 9
-
-
-@pytest.mark.slow
-def test_several_seeds_are_several_runs_and_are_continued(config, tmp_path, rows):
-    short = replace(config, epochs=1, seed=9)
-    results = train_seeds(short, tmp_path / "runs", [0, 1], progress=False)
-    losses = [rows(tmp_path / "runs" / f"seed_{seed}")[0]["train_loss"] for seed in (0, 1)]
-    assert losses[0] != losses[1]
-    train(replace(short, seed=1), tmp_path / "one", progress=False)
-    assert rows(tmp_path / "one") == rows(tmp_path / "runs" / "seed_1")
-    assert train_seeds(short, tmp_path / "runs", [0, 1], progress=False) == results
-    assert (tmp_path / "runs" / "curves.png").stat().st_size > 0
-    with pytest.raises(ConfigError, match="different ones"):
-        train_seeds(short, tmp_path / "runs", [1, 1])
-    with pytest.raises(ConfigError, match="another configuration"):
-        train_seeds(replace(short, batch_size=4), tmp_path / "runs", [0])
 
 
 def test_the_same_command_begins_a_run_and_goes_on_with_it(config, finished, assert_same_run, crashed):

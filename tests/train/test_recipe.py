@@ -70,7 +70,7 @@ def _entry(config, name):
         ("epochs", "0", "at least 1"),
         ("augment.scale", "0.5", "2 float values"),
         ("augment.scale", "1,2,3", "2 float values"),
-        ("augment.scale.low", "1", "augment.scale has none"),
+        ("augment.scale.low", "1", "augment.scale has no entries"),
         ("optimizer.groups", "classifier", "a list such as .* in JSON"),
         ("optimizer.groups", '[{"patern": "x"}]', "unknown entry"),
         ("optimizer.groups", '[{"pattern": 3}]', "type str"),

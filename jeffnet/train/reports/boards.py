@@ -1,4 +1,4 @@
-"""Where metrics are looked at while a run goes on: TensorBoard, and Weights & Biases."""
+"""Metrics for TensorBoard and for Weights & Biases."""
 
 import logging
 import math
@@ -15,30 +15,30 @@ from jeffnet.system.extras import install
 from jeffnet.system.files import write_file
 from jeffnet.train.config import LogConfig
 
-# Names of metrics that begin with one of these are shown together.
+# Metrics whose names begin with one of these are shown together.
 _GROUPS = ("train", "val", "ema_val", "averaged_val")
-# Each flush of TensorBoard's file waits for the disk, which may be busy with a checkpoint.
+# A flush of TensorBoard's file waits for the disk, which may be busy with a checkpoint.
 _SECONDS_TO_FLUSH = 10
-# How long the end of a run waits for its last metrics to be sent; the rest stays on disk, for `wandb sync`.
+# How long the end of a run waits until its last metrics are sent; the rest stays on disk, for `wandb sync`.
 _SECONDS_TO_FINISH = 120
 
 _log = logging.getLogger("jeffnet.train")
 
 
 class Board(Protocol):
-    """What shows rows of metrics."""
+    """Shows rows of metrics."""
 
     def write(self, row: Mapping[str, float]) -> None:
         """Show a row, which has `step`."""
         ...
 
     def close(self) -> None:
-        """Show what was not yet shown."""
+        """Show the rest."""
         ...
 
 
 def tags(row: Mapping[str, float]) -> dict[str, float]:
-    """The row's values but for `step`, by names in groups: `ema_val/top1` for `ema_val_top1`."""
+    """The values of a row without `step`, with grouped names: `ema_val/top1` for `ema_val_top1`."""
     return {_tag(name): value for name, value in row.items() if name != "step"}
 
 
@@ -48,7 +48,7 @@ def _tag(name: str) -> str:
 
 
 def check_boards(log: LogConfig) -> None:
-    """Raises ConfigError where what is asked for is not installed: better before a run's folder is made than after."""
+    """Raises ConfigError if Weights & Biases is configured and not installed, before a run's folder is made."""
     if log.wandb_project is not None:
         _wandb(log.wandb_project)
 
@@ -60,13 +60,13 @@ class TensorBoard:
         """Begins a new file.
 
         Args:
-          folder: of the run; where it goes on, it has files already.
-          first_step: TensorBoard takes back what earlier files have of this step and later ones; None for a new run.
+          folder: of the run.
+          first_step: TensorBoard drops this step and later ones from earlier files of a resumed run; None if it is new.
 
         Raises:
           OutputError: it cannot be written.
         """
-        # The writer's own way, a SummaryWriter, waits forever where the disk is full, and names files after the host.
+        # tensorboardX's SummaryWriter waits forever on a full disk, and names files after the host.
         with _without_torch():
             from tensorboardX import RecordWriter
             from tensorboardX.proto import event_pb2, summary_pb2
@@ -121,17 +121,17 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run at Weights & Biases. Once it began, nothing that goes wrong with it stops the training."""
+    """A run at Weights & Biases. Once it began, its failures do not stop the training."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
-        """Begins a run there, or goes on with the one of `wandb_id.txt`.
+        """Begins a run there, or continues the one of `wandb_id.txt`.
 
-        Rows of steps that are taken again are there twice: what was sent cannot be taken back.
+        Rows of steps that a resumed run takes again are there twice: rows cannot be deleted.
 
         Args:
-          folder: of the run, which has the identifier and the files of the client.
-          project: in which the run is.
-          config: to be shown with it.
+          folder: of the run, for the identifier and the files of the client.
+          project: of the run.
+          config: to show with the run.
 
         Raises:
           ConfigError: the client is not installed, or refuses.
@@ -150,7 +150,7 @@ class WeightsAndBiases:
                 resume="allow",
                 settings=wandb.Settings(finish_timeout=_SECONDS_TO_FINISH),
             )
-            # Its own count of rows would go on where the run was interrupted, not where it is resumed.
+            # The client's count of rows would go on where the run was interrupted, not where it is resumed.
             self._run.define_metric("*", step_metric="step")
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise ConfigError(
@@ -206,7 +206,7 @@ def _identifier(path: Path) -> str:
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """Within it torch looks as if it were not installed: tensorboardX would load it, in seconds, for nothing."""
+    """Hide torch from tensorboardX, which would import it, in seconds, without need."""
     if "torch" in sys.modules:
         yield
         return

@@ -1,4 +1,4 @@
-"""The model card of a run: what was trained, how, and how good it is, as the README.md of the run's folder."""
+"""The model card of a run, the README.md in its folder: the model, its training and its scores."""
 
 import dataclasses
 import statistics
@@ -17,9 +17,9 @@ from jeffnet.weights.card import ModelCard
 CARD_FILE = "README.md"
 
 _CURVES = "curves.png"
-# Of so few classes the first five guesses are all.
+# With so few classes top-5 counts every guess.
 _FEW_CLASSES = 5
-# Entries of the configuration that have rows of their own in the table, and parts that say nothing about the model.
+# Entries of the configuration that other rows of the table show, and parts that say nothing about the model.
 _SHOWN = (
     *("model", "data", "augment", "optimizer", "schedule", "loss", "progressive", "ema"),
     *("epochs", "batch_size", "accumulate", "seed", "checkpoint", "log"),
@@ -81,7 +81,7 @@ def _scores(card: ModelCard, rows: Rows, result: Result) -> str:
 
 
 def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:
-    """Names and values of what was chosen."""
+    """Rows of the table: the choices of the configuration, and the speed."""
     data, augment = config.data, config.augment
     yield "data", f"{_without_folders(data.path)}, split {data.train_split}; validated on split {data.val_split}"
     start = config.model.pretrained
@@ -110,7 +110,7 @@ def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:
 
 
 def _changed(part: Any, *without: str) -> list[str]:
-    """What differs from the defaults, as `name value`."""
+    """Entries that differ from their defaults, as `name value`."""
     changed = []
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
@@ -131,7 +131,7 @@ def _value(value: Any) -> str:
 
 
 def _without_folders(name: str) -> str:
-    """Where things lie on the machine of the training concerns nobody else."""
+    """A name without the folders of the machine, which are nobody else's concern."""
     path = Path(name)
     return path.name if path.is_absolute() or name.startswith("~") else name
 

@@ -14,24 +14,24 @@ from jeffnet.text.names import printable
 from jeffnet.train.reports.scores import Rows
 from jeffnet.train.schedule import Schedule
 
-# Longer curves are drawn as the means of so many stretches: single batches would fill the panel with noise.
+# Longer curves are averaged to this many points: single batches would fill the panel with noise.
 _POINTS = 400
-# Curves of fewer points have marks, without which a single one would not be seen.
+# Curves of fewer points have markers, without which a single point is invisible.
 _MARKED = 60
-# More runs than these are not named one by one.
+# With more runs than this, the legend does not name them.
 _NAMED = 8
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """One of a picture.
+    """A panel of a picture.
 
     Attributes:
-      title: above it.
-      curves: metric, label and colour of each.
+      title: above the panel.
+      curves: their metrics, labels and colours.
       unit: of the values.
-      from_zero: whether the axis begins at 0.
-      cuts: whether rare values far above all others leave the panel instead of flattening the rest.
+      from_zero: begin the axis at 0.
+      cuts: cut off rare values far above all others, which would flatten the rest.
     """
 
     title: str
@@ -70,8 +70,8 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
 
     Args:
       rows: of `metrics.jsonl`, with any of the metrics; None and NaN leave gaps.
-      path: of the picture; its folder must exist.
-      title: above it.
+      path: of the picture, in a folder that exists.
+      title: of the picture.
 
     Raises:
       OutputError: the picture cannot be written.
@@ -95,12 +95,12 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
 
 @plain_text()
 def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
-    """Loss and top-1 of runs that differ by their seeds, thin, and their mean, as a PNG.
+    """Loss and top-1 of runs with different seeds, and their mean, as a PNG.
 
     Args:
       runs: rows of `metrics.jsonl` by the run's name.
-      path: of the picture; its folder must exist.
-      title: above it.
+      path: of the picture, in a folder that exists.
+      title: of the picture.
 
     Raises:
       OutputError: the picture cannot be written.
@@ -134,16 +134,16 @@ def draw_schedule(
     Args:
       schedule: of `make_schedule`.
       steps: of the run.
-      steps_per_epoch: what an epoch is.
-      path: of the picture, whose ending says its form; its folder must exist.
-      title: above it.
+      steps_per_epoch: length of an epoch.
+      path: of the picture, in a folder that exists; its ending selects the format.
+      title: of the picture.
 
     Raises:
       OutputError: the picture cannot be written.
     """
     from matplotlib.figure import Figure
 
-    # More points than the picture has columns show nothing more.
+    # More points than the picture has columns would not be visible.
     shown = np.unique(np.linspace(0, steps - 1, min(steps, 4000)).round().astype(np.int32))
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
@@ -168,7 +168,7 @@ def _figure(title: str) -> Any:
 
 
 def _finish(axes: Any, panel: _Panel, rows: Rows, drawn: Sequence[np.ndarray]) -> None:
-    """Title, names and limits of the axes."""
+    """Set title, labels and limits of the axes."""
     axes.set_title(panel.title)
     if not drawn:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", color="tab:gray")
@@ -191,7 +191,7 @@ def _abscissa(rows: Rows) -> str:
 
 
 def _curve(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """float64 `(N,)` each: where a metric was measured, and its values, NaN where they are no numbers."""
+    """Positions and values of a metric, both float64 `(N,)`; values that are not finite are NaN."""
     abscissa = _abscissa(rows)
     points = [(row[abscissa], math.nan if row[name] is None else row[name]) for row in rows if name in row]
     x, y = np.array(points, np.float64).reshape(-1, 2).T
@@ -200,7 +200,7 @@ def _curve(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of stretches of equally many points, where there are many; one without any number stays a gap."""
+    """A long curve as means over stretches of equal length; a stretch without a number stays a gap."""
     length = -(-len(x) // _POINTS)
     if length <= 1:
         return x, y
@@ -213,7 +213,7 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Over the runs, where all of them have a point."""
+    """The mean of the runs, at points that all of them have."""
     values = [dict(zip(x.tolist(), y.tolist(), strict=True)) for x, y in curves]
     x = sorted(set.intersection(*(set(points) for points in values)))
     return np.array(x), np.array([np.mean([points[place] for points in values]) for place in x])

@@ -1,4 +1,4 @@
-"""In what a run ran: versions, devices, the state of the code; and how much memory it takes."""
+"""The environment of a run: versions, devices, the state of the code, and the memory in use."""
 
 import json
 import logging
@@ -26,12 +26,12 @@ _log = logging.getLogger("jeffnet.train")
 
 
 def environment() -> dict[str, Any]:
-    """What a run's result may depend on besides its configuration, for JSON; not the name of the machine.
+    """Whatever a run's result may depend on besides its configuration, for JSON; without the machine's name.
 
     Returns:
       `started` (UTC, ISO 8601), `command`, `versions` by package, `platform`, `cpus`, `devices` (a list of `platform`,
       `kind` and `count`), and `git`: `commit`, `branch` and `changed` of the repository of the current folder, None
-      where it is in none.
+      outside of a repository.
     """
     devices = Counter((device.platform, device.device_kind) for device in jax.devices())
     return {
@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
 
 
 def record_environment(folder: str | Path) -> None:
-    """Add the environment to the list in `environment.json`, which has one entry for every start of the run.
+    """Add the environment to the list in `environment.json`, which has an entry for every start of the run.
 
     A damaged list is renamed to `environment.json.damaged`.
 
@@ -62,7 +62,7 @@ def record_environment(folder: str | Path) -> None:
         damaged = path.with_name(f"{ENVIRONMENT_FILE}.damaged")
         path.replace(damaged)
         _log.warning("%s is no list of environments and is renamed to %s", path, damaged.name)
-    except OSError as error:  # what cannot be read now must not be written over
+    except OSError as error:  # a list that cannot be read now must not be overwritten
         raise OutputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     write_file(path, json.dumps([*entries, environment()], indent=2) + "\n")
 
@@ -83,7 +83,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def memory_in_use() -> int | None:
-    """Bytes: the most that any device had in use, or on a CPU what the process takes; None where nobody knows."""
+    """The most bytes that a device had in use, or on a CPU the memory of the process; None if unknown."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     known = [peak for peak in peaks if peak is not None]
     return max(known) if known else _resident_memory()
@@ -111,7 +111,7 @@ def _git_state() -> dict[str, Any] | None:
             errors="replace",
             timeout=_GIT_SECONDS,
             check=True,
-            # Looking must not lock the index for somebody who works in the repository.
+            # Do not lock the index, in case somebody works in the repository.
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (OSError, subprocess.SubprocessError):

@@ -1,7 +1,7 @@
 """The metrics of a run: `metrics.jsonl`, and the same for TensorBoard and Weights & Biases.
 
-Each line is one JSON object with `step`. JSON has no number for what is infinite or none: there it is `null` in the
-file, and NaN in `rows()`.
+Each line is a JSON object with `step` and other numbers. JSON has no infinity and no NaN: both are `null` in the file,
+and NaN in `rows()`.
 """
 
 import json
@@ -30,15 +30,15 @@ class Journal:
     def __init__(
         self, folder: Path, log: LogConfig, config: Mapping[str, Any], after_step: int | None, writes: bool = True
     ) -> None:
-        """Opens the files of a new run, or those of a run that goes on.
+        """Opens the files of a new or a resumed run.
 
         Args:
           folder: of the run.
-          log: where to write to, besides `metrics.jsonl`.
-          config: all of the run's, for Weights & Biases.
-          after_step: the step from which the run goes on: rows of later ones are taken back, since they come again.
-            None for a new run, where every row is.
-          writes: False keeps rows in memory alone: of several processes one writes.
+          log: outputs besides `metrics.jsonl`.
+          config: of the run, for Weights & Biases.
+          after_step: the step from which the run continues: rows of later steps are dropped, as these steps are taken
+            again. None for a new run, where all rows are dropped.
+          writes: write files; of several processes one does, the others keep rows in memory only.
 
         Raises:
           ConfigError: Weights & Biases is asked for, and is not installed or not logged in to.
@@ -65,13 +65,13 @@ class Journal:
             self._opened = stack.pop_all()
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Add a row to the file, which has it when this returns, and to what else is configured.
+        """Append a row to the file at once, and to the other outputs.
 
         Args:
           row: `step` and other numbers by name; `train_`, `val_`, `ema_val_` and `averaged_val_` group them.
 
         Raises:
-          OutputError: it cannot be written; all rows before it are in the file.
+          OutputError: the row cannot be written; the file has all rows before it.
         """
         row = {name: _number(value) for name, value in row.items()}
         if self._lines is not None:
@@ -81,27 +81,27 @@ class Journal:
             board.write(row)
 
     def flush(self) -> None:
-        """Wait until the file's rows are on the disk; raises OutputError where they cannot be written."""
+        """Flush the file to the disk; raises OutputError if that fails."""
         if self._lines is not None:
             self._lines.flush()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of the run, also those before it went on."""
+        """All rows of the run, also those before it was resumed."""
         return list(self._rows)
 
     def close(self) -> None:
-        """Write what waits to be written.
+        """Write the rest, and close the files.
 
         Raises:
-          OutputError: it cannot be.
+          OutputError: the rest cannot be written.
         """
         self._opened.close()
 
 
 def read_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows in the `metrics.jsonl` of a run's folder; none where there is no such file.
+    """The rows of `metrics.jsonl` in a run's folder; none if there is no such file.
 
-    A last line that was only begun is left out, and so is, with a warning, any other that is no row.
+    An unfinished last line is skipped, and so is, with a warning, any other line that is not a row.
 
     Raises:
       OutputError: the file cannot be read.
@@ -114,7 +114,7 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
         if row is not None:
             rows.append(row)
         elif number < len(lines):
-            _log.warning("line %d of %s is no row of metrics and is left out", number, path)
+            _log.warning("line %d of %s is not a row of metrics and is skipped", number, path)
     return rows
 
 
@@ -140,7 +140,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _number(value: float) -> float:
-    """An int or a float of Python; NaN for what is not finite."""
+    """A Python int or float; NaN for numbers that are not finite."""
     if isinstance(value, numbers.Integral):
         return int(value)
     value = float(value)
@@ -153,7 +153,7 @@ def _line(row: Mapping[str, float]) -> bytes:
 
 
 class _Lines:
-    """A file that grows by whole lines, each handed to the operating system at once."""
+    """A file that grows by whole lines, unbuffered."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -169,7 +169,7 @@ class _Lines:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            # A full disk takes a part of a line, behind which the next one would be lost too.
+            # A full disk takes a part of a line, to which the next line would be appended.
             with suppress(OSError):
                 self._file.truncate(self._size)
             raise self._not_written(error) from error

@@ -1,4 +1,4 @@
-"""What a configuration does, as pictures, before anything is trained."""
+"""Pictures of a configuration before training: the learning rate, and augmented pictures."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from jeffnet.train.reports.curves import draw_schedule
 from jeffnet.train.schedule import make_schedule
 from jeffnet.train.setup import make_setup, train_transform
 
-# Of ImageNet-1k, where the configured data set is not at hand.
+# Training pictures of ImageNet-1k, for a schedule without data.
 _EXAMPLES = 1_281_167
 _PICTURES, _VIEWS = 6, 6
 
@@ -27,14 +27,14 @@ def plot_schedule(config: Config, path: str) -> str:
     """Draw the learning rate over the whole run.
 
     Args:
-      config: of the run; where its data set is not at hand, ImageNet's length stands in.
+      config: of the run; if its data set is missing, ImageNet's length is taken.
       path: of the PNG.
 
     Returns:
-      What was drawn, in one line.
+      A description of the picture, in one line.
 
     Raises:
-      ConfigError: the schedule will not do.
+      ConfigError: the schedule is invalid.
       OutputError: the file cannot be written.
     """
     try:
@@ -49,23 +49,23 @@ def plot_schedule(config: Config, path: str) -> str:
 
 
 def plot_augment(config: Config, path: str) -> str:
-    """Draw training pictures as a step of the first phase sees them, each several times.
+    """Draw training pictures as the steps of the first phase see them, several times.
 
     Args:
       config: of the run.
       path: of the PNG.
 
     Returns:
-      What was drawn, in one line.
+      A description of the picture, in one line.
 
     Raises:
-      JeffnetError: the configuration or the data will not do.
+      JeffnetError: the configuration or the data cannot be used.
       OutputError: the file cannot be written.
     """
     setup = make_setup(settled(config))
     phase = setup.phases[0]
     transform = train_transform(phase, setup.network.preprocessing)
-    # From all over the data set: one that is sorted by classes begins with many of the first.
+    # Spread over the data set, which may be sorted by class.
     numbers = np.unique(np.linspace(0, len(setup.train_set) - 1, _PICTURES).round().astype(int)).tolist()
     examples = Examples(setup.train_set, config.data.on_bad_image)
     pictures = [examples[number] for number in numbers]
@@ -93,5 +93,5 @@ def plot_augment(config: Config, path: str) -> str:
 
 
 def _flat(pixels: np.ndarray) -> np.ndarray:
-    """One picture; several views of it side by side."""
+    """A picture, or its views side by side."""
     return np.concatenate(list(pixels), axis=1) if pixels.ndim == 4 else pixels
