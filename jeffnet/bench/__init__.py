@@ -1,1 +1,1 @@
-"""Benchmarks: models in every backend and beside their peers, each in a process of its own, in alternation."""
+"""Benchmarks: every backend and its peers, in separate processes that take turns."""

@@ -1,4 +1,4 @@
-"""The processes that benchmarks start: JSON lines over pipes, so that one that waits takes no processor's time.
+"""The processes that benchmarks start: JSON lines over pipes; a waiting process takes no CPU time.
 
 `run` starts one, `Child` is its handle. In it `main` calls a function with what it was given and a `Channel`.
 """
@@ -25,7 +25,7 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from jeffnet.
 
 
 class ChildError(Exception):
-    """What a child could not do, in one line.
+    """The error of a child process, in one line.
 
     Attributes:
       expected: it has no such model or is not made for the task: no defect.
@@ -38,7 +38,7 @@ class ChildError(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """In what a child runs.
+    """Environment and processors of a child process.
 
     Attributes:
       environment: its variables.
@@ -58,12 +58,12 @@ class Channel:
         os.dup2(2, 1)
 
     def send(self, reply: Mapping[str, Any]) -> None:
-        """One message to the parent."""
+        """Send one message to the parent."""
         self._replies.write(json.dumps(reply) + "\n")
         self._replies.flush()
 
     def requests(self) -> Iterator[dict[str, Any]]:
-        """What the parent asks for, until it is gone."""
+        """The parent's requests, until it closes the pipe."""
         for line in sys.stdin:
             yield json.loads(line)
 
@@ -111,7 +111,7 @@ class Child:
         return self.receive()
 
     def close(self) -> None:
-        """End it, and all that it started."""
+        """End the child and all processes that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -144,7 +144,7 @@ def children() -> Iterator[list[Child]]:
 
 
 def run(target: str, arguments: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
-    """What a function answers that runs in a process of its own.
+    """Run a function in a child process; returns its answer.
 
     Args:
       target: `module:function`; gets `arguments` and a `Channel`, to which it sends one message.
@@ -160,7 +160,7 @@ def run(target: str, arguments: Mapping[str, Any], setting: Setting) -> dict[str
 
 
 def main() -> None:
-    """What a child does."""
+    """The main function of a child process."""
     target, arguments, processors = map(json.loads, sys.argv[2:])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, processors)  # the one way to tell XLA how many threads it may have
@@ -186,6 +186,6 @@ def _end_with_parent() -> None:
 
 
 def resolve(name: str) -> Any:
-    """The function or class that `module:name` names."""
+    """Import a function or class from `module:name`."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

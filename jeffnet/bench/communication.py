@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Communication between devices in a compiled program, read from its text."""
 
 import math
 import re
@@ -52,7 +52,7 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        """Of all its arrays, once."""
+        """Bytes of all its arrays."""
         return sum(self.sizes)
 
     @property
@@ -89,7 +89,7 @@ def by_kind(found: Iterable[Collective]) -> dict[str, tuple[int, float]]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation by name, and the name of the one that the program begins with."""
+    """The lines of each computation by name, and the name of the entry computation."""
     found: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -154,7 +154,7 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _bits(dtype: str) -> int:
-    """Of an element: `f32`, `bf16`, `s8`, `u32`, `pred`, `f8e4m3fn`, `c64`."""
+    """Bits of an element type: `f32`, `bf16`, `s8`, `u32`, `pred`, `f8e4m3fn`, `c64`."""
     digits = re.search(r"\d+", dtype)
     return 8 if dtype == "pred" or digits is None else int(digits[0])
 

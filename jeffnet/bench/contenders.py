@@ -1,4 +1,4 @@
-"""Who is measured: jeffnet's backends, its fused inference, and its peers."""
+"""The contenders: jeffnet's backends, its fused inference, and its peers."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _JAX, _TORCH, _ONNX, _KERAS = (f"jeffnet.bench.programs.with_{name}" for name in
 
 @dataclass(frozen=True)
 class Contender:
-    """One of those that are measured.
+    """A program that is measured.
 
     Attributes:
       program: `module:class` of its `jeffnet.bench.program.Program`.
@@ -31,7 +31,7 @@ class Contender:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self) -> str | None:
-        """What to do where a package is not installed; None where all are."""
+        """How to install missing packages; None if all are installed."""
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
         if not missing:
             return None

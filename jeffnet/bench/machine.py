@@ -1,4 +1,4 @@
-"""What the machine can do: a large matrix product and a large copy, as JAX runs them."""
+"""The machine's peak: a large matrix product and a large copy in JAX."""
 
 import time
 from typing import Any
@@ -52,7 +52,7 @@ def serve(arguments: dict[str, Any], channel: Channel) -> None:
 
 
 def describe(arguments: dict[str, Any], channel: Channel) -> None:
-    """Start the devices, and tell of them.
+    """Start the devices and describe them.
 
     Args:
       arguments: of `jeffnet.system.devices.start_devices`.

@@ -1,4 +1,4 @@
-"""The benchmark: contenders in processes of their own that take turns, round by round."""
+"""The benchmark: contenders in separate processes take turns, round by round."""
 
 import os
 import tempfile
@@ -35,7 +35,7 @@ def bench(
     Args:
       candidates: models; without weights they get random ones.
       settings: everything else.
-      progress: is told what happens.
+      progress: called with a line for each step.
 
     Yields:
       The result of each case: of each model, image size, task, dtype and batch size.
@@ -118,7 +118,7 @@ def _unprepared(candidate: Candidate, error: JeffnetError) -> CaseResult:
 
 
 def setting_of(settings: Settings, extra: Mapping[str, str] | None = None) -> Setting:
-    """Of the processes: as many threads for all, no memory taken in advance, and nothing compiled before."""
+    """Settings of the child processes: equal threads, no preallocated memory, no compilation cache."""
     threads = str(len(settings.processors))
     own = {
         "OMP_NUM_THREADS": threads,
@@ -138,7 +138,7 @@ def setting_of(settings: Settings, extra: Mapping[str, str] | None = None) -> Se
 
 
 def count_devices(settings: Settings) -> tuple[str, int]:
-    """The platform of this host's devices, and how many there are.
+    """Platform and number of this host's devices.
 
     Raises:
       JeffnetError: JAX does not start, or devices that were asked for are missing.
@@ -153,7 +153,7 @@ def count_devices(settings: Settings) -> tuple[str, int]:
 
 @dataclass
 class _CaseRun:
-    """One case."""
+    """Measures one case."""
 
     case: Case
     settings: Settings

@@ -1,4 +1,4 @@
-"""Accuracy against throughput, as a picture."""
+"""Plots accuracy against throughput."""
 
 import os
 import re
@@ -39,7 +39,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Point:
-    """A model in the picture.
+    """A model in the plot.
 
     Attributes:
       model: its name.
@@ -69,7 +69,7 @@ def points_of(results: Sequence[CaseResult]) -> list[Point]:
 
 
 def title_of(results: Sequence[CaseResult]) -> str:
-    """Of what a point's throughput is the best."""
+    """The axis label: what a point's throughput is the best of."""
     shown = _shown(results)
     sizes = list(dict.fromkeys(result.case.image_size for result in shown))
     parts = (
@@ -83,7 +83,7 @@ def title_of(results: Sequence[CaseResult]) -> str:
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """Those than which no other is both as fast and as accurate, the fastest first."""
+    """Points that no other point beats in both speed and accuracy, the fastest first."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (-point.images_per_second, -point.top1)):
         if not front or point.top1 > front[-1].top1:
@@ -93,7 +93,7 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 @plain_text()
 def draw(points: Sequence[Point], path: str | os.PathLike, title: str, machine: str) -> None:
-    """A figure: published top-1 against throughput, the best of them joined by a line.
+    """Plot published top-1 against throughput; a line joins the Pareto front.
 
     Args:
       points: at least one.
@@ -151,7 +151,7 @@ def _scale(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _label(axes: Any, renderer: Any, points: Sequence[Point], few: bool) -> None:
-    """Names beside their points, where no other name or point is; one for which there is no room is left out."""
+    """Write names beside their points, clear of other names and points; skips those without room."""
     size = 9 if few else 7.5
     places = axes.transData.transform(_coordinates(points))
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]

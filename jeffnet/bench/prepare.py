@@ -1,4 +1,4 @@
-"""What all contenders get: one model's weights, pictures and labels, and the answers to compare theirs with."""
+"""Prepares a model for all contenders: weights, pictures, labels, and reference answers."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def prepare(arguments: dict[str, Any], channel: Channel) -> None:
 
 
 def reference_file(folder: str | Path, task: str, image_size: int, batch_size: int) -> Path:
-    """Where the answers are with which those of a case are compared; inference has the same for all batch sizes."""
+    """File of the reference answers of a case; inference has one for all batch sizes."""
     batch = batch_size if task == "training" else 0
     return Path(folder) / f"reference_{task}_{image_size}_{batch}.npy"
 
@@ -78,7 +78,7 @@ def write_timm_state(path: Path, arrays: dict[str, np.ndarray], plan: Plan) -> N
 
 
 def training_plan(card: ModelCard) -> Plan:
-    """The model without what is dropped at random, so that all contenders compute the same."""
+    """The model without dropout and drop path, so that all contenders compute the same."""
     return model_plan(
         card.model,
         num_classes=card.num_classes,
@@ -91,12 +91,12 @@ def training_plan(card: ModelCard) -> Plan:
 
 
 def plan_classes(plan: Plan) -> int:
-    """Width of the logits, 0 for none."""
+    """Number of classes; 0 without a classifier."""
     return plan.classifier.out_features if plan.classifier else 0
 
 
 def random_arrays(card: ModelCard) -> dict[str, np.ndarray]:
-    """Random weights that tell one picture from another in a network of any depth, without enlarging errors.
+    """Random weights whose logits depend on the picture at any depth, without amplifying errors.
 
     Every array differs from a constant, so that a contender that swaps or forgets one is found. BatchNorm has the
     statistics that the random weights before it lead to, but for a random part.
@@ -176,5 +176,5 @@ def _loss(card: ModelCard, arrays: dict[str, np.ndarray], pictures: np.ndarray, 
 
 
 def _random(name: str) -> np.random.Generator:
-    """Random numbers that depend on nothing but the name."""
+    """A generator seeded by a name."""
     return np.random.default_rng(zlib.crc32(name.encode()))

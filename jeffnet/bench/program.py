@@ -1,4 +1,4 @@
-"""What a contender does in its process, and what it is told."""
+"""The interface of a contender's process: its job and its program."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ COMPARED = 2
 
 @dataclass(frozen=True)
 class Job:
-    """One contender's part of a case; JSON can hold it.
+    """One contender's part of a case; serialises to JSON.
 
     Attributes:
       program: `module:class` of a `Program`.
@@ -50,11 +50,11 @@ class Job:
         return Path(self.folder) / name
 
     def card(self) -> ModelCard:
-        """What the model is."""
+        """The description of the model."""
         return parse_card(self.file("card.json").read_text(encoding="utf-8"), "card.json")
 
     def pictures(self) -> np.ndarray:
-        """float32 `(N, H, W, C)`, normalised; of a smaller batch they are the first."""
+        """float32 `(N, H, W, C)`, normalised; a smaller batch takes the first ones."""
         return np.array(np.load(pictures_file(self.folder, self.image_size), mmap_mode="r")[: self.batch_size])
 
     def labels(self) -> np.ndarray:
@@ -62,12 +62,12 @@ class Job:
         return np.load(self.file("labels.npy"))[: self.batch_size]
 
     def asdict(self) -> dict[str, Any]:
-        """For JSON."""
+        """As a dict for JSON."""
         return dataclasses.asdict(self)
 
 
 class UnsupportedError(Exception):
-    """A contender that has no such model or cannot do this: no failure, but nothing to measure."""
+    """The contender lacks the model or feature: nothing to measure, but not a failure."""
 
 
 class Program(ABC):
@@ -89,7 +89,7 @@ class Program(ABC):
         """
 
     def compile(self) -> None:  # noqa: B027
-        """Compile the model, where that is a step of its own; what is left of it the first call does."""
+        """Compile the model, if that is a separate step; the first call does the rest."""
 
     @abstractmethod
     def call(self) -> Any:
@@ -104,10 +104,10 @@ class Program(ABC):
         """The `device` by name, its `platform` ('cpu', 'gpu', 'tpu'), and `versions` by package."""
 
     def device_bytes(self) -> int | None:
-        """The most memory of an accelerator that was taken; None where the device is the processor."""
+        """Peak memory of the accelerator; None on a CPU."""
         return None
 
 
 def pictures_file(folder: str | Path, image_size: int) -> Path:
-    """Where the pictures of a size are."""
+    """File of the pictures of a size."""
     return Path(folder) / f"pictures_{image_size}.npy"

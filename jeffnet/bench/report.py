@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prices:
-    """What running costs; None leaves it out.
+    """Prices for the report; None for unknown.
 
     Attributes:
       per_hour: of the machine, in any currency.
@@ -66,7 +66,7 @@ def rows_of(result: CaseResult, prices: Prices) -> list[Row]:
 
 
 def table_of(results: Sequence[CaseResult], prices: Prices) -> tuple[str, list[str], list[list[str]]]:
-    """What all rows share, in a line, and a table's head and cells."""
+    """A line with what all rows share; the table's header and cells."""
     rows = [{**row, "speed_range": _range(row)} for result in results for row in rows_of(result, prices)]
     shared = [key for key in _SHARED if len({str(row[key]) for row in rows}) == 1]
     columns = [
@@ -84,7 +84,7 @@ def table_of(results: Sequence[CaseResult], prices: Prices) -> tuple[str, list[s
 
 
 def notes_of(results: Sequence[CaseResult]) -> list[str]:
-    """Lines below the table: what ratios are to, what the machine does, what was not measured."""
+    """Lines below the table: the baseline of ratios, the machine's peak, and failures."""
     notes = []
     baselines = {result.baseline for result in results if len(result.measured) > 1}
     if len(baselines) == 1:
@@ -137,7 +137,7 @@ def document_of(results: Sequence[CaseResult], settings: Settings, prices: Price
 
 
 def machine_of(settings: Settings) -> dict[str, Any]:
-    """On what was measured."""
+    """Description of the machine."""
     return {
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What was measured, and what follows from it."""
+"""Measurements, and figures derived from them."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What one contender did in one case.
+    """Measurements of one contender in one case.
 
     Attributes:
       contender: its name.
@@ -48,7 +48,7 @@ class Measured:
 
     @property
     def call_seconds(self) -> float:
-        """Of a call: the median over the rounds of each round's median."""
+        """Seconds of a call: the median of the rounds' medians."""
         return statistics.median(self.round_seconds)
 
     @property
@@ -79,7 +79,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two that took turns: the median over the rounds, the lowest and the highest."""
+    """Ratio of two contenders: median, lowest and highest over the rounds."""
 
     median: float
     lowest: float
@@ -87,7 +87,7 @@ class Ratio:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Ratio":
-        """From each round's."""
+        """From the ratios of the rounds."""
         return cls(statistics.median(values), min(values), max(values))
 
 
@@ -112,14 +112,14 @@ class CaseResult:
     peak_bytes: tuple[float, ...] = field(default=())
 
     def tolerance(self, measured: Measured) -> float:
-        """The difference up to which an answer agrees."""
+        """Largest difference of an answer that agrees."""
         tolerances = TOLERANCES[self.case.task]
         # Accelerators by default round the factors of float32 products to 10 bits or fewer.
         rounded = "bfloat16" if measured.platform != "cpu" and self.case.dtype == "float32" else self.case.dtype
         return tolerances[rounded]
 
     def agrees(self, measured: Measured) -> bool:
-        """Whether its answer is right; one with a NaN in it is not."""
+        """Whether its answer is within the tolerance; NaN is not."""
         return measured.difference <= self.tolerance(measured)
 
     def images_per_second(self, measured: Measured) -> float:
@@ -139,7 +139,7 @@ class CaseResult:
         return Ratio.of([theirs / own for theirs, own in pairs])
 
     def share_of_peak(self, measured: Measured) -> float | None:
-        """Of the large matrix product's speed, round by round; None where that was not measured."""
+        """Share of the speed of the large matrix product, per round; None if that was not measured."""
         if not self.peak_macs:
             return None
         work = self.case.macs * self.case.batch_size
@@ -148,10 +148,10 @@ class CaseResult:
 
 
 def cost_per_million(images_per_second: float, price_per_hour: float) -> float:
-    """What a million images cost, in the currency of the price."""
+    """Cost of a million images, in the currency of the price."""
     return 1e6 / images_per_second / 3600 * price_per_hour
 
 
 def energy_per_million(images_per_second: float, watts: float) -> float:
-    """kWh that a million images take at a constant power."""
+    """kWh for a million images at a constant power."""
     return 1e6 / images_per_second / 3600 * watts / 1000

@@ -22,7 +22,7 @@ _VIRTUAL_DEVICES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingJob:
-    """A training step on so many devices.
+    """A training step on a number of devices.
 
     Attributes:
       model: in the zoo.
@@ -49,7 +49,7 @@ class ScalingJob:
 
 @dataclass(frozen=True)
 class ScalingResult:
-    """What was measured of a job.
+    """Measurements of a job.
 
     Attributes:
       job: the job.
@@ -80,7 +80,7 @@ def measure_scaling(
     found: tuple[str, int],
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[str, ScalingResult]]:
-    """Weak scaling, where each device has as much to do whatever their number, and strong, where all together have.
+    """Weak scaling, with constant work per device, and strong scaling, with constant work in total.
 
     Args:
       job: of one device; `batch_size` is that of each device in weak scaling, and that of the most devices together in
@@ -88,7 +88,7 @@ def measure_scaling(
       counts: numbers of devices.
       settings: environment of the processes.
       found: as `jeffnet.bench.measure.count_devices` gives it.
-      say: is told what is measured.
+      say: called with a line for each measurement.
 
     Yields:
       'weak' or 'strong', and a result.
@@ -158,7 +158,7 @@ def serve(arguments: dict[str, Any], channel: Channel) -> None:
 
 
 def build_step(job: ScalingJob) -> tuple[Any, Any, Any]:
-    """The step of a training run of the model, its state, and a batch: everything where the mesh wants it."""
+    """A training step, its state and a batch, placed on the mesh."""
     import jax.numpy as jnp
     import numpy as np
 

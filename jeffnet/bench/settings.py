@@ -1,4 +1,4 @@
-"""What is measured, and with what."""
+"""Settings of a benchmark."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,18 +71,18 @@ class Settings:
 
     @property
     def contenders(self) -> tuple[str, ...]:
-        """Names of all that takes part, in order."""
+        """Names of all contenders, in order."""
         return (*self.backends, *(("fused",) if self.fused else ()), *self.compare)
 
     @property
     def processors(self) -> tuple[int, ...]:
-        """Those that the contenders share."""
+        """Processors that the contenders use."""
         return processors()[: self.threads]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What all contenders do in the same rounds.
+    """The task that all contenders do in the same rounds.
 
     Attributes:
       model: its name in the zoo; where weights were given without one, as they say it.

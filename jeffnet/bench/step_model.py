@@ -1,4 +1,4 @@
-"""A training step on machines that nobody has measured here: its seconds, computed from data sheets and assumptions."""
+"""Estimates the seconds of a training step on machines we have not measured, from data sheets and assumptions."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _PER_NORM = 4
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices and what connects them, per second where it is a rate.
+    """Devices and their connections; rates are per second.
 
     Attributes:
       name: of the machine.
@@ -97,12 +97,12 @@ class StepModel:
 
     @property
     def step(self) -> float:
-        """Seconds of a step; nothing of what devices send is taken to be hidden."""
+        """Seconds of a step, without overlap of communication and computation."""
         return max(max(self.compute, self.memory) + self.gradients + self.norms, self.input)
 
     @property
     def limit(self) -> str:
-        """What takes longest: compute, memory, all-reduce, BatchNorm or input pipeline."""
+        """The bottleneck: compute, memory, all-reduce, BatchNorm or input pipeline."""
         if self.input >= self.step:
             return "input pipeline"
         parts = {
@@ -112,7 +112,7 @@ class StepModel:
 
     @property
     def advice(self) -> str:
-        """What to set, in one line."""
+        """Advice on settings, in one line."""
         return _ADVICE[self.limit]
 
 

@@ -1,4 +1,4 @@
-"""A contender's process: builds, compiles, then measures whenever it is asked to."""
+"""A contender's process: builds, compiles, then measures on request."""
 
 import resource
 import sys
@@ -14,7 +14,7 @@ from jeffnet.bench.program import Job, Program
 
 
 def serve(arguments: dict[str, Any], channel: Channel) -> None:
-    """Say how long building took and what came out, then take turns.
+    """Report the time to build and the answers, then take turns.
 
     Args:
       arguments: of a `Job`.
@@ -49,7 +49,7 @@ def serve(arguments: dict[str, Any], channel: Channel) -> None:
 
 
 def turn(program: Program, seconds: float) -> list[float]:
-    """Seconds of each call of a turn; the first call, while the caches are another's, does not count."""
+    """Seconds of each call of a turn; the first call, with cold caches, does not count."""
     program.call()
     calls: list[float] = []
     began = time.perf_counter()
@@ -70,7 +70,7 @@ def _peak_bytes(program: Program, before: int) -> int:
 
 
 def _resident_bytes() -> int:
-    """Memory of the process; from here on its peak counts, where the system can forget the one before."""
+    """Memory of the process; resets its peak if the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")

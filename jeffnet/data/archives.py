@@ -1,4 +1,4 @@
-"""Tar archives: which ones a pattern means, and what is where in them."""
+"""Tar archives: patterns of names, and headers."""
 
 import glob
 import io
@@ -72,7 +72,7 @@ def _check_archives(paths: Sequence[Path]) -> None:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """All that a pattern with braces means, as in a shell: `{a,b}` and `{000..146}`, zeros in front kept.
+    """Expand braces as a shell does: `{a,b}` and `{000..146}`, zeros in front kept.
 
     Raises:
       DatasetError: more than a million names.
@@ -100,7 +100,7 @@ def _range(first: str, last: str) -> list[str]:
 
 
 def read_headers(path: Path, is_text: Callable[[str], bool]) -> tuple[list[Member], dict[str, bytes]]:
-    """Which files an archive has. Hidden ones are left out.
+    """The files of an archive, without hidden ones.
 
     Args:
       path: of the archive.
@@ -150,7 +150,7 @@ def _expand(pattern: str) -> list[Path]:
 
 
 class _Reader(io.FileIO):
-    """An archive's file for tarfile, which trusts what headers say of lengths: it might read for ever, or everything.
+    """Guards an archive's file for tarfile, which trusts the lengths in headers and might read without end.
 
     Raises:
       tarfile.ReadError: on reading more than any header or text is long, or again and again at the end.
@@ -172,7 +172,7 @@ class _Reader(io.FileIO):
 
 
 def _entries(archive: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
-    """All headers, and an error where they do not go on to the archive's end, or a member would lie beyond it."""
+    """All headers; an error if they end before the archive does, or a member exceeds it."""
     while (entry := archive.next()) is not None:
         if not 0 <= entry.size <= max(size - entry.offset_data, 0):
             raise tarfile.ReadError(f"member {entry.name!r} is said to have {entry.size:,} bytes")

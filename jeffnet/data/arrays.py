@@ -120,7 +120,7 @@ def open_npz(path: str | os.PathLike[str], split: str = "train", channels: int |
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an npz file, whose header is not believed: the memory it asks for must be that of its contents.
+    """An array of an npz file; the size in its header must match its contents.
 
     Raises anything: NumPy's and zipfile's exceptions.
     """

@@ -1,4 +1,4 @@
-"""What every evaluation pipeline hands over, whichever library reads the pictures."""
+"""What all evaluation pipelines share: batches, shards, options."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class EvalLoader(Protocol):
     def __iter__(self) -> Iterator[EvalBatch]: ...
 
     def name(self, index: int) -> str:
-        """Which picture an example is, for a person."""
+        """The name of an example's picture, for people."""
         ...
 
 
@@ -116,7 +116,7 @@ def load_rows(
 
 
 def check_options(batch_size: int, on_bad_image: str = "error", **counts: int) -> None:
-    """Raises ConfigError where a loader's setting is outside its range."""
+    """Raises ConfigError if a loader's setting is outside its range."""
     if batch_size < 1:
         raise ConfigError(f"batch_size {batch_size} is not a size: give 1 or more")
     check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)

@@ -1,4 +1,4 @@
-"""What all sources of labelled pictures check alike."""
+"""Checks that all sources of labelled pictures share."""
 
 import os
 from collections import Counter

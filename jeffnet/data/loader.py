@@ -84,7 +84,7 @@ class TrainLoader:
         return batch
 
     def get_state(self) -> LoaderState:
-        """What `set_state` needs in order to continue after the last batch handed out."""
+        """The state from which `set_state` continues after the last batch returned."""
         return {"position": self._position, "seed": self._seed, "length": self._length}
 
     def set_state(self, state: LoaderState) -> None:
@@ -112,7 +112,7 @@ class TrainLoader:
         self._position = position
 
     def close(self) -> None:
-        """Lets go of the threads and of what they prepared; the loader cannot be used afterwards."""
+        """Ends the threads; the loader cannot be used afterwards."""
         self._iterator.close()
 
 
@@ -147,7 +147,7 @@ class GrainEvalLoader:
 
 
 class _Reading:
-    """How a pipeline reads ahead: by how many threads, or worker processes."""
+    """The number of threads or worker processes of a pipeline."""
 
     def __init__(self, threads: int | None, workers: int) -> None:
         self.threads = len(processors()) if threads is None else threads
@@ -334,7 +334,7 @@ def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarra
 
 
 class Examples:
-    """A source's examples; where bad ones are skipped, the next readable one stands in for one that is not."""
+    """A source's examples; if bad ones are skipped, the next readable one replaces them."""
 
     def __init__(self, source: Source, on_bad_image: OnBadImage) -> None:
         """Of a source; `on_bad_image` as `train_loader` takes it."""

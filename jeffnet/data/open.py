@@ -1,4 +1,4 @@
-"""From what a person calls a data set to the source that reads it."""
+"""Opens a data set by its name."""
 
 import glob
 import os
@@ -24,7 +24,7 @@ def open_source(
     min_images: int = 1,
     data_dir: str | None = None,
 ) -> Source:
-    """The data set of that name.
+    """Open the data set of this name.
 
     Args:
       data: 'digits' (a folder of this name is './digits'); `hf:owner/name[:config][@revision]` of the hub, a `.parquet`
@@ -104,7 +104,7 @@ def _kind(data: str) -> str:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """What a folder holds. Archives beside folders of pictures are what those came out of."""
+    """The kind of data in a folder. Folders of pictures take precedence over archives."""
     if is_prepared(folder):
         return "tfds"
     try:

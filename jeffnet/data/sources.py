@@ -2,6 +2,7 @@
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -54,7 +55,7 @@ class Source(Protocol):
         ...
 
 
-class Labelled:
+class Labelled(ABC):
     """What sources share whose labels are in memory: a subclass sets the attributes and reads pictures.
 
     Attributes:
@@ -79,12 +80,12 @@ class Labelled:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Which picture an example is, for a person."""
-        raise NotImplementedError
 
-    def _picture(self, index: int, name: str) -> Image.Image:
-        raise NotImplementedError
+    @abstractmethod
+    def _picture(self, index: int, name: str) -> Image.Image: ...
 
 
 class ImageFolder(Labelled):

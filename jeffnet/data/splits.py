@@ -1,4 +1,4 @@
-"""Which part of a data set is which: splits by the names of folders and files."""
+"""Finds the splits of a data set by the names of folders and files."""
 
 import re
 from collections.abc import Sequence

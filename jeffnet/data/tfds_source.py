@@ -171,7 +171,7 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises DatasetError where the library would wait for ever for a pipe, or read a device or something as large."""
+    """Raises DatasetError if the library would block on a pipe, or read a device or a huge file."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -202,7 +202,7 @@ def _split(builder: Any, split: str, name: str) -> str:
 
 
 def picture_and_label(builder: Any, name: str) -> tuple[str, str]:
-    """The features that are picture and label: those for supervised learning, `image` and `label`, or the first.
+    """The features for picture and label: the supervised keys, `image` and `label`, or the first ones.
 
     Args:
       builder: of the data set.
@@ -245,7 +245,7 @@ def class_names(builder: Any, label: str, name: str) -> tuple[str, ...]:
 
 
 def check_inside(builder: Any, split: str, name: str) -> None:
-    """Raises DatasetError where the data set says that the files of a split are outside of its folder."""
+    """Raises DatasetError if the files of a split are outside of the data set's folder."""
     splits = builder.info.splits
     # Of a part of a split, or of several, TFDS makes other objects.
     infos = [splits[split]] if split in splits else list(splits.values())
@@ -257,7 +257,7 @@ def check_inside(builder: Any, split: str, name: str) -> None:
 
 
 def undecoded(builder: Any) -> dict[str, Any]:
-    """Decoders that leave all pictures, also those that nobody wants, the contents of files."""
+    """Decoders that return all pictures as file contents."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features.items()
@@ -279,7 +279,7 @@ def _rows(builder: Any, split: str, name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it the library's remarks, all of them through absl's logger, are dropped."""
+    """Silences the library's messages, which go through absl's logger."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

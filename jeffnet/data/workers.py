@@ -6,7 +6,7 @@ import threading
 
 
 def end_with_caller(*_: int) -> None:
-    """In a worker process: end it when the process is gone that reads what it prepares, however that ended.
+    """End this worker process when its parent ends, in whatever way.
 
     One that was killed cannot end its workers, which would wait for it for ever.
     """

@@ -33,7 +33,7 @@ def ema_decay(updates: ArrayLike, decay: float, warmup: bool) -> Array:
 def update_average(
     average: Any, value: Any, updates: ArrayLike, *, form: str, decay: float = 0.0, warmup: bool = False
 ) -> Any:
-    """The average, moved towards a new value.
+    """The average, updated by a new value.
 
     Args:
       average: a pytree of arrays.

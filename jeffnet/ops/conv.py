@@ -26,7 +26,7 @@ _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("lowering",
 
 @contextlib.contextmanager
 def use_lowering(name: str) -> Iterator[None]:
-    """How convolutions are computed that are traced inside the `with` statement.
+    """Choose how convolutions traced inside the `with` statement are computed.
 
     What `jax.jit` has compiled already stays as it is. The environment variable `JEFFNET_CONV` says the same for a
     whole process.

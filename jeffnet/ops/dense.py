@@ -1,4 +1,4 @@
-"""Convolutions with what follows them in a network that only infers: bias, activation, gate, shortcut; C++ on CPUs.
+"""Convolutions fused with bias, activation, gate and shortcut, for inference on CPUs in C++.
 
 For float32 pictures `(N, H, W, C)`. There is no derivative: these are for `jeffnet.inference.fused`.
 """
@@ -42,7 +42,7 @@ def pack_kernel(kernel: np.ndarray) -> np.ndarray:
 
 
 def pack_bias(bias: np.ndarray) -> np.ndarray:
-    """A bias `(features,)`, filled up with zeros to whole vectors."""
+    """A bias `(features,)`, padded with zeros to whole vectors."""
     return np.pad(bias, (0, -bias.size % native.load().jeffnet_vector_floats()))
 
 

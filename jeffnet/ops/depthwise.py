@@ -76,7 +76,7 @@ def _shifted(images: Array, kernel: Array, window: Window, size: Any = None) -> 
 
 
 def _views(padded: Array, kernel_size: Sequence[int], window: Window):
-    """What lies under each kernel position: `(row, column, (N, H', W', C))`."""
+    """The pixels under each kernel position: `(row, column, (N, H', W', C))`."""
     height, width = Window(window.strides, ((0, 0), (0, 0)), window.dilation).out_size(padded.shape[1:3], kernel_size)
     for row in range(kernel_size[0]):
         for column in range(kernel_size[1]):

@@ -40,7 +40,7 @@ def normalize(
 
 
 def per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """A mean or std for each channel: of grey pictures, the average of the three of colour ones."""
+    """A mean or std for each channel; grey pictures take the average of three values."""
     if len(values) == channels:
         return tuple(values)
     if len(values) == 3 and channels == 1:

@@ -78,7 +78,7 @@ def soft_cross_entropy(logits: Array, targets: Array) -> Array:
 def binary_cross_entropy(
     logits: Array, targets: Array, threshold: float | None = None, sum_classes: bool = False
 ) -> Array:
-    """Cross entropy of each example, where every class is a yes or no of its own.
+    """Binary cross entropy of each example, with every class independent.
 
     Args:
       logits: `(N, classes)`, any float dtype.
@@ -103,7 +103,7 @@ def binary_cross_entropy(
 
 
 def jensen_shannon_divergence(logits: Array) -> Array:
-    """How far the predictions for several views of each example lie apart: their mean divergence from their mean.
+    """Divergence between the predictions for several views of each example: their mean divergence from their mean.
 
     Args:
       logits: `(views, N, classes)`, any float dtype.
@@ -125,7 +125,7 @@ def jensen_shannon_divergence(logits: Array) -> Array:
 
 
 def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0, hard: bool = False) -> Array:
-    """How far each example's prediction is from a teacher's. No gradient reaches the teacher.
+    """Distance of each example's prediction from a teacher's. No gradient reaches the teacher.
 
     Args:
       logits: `(N, classes)`, any float dtype.

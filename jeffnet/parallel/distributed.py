@@ -1,4 +1,4 @@
-"""Several processes that work as one, through `jax.distributed`: how they find each other, and what they agree on.
+"""Several processes that work together through `jax.distributed`.
 
 Each process calls `connect` before it uses JAX. From then on `jax.devices()` are those of all, and what is compiled for
 them runs in all of them at once: every process must call the same functions in the same order.
@@ -52,7 +52,7 @@ _SIGNS_OF_LOSS = (
 
 
 class LostProcessError(JeffnetError):
-    """Another process is gone, or does not answer: this one cannot go on.
+    """Another process has died or does not answer, so this one cannot continue.
 
     Attributes:
       exit_code: 76.
@@ -62,7 +62,7 @@ class LostProcessError(JeffnetError):
 
 
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Become one of several processes, if this is one.
+    """Connect to the other processes, if there are any.
 
     Without arguments it is one where JAX recognises how it was started: SLURM, Open MPI, Kubernetes, Cloud TPU.
 
@@ -116,13 +116,13 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes what one alone must write."""
+    """Whether this is process 0, which writes files."""
     return jax.process_index() == 0
 
 
 @contextmanager
 def lost_processes_reported() -> Iterator[None]:
-    """Within it, what goes wrong because another process is gone is a LostProcessError."""
+    """Turns errors that a dead process causes into a LostProcessError."""
     try:
         yield
     except Exception as error:
@@ -137,7 +137,7 @@ def _lost(count: int, detail: str = "") -> str:
 
 
 def _end_lost() -> None:
-    """End this process, from a thread of JAX's; Python's streams may be locked by the one that is interrupted."""
+    """End this process from a thread of JAX; Python's streams may be locked by the main thread."""
     if _connected.is_set():
         bar = "\n" if os.isatty(2) else ""  # of progress may be in the line
         os.write(2, f"{bar}error: {_lost(coordination().num_processes)}\n".encode())
@@ -145,12 +145,12 @@ def _end_lost() -> None:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What every process gives, in their order; JSON must be able to hold it."""
+    """The values of all processes, in their order; they must be JSON."""
     return [json.loads(each) for each in gathered_bytes(json.dumps(value).encode())]
 
 
 def gathered_bytes(content: bytes) -> list[bytes]:
-    """What every process gives, in their order.
+    """The bytes of all processes, in their order.
 
     It goes through the coordination service, not through the devices: those may be busy with a step, and what they
     exchange must come in the same order everywhere.
@@ -189,7 +189,7 @@ def _key(number: int, process: int, part: int | None = None) -> str:
 
 
 def on_primary(work: Callable[[], Any]) -> Any:
-    """What the first process's `work` returns, in every process; JSON must be able to hold it.
+    """Run `work` in process 0; all processes get its result, which must be JSON.
 
     Raises:
       JeffnetError: it raised one there.
@@ -211,17 +211,17 @@ def on_primary(work: Callable[[], Any]) -> Any:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process says so."""
+    """Whether the flag is set in any process."""
     return any(gathered(bool(flag)))
 
 
 def wait_for_all() -> None:
-    """Until every process came here."""
+    """Wait until all processes get here."""
     gathered(None)
 
 
 def compile_together(function: Callable, *arguments: Any) -> None:
-    """Compile a function for a call to come, in all processes, and wait until all have.
+    """Compile a function before its first call, and wait until all processes have.
 
     Processes that run a program connect to each other first, for which Gloo gives them 30 seconds.
 
@@ -237,7 +237,7 @@ def compile_together(function: Callable, *arguments: Any) -> None:
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Refuse to go on where processes would not do the same.
+    """Check that all processes would do the same.
 
     Args:
       facts: what must be the same in all; JSON must be able to hold it. Versions and devices are added.
@@ -266,7 +266,7 @@ def code_hash() -> str:
 
 
 def leave(status: int) -> None:
-    """End this process at once where others may wait for it in vain, or it for them; they will notice.
+    """End this process at once if others may wait for it; they will notice.
 
     Does nothing where it is alone.
     """
@@ -302,7 +302,7 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _loss(error: Any) -> Exception | None:
-    """What an error comes from, if that says that another process does not answer."""
+    """The cause of an error, if it means that another process does not answer."""
     while error is not None:
         text = str(error).lower()
         if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in text for sign in _SIGNS_OF_LOSS):

@@ -1,4 +1,4 @@
-"""How a process ends when JAX's coordination service finds that another one is gone: as we choose, not by an abort.
+"""Lets us choose how a process ends when JAX's coordination service loses another one, instead of an abort.
 
 The service's client, in C++, calls a function then, from a thread of its own, whatever Python is doing: by default one
 that writes a native stack and aborts. jaxlib lets Python give another, which `jax.distributed` does not pass on; and
@@ -23,7 +23,7 @@ _kept: list[Any] = []  # what C++ has the addresses of
 
 @contextmanager
 def called_on_loss(end: Callable[[], None]) -> Iterator[None]:
-    """Within it, clients of the coordination service are made to call a function where they would abort.
+    """Within it, new clients of the coordination service call a function instead of aborting.
 
     Args:
       end: ends the process. It runs in another thread than the main one, which may be anywhere.

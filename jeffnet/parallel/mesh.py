@@ -1,4 +1,4 @@
-"""How arrays lie on devices: one mesh for training and validation, from one device to many hosts.
+"""The mesh of devices for training and validation, from one device to many hosts.
 
 The mesh has two axes. `data` splits batches; `fsdp` splits batches too, and with them parameters, averages and the
 state of the optimizer, which are copied along `data`. Under `jax.jit` XLA puts in the communication (Xu et al.,
@@ -48,22 +48,22 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        """How many share a batch, on all hosts together."""
+        """Number of devices that share a batch, on all hosts."""
         return self.mesh.size
 
     @property
     def fsdp(self) -> int:
-        """Into how many parts the state is split."""
+        """Number of parts of the state."""
         return self.mesh.shape["fsdp"]
 
     @property
     def batch(self) -> NamedSharding:
-        """Of arrays whose first axis counts examples."""
+        """The sharding of arrays whose first axis counts examples."""
         return NamedSharding(self.mesh, PartitionSpec(_AXES))
 
     @property
     def whole(self) -> NamedSharding:
-        """Of what every device has a copy of."""
+        """The sharding of arrays that every device has a copy of."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
@@ -72,11 +72,11 @@ class Layout:
         return any(device.process_index != jax.process_index() for device in self.mesh.devices.flat)
 
     def shardings(self, state: Any) -> Any:
-        """Of every array of a state, which may be abstract: split along its longest axis that can be, or copied."""
+        """Shardings of a state's arrays, which may be abstract: split along the longest axis possible, or copied."""
         return jax.tree.map(lambda leaf: self._sharding_of(np.shape(leaf)), state)
 
     def place(self, state: Any) -> Any:
-        """A state, which every process has the whole of, on the devices."""
+        """Put a state, of which every process has all, on the devices."""
 
         def put(leaf: Any, sharding: NamedSharding) -> Array:
             if not self.is_shared or (isinstance(leaf, Array) and not leaf.is_fully_addressable):
@@ -97,7 +97,7 @@ class Layout:
         return jax.device_put(batch, self.batch)
 
     def gather(self, state: Any) -> Any:
-        """A state of which every device has the whole; waits for it. All processes must call this."""
+        """Gather a state on every device; waits for it. All processes must call this."""
         if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state)):
             return state
         return jax.block_until_ready(jax.jit(_same, out_shardings=self.whole)(state))
@@ -116,7 +116,7 @@ class Layout:
 
 
 def make_layout(text: str = AUTO, state_bytes: int = 0) -> Layout:
-    """The layout that a text such as `data=4,fsdp=2` asks for.
+    """The layout for a text such as `data=4,fsdp=2`.
 
     Args:
       text: a length for one axis or both; together at most the number of devices, and on several hosts that number.
@@ -140,13 +140,13 @@ def make_layout(text: str = AUTO, state_bytes: int = 0) -> Layout:
 
 
 def check_mesh(text: str) -> None:
-    """Raises ConfigError where a text is not one that `make_layout` takes, whatever the number of devices."""
+    """Raises ConfigError if `make_layout` takes no such text for any number of devices."""
     if text != AUTO:
         _parse(text)
 
 
 def local_rows(array: Array) -> np.ndarray:
-    """The rows of a batch's results that this process has, in their order; waits for them.
+    """This process's rows of a batch's results, in order; waits for them.
 
     Args:
       array: `(N, ...)`, split along its first axis alone, or copied.

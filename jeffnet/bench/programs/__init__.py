@@ -1,1 +1,1 @@
-"""What runs in the contenders' processes: each module needs one framework and imports no other."""
+"""Programs of the contenders; each module imports one framework only."""

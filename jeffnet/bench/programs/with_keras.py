@@ -1,4 +1,4 @@
-"""keras.applications, of the architectures that it has, on TensorFlow where installed, else on JAX."""
+"""keras.applications, on TensorFlow if installed, else on JAX."""
 
 import dataclasses
 from importlib import metadata, util
@@ -116,7 +116,7 @@ def _converted(model: Any, policy: str) -> Any:
 
 
 def _pixels(job: Job, model: Any) -> np.ndarray:
-    """Pixels of which the model's own layers make our normalised pictures."""
+    """Pixels from which the preprocessing layers of the model make our normalised pictures."""
     import keras
 
     pictures, pre = job.pictures(), job.card().preprocessing

@@ -22,7 +22,7 @@ _WEIGHTS_ONLY = re.compile(r"_(ap|ns|ns_475)$")
 
 
 class Eager(Program):
-    """timm's model as it is."""
+    """timm's model, not compiled."""
 
     compiles = False
 
@@ -134,7 +134,7 @@ def timm_model(job: Job) -> Any:
 
 
 def timm_architecture(timm: Any, card: ModelCard) -> str:
-    """timm's name of an architecture; raises UnsupportedError where it has none that computes the same."""
+    """timm's name of an architecture; raises UnsupportedError if timm has no equal one."""
     name = _WEIGHTS_ONLY.sub("", card.model.removeprefix("pt_"))
     if _WITHOUT_TIMM.match(card.model) or not timm.is_model(name) or card.output_stride != 32:
         raise UnsupportedError("timm has no such model")
@@ -165,7 +165,7 @@ def export_onnx(arguments: dict[str, Any], channel: Channel) -> None:
 
 
 def onnx_file(job: Job) -> Any:
-    """Where the job's model is as ONNX."""
+    """The job's ONNX file."""
     return job.file(f"model_{job.image_size}_{job.batch_size}.onnx")
 
 

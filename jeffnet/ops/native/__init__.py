@@ -1,4 +1,4 @@
-"""Kernels in C++ for CPUs, compiled on the machine that runs them, once, by the C++ compiler found there.
+"""C++ kernels for CPUs, compiled once on the machine that runs them.
 
 XLA calls them through its foreign function interface. Where there is no compiler, or the build fails, `load` says so
 and JAX's own operations do the work.
@@ -59,7 +59,7 @@ class NativeUnavailableError(RuntimeError):
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """The compiled kernels, registered with JAX; builds them where that was not done yet.
+    """The compiled kernels, registered with JAX; builds them if needed.
 
     Raises:
       NativeUnavailableError: no compiler, or it fails.
@@ -71,7 +71,7 @@ def load() -> ctypes.CDLL:
 
 
 def available() -> bool:
-    """Whether `load` succeeds. A warning in the log says what stands in the way, once, and not after `failure` did."""
+    """Whether `load` succeeds. Logs the reason once if it does not, unless `failure` returned it."""
     global _is_reported
     reason = _failure()
     if reason is not None and not _is_reported:
@@ -85,7 +85,7 @@ def available() -> bool:
 
 
 def failure() -> str | None:
-    """Why `load` cannot succeed, in one line, for the caller to report; None where it does."""
+    """Why `load` fails, in one line, for the caller to report; None if it succeeds."""
     global _is_reported
     _is_reported = True
     return _failure()
@@ -113,7 +113,7 @@ def _library() -> ctypes.CDLL:
 
 
 def library_name() -> str:
-    """The name of the compiled kernels: another one for other kernels, another machine or another compiler.
+    """The name of the compiled kernels; differs between sources, machines and compilers.
 
     Raises:
       NativeUnavailableError: as `load`.
@@ -170,7 +170,7 @@ def _folders() -> list[Path]:
 
 
 def _kept(folders: Sequence[Path], name: str) -> Path | None:
-    """A library of this name that is whole and that nobody else can have written; what is damaged is removed."""
+    """An intact library of this name that nobody else can have written; removes damaged ones."""
     for folder in folders:
         for path in sorted(folder.glob(f"{name}-*.so")):
             if untrusted(path) is not None or not path.is_file():
@@ -183,7 +183,7 @@ def _kept(folders: Sequence[Path], name: str) -> Path | None:
 
 
 def _built(folders: Sequence[Path], name: str) -> Path:
-    """A new library, in the first folder into which this process can write; where there is none, for itself alone."""
+    """Build a library in the first writable folder, or in a temporary one for this process alone."""
     _logger.warning("compiling the C++ kernels, once for this machine: that may take a minute")
     place = _build_folder(folders)
     try:
@@ -215,7 +215,7 @@ def _build_folder(folders: Sequence[Path]) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what processes left that were killed while they compiled."""
+    """Remove build folders of killed processes."""
     for place in folder.glob(f"{_BUILD}*"):
         with contextlib.suppress(OSError):
             if time.time() - place.stat().st_mtime > 2 * _SECONDS:
@@ -237,7 +237,7 @@ def _compile(library: Path) -> None:
 
 
 def _run(command: list[str]) -> str:
-    """What a command prints, in whatever encoding that is."""
+    """The output of a command, in any encoding."""
     how = {"capture_output": True, "encoding": "utf-8", "errors": "backslashreplace"}
     try:
         return subprocess.run(command, check=True, timeout=_SECONDS, **how).stdout

@@ -1,4 +1,4 @@
-"""Where the C++ kernels may compute, and which shapes. All others are for JAX's operations; the kernels refuse them.
+"""When the C++ kernels may be used, and for which shapes. They refuse others, which JAX's operations compute.
 
 Every function about shapes needs kernels that are available. Windows are those of `jeffnet.ops.depthwise`.
 """
@@ -19,7 +19,7 @@ _MOST_CHANNELS = 1 << 28
 
 
 def calls_fit(ctx: Any, lowering: str) -> bool:
-    """Whether a foreign call may be part of what is lowered: C++ is wanted, can be built, and nobody looks inside.
+    """Whether a lowering may use a foreign call: C++ is wanted and available, and nothing must look inside it.
 
     A call is opaque to the partitioner, which splits work between devices; and who receives an exported program does
     not have the kernels.
