@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jeffnet.arch.plan import Conv, Padding
+from jeffnet.arch.operations import Padding
 from jeffnet.arch.summary import output_size
 from jeffnet.arch.zoo import model_plan, model_preprocessing
 
@@ -70,9 +70,9 @@ def layers_of(name: str, size: int | None) -> Counter[Layer]:
     """The depthwise convolutions of a model and how often it has each."""
     plan, size = model_plan(name), size or model_preprocessing(name).image_size
     found: Counter[Layer] = Counter()
-    for op in (plan.stem, *(op for block in plan.blocks for op in block.ops if isinstance(op, Conv))):
+    for op in plan.convolutions:
         for part in op.parts:
-            if part.groups == part.in_channels == part.out_channels:
+            if part.is_depthwise:
                 pads = pads_of(part.padding, size, part.kernel_size, op.stride, op.dilation)
                 found[Layer(size, part.in_channels, part.kernel_size, op.stride, op.dilation, pads)] += 1
         size = output_size(op.parts[0], op.stride, op.dilation, size)

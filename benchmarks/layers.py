@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.profiler import ProfileData
 
-from jeffnet.arch.plan import Conv, Plan
+from jeffnet.arch.operations import Conv
+from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import layers
 from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.functional import create_model

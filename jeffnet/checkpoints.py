@@ -18,7 +18,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jeffnet.arch.imagenet import imagenet_classes
-from jeffnet.arch.plan import OUTPUT_STRIDES, Plan, trunk
+from jeffnet.arch.lower import OUTPUT_STRIDES
+from jeffnet.arch.plan import Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
@@ -70,7 +71,7 @@ def save_checkpoint(
     """
     start, known = to_start(model), name if isinstance(name, ModelCard) else None
     name = known.model if known else str(name)
-    num_classes = start.plan.classifier.out_features if start.plan.classifier else 0
+    num_classes = start.plan.num_classes
     names = (classes,) if isinstance(classes, str) else tuple(() if classes is None else classes)
     if not names and known and known.num_classes == num_classes:
         names = known.classes
@@ -84,9 +85,9 @@ def save_checkpoint(
         in_chans=start.plan.in_chans,
         preprocessing=preprocessing or (known.preprocessing if known else model_preprocessing(name)),
         classes=names,
-        global_pool=start.plan.global_pool,
+        global_pool="none" if start.execution.test_window else start.plan.global_pool,
         output_stride=_output_stride(start.plan, name),
-        test_window=start.plan.test_window,
+        test_window=start.execution.test_window,
     )
     arrays = fit(
         {key: np.asarray(array) for key, array in start.arrays.items()}, card.plan(), source="model", model=name

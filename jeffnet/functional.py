@@ -13,21 +13,24 @@
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, Unpack, assert_never
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jeffnet.arch import plan as arch
+from jeffnet.arch.execution import Execution
+from jeffnet.arch.operations import BatchNorm, Conv, ConvPart, Norm, Op, SqueezeExcite
+from jeffnet.arch.plan import Block, Plan
 from jeffnet.arch.summary import STATISTICS, array_specs
+from jeffnet.backends.common import ImageModel, documented
 from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.inference.fused import fuse as fuse
 from jeffnet.inference.fused import load_fused as load_fused
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
-from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
+from jeffnet.ops.network import Output, apply_block, apply_conv, apply_network, apply_squeeze
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path, dropout
 from jeffnet.weights.card import ModelCard
@@ -35,51 +38,42 @@ from jeffnet.weights.load import Source
 from jeffnet.weights.start import ModelOptions, Start, start_arrays, start_model, start_pretrained
 
 Variables = dict[str, dict[str, Any]]
+_Trees = Mapping[str, Mapping[str, Array]]
+_Keys = Mapping[str, Array]
 
 
+@documented
 def create_model(name: str, **options: Unpack[ModelOptions]) -> tuple["ImageClassifier", Variables]:
-    """A model of the zoo and its variables; takes no forward pass.
-
-    Args:
-      name: ours or timm's; `jeffnet list` shows them.
-      options: see `jeffnet.weights.start.ModelOptions`.
-
-    Returns:
-      The model's functions, and `{'params': ..., 'batch_stats': ...}`.
-
-    Raises:
-      UnknownModelError: no such model.
-      ArchitectureError: an option outside its range.
-      WeightsError: `pretrained` cannot be read or does not fit.
-    """
     return build(start_model(name, **options))
 
 
+@documented
 def from_pretrained(
     source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", Variables, ModelCard]:
-    """A model from a weights file; see `jeffnet.linen.from_pretrained`."""
     start, card = start_pretrained(source, name, dtype=dtype)
     return *build(start), card
 
 
+@documented
 def build(start: Start) -> tuple["ImageClassifier", Variables]:
-    """The functions and the variables."""
-    return ImageClassifier(start.plan, start.dtype, start.param_dtype, start.remat), to_variables(start.arrays)
+    model = ImageClassifier(start.plan, start.dtype, start.param_dtype, start.remat, start.execution)
+    return model, to_variables(start.arrays)
 
 
+@documented
 def to_start(model: "ImageClassifier", variables: Mapping[str, Any]) -> Start:
-    """From what the same model can be built in any backend; the inverse of `build`."""
-    return Start(model.plan, to_canonical(variables, model.plan), model.dtype, model.param_dtype, model.remat)
+    arrays = to_canonical(variables, model.plan)
+    return Start(model.plan, arrays, model.dtype, model.param_dtype, model.remat, execution=model.execution)
 
 
+@documented
 def inference(model: "ImageClassifier", variables: Mapping[str, Any]) -> tuple[Callable[[Any, Array], Array], Any]:
-    """A pure function of variables and images, without training, and its variables."""
     return model.apply, variables
 
 
+@documented
 def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
-    """A pass in training mode, for use inside `jax.jit`; see `jeffnet.backends.Backend`."""
     model, variables = build(start)
     logits, updated = model.apply(variables, images, train=True, rngs={"dropout": jnp.asarray(start.rng)})
     return logits, updated["batch_stats"]
@@ -100,7 +94,7 @@ def to_variables(arrays: Mapping[str, Any]) -> Variables:
     return variables
 
 
-def to_canonical(variables: Mapping[str, Any], plan: arch.Plan) -> dict[str, Any]:
+def to_canonical(variables: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """The arrays of `variables` by canonical name, in the Plan's order.
 
     Args:
@@ -121,7 +115,7 @@ def to_canonical(variables: Mapping[str, Any], plan: arch.Plan) -> dict[str, Any
 
 
 @dataclass(frozen=True)
-class ImageClassifier:
+class ImageClassifier(ImageModel):
     """The functions of a Plan. Hashable: it can be a static argument of `jax.jit`.
 
     Attributes:
@@ -129,17 +123,14 @@ class ImageClassifier:
       dtype: in which layers compute.
       param_dtype: of parameters.
       remat: compute blocks again in the backward pass instead of keeping what they computed.
+      execution: how a pass runs.
     """
 
-    plan: arch.Plan
+    plan: Plan
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     remat: bool = False
-
-    @property
-    def feature_info(self) -> tuple[arch.FeatureInfo, ...]:
-        """Name, channels and stride of each map that `features` can return."""
-        return self.plan.features
+    execution: Execution = Execution()
 
     def init(self, rng: int | Array) -> Variables:
         """Initial variables; the same as `create_model` makes.
@@ -149,14 +140,7 @@ class ImageClassifier:
         """
         return to_variables(start_arrays(self.plan, rng, self.param_dtype))
 
-    def apply(
-        self,
-        variables: Mapping[str, Mapping[str, Array]],
-        images: Array,
-        *,
-        train: bool = False,
-        rngs: Mapping[str, Array] | None = None,
-    ) -> Any:
+    def apply(self, variables: _Trees, images: Array, *, train: bool = False, rngs: _Keys | None = None) -> Any:
         """Logits `(N, num_classes)`, or the pooled features where `num_classes` is 0.
 
         Args:
@@ -171,92 +155,64 @@ class ImageClassifier:
         Raises:
           ArchitectureError: the images do not fit the model, or the key is missing.
         """
-        run = _Run(self, variables, train, rngs)
-        return run.result(run.outputs(images, "logits")[-1])
+        return _Run(self, variables, train, rngs).outputs(images, "logits")
 
-    def pre_logits(
-        self,
-        variables: Mapping[str, Mapping[str, Array]],
-        images: Array,
-        *,
-        train: bool = False,
-        rngs: Mapping[str, Array] | None = None,
-    ) -> Any:
-        """What the classifier gets: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`.
-
-        Arguments, and what is returned in training, are as of `apply`.
-        """
-        run = _Run(self, variables, train, rngs)
-        return run.result(run.outputs(images, "pre_logits")[-1])
+    def pre_logits(self, variables: _Trees, images: Array, *, train: bool = False, rngs: _Keys | None = None) -> Any:
+        return _Run(self, variables, train, rngs).outputs(images, "pre_logits")
 
     def features(
         self,
-        variables: Mapping[str, Mapping[str, Array]],
+        variables: _Trees,
         images: Array,
         indices: Sequence[int] | None = None,
         *,
         train: bool = False,
-        rngs: Mapping[str, Array] | None = None,
+        rngs: _Keys | None = None,
     ) -> Any:
-        """Feature maps `(N, H / stride, W / stride, C)`.
-
-        Args:
-          variables: this, and what is returned in training, is as of `apply`.
-          images: `(N, H, W, C)`, normalised.
-          indices: which of `feature_info`, in any order; negative ones count from the end. None takes all.
-          train: as of `apply`.
-          rngs: as of `apply`.
-
-        Raises:
-          ArchitectureError: no such map.
-        """
-        stages = feature_stages(self.plan, indices)
-        run = _Run(self, variables, train, rngs)
-        maps = run.outputs(images, "features", max(stages, default=-1))
-        return run.result(tuple(maps[stage + 1] for stage in stages))
+        return _Run(self, variables, train, rngs).outputs(images, "features", indices)
 
 
 class _Run:
     """One forward pass, and the running statistics that it updates, by canonical name."""
 
-    def __init__(
-        self,
-        model: ImageClassifier,
-        variables: Mapping[str, Mapping[str, Array]],
-        train: bool = False,
-        rngs: Mapping[str, Array] | None = None,
-    ) -> None:
+    def __init__(self, model: ImageClassifier, variables: _Trees, train: bool, rngs: _Keys | None) -> None:
         self.model, self.train, self.rngs = model, train, rngs or {}
         self.params, self.stats = variables["params"], variables["batch_stats"]
         self.updated: dict[str, Array] = {}
 
-    def result(self, outputs: Any) -> Any:
-        """The outputs; in training, with the updated statistics."""
-        return (outputs, {"batch_stats": {**self.stats, **self.updated}}) if self.train else outputs
-
-    def outputs(self, images: Array, output: str, last_stage: int | None = None) -> list[Array]:
-        """See `apply_network`."""
-        plan = self.model.plan
-        return apply_network(
-            plan,
+    def outputs(self, images: Array, output: Output, indices: Sequence[int] | None = None) -> Any:
+        """The outputs of `apply_network`; in training, with the updated statistics."""
+        model = self.model
+        outputs = apply_network(
+            model.plan,
             images,
-            self.model.dtype,
+            model.dtype,
             self._conv,
             self._block,
-            self._classifier if plan.classifier else None,
+            self._classifier if model.plan.classifier else None,
+            execution=model.execution,
             output=output,
-            last_stage=last_stage,
+            indices=indices,
         )
+        return (outputs, {"batch_stats": {**self.stats, **self.updated}}) if self.train else outputs
 
-    def _block(self, block: arch.Block, x: Array) -> Array:
+    def _operation(self, op: Op, x: Array) -> Array:
+        match op:
+            case Conv():
+                return self._conv(op, x)
+            case SqueezeExcite():
+                return apply_squeeze(op, x, self._conv)
+            case _:
+                assert_never(op)
+
+    def _block(self, block: Block, x: Array) -> Array:
         def call(x: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
-            # Statistics leave a rematerialised function as a result of it, not by the way.
+            # A rematerialised function has to return its statistics: stored on the way, they would be tracers of it.
             outer, self.updated = self.updated, {}
             x = apply_block(
                 block,
                 x,
-                self._conv,
-                lambda op, x: apply_squeeze(op, x, self._conv),
+                self._operation,
                 lambda x: x if key is None else drop_path(x, block.drop_path_rate, key),
             )
             updated, self.updated = self.updated, outer
@@ -267,8 +223,8 @@ class _Run:
         self.updated |= updated
         return x
 
-    def _conv(self, op: arch.Conv, x: Array) -> Array:
-        def apply_part(part: arch.ConvPart, x: Array) -> Array:
+    def _conv(self, op: Conv, x: Array) -> Array:
+        def apply_part(part: ConvPart, x: Array) -> Array:
             y = conv_general_dilated(
                 x,
                 self._param(f"{part.name}.kernel"),
@@ -281,17 +237,23 @@ class _Run:
 
         return apply_conv(op, x, apply_part, self._norm)
 
-    def _norm(self, name: str, x: Array, act: str | None) -> Array:
-        plan, mean, var = self.model.plan, self.stats[f"{name}.mean"], self.stats[f"{name}.var"]
+    def _norm(self, norm: Norm, x: Array, act: str | None) -> Array:
+        match norm:
+            case BatchNorm():
+                return self._batch_norm(norm, x, act)
+            case _:
+                assert_never(norm)
+
+    def _batch_norm(self, norm: BatchNorm, x: Array, act: str | None) -> Array:
+        name, dtype, execution = norm.name, self.model.dtype, self.model.execution
+        mean, var = self.stats[f"{name}.mean"], self.stats[f"{name}.var"]
         scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
-        if self.train and name not in plan.frozen_norms:
-            y, batch_mean, unbiased = norm_train(
-                x, scale, bias, plan.bn_epsilon, self.model.dtype, act, groups=plan.norm_groups
-            )
-            self.updated[f"{name}.mean"] = moved_statistics(mean, batch_mean, plan.bn_momentum)
-            self.updated[f"{name}.var"] = moved_statistics(var, unbiased, plan.bn_momentum)
-            return y
-        return norm_inference(x, mean, var, scale, bias, plan.bn_epsilon, self.model.dtype, act)
+        if not self.train or name in execution.frozen_norms:
+            return norm_inference(x, mean, var, scale, bias, norm.epsilon, dtype, act)
+        y, *batch = norm_train(x, scale, bias, norm.epsilon, dtype, act, groups=execution.norm_groups)
+        for leaf, old, new in zip(("mean", "var"), (mean, var), batch, strict=True):
+            self.updated[f"{name}.{leaf}"] = moved_statistics(old, new, self.model.plan.bn_momentum)
+        return y
 
     def _classifier(self, x: Array) -> Array:
         rate = self.model.plan.drop_rate

@@ -12,7 +12,7 @@ mutable=['batch_stats'])` gives the logits and the updated statistics.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, Unpack, assert_never
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,12 +20,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.typing import DTypeLike
 
+from jeffnet.arch import operations
 from jeffnet.arch import plan as arch
+from jeffnet.arch.execution import Execution
 from jeffnet.arch.summary import STATISTICS, array_specs
+from jeffnet.backends.common import ImageModel, documented
 from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
-from jeffnet.ops.network import apply_block, apply_conv, apply_network, apply_squeeze, feature_stages
+from jeffnet.ops.network import Output, apply_block, apply_conv, apply_network, apply_squeeze
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.ops.stochastic import drop_path
@@ -36,63 +39,38 @@ from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretra
 Variables = dict[str, Any]
 
 
+@documented
 def create_model(name: str, **options: Unpack[ModelOptions]) -> tuple["ImageClassifier", Variables]:
-    """A model of the zoo and its variables; takes no forward pass.
-
-    Args:
-      name: ours or timm's; `jeffnet list` shows them.
-      options: see `jeffnet.weights.start.ModelOptions`.
-
-    Returns:
-      The module, and `{'params': ..., 'batch_stats': ...}`.
-
-    Raises:
-      UnknownModelError: no such model.
-      ArchitectureError: an option outside its range.
-      WeightsError: `pretrained` cannot be read or does not fit.
-    """
     return build(start_model(name, **options))
 
 
+@documented
 def from_pretrained(
     source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", Variables, ModelCard]:
-    """A model from its weights, with their own number of classes and input channels.
-
-    Args:
-      source: any that `jeffnet.weights.load.find_weights` takes: a path, `hf:owner/name`, a URL, or the name of a model
-        for its published weights.
-      name: of the model; not needed where the weights say it.
-      dtype: in which layers compute.
-
-    Returns:
-      The module, its variables, and what is known of the model: preprocessing, names of classes.
-
-    Raises:
-      UnknownModelError: no such model.
-      WeightsError: the weights cannot be had or read, do not fit, or say another name.
-    """
     start, card = start_pretrained(source, name, dtype=dtype)
     return *build(start), card
 
 
+@documented
 def build(start: Start) -> tuple["ImageClassifier", Variables]:
-    """The module and its variables."""
-    return ImageClassifier(start.plan, start.dtype, start.param_dtype, start.remat), to_variables(start.arrays)
+    model = ImageClassifier(start.plan, start.dtype, start.param_dtype, start.remat, start.execution)
+    return model, to_variables(start.arrays)
 
 
+@documented
 def to_start(model: "ImageClassifier", variables: Mapping[str, Any]) -> Start:
-    """From what the same model can be built in any backend; the inverse of `build`."""
-    return Start(model.plan, to_canonical(variables, model.plan), model.dtype, model.param_dtype, model.remat)
+    arrays = to_canonical(variables, model.plan)
+    return Start(model.plan, arrays, model.dtype, model.param_dtype, model.remat, execution=model.execution)
 
 
+@documented
 def inference(model: "ImageClassifier", variables: Mapping[str, Any]) -> tuple[Callable[[Any, Array], Array], Any]:
-    """A pure function of variables and images, without training, and its variables."""
     return model.apply, variables  # pyright: ignore[reportReturnType]
 
 
+@documented
 def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
-    """A pass in training mode, for use inside `jax.jit`; see `jeffnet.backends.Backend`."""
     model, variables = build(start)
     logits, updated = model.apply(
         variables, images, train=True, rngs={"dropout": jnp.asarray(start.rng)}, mutable=["batch_stats"]
@@ -133,7 +111,7 @@ def to_canonical(variables: Mapping[str, Any], plan: arch.Plan) -> dict[str, Any
     return {name: flat[place] for name, place in places.items()}
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(ImageModel, nn.Module):
     """A whole network of a Plan.
 
     Attributes:
@@ -141,17 +119,14 @@ class ImageClassifier(nn.Module):
       dtype: in which layers compute.
       param_dtype: of parameters.
       remat: compute blocks again in the backward pass instead of keeping what they computed.
+      execution: how a pass runs.
     """
 
     plan: arch.Plan
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     remat: bool = False
-
-    @property
-    def feature_info(self) -> tuple[arch.FeatureInfo, ...]:
-        """Name, channels and stride of each map that `features` can return; needs no variables."""
-        return self.plan.features
+    execution: Execution = Execution()
 
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Logits `(N, num_classes)`, or the pooled features where `num_classes` is 0.
@@ -161,31 +136,17 @@ class ImageClassifier(nn.Module):
           train: normalise by the batch's statistics and update the running ones; drop units and paths, for which
             `rngs={'dropout': key}` is needed.
         """
-        return self._forward(images, train, "logits")[-1]
+        return self._forward(images, train, "logits")
 
     def pre_logits(self, images: Array, train: bool = False) -> Array:
-        """What the classifier gets: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`."""
-        return self._forward(images, train, "pre_logits")[-1]
+        return self._forward(images, train, "pre_logits")
 
     def features(self, images: Array, indices: Sequence[int] | None = None, train: bool = False) -> tuple[Array, ...]:
-        """Feature maps `(N, H / stride, W / stride, C)`.
-
-        Args:
-          images: `(N, H, W, C)`, normalised.
-          indices: which of `feature_info`, in any order; negative ones count from the end. None takes all.
-          train: as in `__call__`.
-
-        Raises:
-          ArchitectureError: no such map.
-        """
-        stages = feature_stages(self.plan, indices)
-        maps = self._forward(images, train, "features", max(stages, default=-1))
-        return tuple(maps[stage + 1] for stage in stages)
+        return self._forward(images, train, "features", indices)
 
     @nn.compact
-    def _forward(self, images: Array, train: bool, output: str, last_stage: int | None = None) -> list[Array]:
-        """The output of the stem, of each stage up to `last_stage`, and of the head."""
-        plan, layers = self.plan, _Layers(self.plan, self.dtype, self.param_dtype)
+    def _forward(self, images: Array, train: bool, output: Output, indices: Sequence[int] | None = None) -> Any:
+        plan, layers = self.plan, _Layers(self.plan, self.execution, self.dtype, self.param_dtype)
         block_class = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
 
         def classifier(x: Array) -> Array:
@@ -199,8 +160,9 @@ class ImageClassifier(nn.Module):
             lambda op, x: layers.conv(op, x, train),
             lambda block, x: block_class(block, layers, name=block.name.replace(".", "_"))(x, train),
             classifier if plan.classifier else None,
+            execution=self.execution,
             output=output,
-            last_stage=last_stage,
+            indices=indices,
         )
 
 
@@ -217,8 +179,7 @@ class Block(nn.Module):
         return apply_block(
             self.block,
             x,
-            lambda op, x: self.layers.conv(op, x, train),
-            lambda op, x: SqueezeExcite(op, self.layers, name=_local(op.name))(x),
+            lambda op, x: self.layers.operation(op, x, train),
             lambda x: drop_path(x, rate, self.make_rng("dropout")) if rate > 0 else x,
         )
 
@@ -226,7 +187,7 @@ class Block(nn.Module):
 class SqueezeExcite(nn.Module):
     """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
 
-    op: arch.SqueezeExcite
+    op: operations.SqueezeExcite
     layers: "_Layers"
 
     @nn.compact
@@ -241,7 +202,7 @@ class BatchNorm(nn.BatchNorm):
     Normalises over all axes but the last. Statistics are at least float32.
 
     Attributes:
-      groups: parts of the batch that are normalised each by itself; see `jeffnet.ops.norm.norm_train`.
+      groups: parts of the batch that are normalised separately; see `jeffnet.ops.norm.norm_train`.
     """
 
     groups: int = 1
@@ -274,38 +235,56 @@ class BatchNorm(nn.BatchNorm):
 
 @dataclass(frozen=True)
 class _Layers:
-    """Makes native layers, inside a compact method of the module to which they will belong."""
+    """Makes Linen layers, inside a compact method of the module to which they belong."""
 
     plan: arch.Plan
+    execution: Execution
     dtype: DTypeLike
     param_dtype: DTypeLike
 
-    def conv(self, op: arch.Conv, x: Array, train: bool) -> Array:
+    def operation(self, op: operations.Op, x: Array, train: bool) -> Array:
+        """An operation of a block."""
+        match op:
+            case operations.Conv():
+                return self.conv(op, x, train)
+            case operations.SqueezeExcite():
+                return SqueezeExcite(op, self, name=_local(op.name))(x)
+            case _:
+                assert_never(op)
+
+    def conv(self, op: operations.Conv, x: Array, train: bool) -> Array:
         """A convolution with its norm and activation."""
         return apply_conv(
-            op, x, lambda part, x: self._part(op, part)(x), lambda name, x, act: self._norm(name, train)(x, act=act)
+            op, x, lambda part, x: self._part(op, part)(x), lambda norm, x, act: self._norm(norm, train)(x, act=act)
         )
 
     def classifier(self, x: Array) -> Array:
         """The dense layer."""
         assert self.plan.classifier
-        features, name = self.plan.classifier.out_features, self.plan.classifier.name
         return nn.Dense(
-            features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=dense_kernel_init, name=name
-        )(x)
-
-    def _norm(self, name: str, train: bool) -> BatchNorm:
-        return BatchNorm(
-            use_running_average=not train or name in self.plan.frozen_norms,
-            momentum=self.plan.bn_momentum,
-            epsilon=self.plan.bn_epsilon,
-            groups=self.plan.norm_groups,
+            self.plan.num_classes,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            name=_local(name),
-        )
+            kernel_init=dense_kernel_init,
+            name=self.plan.classifier.name,
+        )(x)
 
-    def _part(self, op: arch.Conv, part: arch.ConvPart) -> nn.Conv:
+    def _norm(self, norm: operations.Norm, train: bool) -> BatchNorm:
+        match norm:
+            case operations.BatchNorm():
+                return BatchNorm(
+                    use_running_average=not train or norm.name in self.execution.frozen_norms,
+                    momentum=self.plan.bn_momentum,
+                    epsilon=norm.epsilon,
+                    groups=self.execution.norm_groups,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    name=_local(norm.name),
+                )
+            case _:
+                assert_never(norm)
+
+    def _part(self, op: operations.Conv, part: operations.ConvPart) -> nn.Conv:
         return nn.Conv(
             part.out_channels,
             (part.kernel_size, part.kernel_size),
@@ -323,7 +302,7 @@ class _Layers:
 
 
 def _local(name: str) -> str:
-    """The module's own name within its block: `blocks.2.1.conv_dw.0` is `conv_dw_0`."""
+    """The module's name within its block: `blocks.2.1.conv_dw.0` is `conv_dw_0`."""
     return _place(name)[-1]
 
 

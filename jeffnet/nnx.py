@@ -6,11 +6,12 @@
 
 `images` are `(N, H, W, C)`, normalised as `jeffnet.arch.zoo.model_preprocessing` says. A new model evaluates; after
 `model.train()` it normalises by the batch's statistics, updates the running ones, and drops units and paths with
-random numbers of its own (`model.rngs`), until `model.eval()`.
+random numbers of `model.rngs`, until `model.eval()`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, Unpack, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -18,80 +19,65 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from jeffnet.arch import operations
 from jeffnet.arch import plan as arch
-from jeffnet.errors import ArchitectureError
-from jeffnet.ops.conv import conv_general_dilated
-from jeffnet.ops.network import (
-    apply_block,
+from jeffnet.backends.common import (
+    ImageModel,
+    Layers,
+    SqueezeExciteLayers,
     apply_layers,
-    apply_network,
-    apply_squeeze,
-    feature_stages,
-    local_name,
+    documented,
+    has_classifier,
+    start_of,
     submodule,
 )
+from jeffnet.errors import ArchitectureError
+from jeffnet.ops.conv import conv_general_dilated
+from jeffnet.ops.network import Output, apply_block, apply_network
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import (
-    ModelOptions,
-    Start,
-    has_classifier,
-    start_model,
-    start_of,
-    start_pretrained,
-    statistics,
-)
+from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
 
 
+@documented
 def create_model(name: str, **options: Unpack[ModelOptions]) -> "ImageClassifier":
-    """A model of the zoo; takes no forward pass.
-
-    Args:
-      name: ours or timm's; `jeffnet list` shows them.
-      options: see `jeffnet.weights.start.ModelOptions`.
-
-    Raises:
-      UnknownModelError: no such model.
-      ArchitectureError: an option outside its range.
-      WeightsError: `pretrained` cannot be read or does not fit.
-    """
     return build(start_model(name, **options))
 
 
+@documented
 def from_pretrained(
     source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", ModelCard]:
-    """A model from a weights file, and what is known of it; arguments and errors as in `jeffnet.linen`."""
     start, card = start_pretrained(source, name, dtype=dtype)
     return build(start), card
 
 
+@documented
 def build(start: Start) -> "ImageClassifier":
-    """The module."""
     return ImageClassifier(start)
 
 
+@documented
 def to_start(model: "ImageClassifier") -> Start:
-    """From what the same model can be built in any backend; the inverse of `build`."""
     return start_of(model, lambda name: submodule(model, name).get_value())
 
 
+@documented
 def inference(model: "ImageClassifier") -> tuple[Callable[[Any, Array], Array], Any]:
-    """A pure function of the model's state and images, without training, and that state."""
     graph, state = nnx.split(nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False))
     return lambda state, images: nnx.merge(graph, state)(images), state
 
 
+@documented
 def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
-    """A pass in training mode, for use inside `jax.jit`; see `jeffnet.backends.Backend`."""
     model = build(start)
     model.train()
     return model(images), statistics(to_start(model).arrays)
 
 
-class ImageClassifier(nnx.Module):
+class ImageClassifier(ImageModel, nnx.Module):
     """A whole network of a Plan. Modules have the Plan's names: `model.blocks[2][1].conv_dw.kernel`.
 
     Attributes:
@@ -99,11 +85,12 @@ class ImageClassifier(nnx.Module):
       dtype: in which layers compute.
       param_dtype: of parameters.
       remat: compute blocks again in the backward pass instead of keeping what they computed.
+      execution: how a pass runs.
       rngs: of dropout and drop path.
     """
 
     def __init__(self, start: Start) -> None:
-        layers, plan = _Layers(start), start.plan
+        layers, plan, self.execution = _Layers(start), start.plan, start.execution
         self.plan, self.dtype, self.param_dtype, self.remat = plan, start.dtype, start.param_dtype, start.remat
         layers.add(self, plan.stem)
         self.blocks = nnx.List([nnx.List([Block(block, layers) for block in stage]) for stage in plan.stages])
@@ -113,51 +100,35 @@ class ImageClassifier(nnx.Module):
             self.classifier = layers.dense(plan.classifier)
         self.rngs = nnx.Rngs(dropout=start.rng)
 
-    @property
-    def feature_info(self) -> tuple[arch.FeatureInfo, ...]:
-        """Name, channels and stride of each map that `features` can return."""
-        return self.plan.features
-
     def __call__(self, images: Array, *, rngs: nnx.Rngs | None = None) -> Array:
         """Logits `(N, num_classes)`, or the pooled features where `num_classes` is 0.
 
         Args:
           images: `(N, H, W, C)`, normalised.
-          rngs: with a stream `dropout`, in place of the model's own.
+          rngs: with a stream `dropout`, used instead of `model.rngs`.
 
         Raises:
           ArchitectureError: the images do not fit the model.
         """
-        return self._forward(images, "logits", rngs)[-1]
+        return self._forward(images, "logits", rngs)
 
     def pre_logits(self, images: Array, *, rngs: nnx.Rngs | None = None) -> Array:
-        """What the classifier gets: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`."""
-        return self._forward(images, "pre_logits", rngs)[-1]
+        return self._forward(images, "pre_logits", rngs)
 
     def features(
         self, images: Array, indices: Sequence[int] | None = None, *, rngs: nnx.Rngs | None = None
     ) -> tuple[Array, ...]:
-        """Feature maps `(N, H / stride, W / stride, C)`.
+        return self._forward(images, "features", rngs, indices)
 
-        Args:
-          images: `(N, H, W, C)`, normalised.
-          indices: which of `feature_info`, in any order; negative ones count from the end. None takes all.
-          rngs: as of a call.
-
-        Raises:
-          ArchitectureError: no such map.
-        """
-        stages = feature_stages(self.plan, indices)
-        maps = self._forward(images, "features", rngs, max(stages, default=-1))
-        return tuple(maps[stage + 1] for stage in stages)
-
-    def _forward(self, images: Array, output: str, rngs: nnx.Rngs | None, last_stage: int | None = None) -> list[Array]:
+    def _forward(
+        self, images: Array, output: Output, rngs: nnx.Rngs | None, indices: Sequence[int] | None = None
+    ) -> Any:
         rngs = self.rngs if rngs is None else rngs
         call_block = nnx.remat(Block.__call__) if self.remat else Block.__call__
 
         def apply(block: arch.Block, x: Array) -> Array:
             module = submodule(self, block.name)
-            # Drawn out here, so that a block that is computed again drops the same.
+            # Drawn outside the block, so that a block that is computed again drops the same examples.
             return call_block(module, x, rngs.dropout() if module.drop_path.is_active else None)
 
         return apply_network(
@@ -166,10 +137,11 @@ class ImageClassifier(nnx.Module):
             self.dtype,
             lambda op, x: apply_layers(self, op, x),
             apply,
-            # Also one that its user has put there.
+            # Or the one that its user has put in its place.
             (lambda x: self.classifier(self.dropout(x, rngs=rngs))) if has_classifier(self) else None,
+            execution=self.execution,
             output=output,
-            last_stage=last_stage,
+            indices=indices,
         )
 
 
@@ -179,34 +151,16 @@ class Block(nnx.Module):
     def __init__(self, block: arch.Block, layers: "_Layers") -> None:
         self.block = block
         for op in block.ops:
-            if isinstance(op, arch.Conv):
-                layers.add(self, op)
-            else:
-                setattr(self, local_name(op.name), SqueezeExcite(op, layers))
+            layers.add(self, op)
         self.drop_path = DropPath(block.drop_path_rate)
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         """`(N, H, W, C)` to `(N, H', W', C')`; `key` decides which examples are dropped."""
-        return apply_block(
-            self.block,
-            x,
-            lambda op, x: apply_layers(self, op, x),
-            lambda op, x: getattr(self, local_name(op.name))(x),
-            lambda x: self.drop_path(x, key),
-        )
+        return apply_block(self.block, x, lambda op, x: apply_layers(self, op, x), lambda x: self.drop_path(x, key))
 
 
-class SqueezeExcite(nnx.Module):
+class SqueezeExcite(SqueezeExciteLayers, nnx.Module):
     """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
-
-    def __init__(self, op: arch.SqueezeExcite, layers: "_Layers") -> None:
-        self.op = op
-        layers.add(self, op.reduce)
-        layers.add(self, op.expand)
-
-    def __call__(self, x: Array) -> Array:
-        """`(N, H, W, C)` to the same."""
-        return apply_squeeze(self.op, x, lambda op, x: apply_layers(self, op, x))
 
 
 class DropPath(nnx.Module):
@@ -248,7 +202,7 @@ class BatchNorm(nnx.BatchNorm):
         frozen: bool = False,
         groups: int = 1,
     ) -> None:
-        # NNX's own would first compile zeros and ones of every width.
+        # NNX's constructor would compile zeros and ones of every width first.
         self.mean, self.var, self.scale, self.bias = (
             nnx.BatchStat(mean), nnx.BatchStat(var), nnx.Param(scale), nnx.Param(bias),
         )  # fmt: skip
@@ -274,25 +228,13 @@ class BatchNorm(nnx.BatchNorm):
         return y
 
 
-class _Layers:
-    """Makes native layers that hold the arrays of a start, instead of drawing initial ones and throwing them away."""
+class _Layers(Layers):
+    list_class, squeeze_excite_class = nnx.List, SqueezeExcite
 
-    def __init__(self, start: Start) -> None:
-        self.start = start
-        self.dtypes: Mapping[str, Any] = {"dtype": start.dtype, "param_dtype": start.param_dtype}
-
-    def add(self, module: nnx.Module, op: arch.Conv) -> None:
-        """Give a module the layers of a convolution and its norm."""
-        convs = [self._conv(op, part) for part in op.parts]
-        setattr(module, local_name(op.name), convs[0] if len(convs) == 1 else nnx.List(convs))
-        if op.norm:
-            setattr(module, local_name(op.norm), self._norm(op.norm))
-
-    def dense(self, dense: arch.Dense) -> nnx.Linear:
-        """The classifier."""
+    def dense(self, dense: operations.Dense) -> nnx.Linear:
         return nnx.Linear(dense.in_features, dense.out_features, **self._arrays(dense.name, "kernel", "bias"))
 
-    def _conv(self, op: arch.Conv, part: arch.ConvPart) -> nnx.Conv:
+    def conv(self, op: operations.Conv, part: operations.ConvPart) -> nnx.Conv:
         return nnx.Conv(
             part.in_channels,
             part.out_channels,
@@ -306,29 +248,27 @@ class _Layers:
             **self._arrays(part.name, "kernel", *(("bias",) if op.bias else ())),
         )
 
-    def _norm(self, name: str) -> BatchNorm:
-        plan, arrays = self.start.plan, self.start.arrays
-        return BatchNorm(
-            *(arrays[f"{name}.{leaf}"] for leaf in ("mean", "var", "scale", "bias")),
-            momentum=plan.bn_momentum,
-            epsilon=plan.bn_epsilon,
-            dtype=self.start.dtype,
-            frozen=name in plan.frozen_norms,
-            groups=plan.norm_groups,
-        )
+    def norm(self, norm: operations.Norm) -> BatchNorm:
+        start = self.start
+        match norm:
+            case operations.BatchNorm():
+                return BatchNorm(
+                    *(start.arrays[f"{norm.name}.{leaf}"] for leaf in ("mean", "var", "scale", "bias")),
+                    momentum=start.plan.bn_momentum,
+                    epsilon=norm.epsilon,
+                    dtype=start.dtype,
+                    frozen=norm.name in start.execution.frozen_norms,
+                    groups=start.execution.norm_groups,
+                )
+            case _:
+                assert_never(norm)
 
     def _arrays(self, name: str, *leaves: str) -> dict[str, Any]:
-        """Initialisers that answer with the arrays of a start."""
+        """Initialisers that return the arrays of the start."""
         arrays = {leaf: self.start.arrays[f"{name}.{leaf}"] for leaf in leaves}
         inits = {f"{leaf}_init": lambda *_, array=array: array for leaf, array in arrays.items()}
-        return {**self.dtypes, **inits, "rngs": _NO_RNGS}
+        return {"dtype": self.start.dtype, "param_dtype": self.start.param_dtype, **inits, "rngs": _NO_RNGS}
 
 
-class _NoRngs:
-    """In place of random numbers that nobody looks at."""
-
-    def params(self) -> None:
-        """No key."""
-
-
-_NO_RNGS: Any = _NoRngs()
+# In place of random numbers that no initialiser uses.
+_NO_RNGS: Any = SimpleNamespace(params=lambda: None)

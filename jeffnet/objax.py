@@ -7,11 +7,11 @@
 
 `images` are `(N, H, W, C)`, normalised as `jeffnet.arch.zoo.model_preprocessing` says; in Objax's own networks channels
 come second. In training, a call normalises by the batch's statistics, updates the running ones, and drops units and
-paths with random numbers of its own (`model.generator`).
+paths with random numbers of `model.generator`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Any, Unpack, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -19,66 +19,51 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jeffnet._objax_compat import objax
+from jeffnet.arch import operations
 from jeffnet.arch import plan as arch
-from jeffnet.ops.broadcast import over_channels
-from jeffnet.ops.conv import conv_general_dilated
-from jeffnet.ops.network import (
-    apply_block,
+from jeffnet.backends.common import (
+    ImageModel,
+    Layers,
+    SqueezeExciteLayers,
     apply_layers,
-    apply_network,
-    apply_squeeze,
-    feature_stages,
-    local_name,
+    documented,
+    has_classifier,
+    start_of,
     submodule,
 )
+from jeffnet.ops.broadcast import over_channels
+from jeffnet.ops.conv import conv_general_dilated
+from jeffnet.ops.network import Output, apply_block, apply_network
 from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import (
-    ModelOptions,
-    Start,
-    has_classifier,
-    start_model,
-    start_of,
-    start_pretrained,
-    statistics,
-)
+from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
 
 # What Objax's layers call the arrays; the bias of a norm is `beta`.
 _VARS = {"kernel": "w", "bias": "b", "scale": "gamma", "mean": "running_mean", "var": "running_var"}
 
 
+@documented
 def create_model(name: str, **options: Unpack[ModelOptions]) -> "ImageClassifier":
-    """A model of the zoo; takes no forward pass.
-
-    Args:
-      name: ours or timm's; `jeffnet list` shows them.
-      options: see `jeffnet.weights.start.ModelOptions`.
-
-    Raises:
-      UnknownModelError: no such model.
-      ArchitectureError: an option outside its range.
-      WeightsError: `pretrained` cannot be read or does not fit.
-    """
     return build(start_model(name, **options))
 
 
+@documented
 def from_pretrained(
     source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", ModelCard]:
-    """A model from a weights file, and what is known of it; arguments and errors as in `jeffnet.linen`."""
     start, card = start_pretrained(source, name, dtype=dtype)
     return build(start), card
 
 
+@documented
 def build(start: Start) -> "ImageClassifier":
-    """The module."""
     return ImageClassifier(start)
 
 
+@documented
 def to_start(model: "ImageClassifier") -> Start:
-    """From what the same model can be built in any backend; the inverse of `build`."""
 
     def array(name: str) -> Array:
         path, _, leaf = name.rpartition(".")
@@ -88,8 +73,8 @@ def to_start(model: "ImageClassifier") -> Start:
     return start_of(model, array)
 
 
+@documented
 def inference(model: "ImageClassifier") -> tuple[Callable[[list[Array], Array], Array], list[Array]]:
-    """A pure function of the model's tensors and images, without training, and those tensors."""
     variables = model.vars()
 
     def apply(tensors: list[Array], images: Array) -> Array:
@@ -98,13 +83,13 @@ def inference(model: "ImageClassifier") -> tuple[Callable[[list[Array], Array], 
     return apply, variables.tensors()
 
 
+@documented
 def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
-    """A pass in training mode, for use inside `jax.jit`; see `jeffnet.backends.Backend`."""
     model = build(start)
     return model(images, training=True), statistics(to_start(model).arrays)
 
 
-class ImageClassifier(objax.Module):
+class ImageClassifier(ImageModel, objax.Module):
     """A whole network of a Plan. Modules have the Plan's names: `model.blocks[2][1].conv_dw.w`.
 
     Attributes:
@@ -112,11 +97,12 @@ class ImageClassifier(objax.Module):
       dtype: in which layers compute.
       param_dtype: of parameters.
       remat: compute blocks again in the backward pass instead of keeping what they computed.
+      execution: how a pass runs.
       generator: of the random numbers of dropout and drop path.
     """
 
     def __init__(self, start: Start) -> None:
-        layers, plan = _Layers(start), start.plan
+        layers, plan, self.execution = _Layers(start), start.plan, start.execution
         self.plan, self.dtype, self.param_dtype, self.remat = plan, start.dtype, start.param_dtype, start.remat
         layers.add(self, plan.stem)
         self.blocks = objax.ModuleList(
@@ -128,11 +114,6 @@ class ImageClassifier(objax.Module):
         if plan.classifier:
             self.classifier = layers.dense(plan.classifier)
 
-    @property
-    def feature_info(self) -> tuple[arch.FeatureInfo, ...]:
-        """Name, channels and stride of each map that `features` can return."""
-        return self.plan.features
-
     def __call__(self, images: Array, training: bool = False) -> Array:
         """Logits `(N, num_classes)`, or the pooled features where `num_classes` is 0.
 
@@ -143,32 +124,19 @@ class ImageClassifier(objax.Module):
         Raises:
           ArchitectureError: the images do not fit the model.
         """
-        return self._forward(images, training, "logits")[-1]
+        return self._forward(images, training, "logits")
 
     def pre_logits(self, images: Array, training: bool = False) -> Array:
-        """What the classifier gets: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`."""
-        return self._forward(images, training, "pre_logits")[-1]
+        return self._forward(images, training, "pre_logits")
 
     def features(
         self, images: Array, indices: Sequence[int] | None = None, training: bool = False
     ) -> tuple[Array, ...]:
-        """Feature maps `(N, H / stride, W / stride, C)`.
+        return self._forward(images, training, "features", indices)
 
-        Args:
-          images: `(N, H, W, C)`, normalised.
-          indices: which of `feature_info`, in any order; negative ones count from the end. None takes all.
-          training: as of a call.
-
-        Raises:
-          ArchitectureError: no such map.
-        """
-        stages = feature_stages(self.plan, indices)
-        maps = self._forward(images, training, "features", max(stages, default=-1))
-        return tuple(maps[stage + 1] for stage in stages)
-
-    def _forward(self, images: Array, training: bool, output: str, last_stage: int | None = None) -> list[Array]:
+    def _forward(self, images: Array, training: bool, output: Output, indices: Sequence[int] | None = None) -> Any:
         def apply(block: arch.Block, x: Array) -> Array:
-            # Drawn out here, so that a block that is computed again drops the same.
+            # Drawn outside the block, so that a block that is computed again drops the same examples.
             key = self.generator() if training and block.drop_path_rate else None
             module = submodule(self, block.name)
             return _remat(module, x, training, key) if self.remat else module(x, training, key)
@@ -179,10 +147,11 @@ class ImageClassifier(objax.Module):
             self.dtype,
             lambda op, x: apply_layers(self, op, x, training),
             apply,
-            # Also one that its user has put there.
+            # Or the one that its user has put in its place.
             (lambda x: self.classifier(self.dropout(x, training))) if has_classifier(self) else None,
+            execution=self.execution,
             output=output,
-            last_stage=last_stage,
+            indices=indices,
         )
 
 
@@ -192,10 +161,7 @@ class Block(objax.Module):
     def __init__(self, block: arch.Block, layers: "_Layers") -> None:
         self.block = block
         for op in block.ops:
-            if isinstance(op, arch.Conv):
-                layers.add(self, op)
-            else:
-                setattr(self, local_name(op.name), SqueezeExcite(op, layers))
+            layers.add(self, op)
 
     def __call__(self, x: Array, training: bool, key: Array | None = None) -> Array:
         """`(N, H, W, C)` to `(N, H', W', C')`; `key` decides which examples are dropped, None drops none."""
@@ -203,22 +169,12 @@ class Block(objax.Module):
             self.block,
             x,
             lambda op, x: apply_layers(self, op, x, training),
-            lambda op, x: getattr(self, local_name(op.name))(x),
             lambda x: x if key is None else drop_path(x, self.block.drop_path_rate, key),
         )
 
 
-class SqueezeExcite(objax.Module):
+class SqueezeExcite(SqueezeExciteLayers, objax.Module):
     """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
-
-    def __init__(self, op: arch.SqueezeExcite, layers: "_Layers") -> None:
-        self.op = op
-        layers.add(self, op.reduce)
-        layers.add(self, op.expand)
-
-    def __call__(self, x: Array) -> Array:
-        """`(N, H, W, C)` to the same."""
-        return apply_squeeze(self.op, x, lambda op, x: apply_layers(self, op, x))
 
 
 class Conv2D(objax.nn.Conv2D):
@@ -263,7 +219,7 @@ class BatchNorm(objax.nn.BatchNorm):
         frozen: bool = False,
         groups: int = 1,
     ) -> None:
-        # Objax's own would first compile zeros and ones of every width.
+        # Objax's constructor would compile zeros and ones of every width first.
         self.momentum, self.eps, self.redux, self.frozen, self.groups = momentum, eps, (0, 1, 2), frozen, groups
         self.running_mean, self.running_var = objax.StateVar(mean), objax.StateVar(var)
         self.beta, self.gamma = objax.TrainVar(beta), objax.TrainVar(gamma)
@@ -279,36 +235,36 @@ class BatchNorm(objax.nn.BatchNorm):
         return y
 
 
-class _Layers:
-    """Makes native layers that hold the arrays of a start, instead of drawing initial ones and throwing them away."""
+class _Layers(Layers):
+    list_class, squeeze_excite_class = objax.ModuleList, SqueezeExcite
 
-    def __init__(self, start: Start) -> None:
-        self.plan, self.arrays = start.plan, start.arrays
-
-    def add(self, module: objax.Module, op: arch.Conv) -> None:
-        """Give a module the layers of a convolution and its norm."""
-        convs = [self._conv(op, part) for part in op.parts]
-        setattr(module, local_name(op.name), convs[0] if len(convs) == 1 else objax.ModuleList(convs))
-        if op.norm:
-            setattr(module, local_name(op.norm), self._norm(op.norm))
-
-    def dense(self, dense: arch.Dense) -> Linear:
-        """The classifier."""
-        layer = Linear(0, 0, use_bias=False, w_init=lambda _: self.arrays[f"{dense.name}.kernel"])
-        layer.b = objax.TrainVar(self.arrays[f"{dense.name}.bias"])
+    def dense(self, dense: operations.Dense) -> Linear:
+        arrays = self.start.arrays
+        layer = Linear(0, 0, use_bias=False, w_init=lambda _: arrays[f"{dense.name}.kernel"])
+        layer.b = objax.TrainVar(arrays[f"{dense.name}.bias"])
         return layer
 
-    def _conv(self, op: arch.Conv, part: arch.ConvPart) -> Conv2D:
+    def conv(self, op: operations.Conv, part: operations.ConvPart) -> Conv2D:
+        arrays = self.start.arrays
         numbers = part.in_channels, part.out_channels, part.kernel_size, op.stride, op.dilation, part.groups
         kernel, bias = f"{part.name}.kernel", f"{part.name}.bias"
-        layer = Conv2D(*numbers, part.padding, use_bias=False, w_init=lambda _: self.arrays[kernel])
-        layer.b = objax.TrainVar(self.arrays[bias]) if op.bias else None  # Objax's own is shaped for NCHW
+        layer = Conv2D(*numbers, part.padding, use_bias=False, w_init=lambda _: arrays[kernel])
+        layer.b = objax.TrainVar(arrays[bias]) if op.bias else None  # Objax's bias is shaped for NCHW
         return layer
 
-    def _norm(self, name: str) -> BatchNorm:
-        mean, var, beta, gamma = (self.arrays[f"{name}.{leaf}"] for leaf in ("mean", "var", "bias", "scale"))
-        plan, frozen = self.plan, name in self.plan.frozen_norms
-        return BatchNorm(mean, var, beta, gamma, plan.bn_momentum, plan.bn_epsilon, frozen, plan.norm_groups)
+    def norm(self, norm: operations.Norm) -> BatchNorm:
+        start = self.start
+        match norm:
+            case operations.BatchNorm():
+                return BatchNorm(
+                    *(start.arrays[f"{norm.name}.{leaf}"] for leaf in ("mean", "var", "bias", "scale")),
+                    momentum=start.plan.bn_momentum,
+                    eps=norm.epsilon,
+                    frozen=norm.name in start.execution.frozen_norms,
+                    groups=start.execution.norm_groups,
+                )
+            case _:
+                assert_never(norm)
 
 
 def _remat(block: Block, x: Array, training: bool, key: Array | None) -> Array:

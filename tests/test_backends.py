@@ -4,13 +4,15 @@ Everything is compared in float64 with Linen's models, which `test_timm_parity.p
 random, BatchNorm's too. To add a backend, add a `Driver`: how its users run a model.
 """
 
+import inspect
 import os
 import re
 import resource
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import flax.serialization
 import jax
@@ -23,13 +25,14 @@ from flax import nnx
 from jeffnet import linen as jeffnet_linen
 from jeffnet import nnx as jeffnet_nnx
 from jeffnet.arch import zoo
+from jeffnet.arch.execution import Execution
 from jeffnet.arch.model import Model
-from jeffnet.arch.plan import with_frozen_norms, with_test_pooling
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
-from jeffnet.arch.summary import array_specs
+from jeffnet.arch.summary import array_specs, layers
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, FORMS, backend_of, convert, load_backend, to_start
+from jeffnet.backends.common import submodule
 from jeffnet.checkpoints import form_of, save_checkpoint
 from jeffnet.errors import (
     ArchitectureError,
@@ -39,10 +42,10 @@ from jeffnet.errors import (
     UnknownOptionError,
     WeightsError,
 )
+from jeffnet.inference.folding import fold_norms
 from jeffnet.inference.fused import fuse
 from jeffnet.objax import objax
-from jeffnet.ops.network import submodule
-from jeffnet.weights.start import start_model
+from jeffnet.weights.start import start_model, with_test_pooling
 
 pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
 
@@ -269,6 +272,51 @@ def test_every_backend_has_a_driver():
     assert DRIVERS.keys() == BACKENDS.keys()
 
 
+@every_backend
+def test_its_help_says_what_arguments_are(backend):
+    """Docstrings stand once, for all backends: `help` must show them for each."""
+    module = load_backend(backend)
+    for name, part in {
+        "create_model": "Raises:",
+        "from_pretrained": "hf:owner/name",
+        "build": "plan, options and arrays",
+    }.items():
+        assert part in inspect.getdoc(getattr(module, name)), name
+    model = module.ImageClassifier
+    for name, part in {"features": "indices", "pre_logits": "(N, F)", "feature_info": "stride"}.items():
+        assert part in inspect.getdoc(getattr(model, name)), name
+    assert list(inspect.signature(module.create_model).parameters) == ["name", "options"]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An operation that nothing knows."""
+
+    name: str = "blocks.0.0.foreign"
+    convolutions: tuple = ()
+
+
+@every_backend
+def test_an_unknown_operation_is_an_error(backend):
+    """It is not taken for an operation of another kind: that a new one is missing somewhere is noticed."""
+    start = random_start("tiny_flat", dtype=jnp.float32, param_dtype=jnp.float32)
+    block = replace(start.plan.stages[0][0], ops=(Foreign(),))
+    plan: Any = replace(start.plan, stages=((block,), *start.plan.stages[1:]))
+
+    def compute():
+        driver = build(backend, replace(start, plan=plan))
+        driver.evaluate(driver.variables, jnp.zeros((1, 32, 32, 3)))
+
+    for function in (
+        compute,
+        lambda: array_specs(plan),
+        lambda: layers(plan, 32),
+        lambda: fold_norms(plan, start.arrays),
+    ):
+        with pytest.raises(AssertionError, match="Foreign"):
+            function()
+
+
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
@@ -381,7 +429,7 @@ def test_options(options, backend, x64):
     theirs = reference("options", str(options), lambda: outputs("linen"))
     for ours, their in zip(jax.tree.leaves(outputs(backend)), jax.tree.leaves(theirs), strict=True):
         assert error(ours, their) <= TOLERANCE
-    width = start.plan.classifier.out_features if start.plan.classifier else start.plan.num_features
+    width = start.plan.num_classes or start.plan.num_features
     side = 64 // start.plan.features[-1].stride
     shape = (BATCH, side, side, width) if options.get("global_pool") == "none" else (BATCH, width)
     assert theirs[0].shape == shape
@@ -499,7 +547,7 @@ def test_a_pass_in_training_mode_leaves_frozen_norms_alone(backend, x64):
     start = random_start("tiny_flat", drop_rate=0.0, drop_path_rate=0.0)
     images = images_of()
     norms = [name.removesuffix(".scale") for name in start.arrays if name.endswith(".scale")]
-    frozen = replace(start, plan=with_frozen_norms(start.plan, norms[1:3]))
+    frozen = replace(start, execution=Execution(frozen_norms=frozenset(norms[1:3])))
 
     for each in (start, frozen):
         (logits, stats), (expected, expected_stats) = (
@@ -570,7 +618,7 @@ def test_no_pictures_give_no_logits(name, options, backend):
 @every_backend
 def test_no_pictures_in_test_time_pooling_and_in_training(backend):
     start = random_start("tiny_flat", dtype=jnp.float32, param_dtype=jnp.float32)
-    driver = build(backend, replace(start, plan=with_test_pooling(start.plan, 16)))
+    driver = build(backend, with_test_pooling(start, 16))
     model = driver.model if backend in ("nnx", "objax") else (driver.model, driver.variables)
     apply, variables = load_backend(backend).inference(*(model if isinstance(model, tuple) else (model,)))
     assert run(apply, variables, images_of(batch=0)).shape == (0, CLASSES)
@@ -681,14 +729,15 @@ def test_the_suite_under_a_setting_of_jax(setting):
 
 def test_every_pair_of_backends_converts_and_back_to_the_same_bits():
     start = random_start(dtype=jnp.bfloat16, param_dtype=jnp.float32, remat=True, drop_path_rate=0.1)
+    start = replace(start, execution=Execution(test_window=2, frozen_norms=frozenset({"bn1"}), norm_groups=2))
     for origin in BACKENDS:
         model = load_backend(origin).build(start)
         for target in BACKENDS:
             there = convert(model, target)
             assert backend_of(there) == target
             back = to_start(convert(there, origin))
-            assert (back.plan, back.dtype, back.param_dtype, back.remat) == (
-                start.plan, start.dtype, start.param_dtype, start.remat,
+            assert (back.plan, back.dtype, back.param_dtype, back.remat, back.execution) == (
+                start.plan, start.dtype, start.param_dtype, start.remat, start.execution,
             )  # fmt: skip
             for passed in (to_start(there), back):
                 assert list(passed.arrays) == list(start.arrays)
@@ -897,11 +946,11 @@ def test_a_card_says_how_the_model_is_built(tmp_path):
 
 def test_test_time_pooling_is_kept(tmp_path):
     start = random_start(dtype=jnp.float32, param_dtype=jnp.float32)
-    model = load_backend("functional").build(replace(start, plan=with_test_pooling(start.plan, 32)))
+    model = load_backend("functional").build(with_test_pooling(start, 32))
     images = np.random.default_rng(0).normal(size=(2, 48, 48, 3)).astype(np.float32)
     save_checkpoint(tmp_path / "a", model, "tiny")
     again, variables, card = load_backend("functional").from_pretrained(tmp_path / "a")
-    assert card.test_window == model[0].plan.test_window > 0
+    assert card.test_window == model[0].execution.test_window > 0
     np.testing.assert_array_equal(again.apply(variables, images), model[0].apply(model[1], images))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jeffnet.arch.plan import with_test_pooling
+from jeffnet.arch.execution import Execution
 from jeffnet.arch.summary import array_specs
 from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.functional import ImageClassifier, create_model, to_canonical, to_variables
@@ -82,8 +82,8 @@ def test_test_time_pooling_where_the_head_follows_it(x64):
     images = np.random.default_rng(0).normal(size=(2, 48, 80, 3))
     last = np.asarray(model.features(variables, images)[-1])
     arrays, window = variables["params"], 4
-    pooled = replace(model, plan=with_test_pooling(model.plan, 8 * window))
-    assert last.shape[1:3] == (6, 10) and pooled.plan.test_window == window
+    pooled = replace(model, execution=Execution(test_window=window))
+    assert last.shape[1:3] == (6, 10)
     logits = []
     for i in range(6 - window + 1):
         for j in range(10 - window + 1):

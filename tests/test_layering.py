@@ -18,8 +18,9 @@ PACKAGE = Path(jeffnet.__file__).parent
 OBJAX_COMPATIBILITY = "_objax_compat"
 JAX_COMPATIBILITY = "_jax_compat"
 
-# What a part of the package may import of the package. Each module of `system` is a part, since some stand below all
-# others and some above most. A part that is not named here may import all but the command line, as `train` may.
+# What a part of the package may import of the package. Modules of `system` and `backends` are parts, since some stand
+# below all others and some above most. A part that is not named here may import all but the command line, as `train`
+# may.
 PRIMITIVES = frozenset(
     {f"system.{module}" for module in ("code_cache", "extras", "figures", "files", "network", "processor", "reading")}
 )
@@ -34,7 +35,9 @@ ALLOWED = {
     "ops": BASE | {"ops", JAX_COMPATIBILITY},
     "weights": BASE | {"ops", "weights"},
     "data": BASE | {"ops", "data"},
-    **{backend: BASE | {"ops", "weights", backend} for backend in BACKENDS},
+    # `backends` itself, which loads backends by name, is above them: their own part imports its descriptions alone.
+    "backends.common": BASE | {"ops", "weights", "backends"},
+    **{backend: BASE | {"ops", "weights", "backends.common", backend} for backend in BACKENDS},
     OBJAX_COMPATIBILITY: BASE,
 }
 ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
@@ -81,7 +84,7 @@ def violations(module: str, source: str) -> list[str]:
 def _part(module: str) -> str:
     """The part of the package that a module belongs to; '' is the package's own file."""
     words = [word for word in module.split(".")[1:] if word != "__init__"]
-    return ".".join(words[:2] if words[:1] == ["system"] else words[:1])
+    return ".".join(words[:2] if words[:1] in (["system"], ["backends"]) else words[:1])
 
 
 def _may_import(part: str, target: str) -> bool:
@@ -142,6 +145,8 @@ def test_imports_follow_the_layers(path: Path):
         ("jeffnet.data.pytorch", "try:\n    import torch.utils.data\nexcept ImportError:\n    pass"),
         ("jeffnet.data.digits", "class A:\n    from sklearn.datasets import load_digits"),
         ("jeffnet.linen", "from jeffnet.nnx import Model"),
+        ("jeffnet.linen", "from jeffnet.backends import load_backend"),
+        ("jeffnet.backends.common", "from jeffnet import nnx"),
         ("jeffnet.linen", "from jeffnet._objax_compat import objax"),
         ("jeffnet._objax_compat", "import torch"),
         ("jeffnet.nnx", "def f():\n    from jeffnet import functional"),
@@ -165,6 +170,7 @@ def test_a_wrong_import_is_found(module: str, source: str):
         ("jeffnet.weights.timm", "def f():\n    import timm, torch"),
         ("jeffnet.weights.timm", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         ("jeffnet.linen", "import flax.linen as nn\nfrom jeffnet.ops import conv"),
+        ("jeffnet.linen", "from jeffnet.backends.common import documented"),
         ("jeffnet.train.loop", "from jeffnet import functional, data\nimport jeffnet"),
         ("jeffnet.objax", "from jeffnet._objax_compat import objax"),
         ("jeffnet._objax_compat", "import jax, objax"),
@@ -234,7 +240,8 @@ def test_a_backend_knows_no_family_and_no_block_kind():
     for backend in sorted(BACKENDS):
         tree = ast.parse((PACKAGE / f"{backend}.py").read_text(encoding="utf-8"))
         targets = {target for _, target, _ in _imports(f"jeffnet.{backend}", tree) if target.startswith("jeffnet.arch")}
-        assert targets <= {"jeffnet.arch", "jeffnet.arch.plan", "jeffnet.arch.summary"}, backend
+        allowed = {"jeffnet.arch", *(f"jeffnet.arch.{name}" for name in ("operations", "plan", "execution", "summary"))}
+        assert targets <= allowed, backend
 
 
 def test_loading_something_heavy_is_noticed():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jeffnet.arch.plan import GLOBAL_POOLS
+from jeffnet.arch.lower import GLOBAL_POOLS
 from jeffnet.arch.summary import array_specs, count_parameters
 from jeffnet.arch.zoo import MODELS
 from jeffnet.errors import ArchitectureError, WeightsError
@@ -145,7 +145,7 @@ def test_pre_logits_are_the_head_of_the_last_map(small):
     model, variables, _, pre_logits, maps = small
     params, stats = variables["params"], variables["batch_stats"]["bn2"]
     x = maps[-1] @ params["conv_head"]["kernel"][0, 0]
-    x = (x - stats["mean"]) / jnp.sqrt(stats["var"] + model.plan.bn_epsilon)
+    x = (x - stats["mean"]) / jnp.sqrt(stats["var"] + model.plan.head.norm.epsilon)
     x = jax.nn.silu(x * params["bn2"]["scale"] + params["bn2"]["bias"])
     expected = x.mean((1, 2))
     np.testing.assert_allclose(pre_logits, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))

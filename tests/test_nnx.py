@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jeffnet.arch.plan import SqueezeExcite
+from jeffnet.arch.operations import SqueezeExcite
 from jeffnet.backends import convert, to_start
 from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import ArchitectureError

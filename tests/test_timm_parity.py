@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jeffnet.arch.plan import lower, with_test_pooling
+from jeffnet.arch.lower import lower
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan, model_spec
-from jeffnet.linen import ImageClassifier, to_canonical, to_variables
+from jeffnet.linen import ImageClassifier, build, to_canonical, to_start, to_variables
+from jeffnet.weights.start import with_test_pooling
 from jeffnet.weights.timm import from_timm, timm_name, timm_shape
 
 TOLERANCE = 1e-10
@@ -205,7 +206,7 @@ def test_test_time_pooling_equals_timm(timm, x64):
         torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         logits = head(_to_torch(images))
-    pooled = model.clone(plan=with_test_pooling(model.plan, 64))
+    pooled, _ = build(with_test_pooling(to_start(model, variables), 64))
     assert _error(_run(pooled.apply, variables, images), logits) < TOLERANCE
 
 

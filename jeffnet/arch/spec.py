@@ -22,7 +22,7 @@ class SqueezeRule:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """An architecture in the terms of its paper. `jeffnet.arch.plan.lower` turns it into a concrete `Plan`.
+    """An architecture in the terms of its paper. `jeffnet.arch.lower.lower` turns it into a concrete `Plan`.
 
     Attributes:
       stages: block strings (see `jeffnet.arch.grammar`), grouped by stage.

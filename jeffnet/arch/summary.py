@@ -1,9 +1,12 @@
-"""What can be said of a Plan without running it: arrays, parameters, multiply-accumulates."""
+"""Arrays, parameters and multiply-accumulates of a Plan, without running it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
-from jeffnet.arch.plan import Conv, ConvPart, Plan, SqueezeExcite
+from jeffnet.arch.operations import BatchNorm, Conv, ConvPart, Norm, Op, SqueezeExcite
+from jeffnet.arch.plan import Plan
 
 STATISTICS = ("mean", "var")
 
@@ -13,7 +16,7 @@ class ArraySpec:
     """One array of a model under its canonical name.
 
     Attributes:
-      name: the Plan's path and what the array is, such as `blocks.2.1.conv_dw.kernel`. The last part is the leaf.
+      name: the Plan's path and the kind of array, such as `blocks.2.1.conv_dw.kernel`. The last part is the leaf.
       shape: kernels are `(height, width, in channels / groups, out channels)`, the classifier's `(features, classes)`.
       groups: of the convolution whose kernel it is.
     """
@@ -24,8 +27,13 @@ class ArraySpec:
 
     @property
     def leaf(self) -> str:
-        """What the array is: `kernel`, `bias`, `scale`, `mean` or `var`."""
+        """The kind of array: `kernel`, `bias`, `scale`, `mean` or `var`."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is the kernel of a depthwise convolution."""
+        return len(self.shape) == 4 and self.shape[2] == 1 and self.groups == self.shape[3]
 
     @property
     def is_parameter(self) -> bool:
@@ -56,12 +64,18 @@ class Layer:
 
 def array_specs(plan: Plan) -> dict[str, ArraySpec]:
     """Every array of a model by canonical name, in the order in which a forward pass uses them."""
-    return {spec.name: spec for spec in _arrays(plan)}
+    ops = (plan.stem, *(op for block in plan.blocks for op in block.ops), plan.head)
+    specs = [spec for op in ops for spec in _arrays(op)]
+    if plan.classifier:
+        dense = plan.classifier
+        specs.append(ArraySpec(f"{dense.name}.kernel", (dense.in_features, dense.out_features)))
+        specs.append(ArraySpec(f"{dense.name}.bias", (dense.out_features,)))
+    return {spec.name: spec for spec in specs}
 
 
 def count_parameters(plan: Plan) -> int:
     """Number of trained values; running statistics do not count."""
-    return sum(_size(spec.shape) for spec in _arrays(plan) if spec.is_parameter)
+    return sum(math.prod(spec.shape) for spec in array_specs(plan).values() if spec.is_parameter)
 
 
 def count_macs(plan: Plan, image_size: int) -> int:
@@ -79,8 +93,7 @@ def layers(plan: Plan, image_size: int) -> list[Layer]:
     rows = [_conv_layer(plan.stem, image_size)]
     for block in plan.blocks:
         for op in block.ops:
-            size = rows[-1].out_size
-            rows.append(_conv_layer(op, size) if isinstance(op, Conv) else _squeeze_layer(op, size))
+            rows.append(_layer(op, rows[-1].out_size))
     pooled = plan.global_pool != "none"
     rows.append(_conv_layer(plan.head, 1 if plan.pool_first and pooled else rows[-1].out_size))
     if plan.classifier:
@@ -100,16 +113,15 @@ def output_size(part: ConvPart, stride: int, dilation: int, size: int) -> int:
     return (size + sum(part.padding[0]) - dilation * (part.kernel_size - 1) - 1) // stride + 1
 
 
-def _arrays(plan: Plan) -> Iterator[ArraySpec]:
-    yield from _conv_arrays(plan.stem)
-    for block in plan.blocks:
-        for op in block.ops:
-            yield from _conv_arrays(op) if isinstance(op, Conv) else _squeeze_arrays(op)
-    yield from _conv_arrays(plan.head)
-    if plan.classifier:
-        dense = plan.classifier
-        yield ArraySpec(f"{dense.name}.kernel", (dense.in_features, dense.out_features))
-        yield ArraySpec(f"{dense.name}.bias", (dense.out_features,))
+def _arrays(op: Op) -> Iterator[ArraySpec]:
+    match op:
+        case Conv():
+            yield from _conv_arrays(op)
+        case SqueezeExcite():
+            for conv in op.convolutions:
+                yield from _conv_arrays(conv)
+        case _:
+            assert_never(op)
 
 
 def _conv_arrays(conv: Conv) -> Iterator[ArraySpec]:
@@ -119,13 +131,28 @@ def _conv_arrays(conv: Conv) -> Iterator[ArraySpec]:
         if conv.bias:
             yield ArraySpec(f"{part.name}.bias", (part.out_channels,))
     if conv.norm:
-        for leaf in ("scale", "bias", "mean", "var"):
-            yield ArraySpec(f"{conv.norm}.{leaf}", (conv.out_channels,))
+        yield from _norm_arrays(conv.norm)
 
 
-def _squeeze_arrays(op: SqueezeExcite) -> Iterator[ArraySpec]:
-    yield from _conv_arrays(op.reduce)
-    yield from _conv_arrays(op.expand)
+def _norm_arrays(norm: Norm) -> Iterator[ArraySpec]:
+    match norm:
+        case BatchNorm():
+            for leaf in ("scale", "bias", "mean", "var"):
+                yield ArraySpec(f"{norm.name}.{leaf}", (norm.channels,))
+        case _:
+            assert_never(norm)
+
+
+def _layer(op: Op, size: int) -> Layer:
+    match op:
+        case Conv():
+            return _conv_layer(op, size)
+        case SqueezeExcite():
+            products = 2 * op.channels * op.reduced
+            kind = f"squeeze {op.channels} -> {op.reduced}"
+            return Layer(op.name, kind, size, op.channels, products + op.channels + op.reduced, products)
+        case _:
+            assert_never(op)
 
 
 def _conv_layer(conv: Conv, size: int) -> Layer:
@@ -133,24 +160,11 @@ def _conv_layer(conv: Conv, size: int) -> Layer:
     kernels = sum(
         part.kernel_size**2 * part.in_channels // part.groups * part.out_channels for part in conv.parts
     )  # fmt: skip
-    parameters = sum(_size(spec.shape) for spec in _conv_arrays(conv) if spec.is_parameter)
+    parameters = sum(math.prod(spec.shape) for spec in _conv_arrays(conv) if spec.is_parameter)
     sizes = "+".join(f"{part.kernel_size}x{part.kernel_size}" for part in conv.parts)
-    kind = "depthwise" if conv.parts[0].groups > 1 else "conv"
+    kind = "depthwise" if conv.is_depthwise else "conv"
     stride = f" /{conv.stride}" if conv.stride > 1 else ""
     dilation = f" dilated {conv.dilation}" if conv.dilation > 1 else ""
     return Layer(
         conv.name, f"{kind} {sizes}{stride}{dilation}", out, conv.out_channels, parameters, kernels * out * out
     )
-
-
-def _squeeze_layer(op: SqueezeExcite, size: int) -> Layer:
-    products = 2 * op.channels * op.reduced
-    kind = f"squeeze {op.channels} -> {op.reduced}"
-    return Layer(op.name, kind, size, op.channels, products + op.channels + op.reduced, products)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total

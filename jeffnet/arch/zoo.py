@@ -5,8 +5,9 @@ import fnmatch
 from collections.abc import Iterable
 
 from jeffnet.arch.families import efficientnet, mixnet, mobilenet, searched
+from jeffnet.arch.lower import lower
 from jeffnet.arch.model import Model
-from jeffnet.arch.plan import Plan, lower
+from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.errors import ArchitectureError, UnknownModelError
@@ -89,7 +90,7 @@ def model_plan(name: str, **options) -> Plan:
 
     Args:
       name: ours or timm's.
-      **options: see `jeffnet.arch.plan.lower`.
+      **options: see `jeffnet.arch.lower.lower`.
 
     Raises:
       UnknownModelError: no such model.

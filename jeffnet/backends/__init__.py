@@ -30,7 +30,7 @@ FORMS = ("jeffnet", "linen", "nnx", "objax", "timm", "efficientnet_pytorch", "np
 
 
 class Backend(Protocol):
-    """The functions of a backend, besides its classes.
+    """The functions of a backend, besides its classes; the backends' functions have these docstrings.
 
     A model is what `create_model` returns: `(model, variables)` of Linen and functional, a module of NNX and Objax.
     Functions that take a model take a pair as two arguments.

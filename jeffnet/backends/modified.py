@@ -3,21 +3,22 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import FunctionType
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 
-from jeffnet.arch.plan import Block, Plan, SqueezeExcite
+from jeffnet.arch.operations import Conv, Op, SqueezeExcite
+from jeffnet.arch.plan import Block, Plan
 from jeffnet.backends import BACKENDS, load_backend
+from jeffnet.backends.common import submodule
 from jeffnet.errors import WeightsError
-from jeffnet.ops.network import submodule
 from jeffnet.weights.start import Start
 
 _METHODS = ("__call__", "apply", "pre_logits", "features", "_forward")
 # Attributes of layers that say whether a model trains, and those on which only training depends.
 _OF_MODE = frozenset({"deterministic", "use_running_average"})
 _OF_TRAINING = frozenset({"momentum", "frozen", "rate", "keep", "axis_name"})
-_COMPARED = (bool, int, float, str, tuple, type(None), type, FunctionType, Block, SqueezeExcite)
+_COMPARED = (bool, int, float, str, tuple, type(None), type, FunctionType, Block, Op)
 
 
 def check_unchanged(backend: str, model: Any, start: Start, training: bool) -> None:
@@ -91,18 +92,19 @@ def _is_same(attribute: str, value: Any, expected: Any, layer: Any) -> bool:
 def _layers(plan: Plan) -> Iterator[str]:
     """The names of all modules of a plan, but for the stochastic depth of its blocks."""
     yield "dropout"
-    convolutions = [plan.stem, plan.head]
     for block in plan.blocks:
         yield block.name
         for op in block.ops:
-            if isinstance(op, SqueezeExcite):
-                yield op.name
-                convolutions += [op.reduce, op.expand]
-            else:
-                convolutions.append(op)
-    for op in convolutions:
-        yield from (part.name for part in op.parts)
-        if op.norm:
-            yield op.norm
+            match op:
+                case Conv():
+                    pass  # its parts are modules, see below
+                case SqueezeExcite():
+                    yield op.name
+                case _:
+                    assert_never(op)
+    for conv in plan.convolutions:
+        yield from (part.name for part in conv.parts)
+        if conv.norm:
+            yield conv.norm.name
     if plan.classifier:
         yield plan.classifier.name

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jeffnet.arch.plan import Conv, Plan
+from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import array_specs, count_macs, count_parameters
 from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.bench.child import Channel
@@ -40,14 +40,14 @@ def prepare(arguments: dict[str, Any], channel: Channel) -> None:
     save_model(folder / "model.safetensors", arrays, card)
     (folder / "card.json").write_text(json.dumps({"format": 1, **dataclasses.asdict(card)}), encoding="utf-8")
     most = max(*arguments["batch_sizes"], COMPARED)
-    labels = _random("labels").integers(0, max(plan_classes(plan), 1), most).astype(np.int32)
+    labels = _random("labels").integers(0, max(plan.num_classes, 1), most).astype(np.int32)
     np.save(folder / "labels.npy", labels)
     sizes = arguments["image_sizes"] or [card.preprocessing.image_size]
     for size in sizes:
         pictures = _random("pictures").standard_normal((most, size, size, card.in_chans), np.float32)
         np.save(pictures_file(folder, size), pictures)
         if "inference" in arguments["tasks"]:
-            logits = _logits(plan, arrays, pictures[:COMPARED])
+            logits = _logits(card, arrays, pictures[:COMPARED])
             np.save(reference_file(folder, "inference", size, 0), logits)
         if "training" in arguments["tasks"]:
             for batch in arguments["batch_sizes"]:
@@ -90,11 +90,6 @@ def training_plan(card: ModelCard) -> Plan:
     )
 
 
-def plan_classes(plan: Plan) -> int:
-    """Number of classes; 0 without a classifier."""
-    return plan.classifier.out_features if plan.classifier else 0
-
-
 def random_arrays(card: ModelCard) -> dict[str, np.ndarray]:
     """Random weights whose logits depend on the picture at any depth, without amplifying errors.
 
@@ -103,7 +98,12 @@ def random_arrays(card: ModelCard) -> dict[str, np.ndarray]:
     """
     plan = card.plan()
     residual = {
-        op.norm for block in plan.blocks if block.residual for op in block.ops if isinstance(op, Conv) and not op.act
+        conv.norm.name
+        for block in plan.blocks
+        if block.residual
+        for op in block.ops
+        for conv in op.convolutions
+        if conv.norm and not conv.act
     }
     arrays: dict[str, np.ndarray] = {}
     for name, spec in array_specs(plan).items():
@@ -154,12 +154,13 @@ def _model(name: str | None, weights: str | None) -> tuple[ModelCard, dict[str, 
     return card, random_arrays(card)
 
 
-def _logits(plan: Plan, arrays: dict[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
+def _logits(card: ModelCard, arrays: dict[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
     import jax
 
     from jeffnet.functional import ImageClassifier, to_variables
 
-    return np.asarray(jax.jit(ImageClassifier(plan).apply)(to_variables(arrays), pictures))
+    model = ImageClassifier(card.plan(), execution=card.execution)
+    return np.asarray(jax.jit(model.apply)(to_variables(arrays), pictures))
 
 
 def _loss(card: ModelCard, arrays: dict[str, np.ndarray], pictures: np.ndarray, labels: np.ndarray) -> np.ndarray:

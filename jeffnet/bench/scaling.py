@@ -165,11 +165,11 @@ def build_step(job: ScalingJob) -> tuple[Any, Any, Any]:
     from jeffnet.arch.zoo import model_preprocessing
     from jeffnet.parallel.mesh import make_layout
     from jeffnet.train.config import Config, DataConfig, ModelConfig, OptimizerConfig
-    from jeffnet.train.network import frozen_parameters, initial_arrays, make_network
+    from jeffnet.train.network import frozen_parameters, make_network
     from jeffnet.train.optim import make_optimizer
     from jeffnet.train.state import initial_state
     from jeffnet.train.step import make_train_step
-    from jeffnet.weights.start import statistics
+    from jeffnet.weights.start import start_arrays, statistics
 
     model = ModelConfig(name=job.model, backend=job.backend, dtype=job.dtype, bn_devices=job.bn_devices)
     config = Config(
@@ -180,8 +180,8 @@ def build_step(job: ScalingJob) -> tuple[Any, Any, Any]:
     )
     preprocessing = model_preprocessing(job.model)
     layout = make_layout(f"data={job.devices // job.fsdp},fsdp={job.fsdp}")
-    network = make_network(model, preprocessing, 1000, layout.devices)
-    arrays = initial_arrays(model, network, 0)
+    network = make_network(model, preprocessing, 1000).shared_by(layout.devices, job.bn_devices)
+    arrays = start_arrays(network.plan, 0, network.compute_dtype)
     trained = {name: array for name, array in arrays.items() if name not in statistics(arrays)}
     optimizer = make_optimizer(
         config.optimizer, lambda step: jnp.float32(1e-3), trained, frozen_parameters(network.plan, ())

@@ -58,8 +58,8 @@ def norm_train(
       dtype: of the result; the arithmetic is at least float32.
       act: name of the activation that follows; None for none.
       axis_name: see `batch_statistics`.
-      groups: parts of equal length into which the batch is cut along its first axis, each normalised by itself. Where
-        devices share a batch, as many groups as devices need no communication.
+      groups: parts of equal length, along the batch's first axis, that are normalised separately. Where devices share a
+        batch, as many groups as devices need no communication.
 
     Returns:
       Outputs `(..., C)`; the batch's mean `(C,)` and unbiased variance `(C,)`, for the running statistics; the means of
@@ -69,7 +69,7 @@ def norm_train(
       ArchitectureError: the batch is empty, or cannot be cut into so many groups.
     """
     if 0 in x.shape:
-        raise ArchitectureError(f"BatchNorm in training over an array of shape {x.shape}: nothing has no statistics")
+        raise ArchitectureError(f"BatchNorm in training over an array of shape {x.shape}: it has no statistics")
     if groups > 1:
         if x.shape[0] % groups:
             raise ArchitectureError(f"a batch of {x.shape[0]} cannot be cut into {groups} groups for BatchNorm")

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from jeffnet.arch.plan import lower
+from jeffnet.arch.lower import lower
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import array_specs
 from jeffnet.data.images import read_image

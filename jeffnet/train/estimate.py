@@ -1,39 +1,33 @@
-"""Running statistics of BatchNorm, estimated anew for given parameters."""
+"""Re-estimation of BatchNorm's running statistics for given parameters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jeffnet.arch.plan import with_norm_groups
-from jeffnet.train.config import ModelConfig
-from jeffnet.train.network import Network, make_network
+from jeffnet.arch.plan import without_training_options
+from jeffnet.train.network import Network
 from jeffnet.train.state import Arrays
 from jeffnet.weights.start import statistics
 
 Estimate = Callable[[Sequence[Arrays], Iterable[Mapping[str, Any]]], list[Arrays]]
 
 
-def make_estimate(config: ModelConfig, network: Network) -> Estimate:
+def make_estimate(network: Network) -> Estimate:
     """A function that gives models running statistics that are the mean of those of some batches.
 
     Averaged parameters need it: their statistics are not the average of the statistics (arXiv:1803.05407, section 3.2).
 
     Args:
-      config: of the model.
       network: the model.
 
     Returns:
       A function from the arrays of several models, and at least one batch, to all of their arrays. `image` is
       `(N, H, W, C)`, or `(N, splits, H, W, C)`, of which the first view counts. Norms that are frozen keep theirs.
     """
-    # A momentum of 0 makes the updated statistics those of the batch; nothing is dropped.
-    config = replace(config, bn_momentum=0.0, drop_rate=0.0, drop_path_rate=0.0, bn_devices=None)
-    plan = make_network(config, network.preprocessing, network.num_classes).plan
-    still = replace(network, plan=with_norm_groups(plan, network.plan.norm_groups))
+    still = network.with_plan(without_training_options(network.plan))
 
     # One program for all models: where devices share a batch, they wait for one another in it.
     @jax.jit

@@ -72,7 +72,7 @@ class Scorer:
             return setup.network.evaluate(arrays, pixels).astype(jnp.float32)
 
         self._forward = forward
-        self._estimate = make_estimate(setup.config.model, setup.network)
+        self._estimate = make_estimate(setup.network)
 
     def score(self, state: TrainState, position: LoaderState | None) -> EpochScores | None:
         """Validate after an epoch: log the scores, and keep the model if it is among the best.

@@ -18,7 +18,7 @@ from jeffnet.data.sources import Source
 from jeffnet.errors import ConfigError
 from jeffnet.parallel.mesh import Layout, make_layout
 from jeffnet.train.config import Config, LossConfig
-from jeffnet.train.network import Network, array_shapes, frozen_parameters, initial_arrays, make_network
+from jeffnet.train.network import Network, frozen_parameters, make_network
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.phases import Phase, make_phases
 from jeffnet.train.pretrained import OF_PICTURES, in_order
@@ -27,7 +27,7 @@ from jeffnet.train.schedule import Schedule, make_schedule
 from jeffnet.train.state import TrainState, initial_state
 from jeffnet.train.step import Teacher, TrainStep, make_train_step
 from jeffnet.weights.card import ModelCard
-from jeffnet.weights.start import start_pretrained, statistics
+from jeffnet.weights.start import start_arrays, start_pretrained, statistics
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Setup:
 
     Attributes:
       config: what to do.
-      network: what is trained, as it is validated.
-      card: what is said of the model in its files.
+      network: the model, as it is validated.
+      card: describes the model in its files.
       train_set: the training pictures.
       val_batches: the validation pictures.
       steps_per_epoch: how many steps an epoch has.
@@ -78,7 +78,7 @@ class Setup:
 
     def template(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        shapes = jax.eval_shape(self._initial_state, array_shapes(self.network))
+        shapes = jax.eval_shape(self._initial_state, self.network.start.arrays)
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -91,16 +91,25 @@ class Setup:
         Raises:
           WeightsError: the weights to start from cannot be had or do not fit.
         """
-        arrays = initial_arrays(self.config.model, self.network, self.config.seed, self.card.classes, self.layout.place)
+        model = self.config.model
+        arrays = start_arrays(
+            self.network.plan,
+            self.config.seed,
+            self.network.compute_dtype,
+            model=model.known_name,
+            pretrained=model.pretrained,
+            adapt=True,
+            classes=self.card.classes,
+            place=self.layout.place,
+        )
         shardings = self.layout.shardings(jax.eval_shape(self._initial_state, arrays))
         return jax.jit(self._initial_state, out_shardings=shardings, donate_argnums=0)(arrays)
 
     def step(self, phase: Phase) -> TrainStep:
         """The step of a phase."""
-        own = self.network
-        network = make_network(phase.config.model, own.preprocessing, own.num_classes, self.layout.devices)
+        plan, drop_rate = self.network.plan, phase.config.model.drop_rate
         return make_train_step(
-            network,
+            self.network.with_plan(plan if drop_rate is None else replace(plan, drop_rate=drop_rate)),
             self.optimizer,
             phase.config,
             teacher=self.teacher,
@@ -147,17 +156,17 @@ def make_setup(config: Config) -> Setup:
     train_set = open_source(data.path, data.train_split, config.model.in_chans, min_images=2)
     val_set = open_source(data.path, data.val_split, config.model.in_chans, classes=train_set.classes)
     num_classes, epoch_steps = len(train_set.classes), steps_per_epoch(train_set, config.batch_size)
-    network = make_network(replace(config.model, bn_devices=None), preprocessing, num_classes)
+    network = make_network(config.model, preprocessing, num_classes)
     layout = make_layout(config.mesh, _state_bytes(config, network))
     _check_shares(config, layout)
-    network = make_network(config.model, preprocessing, num_classes, layout.devices)
+    network = network.shared_by(layout.devices, config.model.bn_devices)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.epochs * epoch_steps, epoch_steps)
     frozen = frozen_parameters(network.plan, config.model.freeze)
-    shapes = array_shapes(network)
+    shapes = network.start.arrays
     untrained = statistics(shapes).keys() | frozen
     trained = {name: shape for name, shape in shapes.items() if name not in untrained}
     phases = make_phases(config, preprocessing)
-    for phase in phases:  # whatever is wrong with a later one is found now
+    for phase in phases:  # so that errors in a later one show before the run starts
         train_transform(phase, preprocessing)
     return Setup(
         config=config,
@@ -201,7 +210,7 @@ def _own_rows(batch_size: int) -> int:
 
 def _state_bytes(config: Config, network: Network) -> int:
     """About what a state takes: parameters, their gradients, two arrays of the optimizer, and an average."""
-    count = sum(math.prod(shape.shape) for shape in array_shapes(network).values())
+    count = sum(math.prod(shape.shape) for shape in network.start.arrays.values())
     return count * jnp.dtype(network.compute_dtype).itemsize * (4 + config.ema.is_on)
 
 
@@ -253,5 +262,5 @@ def _make_teacher(config: LossConfig, student: Network, classes: Sequence[str], 
         raise ConfigError(f"loss.teacher {config.teacher!r} takes pictures of {card.in_chans} channels")
     if card.global_pool == "none" and not card.test_window:
         raise ConfigError(f"loss.teacher {config.teacher!r} has logits for every place of its last map: pool them")
-    network = Network(start.plan, card.preprocessing, student.backend)
+    network = Network(replace(start, arrays={}), card.preprocessing, student.backend)
     return Teacher(network, layout.place(in_order(dict(start.arrays), card, classes, config.teacher)))

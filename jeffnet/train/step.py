@@ -63,7 +63,7 @@ def make_train_step(
     work = _Work(network, optimizer, config, teacher.network if teacher else None, average_from, layout)
     # A step that is run again to locate a NaN needs its old state.
     donated = () if config.debug_nans else 2
-    step = jax.jit(work.step, donate_argnums=donated, compiler_options=remat_options() if network.remat else None)
+    step = jax.jit(work.step, donate_argnums=donated, compiler_options=remat_options() if network.start.remat else None)
     # Arguments, so that neither the key nor the teacher's arrays are constants of the program.
     return partial(step, jax.random.key(config.seed), teacher.arrays if teacher else {})
 

@@ -32,7 +32,7 @@ class Settings:
       label_map: file for `jeffnet.data.labels.read_label_map`.
       real_labels: file for `jeffnet.data.labels.read_real_labels`.
       subset: one of `jeffnet.data.labels.SUBSETS`, whose classes are the only ones that can be predicted.
-      test_pool: `jeffnet.arch.plan.with_test_pooling`, for pictures larger than in training.
+      test_pool: `jeffnet.weights.start.with_test_pooling`, for pictures larger than in training.
       jit: compile the model.
       on_bad_image: for pictures that cannot be decoded: 'error' stops, 'skip' ignores and reports them.
       workers: processes that read pictures; None uses threads for 'grain', and a process per processor for 'pt'.

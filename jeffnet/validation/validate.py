@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jeffnet
-from jeffnet.arch.plan import with_test_pooling
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import find_model, model_preprocessing
 from jeffnet.backends import load_backend
@@ -25,7 +24,7 @@ from jeffnet.validation.candidates import Candidate
 from jeffnet.validation.metrics import score
 from jeffnet.validation.settings import Settings, check_settings
 from jeffnet.weights.card import ModelCard
-from jeffnet.weights.start import start_pretrained
+from jeffnet.weights.start import start_pretrained, with_test_pooling
 
 IMAGENET_VALIDATION_EXAMPLES = 50_000
 # Models that share a pass over the data are in the device's memory together.
@@ -174,7 +173,7 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
         own = card.preprocessing.image_size
         if min(transform.shape) <= own:
             raise ConfigError(f"test-time pooling of {card.model} needs pictures larger than its {own} px")
-        start = replace(start, plan=with_test_pooling(start.plan, own))
+        start = with_test_pooling(start, own)
     model = backend.build(start)
     apply, variables = backend.inference(*(model if isinstance(model, tuple) else (model,)))
     forward = make_forward(apply, transform.preprocessing, settings.jit)

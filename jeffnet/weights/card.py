@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import save_file
 
+from jeffnet.arch.execution import Execution
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_plan, resolve_name
@@ -37,7 +38,7 @@ class ModelCard:
       classes: names of the classes in the order of the logits; empty where unknown.
       global_pool: how the last map is pooled.
       output_stride: at which the arrays were trained: with another they compute something else.
-      test_window: of test-time pooling, see `jeffnet.arch.plan.with_test_pooling`; 0 for none.
+      test_window: of test-time pooling, see `jeffnet.arch.execution.Execution`; 0 for none.
     """
 
     model: str
@@ -50,15 +51,19 @@ class ModelCard:
     test_window: int = 0
 
     def plan(self) -> Plan:
-        """The Plan for which the file's arrays are."""
-        plan = model_plan(
+        """The Plan of the file's arrays."""
+        return model_plan(
             self.model,
             num_classes=self.num_classes,
             in_chans=self.in_chans,
             global_pool=self.global_pool,
             output_stride=self.output_stride,
         )
-        return dataclasses.replace(plan, test_window=self.test_window)
+
+    @property
+    def execution(self) -> Execution:
+        """How a pass of the model runs."""
+        return Execution(test_window=self.test_window)
 
 
 def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:

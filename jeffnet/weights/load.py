@@ -11,7 +11,8 @@ import numpy as np
 
 from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
 from jeffnet.arch.imagenet import imagenet_classes
-from jeffnet.arch.plan import OUTPUT_STRIDES, Plan, trunk
+from jeffnet.arch.lower import OUTPUT_STRIDES
+from jeffnet.arch.plan import Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.arch.zoo import find_model, model_plan, model_preprocessing, resolve_name
@@ -401,8 +402,9 @@ def _description(file: WeightsFile, model: str) -> ModelCard | None:
 def _check_options(file: WeightsFile, card: ModelCard, plan: Plan, model: str, adapt: bool) -> None:
     """Raises WeightsError where weights were made for other options than the defaults and than the model's."""
     for option, default in (("test_window", 0), ("global_pool", "avg"), ("output_stride", 32)):
-        stated, own = getattr(card, option), getattr(plan, option)
-        if stated == default or getattr(card.plan(), option) == own:
+        # Test-time pooling is an option of cards alone: a model made by name has none.
+        stated, own = getattr(card, option), getattr(plan, option, default)
+        if stated == default or getattr(card.plan(), option, stated) == own:
             continue
         if not adapt:
             way_out = f"pass {option}={stated!r}" if option != "test_window" else "load them by from_pretrained"

@@ -10,8 +10,6 @@ from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.weights.stored import Stored
 
-LAYOUTS = ("ours", "torch", "tensorflow")
-
 
 @dataclass(frozen=True)
 class Naming:
@@ -95,7 +93,7 @@ def _from_layout(array: Stored, spec: ArraySpec, layout: str) -> Stored:
         return array.map(lambda values: values.transpose(axes)) if axes else array
     if spec.name == "classifier.kernel" and array.ndim == 4 and array.shape[:2] == (1, 1):
         return array.map(lambda values: values[0, 0])
-    if spec.groups > 1 and array.ndim == 4:
+    if spec.is_depthwise and array.ndim == 4:
         return array.map(lambda values: values.swapaxes(2, 3))
     return array
 
@@ -107,4 +105,4 @@ def _to_layout(array: np.ndarray, spec: ArraySpec, naming: Naming) -> np.ndarray
         return array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
     if naming.conv_classifier and spec.name == "classifier.kernel":
         return array[None, None]
-    return array.swapaxes(2, 3) if spec.groups > 1 else array
+    return array.swapaxes(2, 3) if spec.is_depthwise else array

@@ -1,7 +1,7 @@
 """Everything needed to build a model, in any module system: its Plan, options and arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, TypedDict
 
@@ -11,10 +11,11 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from jeffnet.arch.plan import Plan, with_classes
+from jeffnet.arch.execution import Execution
+from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import STATISTICS, ArraySpec, array_specs
 from jeffnet.arch.zoo import model_plan
-from jeffnet.errors import ArchitectureError, UnknownOptionError, WeightsError
+from jeffnet.errors import ArchitectureError, UnknownOptionError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.card import ModelCard
@@ -73,6 +74,7 @@ class Start:
       param_dtype: of parameters.
       remat: compute blocks again in the backward pass.
       rng: seed or key of the random numbers that the model draws itself.
+      execution: how a pass runs.
     """
 
     plan: Plan
@@ -81,6 +83,7 @@ class Start:
     param_dtype: DTypeLike = jnp.float32
     remat: bool = False
     rng: int | Array = 0
+    execution: Execution = Execution()
 
 
 def start_model(
@@ -106,7 +109,7 @@ def start_model(
       pretrained: likewise.
       adapt: likewise.
       abstract: likewise.
-      architecture: likewise; those of `jeffnet.arch.plan.lower`.
+      architecture: likewise; those of `jeffnet.arch.lower.lower`.
 
     Raises:
       UnknownModelError: no such model.
@@ -137,21 +140,32 @@ def start_pretrained(
     dtype: DTypeLike = jnp.float32,
     place: Callable[[np.ndarray], Array] = jnp.asarray,
 ) -> tuple[Start, ModelCard]:
-    """The start of the model whose weights these are, with their own number of classes and input channels.
+    """The start of the model of these weights, with their number of classes and input channels.
 
     Args:
       source: any that `jeffnet.weights.load.find_weights` takes.
-      name: of the model; not needed where the weights say it.
+      name: of the model; not needed where the weights state it.
       dtype: in which layers compute.
-      place: puts an array on devices; each is, before the next is read.
+      place: puts an array on devices, before the next is read.
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: the file cannot be read, does not fit, or says another name.
+      WeightsError: the file cannot be read, does not fit, or states another name.
     """
     _check_float("dtype", dtype)
     card, arrays = open_weights(source, name, put=lambda spec, array: place(np.asarray(array, np.float32)))
-    return Start(card.plan(), arrays, dtype), card
+    return Start(card.plan(), arrays, dtype, execution=card.execution), card
+
+
+def with_test_pooling(start: Start, image_size: int) -> Start:
+    """The same model for pictures larger than those of its training; see `Execution.test_window`.
+
+    Args:
+      start: the model.
+      image_size: height and width of its training pictures; windows are as large as the last map of these.
+    """
+    window = -(-image_size // start.plan.output_stride)
+    return replace(start, execution=replace(start.execution, test_window=window))
 
 
 def _check_float(option: str, dtype: DTypeLike) -> None:
@@ -162,33 +176,6 @@ def _check_float(option: str, dtype: DTypeLike) -> None:
         is_float = False
     if not is_float:
         raise ArchitectureError(f"{option} {dtype!r} is no dtype of floating point numbers, such as 'bfloat16'")
-
-
-def start_of(model: Any, array: Callable[[str], Any]) -> Start:
-    """From what a model can be built again, in any backend. A classifier that was replaced counts as it is.
-
-    Args:
-      model: one with `plan`, `dtype`, `param_dtype` and `remat`.
-      array: its arrays by canonical name; raises LookupError, AttributeError or TypeError where it has none.
-
-    Raises:
-      WeightsError: an array that the Plan has is missing.
-    """
-
-    def checked(name: str) -> Any:
-        try:
-            return array(name)
-        except (LookupError, AttributeError, TypeError):
-            raise WeightsError(f"the model has no array {name!r}") from None
-
-    classes = checked("classifier.bias").shape[-1] if has_classifier(model) else 0
-    plan = with_classes(model.plan, classes)
-    return Start(plan, {name: checked(name) for name in array_specs(plan)}, model.dtype, model.param_dtype, model.remat)
-
-
-def has_classifier(model: Any) -> bool:
-    """Whether a module classifies: its user may have put a classifier where its Plan has none, or taken it away."""
-    return getattr(model, "classifier", None) is not None
 
 
 def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
@@ -228,7 +215,7 @@ def start_arrays(
       pretrained: see `ModelOptions`.
       adapt: see `ModelOptions`.
       classes: names of the model's classes, see `jeffnet.weights.load.load_weights`.
-      place: puts an array on devices; each is, before the next is read.
+      place: puts an array on devices, before the next is read.
 
     Raises:
       WeightsError: the file cannot be read or does not fit.

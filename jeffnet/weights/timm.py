@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from jeffnet.arch.plan import Block, Conv, Plan
+from jeffnet.arch.operations import Conv
+from jeffnet.arch.plan import Block, Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.errors import WeightsError
 from jeffnet.weights.fit import fit

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from jeffnet.arch.plan import GLOBAL_POOLS, Conv, lower, round_channels, scale_repeats
+from jeffnet.arch.blocks import round_channels
+from jeffnet.arch.lower import GLOBAL_POOLS, lower, scale_repeats
+from jeffnet.arch.operations import Conv
 from jeffnet.arch.spec import ModelSpec, as_tensorflow
 from jeffnet.arch.summary import array_specs, count_macs, layers, output_size
 from jeffnet.arch.zoo import MODELS, model_plan, model_spec
@@ -185,10 +187,10 @@ def test_drop_rates_of_the_papers():
 
 def test_batch_norm_constants():
     """TensorFlow's originals keep 99 % of their statistics a step, and add 1e-3 to the variance."""
-    assert [(plan.bn_momentum, plan.bn_epsilon) for plan in map(model_plan, ("pt_mixnet_s", "tf_mixnet_s"))] == [
-        (0.9, 1e-5),
-        (0.99, 1e-3),
-    ]
+    for name, momentum, epsilon in (("pt_mixnet_s", 0.9, 1e-5), ("tf_mixnet_s", 0.99, 1e-3)):
+        plan = model_plan(name)
+        assert plan.bn_momentum == momentum
+        assert {conv.norm.epsilon for conv in plan.convolutions if conv.norm} == {epsilon}
 
 
 def test_options_reach_the_plan():

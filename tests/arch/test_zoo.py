@@ -9,8 +9,9 @@ import pytest
 
 from jeffnet.arch import zoo
 from jeffnet.arch.families import mobilenet
+from jeffnet.arch.lower import lower
 from jeffnet.arch.model import Architecture, Model, WeightSet
-from jeffnet.arch.plan import Conv, SqueezeExcite, lower
+from jeffnet.arch.operations import Conv, SqueezeExcite
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import array_specs, count_macs, count_parameters, layers
 from jeffnet.arch.zoo import MODELS, list_models, model_plan, model_preprocessing, model_spec, resolve_name

@@ -19,15 +19,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import jeffnet.inference.fused as fused_module
+import jeffnet.inference.fused_network as fused_network
 from jeffnet.arch import zoo
-from jeffnet.arch.plan import GLOBAL_POOLS, OUTPUT_STRIDES, Conv, with_test_pooling
+from jeffnet.arch.lower import GLOBAL_POOLS, OUTPUT_STRIDES
+from jeffnet.arch.operations import Conv
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.errors import ArchitectureError, ConfigError, JeffnetError, WeightsError
 from jeffnet.inference.fused import fuse, load_fused
 from jeffnet.ops import native
 from jeffnet.ops.conv import use_lowering
-from jeffnet.weights.start import start_model
+from jeffnet.weights.start import start_model, with_test_pooling
 
 pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
 
@@ -224,7 +226,7 @@ def test_any_block(data):
     }
     size, threads = (draw(st.integers(1, 33)), draw(st.integers(1, 33))), draw(st.sampled_from([1, 2, 64]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_module, "processors", lambda: range(threads))
+        patch.setattr(fused_network, "processors", lambda: range(threads))
         start = odd_start(patch, stages, **options)
         images = images_of(2, size, start.plan.in_chans)
         exact = exactly(start, images)
@@ -249,10 +251,10 @@ def test_dilated_convolutions_of_all_channels(monkeypatch):
 def test_test_time_pooling(name):
     """Larger pictures than in training; where the head follows the pooling it is applied to every window."""
     start = random_start(name)
-    start = replace(start, plan=with_test_pooling(start.plan, 32))
+    start = with_test_pooling(start, 32)
     images = images_of(size=(64, 96))
     wanted = exactly(start, images)
-    assert start.plan.test_window and error(fused_of(start, image_size=(64, 96))(images), wanted) < TOLERANCE
+    assert start.execution.test_window and error(fused_of(start, image_size=(64, 96))(images), wanted) < TOLERANCE
     assert error(fused_of(start, image_size=(64, 96), piece=2)(images), wanted) < TOLERANCE
 
 
@@ -269,7 +271,7 @@ def test_pieces(piece):
 def test_any_number_of_threads(threads, monkeypatch):
     """For several, each picture is cut into bands, but not where most of a band would be computed twice."""
     start, images, wanted = exact_tiny()
-    monkeypatch.setattr(fused_module, "processors", lambda: range(threads))
+    monkeypatch.setattr(fused_network, "processors", lambda: range(threads))
     assert error(fused_of(start, piece=1)(images), wanted) < TOLERANCE
 
 
@@ -278,8 +280,8 @@ def test_the_piece_is_chosen_by_the_cache(monkeypatch):
     plan = random_start().plan
 
     def chosen(batch, size, cache):
-        monkeypatch.setattr(fused_module, "cache_bytes", lambda: cache)
-        return fused_module._best_piece(plan, batch, *size)
+        monkeypatch.setattr(fused_network, "cache_bytes", lambda: cache)
+        return fused_network.best_piece(plan, batch, *size)
 
     assert chosen(12, (64, 64), 0) == 1 and chosen(12, (64, 64), 1 << 40) == 12
     # The largest pair: 32 x 32 outputs of 8 channels of the stem, and of the convolution after it.
@@ -374,7 +376,7 @@ def test_what_is_no_model():
 def test_pictures_too_small_for_test_time_pooling():
     start = random_start()
     with pytest.raises(ArchitectureError, match="give larger pictures"):
-        fused_of(replace(start, plan=with_test_pooling(start.plan, 64)), image_size=32)
+        fused_of(with_test_pooling(start, 64), image_size=32)
 
 
 @pytest.mark.parametrize("shape", [(BATCH + 1, *SIZE, 3), (1, *SIZE, 1), (1, *SIZE[::-1], 3), (*SIZE, 3)])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jeffnet.arch import zoo
-from jeffnet.arch.plan import OUTPUT_STRIDES, Conv, lower
+from jeffnet.arch.lower import OUTPUT_STRIDES, lower
 from jeffnet.arch.summary import output_size
 from jeffnet.errors import ConfigError
 from jeffnet.ops import native
@@ -146,9 +146,9 @@ def zoo_cases():
         for output_stride in OUTPUT_STRIDES:
             plan = lower(zoo.model_spec(name), output_stride=output_stride)
             height = zoo.model_preprocessing(name).image_size
-            for op in (plan.stem, *(op for block in plan.blocks for op in block.ops if isinstance(op, Conv))):
+            for op in plan.convolutions:
                 for part in op.parts:
-                    if part.groups == part.in_channels == part.out_channels:
+                    if part.is_depthwise:
                         small = small_height(part.kernel_size, op.dilation, height)
                         cases.add(Case(part.kernel_size, op.stride, op.dilation, part.padding, small))
                 height = output_size(op.parts[0], op.stride, op.dilation, height)

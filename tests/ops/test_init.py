@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jeffnet.arch.plan import lower
+from jeffnet.arch.lower import lower
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jeffnet.arch.plan import GLOBAL_POOLS
+from jeffnet.arch.lower import GLOBAL_POOLS
 from jeffnet.errors import ArchitectureError
 from jeffnet.ops.pool import global_pool, pool_windows
 

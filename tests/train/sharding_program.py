@@ -28,8 +28,10 @@ from PIL import Image
 
 import jeffnet.parallel.mesh
 from jeffnet.arch import zoo
+from jeffnet.arch.execution import Execution
+from jeffnet.arch.lower import lower
 from jeffnet.arch.model import Model
-from jeffnet.arch.plan import lower, with_norm_groups
+from jeffnet.arch.plan import without_training_options
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.ops.init import initial_arrays
@@ -51,7 +53,7 @@ from jeffnet.train.setup import make_setup
 from jeffnet.train.state import initial_state
 from jeffnet.train.step import Teacher, make_train_step
 from jeffnet.weights.card import ModelCard, save_model
-from jeffnet.weights.start import start_arrays, statistics
+from jeffnet.weights.start import Start, start_arrays, statistics
 
 jeffnet.parallel.mesh._LEAST_SPLIT = 16  # the arrays of the small network count as large
 
@@ -80,8 +82,9 @@ CASES: dict[str, dict] = {
 
 
 def network_of(backend: str, groups: int) -> Network:
-    plan = with_norm_groups(lower(SPEC, num_classes=CLASSES, in_chans=3), groups)
-    return Network(plan, PREPROCESSING, backend, jnp.dtype("float64"))
+    plan, dtype = lower(SPEC, num_classes=CLASSES, in_chans=3), jnp.dtype("float64")
+    execution = Execution(norm_groups=groups)
+    return Network(Start(plan, {}, dtype, dtype, execution=execution), PREPROCESSING, backend)
 
 
 def arrays_of(seed: int) -> dict[str, jax.Array]:
@@ -180,8 +183,8 @@ def by_groups(devices: int) -> float:
     shares = np.split(batch["image"], groups), np.split(batch["label"], groups)
 
     def loss(network, arrays, images, labels):
-        plan = dataclasses.replace(network.plan, stages=tuple(map(without_drop, network.plan.stages)), drop_rate=0.0)
-        logits, stats = dataclasses.replace(network, plan=plan).train(arrays, images, key)
+        plan = dataclasses.replace(without_training_options(network.plan), bn_momentum=network.plan.bn_momentum)
+        logits, stats = network.with_plan(plan).train(arrays, images, key)
         return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean(), (logits, stats)
 
     def gradient(network):
@@ -202,29 +205,15 @@ def by_groups(devices: int) -> float:
     return distance(found, wanted)
 
 
-def without_drop(stage):
-    return tuple(dataclasses.replace(block, drop_path_rate=0.0) for block in stage)
-
-
 def estimated() -> float:
     """Running statistics estimated anew, on devices and on one."""
     network, layout = network_of("functional", 1), make_layout("data=2,fsdp=4")
     arrays = arrays_of(0)
-    config = ModelConfig(name="pt_efficientnet_b0")
-    make = _with_own_network(config, network)
+    make = make_estimate(network)
     batches = [batch_of(number) for number in range(2)]
     (found,) = make([layout.place(arrays)], map(layout.place_batch, batches))
     (expected,) = make([arrays], batches)
     return distance([found[name] for name in arrays], [expected[name] for name in arrays])
-
-
-def _with_own_network(config, network):
-    import jeffnet.train.estimate as module
-
-    module.make_network = lambda *_: dataclasses.replace(
-        network, plan=dataclasses.replace(network.plan, bn_momentum=0.0, drop_rate=0.0)
-    )
-    return make_estimate(config, network)
 
 
 def sent_kinds() -> list[str]:

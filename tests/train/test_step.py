@@ -11,9 +11,10 @@ import pytest
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.train.config import AugmentConfig, Config, DataConfig, EmaConfig, LossConfig, ModelConfig
 from jeffnet.train.estimate import make_estimate
-from jeffnet.train.network import frozen_parameters, initial_arrays, make_network
+from jeffnet.train.network import frozen_parameters, make_network
 from jeffnet.train.state import LossScale, initial_state
 from jeffnet.train.step import Teacher, make_train_step
+from jeffnet.weights.start import start_arrays
 
 pytestmark = pytest.mark.numbers
 
@@ -30,8 +31,9 @@ class Parts:
         preprocessing = replace(model_preprocessing(name), image_size=32)
         self.network = make_network(self.model, preprocessing, CLASSES)
         if jax.config.jax_enable_x64:
-            self.network = replace(self.network, dtype=jnp.float64)
-        self.arrays = initial_arrays(self.model, self.network, 0)
+            start = replace(self.network.start, dtype=jnp.float64, param_dtype=jnp.float64)
+            self.network = replace(self.network, start=start)
+        self.arrays = start_arrays(self.network.plan, 0, self.network.compute_dtype)
         self.optimizer = optimizer or optax.sgd(0.1)
 
     def config(self, **options):
@@ -270,7 +272,7 @@ def test_estimated_statistics_are_the_means_of_the_batches(tiny_model, x64):
     other = {name: 1.2 * array for name, array in parts.arrays.items()}
     batches = [BATCH, {"image": BATCH["image"][::-1] // 2}]
     views = [{"image": np.stack([batch["image"], 0 * batch["image"]], axis=1)} for batch in batches]
-    estimate = make_estimate(parts.model, parts.network)
+    estimate = make_estimate(parts.network)
     for found in (estimate([parts.arrays, other], batches), estimate([parts.arrays, other], views)):
         for model, arrays in zip((parts.arrays, other), found, strict=True):
             stats = [still.network.train(model, jnp.asarray(batch["image"]), jax.random.key(0))[1] for batch in batches]

@@ -14,6 +14,7 @@ from jeffnet.train.network import Network
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.state import initial_state
 from jeffnet.train.step import make_train_step
+from jeffnet.weights.start import Start
 from jeffnet.weights.timm import from_timm
 
 STEPS, BATCH, SIZE, CLASSES = 20, 8, 48, 5
@@ -99,7 +100,7 @@ def _arrays(state_dict, plan):
 def test_losses_and_statistics_equal_timms(name, optimizer, timm, x64):
     plan = model_plan(name, num_classes=CLASSES, drop_rate=0.0, drop_path_rate=0.0)
     start, expected, end = _train_timm(timm, name, optimizer)
-    network = Network(plan, model_preprocessing(name), "linen", jnp.float64)
+    network = Network(Start(plan, {}, jnp.float64, jnp.float64), model_preprocessing(name), "linen")
     arrays = _arrays(start, plan)
     assert all(array.dtype == jnp.float64 for array in arrays.values())
     config, rate = OPTIMIZERS[optimizer]

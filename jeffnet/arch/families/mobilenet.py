@@ -8,8 +8,8 @@ are those of keras.applications.
 import re
 from dataclasses import replace
 
+from jeffnet.arch.blocks import round_channels
 from jeffnet.arch.model import Architecture, Model, WeightSet
-from jeffnet.arch.plan import round_channels
 from jeffnet.arch.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Preprocessing
 from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow
 

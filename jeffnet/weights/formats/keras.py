@@ -19,11 +19,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
-from jeffnet.arch.plan import Conv, Plan, SqueezeExcite, round_channels
+from jeffnet.arch.blocks import round_channels
+from jeffnet.arch.operations import Conv, SqueezeExcite
+from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
@@ -114,10 +116,9 @@ _NORM_LEAVES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": 
 
 
 def _family(plan: Plan) -> _Family:
-    ops = [op for block in plan.blocks for op in block.ops]
-    kernels = {part.kernel_size for op in ops if isinstance(op, Conv) for part in op.parts}
-    squeezed = [op for op in ops if isinstance(op, SqueezeExcite)]
-    if plan.stem.parts[0].padding == "SAME" and plan.bn_epsilon == 1e-3:
+    kernels = {part.kernel_size for op in plan.convolutions for part in op.parts}
+    squeezed = any(isinstance(op, SqueezeExcite) for block in plan.blocks for op in block.ops)
+    if plan.stem.parts[0].padding == "SAME" and plan.stem.norm and plan.stem.norm.epsilon == 1e-3:
         if plan.pool_first:
             return _MOBILENETV3
         if plan.stem.act == "silu" and squeezed:
@@ -139,14 +140,17 @@ def _operations(plan: Plan, family: _Family) -> Iterator[tuple[Conv, str, str]]:
         prefix = prefix if place else family.first
         before = "expand"
         for op in block.ops:
-            if isinstance(op, SqueezeExcite):
-                yield op.reduce, "reduce", prefix
-                yield op.expand, "gate", prefix
-            elif op.parts[0].groups > 1:
-                yield op, "depthwise", prefix
-                before = "project"
-            else:
-                yield (op, before, prefix) if len(block.ops) > 1 else (op, "last", "")
+            match op:
+                case SqueezeExcite():
+                    yield op.reduce, "reduce", prefix
+                    yield op.expand, "gate", prefix
+                case Conv() if op.is_depthwise:
+                    yield op, "depthwise", prefix
+                    before = "project"
+                case Conv():
+                    yield (op, before, prefix) if len(block.ops) > 1 else (op, "last", "")
+                case _:
+                    assert_never(op)
     yield plan.head, "head", ""
 
 
@@ -167,11 +171,11 @@ def _names(plan: Plan, present: Iterable[str]) -> dict[str, str]:
     for op, key, prefix in _operations(plan, family):
         conv, norm = family.layers[key]
         part = op.parts[0]
-        conv = layer("depthwise_conv2d" if part.groups > 1 else "conv2d", prefix + conv)
+        conv = layer("depthwise_conv2d" if op.is_depthwise else "conv2d", prefix + conv)
         names |= {f"{part.name}.{ours}": f"{conv}/{theirs}" for ours, theirs in _LEAVES.items()}
         if op.norm:
             norm = layer("batch_normalization", prefix + norm)
-            names |= {f"{op.norm}.{ours}": f"{norm}/{theirs}" for ours, theirs in _NORM_LEAVES.items()}
+            names |= {f"{op.norm.name}.{ours}": f"{norm}/{theirs}" for ours, theirs in _NORM_LEAVES.items()}
     if present and plan.pool_first and names["conv_head.kernel"] not in present:
         raise WeightsError(
             "a MobileNetV3 without its top lacks the convolution after the pooling: build it with include_top=True"

@@ -9,12 +9,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
 from jeffnet._tensorflow import on_cpu, tensorflow
-from jeffnet.arch.plan import Block, Conv, Plan, SqueezeExcite
+from jeffnet.arch.operations import Conv, SqueezeExcite
+from jeffnet.arch.plan import Block, Plan
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import OutputError, WeightsError, first_line
@@ -225,26 +226,28 @@ def _names_of_tpu(plan: Plan, present: Iterable[str]) -> dict[str, str]:
 
     def conv(op: Conv, scope: str) -> None:
         for part in op.parts:
-            depthwise = part.groups > 1
-            name = layer(scope, "depthwise_conv2d" if depthwise else "conv2d")
-            names[f"{part.name}.kernel"] = f"{name}/{'depthwise_kernel' if depthwise else 'kernel'}"
+            name = layer(scope, "depthwise_conv2d" if part.is_depthwise else "conv2d")
+            names[f"{part.name}.kernel"] = f"{name}/{'depthwise_kernel' if part.is_depthwise else 'kernel'}"
             if op.bias:
                 names[f"{part.name}.bias"] = f"{name}/bias"
         if op.norm:
             name = layer(scope, "batch_normalization")
             for leaf in ("scale", "mean", "var"):
-                names[f"{op.norm}.{leaf}"] = f"{name}/{_LEAVES[leaf]}"
-            names[f"{op.norm}.bias"] = f"{name}/beta"
+                names[f"{op.norm.name}.{leaf}"] = f"{name}/{_LEAVES[leaf]}"
+            names[f"{op.norm.name}.bias"] = f"{name}/beta"
 
     conv(plan.stem, f"{root}{mnas}stem")
     for place, block in enumerate(plan.blocks):
         scope = f"{root}{mnas}blocks_{place}"
         for op in block.ops:
-            if isinstance(op, SqueezeExcite):
-                conv(op.reduce, f"{scope}/se")
-                conv(op.expand, f"{scope}/se")
-            else:
-                conv(op, scope)
+            match op:
+                case Conv():
+                    conv(op, scope)
+                case SqueezeExcite():
+                    conv(op.reduce, f"{scope}/se")
+                    conv(op.expand, f"{scope}/se")
+                case _:
+                    assert_never(op)
     head = f"{root}{mnas}head"
     conv(plan.head, head)
     dense = layer(head, "dense")
@@ -257,14 +260,13 @@ def _names_of_slim(plan: Plan, present: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
 
     def conv(op: Conv, scope: str) -> None:
-        depthwise = op.parts[0].groups > 1
-        names[f"{op.parts[0].name}.kernel"] = f"{scope}/{'depthwise_weights' if depthwise else 'weights'}"
+        names[f"{op.parts[0].name}.kernel"] = f"{scope}/{'depthwise_weights' if op.is_depthwise else 'weights'}"
         if op.bias:
             names[f"{op.parts[0].name}.bias"] = f"{scope}/biases"
         if op.norm:
             for leaf in ("scale", "mean", "var"):
-                names[f"{op.norm}.{leaf}"] = f"{scope}/BatchNorm/{_LEAVES[leaf]}"
-            names[f"{op.norm}.bias"] = f"{scope}/BatchNorm/beta"
+                names[f"{op.norm.name}.{leaf}"] = f"{scope}/BatchNorm/{_LEAVES[leaf]}"
+            names[f"{op.norm.name}.bias"] = f"{scope}/BatchNorm/beta"
 
     conv(plan.stem, f"{root}/Conv")
     residuals = [block for block in plan.blocks if len(block.ops) > 1]
@@ -280,14 +282,17 @@ def _names_of_slim(plan: Plan, present: Iterable[str]) -> dict[str, str]:
 def _slim_block(block: Block, scope: str, conv: Any) -> None:
     seen_depthwise = False
     for op in block.ops:
-        if isinstance(op, SqueezeExcite):
-            conv(op.reduce, f"{scope}/squeeze_excite/Conv")
-            conv(op.expand, f"{scope}/squeeze_excite/Conv_1")
-        elif op.parts[0].groups > 1:
-            seen_depthwise = True
-            conv(op, f"{scope}/depthwise")
-        else:
-            conv(op, f"{scope}/project" if seen_depthwise else f"{scope}/expand")
+        match op:
+            case SqueezeExcite():
+                conv(op.reduce, f"{scope}/squeeze_excite/Conv")
+                conv(op.expand, f"{scope}/squeeze_excite/Conv_1")
+            case Conv() if op.is_depthwise:
+                seen_depthwise = True
+                conv(op, f"{scope}/depthwise")
+            case Conv():
+                conv(op, f"{scope}/project" if seen_depthwise else f"{scope}/expand")
+            case _:
+                assert_never(op)
 
 
 TPU = Naming("checkpoint of tensorflow/tpu", _names_of_tpu, "tensorflow", background=True)

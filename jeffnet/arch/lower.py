@@ -1,0 +1,147 @@
+"""Lowering of a `ModelSpec` to a `Plan`; `jeffnet.arch.blocks` has the block kinds."""
+
+import math
+from numbers import Integral, Real
+
+from jeffnet.arch.blocks import BlockLowering, lower_conv, round_channels
+from jeffnet.arch.grammar import BlockSpec, parse_stages
+from jeffnet.arch.plan import Block, FeatureInfo, Plan, with_classes
+from jeffnet.arch.spec import ModelSpec
+from jeffnet.errors import ArchitectureError
+
+GLOBAL_POOLS = ("avg", "max", "avgmax", "none")
+OUTPUT_STRIDES = (8, 16, 32)
+
+
+def lower(
+    spec: ModelSpec,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    global_pool: str = "avg",
+    output_stride: int = 32,
+    bn_momentum: float | None = None,
+) -> Plan:
+    """Make every number of an architecture concrete.
+
+    Args:
+      spec: the architecture.
+      num_classes: width of the logits; 0 for no classifier.
+      in_chans: channels of the input pictures.
+      drop_rate: dropout before the classifier, in [0, 1); None takes the architecture's.
+      drop_path_rate: stochastic depth, in [0, 1), of which block `i` of `n`, from 0, has `i / n`; None takes the
+        architecture's.
+      global_pool: 'avg', 'max', 'avgmax' (mean of both) or 'none' (head and classifier apply to every position).
+      output_stride: 32, or 16 or 8, where later strides become dilations (arXiv:1706.05587).
+      bn_momentum: share in [0, 1) of the old running statistics that a training step keeps; None takes the
+        architecture's.
+
+    Raises:
+      ArchitectureError: an option outside its range, or a block string that cannot be parsed.
+    """
+    drop_rate = spec.drop_rate if drop_rate is None else drop_rate
+    drop_path_rate = spec.drop_path_rate if drop_path_rate is None else drop_path_rate
+    bn_momentum = spec.bn_momentum if bn_momentum is None else bn_momentum
+    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "bn_momentum": bn_momentum}
+    _check_options(num_classes, in_chans, rates, global_pool, output_stride)
+    stem_channels = round_channels(spec.stem, spec.width if spec.scale_stem else 1.0)
+    stem = lower_conv(spec, "conv_stem", in_chans, stem_channels, (3,), "bn1", spec.act, stride=2)
+    stages, features = _lower_stages(spec, stem_channels, drop_path_rate, output_stride)
+    num_features = round_channels(spec.features, spec.width if spec.scale_features else 1.0)
+    norm, last_channels = None if spec.pool_first else "bn2", stages[-1][-1].out_channels
+    head = lower_conv(spec, "conv_head", last_channels, num_features, (1,), norm, spec.act, bias=spec.pool_first)
+    plan = Plan(
+        in_chans=in_chans,
+        stem=stem,
+        stages=stages,
+        head=head,
+        pool_first=spec.pool_first,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+        classifier=None,
+        bn_momentum=bn_momentum,
+        features=features,
+    )
+    return with_classes(plan, num_classes)
+
+
+def _check_options(
+    num_classes: int, in_chans: int, rates: dict[str, float], global_pool: str, output_stride: int
+) -> None:
+    for name, number in (("num_classes", num_classes), ("in_chans", in_chans), ("output_stride", output_stride)):
+        if not isinstance(number, Integral):
+            raise ArchitectureError(f"{name} {number!r} is not a whole number")
+    if num_classes < 0:
+        raise ArchitectureError(f"num_classes {num_classes} is negative: give a number of classes, or 0 for features")
+    if in_chans < 1:
+        raise ArchitectureError(f"in_chans {in_chans} is not a number of channels: give 1 or more")
+    for name, rate in rates.items():
+        if not isinstance(rate, Real) or not 0 <= rate < 1:
+            raise ArchitectureError(f"{name} {rate!r} is outside [0, 1)")
+    if global_pool not in GLOBAL_POOLS:
+        raise ArchitectureError(f"global_pool {global_pool!r} is not one of {', '.join(GLOBAL_POOLS)}")
+    if output_stride not in OUTPUT_STRIDES:
+        raise ArchitectureError(f"output_stride {output_stride} is not one of {', '.join(map(str, OUTPUT_STRIDES))}")
+
+
+def scale_repeats(repeats: list[int], depth: float, rounding: str) -> list[int]:
+    """A stage's repetitions multiplied by `depth`, its total rounded, shared out from the last block spec to the first.
+
+    Args:
+      repeats: of each block spec of the stage.
+      depth: the multiplier.
+      rounding: 'ceil' (EfficientNet) or 'round' (MixNet-XL), of the stage's total.
+    """
+    total = sum(repeats)
+    scaled_total = math.ceil(total * depth) if rounding == "ceil" else max(1, round(total * depth))
+    scaled = []
+    for repeat in reversed(repeats):
+        share = max(1, round(repeat / total * scaled_total))
+        scaled.append(share)
+        total -= repeat
+        scaled_total -= share
+    return scaled[::-1]
+
+
+def _expand_stages(spec: ModelSpec) -> list[list[BlockSpec]]:
+    """Stages with one spec per block: repetitions are scaled and written out."""
+    stages = parse_stages(spec.stages)
+    expanded = []
+    for index, stage in enumerate(stages):
+        at_end = index in (0, len(stages) - 1)
+        depth = 1.0 if at_end and not spec.scale_ends else spec.depth
+        repeats = scale_repeats([block.repeats for block in stage], depth, spec.depth_rounding)
+        expanded.append([block for block, repeat in zip(stage, repeats, strict=True) for _ in range(repeat)])
+    return expanded
+
+
+def _lower_stages(
+    spec: ModelSpec, stem_channels: int, drop_path_rate: float, output_stride: int
+) -> tuple[tuple[tuple[Block, ...], ...], tuple[FeatureInfo, ...]]:
+    specs = _expand_stages(spec)
+    total = sum(len(stage) for stage in specs)
+    channels, stride, dilation, index = stem_channels, 2, 1, 0
+    # The map at a stride is the output of the last module before the next stride.
+    features = [FeatureInfo("bn1", stem_channels, 2, -1)] if specs[0][0].stride > 1 else []
+    stages = []
+    for stage_index, stage in enumerate(specs):
+        blocks = []
+        for block_index, block in enumerate(stage):
+            block_stride = block.stride if block_index == 0 else 1
+            block_dilation = dilation
+            if block_stride > 1 and stride * block_stride > output_stride:
+                # This block still sees its input at the old density; those after it need the wider reach.
+                dilation, block_stride = dilation * block_stride, 1
+            stride *= block_stride
+            name = f"blocks.{stage_index}.{block_index}"
+            rate = drop_path_rate * index / total
+            lowering = BlockLowering(spec, name, block, channels, block_stride, block_dilation)
+            blocks.append(lowering.lower(rate))
+            channels = blocks[-1].out_channels
+            index += 1
+        stages.append(tuple(blocks))
+        if stage_index + 1 == len(specs) or specs[stage_index + 1][0].stride > 1:
+            features.append(FeatureInfo(f"blocks.{stage_index}", channels, stride, stage_index))
+    return tuple(stages), tuple(features)
