@@ -108,7 +108,7 @@ def test_processes_that_differ_all_hear_in_what(found):
 
 # The second waits for what the first would give.
 WAITING = """
-import sys, time
+import sys, threading, time
 from jeffnet.parallel import distributed
 
 number = int(sys.argv[2])
@@ -116,6 +116,8 @@ distributed.connect(sys.argv[1], 2, number)
 print("connected", flush=True)
 if number == 0:
     time.sleep(600)
+# Not at once: it must be waiting when the first is killed, not sending.
+threading.Timer(2, print, ("waiting",), {"flush": True}).start()
 with distributed.lost_processes_reported():
     distributed.gathered(None)
 """
@@ -127,6 +129,7 @@ def test_a_process_ends_with_one_message_when_the_first_is_killed():
     try:
         for process in (first, second):
             assert process.stdout.readline() == "connected\n"
+        assert second.stdout.readline() == "waiting\n"
         first.kill()
         _, told = second.communicate(timeout=100)
     finally:
