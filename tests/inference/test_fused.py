@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import jeffnet.inference.fused as fused_module
+import jeffnet.inference.fused_file as fused_file
 import jeffnet.inference.fused_network as fused_network
 from jeffnet.arch import zoo
 from jeffnet.arch.lower import GLOBAL_POOLS, OUTPUT_STRIDES
@@ -579,7 +580,7 @@ def rewritten(path, to, change):
     with safe_open(path, "numpy") as file:
         ((key, entry),) = file.metadata().items()
     arrays, about = load_file(path), json.dumps(change(json.loads(entry.partition(" ")[2])))
-    save_file(arrays, to, {key: f"{fused_module._checksum(about, arrays)} {about}"})
+    save_file(arrays, to, {key: f"{fused_file._checksum(about, arrays)} {about}"})
     return to
 
 
