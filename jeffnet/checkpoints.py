@@ -10,32 +10,25 @@ Every `create_model(..., pretrained=...)` and `from_pretrained` reads all of the
 import glob
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.lower import OUTPUT_STRIDES
 from jeffnet.arch.plan import Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
-from jeffnet.backends import FORMS, load_backend, to_start
+from jeffnet.backends import load_backend, to_start
 from jeffnet.errors import EndingError, OutputError, WeightsError
-from jeffnet.system.files import check_orbax_name, written_atomically
-from jeffnet.weights.card import ModelCard, save_model
-from jeffnet.weights.checksum import CHECKSUMS_KEY, order_metadata, with_checksums
+from jeffnet.system.files import written_atomically
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.fit import fit
-from jeffnet.weights.formats.keras_writer import write_keras
-from jeffnet.weights.formats.native import tree_checksums, write_msgpack
-from jeffnet.weights.formats.pytorch import write_torch
-from jeffnet.weights.formats.tensorflow import hints_of, naming_of, write_tensorflow
-from jeffnet.weights.naming import Naming, to_source_names
+from jeffnet.weights.formats import FORMATS, FORMS, formats_of
+from jeffnet.weights.formats.interface import Contents
 from jeffnet.weights.start import Start
-from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM
 
 _log = logging.getLogger("jeffnet")
 
@@ -56,7 +49,7 @@ def save_checkpoint(
       model: what any backend's `create_model` returns.
       name: of the model in the zoo, which the model must be; or the card that `from_pretrained` gave with it, whose
         classes (where their number is still the same) and preprocessing then hold where they are not given.
-      form: one of `jeffnet.backends.FORMS`; None takes the one that the path's ending means, see `form_of`.
+      form: one of `jeffnet.weights.formats.FORMS`; None takes the one that the path's ending means, see `form_of`.
       classes: names of the classes in the order of the logits.
       preprocessing: what the model expects of pictures; None takes the card's, or else the zoo's.
 
@@ -98,18 +91,6 @@ def save_checkpoint(
     return card
 
 
-# The forms that a file whose name ends so may have, the one that it has unless told otherwise first. Names with other
-# endings, or none, tell nothing.
-_TORCH = ("timm", "efficientnet_pytorch")
-_FORMS_BY_ENDING = {
-    ".safetensors": ("jeffnet", *_TORCH),
-    **dict.fromkeys((".pth", ".pt", ".tar", ".bin"), _TORCH),
-    ".npz": ("npz", "objax"),
-    ".msgpack": ("linen",),
-    ".ckpt": ("tensorflow", "nnx"),
-    ".keras": ("keras",),
-    ".h5": ("keras",),
-}
 # Endings of formats that jeffnet does not write.
 _FOREIGN = (
     *(".onnx", ".tflite", ".pb", ".hdf5", ".mlmodel", ".mlpackage", ".gguf", ".engine", ".xml", ".jit", ".pt2"),
@@ -131,21 +112,25 @@ def form_of(path: str | os.PathLike, form: str | None = None) -> str:
       EndingError: what is wanted is not what a file of this name would be, or the ending is of a format that cannot be
         written.
     """
-    ending = Path(path).suffix.lower()
+    path = Path(path)
     if form is not None and form not in FORMS:
         raise EndingError(f"form {form!r} is not one of {', '.join(FORMS)}")
-    if ending in _FOREIGN:
-        written = ", ".join(f"*{known} ({' or '.join(forms)})" for known, forms in _FORMS_BY_ENDING.items())
-        raise EndingError(f"cannot write {str(path)!r}: jeffnet writes no {ending} files, but {written}")
-    forms = _FORMS_BY_ENDING.get(ending, FORMS)
-    if form is None:
-        return forms[0]
-    if form not in forms:
+    if path.suffix.lower() in _FOREIGN:
+        written = ", ".join(
+            f"*{ending} ({' or '.join(_forms(Path(ending)))})" for format in FORMATS for ending in format.endings
+        )
+        raise EndingError(f"cannot write {str(path)!r}: jeffnet writes no {path.suffix.lower()} files, but {written}")
+    forms = _forms(path)
+    if form is not None and form not in forms:
         raise EndingError(
             f"cannot write {str(path)!r} in the form {form!r}: a file of this name is {' or '.join(forms)}; give "
             "another name or form"
         )
-    return form
+    return form or forms[0]
+
+
+def _forms(path: Path) -> tuple[str, ...]:
+    return tuple(form for format in formats_of(path) for form in format.forms)
 
 
 def write_checkpoint(
@@ -158,7 +143,7 @@ def write_checkpoint(
         must.
       arrays: by canonical name.
       card: of the model. Only jeffnet's own format keeps it; what another loses of it is logged.
-      form: None takes the one that the path's ending means, see `form_of`; or one of `jeffnet.backends.FORMS`:
+      form: None takes the one that the path's ending means, see `form_of`; or one of `jeffnet.weights.formats.FORMS`:
         'jeffnet': safetensors with the card.
         'linen': MessagePack of the variables, for `flax.serialization.from_bytes`.
         'nnx': the state, for `orbax.checkpoint.StandardCheckpointer`.
@@ -179,12 +164,11 @@ def write_checkpoint(
     there = [path, *path.parent.glob(f"{glob.escape(path.name)}.index")]
     if any(file.exists() for file in there):
         raise OutputError(f"{str(path)!r} exists: remove it, or give another name")
-    if form in _ATOMIC_WRITERS:
-        _ATOMIC_WRITERS[form](path, arrays, card)
-        return
+    format = next(format for format in formats_of(path) if form in format.forms)
+    contents = Contents(arrays, card, form, lambda backend: load_backend(backend).build(Start(card.plan(), arrays)))
     # A checkpoint of TensorFlow is several files; its index, without which it is none, is the last in their order.
     with written_atomically(path) as partial:
-        _WRITERS[form](Path(partial), arrays, card)
+        format.load().write(Path(partial), contents)
 
 
 def _lost(card: ModelCard) -> list[str]:
@@ -196,89 +180,6 @@ def _lost(card: ModelCard) -> list[str]:
     if card.classes and card.classes != tuple(imagenet_classes()):
         lost.append("the names of the classes")
     return lost
-
-
-def _write_linen(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    _, variables = load_backend("linen").build(Start(card.plan(), arrays))
-    write_msgpack(path, variables, arrays)
-
-
-def _write_nnx(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    import orbax.checkpoint as ocp
-    from flax import nnx
-
-    check_orbax_name(path)
-    state = nnx.state(load_backend("nnx").build(Start(card.plan(), arrays)))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), state, custom_metadata={CHECKSUMS_KEY: tree_checksums(arrays)})
-
-
-def _write_objax(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    _check_npz(arrays)
-    model = load_backend("objax").build(Start(card.plan(), arrays))
-    from jeffnet._objax_compat import objax
-
-    with open(path, "wb") as file:
-        objax.io.save_var_collection(file, model.vars())  # pyright: ignore[reportArgumentType]
-
-
-def _check_npz(arrays: Mapping[str, np.ndarray]) -> None:
-    # npz would store what NumPy itself does not know as bytes without a type.
-    foreign = {str(array.dtype) for array in arrays.values() if array.dtype.kind != "f"}
-    if foreign:
-        raise WeightsError(f"npz files cannot hold {', '.join(sorted(foreign))}: write another form")
-
-
-def _write_state_dict(naming: Naming) -> "_Writer":
-    def write(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-        state = to_source_names(arrays, naming, card.plan())
-        # torch's layers count their training steps, and a strict loader misses the counter.
-        norms = [name for name in state if name.endswith(".running_var")]
-        state |= {name.replace("running_var", "num_batches_tracked"): np.zeros((), np.int64) for name in norms}
-        if path.suffix in (".pth", ".pt", ".tar", ".bin"):
-            write_torch(path, state)
-        else:
-            state = {name: np.ascontiguousarray(array) for name, array in state.items()}
-            save_file(state, path, with_checksums({"format": "pt"}, state))
-            order_metadata(path)
-
-    return write
-
-
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    _check_npz(arrays)
-    state = to_source_names(arrays, RELEASE, card.plan())
-    numbered = {str(place): array for place, array in enumerate(state.values())}
-    kinds = [_torch_layer(name, arrays) for name in array_specs(card.plan())]
-    with open(path, "wb") as file:
-        np.savez(file, names=np.array(list(state)), types=np.array(kinds), **numbered)  # pyright: ignore
-
-
-def _torch_layer(name: str, arrays: Mapping[str, np.ndarray]) -> str:
-    module = name.rpartition(".")[0]
-    if module == "classifier":
-        return "Linear"
-    return "Conv2d" if f"{module}.kernel" in arrays else "BatchNorm2d"
-
-
-def _write_tensorflow(prefix: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    hints = hints_of(card.model)
-    naming = naming_of(hints)
-    assert naming is not None
-    write_tensorflow(prefix, to_source_names(arrays, naming, card.plan(), hints))
-
-
-_Writer = Callable[[Path, Mapping[str, np.ndarray], ModelCard], None]
-_WRITERS: dict[str, _Writer] = {
-    "linen": _write_linen,
-    "nnx": _write_nnx,
-    "objax": _write_objax,
-    "timm": _write_state_dict(TIMM),
-    "efficientnet_pytorch": _write_state_dict(EFFICIENTNET_PYTORCH),
-    "npz": _write_npz,
-    "tensorflow": _write_tensorflow,
-}
-_ATOMIC_WRITERS: dict[str, _Writer] = {"jeffnet": save_model, "keras": write_keras}
 
 
 def _output_stride(plan: Plan, name: str) -> int:

@@ -31,7 +31,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import array_specs, layers
 from jeffnet.arch.zoo import MODELS, model_plan
-from jeffnet.backends import BACKENDS, FORMS, backend_of, convert, load_backend, to_start
+from jeffnet.backends import BACKENDS, backend_of, convert, load_backend, to_start
 from jeffnet.backends.common import submodule
 from jeffnet.checkpoints import form_of, save_checkpoint
 from jeffnet.errors import (
@@ -45,6 +45,7 @@ from jeffnet.errors import (
 from jeffnet.inference.folding import fold_norms
 from jeffnet.inference.fused import fuse
 from jeffnet.objax import objax
+from jeffnet.weights.formats import FORMS
 from jeffnet.weights.start import start_model, with_test_pooling
 
 pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]

@@ -21,14 +21,16 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan
-from jeffnet.backends import BACKENDS, FORMS
+from jeffnet.backends import BACKENDS
 from jeffnet.cli.main import _parse, main
 from jeffnet.errors import JeffnetError
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights.card import ModelCard, save_model
-from jeffnet.weights.timm import timm_name
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats import FORMS
+from jeffnet.weights.formats.safetensors import save_model
+from jeffnet.weights.naming import to_source_names
+from jeffnet.weights.timm import TIMM
 
 pytestmark = pytest.mark.files
 
@@ -784,12 +786,8 @@ def test_wrong_weights_are_named_with_what_does_not_fit(capsys, pictures, tmp_pa
 
 
 def _timm_state(plan):
-    arrays, state = initial_arrays(plan, 0), {}
-    for name, spec in array_specs(plan).items():
-        kernel = spec.leaf == "kernel"
-        array = arrays[name].transpose(3, 2, 0, 1) if kernel and arrays[name].ndim == 4 else arrays[name]
-        state[timm_name(spec)] = np.ascontiguousarray(array.T if kernel and array.ndim == 2 else array)
-    return state
+    state = to_source_names(initial_arrays(plan, 0), TIMM, plan)
+    return {name: np.ascontiguousarray(array) for name, array in state.items()}
 
 
 def test_weights_of_another_number_of_classes_than_the_data(capsys, pictures, tmp_path, small_model):

@@ -25,6 +25,8 @@ LIKE_PYTHON = {
     "layers": "weights/formats/hdf5.py", "listed_layers": "weights/formats/hdf5.py",
     "nested_layers": "weights/formats/hdf5.py",
 }  # fmt: skip
+# The context manager that makes a WeightsError of every exception.
+MANAGER = "reading"
 
 
 def uncaught(source: str) -> dict[str, set[str]]:
@@ -57,13 +59,18 @@ def _events(node: ast.AST, function: str, caught: frozenset[str]) -> Iterator[tu
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         yield function, "", name, caught
     for field, value in ast.iter_fields(node):
-        inside = caught | _handled(node) if isinstance(node, ast.Try) and field == "body" else caught
+        inside = caught | _handled(node) if field == "body" else caught
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
                 yield from _events(child, function, inside)
 
 
-def _handled(node: ast.Try) -> frozenset[str]:
+def _handled(node: ast.AST) -> frozenset[str]:
+    if isinstance(node, ast.With):
+        managers = {ast.unparse(item.context_expr).partition("(")[0] for item in node.items}
+        return frozenset({"Exception"} if MANAGER in managers else ())
+    if not isinstance(node, ast.Try):
+        return frozenset()
     kinds = [handler.type for handler in node.handlers]
     names = [part for kind in kinds for part in (kind.elts if isinstance(kind, ast.Tuple) else [kind])]
     return frozenset(part.id for part in names if isinstance(part, ast.Name))
@@ -98,6 +105,10 @@ def safe():
 
 def _private():
     raise ValueError("no")
+
+def managed():
+    with reading("a", "is broken"), open("a"):
+        _private()
 """
     assert uncaught(source) == {"_private": {"ValueError"}, "public": {"ValueError"}}
 

@@ -18,8 +18,11 @@ from jeffnet.arch.lower import lower
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, model_plan, model_spec
 from jeffnet.linen import ImageClassifier, build, to_canonical, to_start, to_variables
+from jeffnet.weights.fit import fit
+from jeffnet.weights.naming import to_canonical_names, to_source_names
 from jeffnet.weights.start import with_test_pooling
-from jeffnet.weights.timm import from_timm, timm_name, timm_shape
+from jeffnet.weights.stored import stored
+from jeffnet.weights.timm import TIMM
 
 TOLERANCE = 1e-10
 CLASSES = 10
@@ -168,8 +171,13 @@ def _to_torch(images):
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
+def _from_timm(state, plan):
+    arrays = to_canonical_names({name: stored(value) for name, value in state.items()}, TIMM, plan)
+    return fit(arrays, plan, source="the reference", model="the model")
+
+
 def _variables(reference, model):
-    return to_variables(from_timm(reference.state_dict(), model.plan))
+    return to_variables(_from_timm(reference.state_dict(), model.plan))
 
 
 def _run(function, *arguments):
@@ -230,7 +238,9 @@ def test_names_and_shapes_equal_timm(name, timm):
     with torch.device("meta"):
         state = timm.create_model(_reference_name(name)).state_dict()
     theirs = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(".num_batches_tracked")}
-    assert {timm_name(spec): timm_shape(spec) for spec in array_specs(model_plan(name)).values()} == theirs
+    plan = model_plan(name)
+    ours = {key: np.broadcast_to(np.float32(0), spec.shape) for key, spec in array_specs(plan).items()}
+    assert {key: array.shape for key, array in to_source_names(ours, TIMM, plan).items()} == theirs
 
 
 @_fast_ones(ONE_OF_EACH)
@@ -272,7 +282,7 @@ def test_training_equals_timm(name, timm, x64, record_property):
     logits = reference.train()(_to_torch(images))
     (logits * torch.from_numpy(weights)).sum().backward()
     state = {key: value.grad for key, value in reference.named_parameters()} | dict(reference.named_buffers())
-    theirs = from_timm(state, model.plan)
+    theirs = _from_timm(state, model.plan)
 
     def functional(params, batch_stats):
         logits, updated = model.apply(

@@ -25,8 +25,6 @@ BACKENDS = {
 }
 # Dtypes in which layers can compute.
 DTYPES = ("float32", "bfloat16", "float16")
-# In which forms `jeffnet.checkpoints` writes a model.
-FORMS = ("jeffnet", "linen", "nnx", "objax", "timm", "efficientnet_pytorch", "npz", "tensorflow", "keras")
 
 
 class Backend(Protocol):

@@ -14,7 +14,8 @@ from jeffnet.arch.summary import array_specs, count_macs, count_parameters
 from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.bench.child import Channel
 from jeffnet.bench.program import COMPARED, pictures_file
-from jeffnet.weights.card import ModelCard, save_model
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.safetensors import save_model
 
 # Pixels and pictures from which random weights get their BatchNorm statistics.
 _CALIBRATION = (8, 96)

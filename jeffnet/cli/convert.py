@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jeffnet.backends import FORMS
 from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import local_path, positive, whole
 from jeffnet.text.names import printable
+from jeffnet.weights.formats import FORMS
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ from jeffnet.train.setup import Setup
 from jeffnet.train.state import Arrays, TrainState
 from jeffnet.validation.answers import answer
 from jeffnet.validation.metrics import Scores, score
-from jeffnet.weights.card import save_model
+from jeffnet.weights.formats.safetensors import save_model
 
 _NAMED = 5  # skipped pictures in a message
 # How many batches re-estimate the running statistics of an average, where the configuration does not say.

@@ -1,26 +1,14 @@
-"""jeffnet's own file: one safetensors file that holds a model and what is needed to use it.
-
-Arrays have canonical names and layouts (`jeffnet.arch.summary.ArraySpec`). The metadata entry `jeffnet` is JSON: the
-model's name and options, its preprocessing, and the names of its classes. The entry `jeffnet.checksums` has a checksum
-of every array and one of the metadata, which are compared when they are read.
-"""
+"""The card of a model: what its file says of it besides the arrays."""
 
 import dataclasses
 import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from safetensors.numpy import save_file
 
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_plan, resolve_name
 from jeffnet.errors import WeightsError, first_line
-from jeffnet.system.files import written_atomically
-from jeffnet.weights.checksum import order_metadata, with_checksums
 
 METADATA_KEY = "jeffnet"
 _FORMAT = 1
@@ -66,22 +54,9 @@ class ModelCard:
         return Execution(test_window=self.test_window)
 
 
-def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    """Write a model file; under its name there is never half a one.
-
-    Args:
-      path: of the file; its folder must exist.
-      arrays: by canonical name.
-      card: what to say of them.
-
-    Raises:
-      OutputError: the file cannot be written.
-    """
-    entry = {"format": _FORMAT, **dataclasses.asdict(card)}
-    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with written_atomically(path) as partial:
-        save_file(tensors, partial, metadata=with_checksums({METADATA_KEY: json.dumps(entry)}, tensors))
-        order_metadata(partial)
+def card_json(card: ModelCard) -> str:
+    """The card as JSON."""
+    return json.dumps({"format": _FORMAT, **dataclasses.asdict(card)})
 
 
 def parse_card(text: str, source: str) -> ModelCard:

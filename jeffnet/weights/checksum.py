@@ -1,8 +1,5 @@
 """Checksums of arrays, which notice an error in any one word and can be added up over the parts of a split array."""
 
-import json
-import os
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +7,7 @@ import numpy as np
 from jeffnet.errors import WeightsError
 from jeffnet.weights.stored import Stored
 
-# The entry of a safetensors file's metadata with the checksums of all the rest of it, as JSON: `metadata` and `arrays`.
+# Where the metadata of safetensors and Orbax have them.
 CHECKSUMS_KEY = "jeffnet.checksums"
 _BLOCK = 2**15  # words; what is computed with them stays in the processor's cache
 
@@ -63,58 +60,17 @@ def checked(arrays: Mapping[str, Stored], expected: Mapping[str, int], source: s
       WeightsError: arrays without a checksum, or checksums without an array.
     """
     if different := sorted(arrays.keys() ^ expected.keys()):
-        raise _damaged(source, f"it lists other arrays than it has ({different[0]})")
+        raise damaged(source, f"it lists other arrays than it has ({different[0]})")
 
     def read(name: str) -> np.ndarray:
         array = np.asarray(arrays[name].read())
         if checksum(array) != expected[name]:
-            raise _damaged(source, f"{name} is not what was written")
+            raise damaged(source, f"{name} is not what was written")
         return array
 
     return {name: Stored(array.shape, array.dtype, lambda name=name: read(name)) for name, array in arrays.items()}
 
 
-def with_checksums(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """A safetensors file's metadata with the checksums of these and of the file's arrays."""
-    sums = {name: f"{checksum(array):016x}" for name, array in arrays.items()}
-    return {**metadata, CHECKSUMS_KEY: json.dumps({"metadata": _checksum_of_texts(metadata), "arrays": sums})}
-
-
-def order_metadata(path: str | os.PathLike) -> None:
-    """Sort the metadata of a safetensors file: the library writes them in an order that differs from file to file."""
-    with open(path, "r+b") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-        entries = json.loads(header)
-        entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
-        ordered = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode().ljust(len(header))
-        if len(ordered) == len(header):  # as both write JSON
-            file.seek(8)
-            file.write(ordered)
-
-
-def checked_by_metadata(arrays: Mapping[str, Stored], metadata: Mapping[str, str], source: str) -> dict[str, Stored]:
-    """Arrays of a safetensors file, see `checked`; as they are where the file has no checksums.
-
-    Raises:
-      WeightsError: as `checked`, or the checksums cannot be read, or the metadata are not what was written.
-    """
-    if CHECKSUMS_KEY not in metadata:
-        return dict(arrays)
-    others = {key: text for key, text in metadata.items() if key != CHECKSUMS_KEY}
-    try:
-        entry = json.loads(metadata[CHECKSUMS_KEY])
-        expected = {name: int(digits, 16) for name, digits in entry["arrays"].items()}
-        is_whole = entry["metadata"] == _checksum_of_texts(others)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(source, f"its list of checksums cannot be read ({type(error).__name__})") from error
-    if not is_whole:
-        raise _damaged(source, "the description of its model is not what was written")
-    return checked(arrays, expected, source)
-
-
-def _checksum_of_texts(metadata: Mapping[str, str]) -> str:
-    return f"{zlib.crc32(json.dumps(sorted(metadata.items())).encode()):08x}"
-
-
-def _damaged(source: str, what: str) -> WeightsError:
+def damaged(source: str, what: str) -> WeightsError:
+    """The error for a file whose checksums differ."""
     return WeightsError(f"weights {source!r} are damaged: {what}, by its checksum; fetch or copy the file again")

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,71 +13,28 @@ from jeffnet.arch.class_names import class_difference, class_indices, order_doub
 from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.lower import OUTPUT_STRIDES
 from jeffnet.arch.plan import Plan, trunk
-from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.arch.summary import ArraySpec
 from jeffnet.arch.zoo import find_model, model_plan, model_preprocessing, resolve_name
-from jeffnet.errors import UnknownModelError, WeightsError, first_line
+from jeffnet.errors import UnknownModelError, WeightsError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.system.reading import check_file
 from jeffnet.text.names import listed
-from jeffnet.weights.archive import check_members, open_zip
-from jeffnet.weights.card import METADATA_KEY, ModelCard, parse_card
-from jeffnet.weights.checksum import CHECKSUMS_KEY, checked_by_metadata
+from jeffnet.weights.archive import open_zip
+from jeffnet.weights.card import ModelCard
 from jeffnet.weights.fit import fit
-from jeffnet.weights.formats.keras import KERAS, is_hdf5, is_keras_archive, read_keras
-from jeffnet.weights.formats.native import from_objax, is_msgpack, is_orbax, read_msgpack, read_orbax
-from jeffnet.weights.formats.npz import is_npz, read_npz
-from jeffnet.weights.formats.pytorch import read_torch
-from jeffnet.weights.formats.tensorflow import find_checkpoint, naming_of, read_tensorflow
+from jeffnet.weights.formats import FORMATS, safetensors
+from jeffnet.weights.formats.interface import Probe, WeightsFile, reading
 from jeffnet.weights.hub import WEIGHTS_FILES, locate
 from jeffnet.weights.hub_config import HubConfig, check_arguments, config_beside
-from jeffnet.weights.naming import Naming, to_canonical_names
-from jeffnet.weights.state_dict import find_state_dict
-from jeffnet.weights.stored import Stored, read_safetensors
-from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, RELEASE, TIMM, is_timm
+from jeffnet.weights.naming import CLASSIFIER, to_canonical_names
+from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, TIMM
 
 # Where weights may be: a path, True for the published ones, `hf:owner/name`, a URL.
 Source = str | os.PathLike | Literal[True]
-OURS = Naming("jeffnet", lambda plan, present: {name: name for name in (*array_specs(plan), *_CLASSIFIER)})
-_CLASSIFIER = ("classifier.kernel", "classifier.bias")
 # The name under which jeffnet and the model hub keep a model's weights in a folder.
 MODEL_FILE = WEIGHTS_FILES[0]
-_OF_ARRAYS, _OF_MEMBERS = "of every array", "of every member of the archive"
-# The beginning of a file of `torch.save` in its older format: a pickle's protocol. The newer one is a zip archive.
-_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 _log = logging.getLogger("jeffnet")
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """What a weights file holds.
-
-    Attributes:
-      source: its path, or from where it came.
-      arrays: under the source's own names and in its layouts.
-      naming: which these are.
-      card: what the file says of its model; None where it is not one of jeffnet's own.
-      model: the model's name where the file tells it otherwise.
-      preprocessing: what the weights expect of pictures, where the file tells it otherwise and it is not what the zoo
-        says.
-      config: what the `config.json` beside the file, or else the place where it was found, says.
-      checksums: of what the file has checksums, which are compared when arrays are read; empty where it has none.
-    """
-
-    source: str
-    arrays: Mapping[str, Stored]
-    naming: Naming = OURS
-    card: ModelCard | None = None
-    model: str | None = None
-    preprocessing: Preprocessing | None = None
-    config: HubConfig = field(default_factory=HubConfig)
-    checksums: str = ""
-
-    @property
-    def stated_model(self) -> str | None:
-        """The name of the model where anything says it."""
-        return self.card.model if self.card else self.model or self.config.model
 
 
 def find_weights(source: Source, name: str | None = None) -> WeightsFile:
@@ -123,116 +80,59 @@ def _is_published(name: str) -> bool:
 
 
 def read_weights(path: str | os.PathLike) -> WeightsFile:
-    """Read weights, recognised by what is in them; large arrays are read when they are used.
+    """Read weights in any of `jeffnet.weights.formats.FORMATS`, detected by content; large arrays are read when used.
 
     Args:
-      path: of jeffnet's own file; a folder with one of `jeffnet.weights.hub.WEIGHTS_FILES`; a timm or
-        `efficientnet_pytorch` state dict, in safetensors or by `torch.save`; an npz file of efficientnet-jax; a
-        TensorFlow checkpoint of the papers' authors, see `jeffnet.weights.formats.tensorflow.find_checkpoint`; a
-        `.keras` or `.h5` file of `keras.applications`; or a checkpoint of our models that a module system's own tools
-        wrote, see `jeffnet.weights.formats.native`.
+      path: of a file; of a folder that is a checkpoint or has one of `jeffnet.weights.hub.WEIGHTS_FILES`; or the prefix
+        of a TensorFlow checkpoint, see `jeffnet.weights.formats.tensorflow.find_checkpoint`.
 
     Returns:
       The file, with its arrays by the names that they have in it.
 
     Raises:
-      WeightsError: it is missing, truncated, or holds something else.
+      WeightsError: it is missing or truncated, or holds something else.
     """
     path = Path(path)
     if "\0" in str(path):
         raise WeightsError(f"weights {str(path)!r}: no path, since it has a null character")
     try:
-        checkpoint = find_checkpoint(path)
-        if checkpoint:
-            return _read_tensorflow(checkpoint)
-        if path.is_dir():
-            return _read_folder(path)
-        check_file(path, None)
-        with open(path, "rb") as file:
-            start = file.read(33)
+        probe = _probe(path)
+        format = next((module for module in (format.load() for format in FORMATS) if module.sniff(probe)), None)
+        if format is None and not path.is_dir():
+            check_file(path, None)
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file") from error
-    if start.startswith(b"PK"):
-        return _read_zip(path)
+    if format:
+        return format.read(path)
+    if path.is_dir():
+        for name in WEIGHTS_FILES:
+            if (path / name).is_file():
+                return read_weights(path / name)
+        raise WeightsError(
+            f"weights {str(path)!r}: is a folder, but no checkpoint of Orbax, and there is no "
+            f"{' and no '.join(map(repr, WEIGHTS_FILES))} in it; give a weights file"
+        )
+    if probe.members:
+        raise WeightsError(
+            f"weights {str(path)!r} are an archive of no known kind: neither of torch.save, Keras nor npz, but "
+            f"{', '.join(probe.members[:5])}"
+        )
+    return safetensors.read(path)  # which says why it cannot be
+
+
+def _probe(path: Path) -> Probe:
+    if path.is_dir() or not os.path.lexists(path):  # it may be the prefix of files
+        return Probe(path)
+    check_file(path, None)
+    with open(path, "rb") as file:
+        start = file.read(33)
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"weights {str(path)!r}: a pointer to a file of Git LFS: run `git lfs pull` in the clone")
-    if is_hdf5(start):
-        return _read_keras(path)
-    if start.startswith(_PICKLES):
-        return _recognised(path, read_torch(path))
-    if is_msgpack(start):
-        arrays, has_checksums = read_msgpack(path)
-        return WeightsFile(str(path), arrays, checksums=_OF_ARRAYS if has_checksums else "")
-    arrays, metadata = read_safetensors(path)
-    arrays, checksums = checked_by_metadata(arrays, metadata, str(path)), CHECKSUMS_KEY in metadata and _OF_ARRAYS
-    if METADATA_KEY in metadata:
-        card = parse_card(metadata[METADATA_KEY], str(path))
-        return WeightsFile(str(path), arrays, card=card, checksums=checksums or "")
-    return _recognised(path, find_state_dict(arrays, str(path)), checksums or "")
-
-
-def _read_folder(path: Path) -> WeightsFile:
-    if is_orbax(path):
-        arrays, has_checksums = read_orbax(path)
-        return WeightsFile(str(path), arrays, checksums=_OF_ARRAYS if has_checksums else "")
-    for name in WEIGHTS_FILES:
-        if (path / name).is_file():
-            return read_weights(path / name)
-    raise WeightsError(
-        f"weights {str(path)!r}: is a folder, but no checkpoint of Orbax, and there is no "
-        f"{' and no '.join(map(repr, WEIGHTS_FILES))} in it; give a weights file"
-    )
-
-
-def _read_tensorflow(prefix: Path) -> WeightsFile:
-    arrays, model, preprocessing = read_tensorflow(prefix)
-    naming = naming_of(arrays)
-    if naming is None:
-        raise WeightsError(
-            f"weights {str(prefix)!r} are a checkpoint of TensorFlow, but not of the authors' code: no "
-            f"'stem/conv2d/kernel' or 'MobilenetV3/Conv/weights' among {len(arrays)} variables "
-            f"({', '.join(list(arrays)[:3])}, ...)"
-        )
-    return WeightsFile(str(prefix), arrays, naming, model=model, preprocessing=preprocessing, checksums=_OF_ARRAYS)
-
-
-def _read_zip(path: Path) -> WeightsFile:
-    try:
-        with open_zip(path) as archive:
-            members = archive.namelist()
-            is_torch = any(member.endswith("data.pkl") for member in members)
-            # torch itself does not look at them.
-            has_checksums = not is_torch or check_members(archive)
-    except Exception as error:  # a broken archive makes zipfile and zlib raise almost anything
-        raise WeightsError(
-            f"weights {str(path)!r} are a broken archive: {first_line(error)}; fetch the file again"
-        ) from error
-    if is_npz(members):
-        arrays, is_release = read_npz(path)
-        naming, arrays = (RELEASE, arrays) if is_release else (OURS, from_objax(arrays))
-        return WeightsFile(str(path), arrays, naming, checksums=_OF_MEMBERS)
-    if is_torch:
-        return _recognised(path, read_torch(path), _OF_MEMBERS if has_checksums else "")
-    if is_keras_archive(members):
-        return _read_keras(path)
-    raise WeightsError(
-        f"weights {str(path)!r} are an archive of no known kind: neither of torch.save, Keras nor npz, but "
-        f"{', '.join(members[:5]) or 'empty'}"
-    )
-
-
-def _read_keras(path: Path) -> WeightsFile:
-    file = read_keras(path)
-    checksums = _OF_ARRAYS if file.has_checksums else ""
-    return WeightsFile(
-        str(path), file.arrays, KERAS, model=file.model, preprocessing=file.preprocessing, checksums=checksums
-    )
-
-
-def _recognised(path: Path, arrays: Mapping[str, Stored], checksums: str = "") -> WeightsFile:
-    naming = TIMM if is_timm(arrays) else EFFICIENTNET_PYTORCH
-    return WeightsFile(str(path), arrays, naming, checksums=checksums)
+    if not start.startswith(b"PK"):
+        return Probe(path, start)
+    with reading(path, "are a broken archive"), open_zip(path) as archive:
+        return Probe(path, start, tuple(archive.namelist()))
 
 
 def open_weights(
@@ -424,16 +324,16 @@ def _match_classifier(
 ) -> None:
     """Put a classifier's classes into the order of the model's, or a new one in place of one of other classes."""
     bias = arrays.get("classifier.bias")
-    if bias is None or bias.shape != (len(classes),) or any(name not in initial for name in _CLASSIFIER):
+    if bias is None or bias.shape != (len(classes),) or any(name not in initial for name in CLASSIFIER):
         return  # what there is to do about that is for `fit`
     indices = class_indices(classes, len(classes), own)
     if indices is None:
         difference = class_difference(own or tuple(imagenet_classes()), classes)
         _log.warning("%s: new classifier: its classes are %s", source, difference)
-        arrays.update({name: initial[name] for name in _CLASSIFIER})
+        arrays.update({name: initial[name] for name in CLASSIFIER})
     elif indices != tuple(range(len(classes))):
         _log.warning("%s: its classes are put into the order %s", source, listed(classes))
-        for name in _CLASSIFIER:
+        for name in CLASSIFIER:
             arrays[name] = arrays[name].map(lambda values: values[..., list(indices)])
     elif doubt := order_doubt(classes, len(classes), own):
         _log.warning("%s: %s: name them if it is timm's (save_checkpoint(..., classes=...))", source, doubt)

@@ -10,6 +10,8 @@ from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.weights.stored import Stored
 
+CLASSIFIER = ("classifier.kernel", "classifier.bias")
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -32,6 +34,9 @@ class Naming:
     ignored: re.Pattern | None = None
     background: bool = False
     conv_classifier: bool = False
+
+
+OURS = Naming("jeffnet", lambda plan, present: {name: name for name in (*array_specs(plan), *CLASSIFIER)})
 
 
 def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan) -> dict[str, Stored]:
@@ -81,7 +86,7 @@ def _names(naming: Naming, plan: Plan, present: Iterable[str]) -> dict[str, str]
 
 def _with_classifier(plan: Plan) -> dict[str, ArraySpec]:
     """The model's arrays and a classifier's: one that it does not have is an excess under our name, not foreign."""
-    classifier = {name: ArraySpec(name, ()) for name in ("classifier.kernel", "classifier.bias")}
+    classifier = {name: ArraySpec(name, ()) for name in CLASSIFIER}
     return classifier | array_specs(plan)
 
 

@@ -10,57 +10,13 @@ import numpy as np
 
 from jeffnet.arch.operations import Conv
 from jeffnet.arch.plan import Block, Plan
-from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.arch.summary import array_specs
 from jeffnet.errors import WeightsError
-from jeffnet.weights.fit import fit
-from jeffnet.weights.naming import Naming, to_canonical_names
-from jeffnet.weights.stored import stored
+from jeffnet.weights.formats.interface import Contents
+from jeffnet.weights.naming import CLASSIFIER, Naming, to_source_names
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_CLASSIFIER = ("classifier.kernel", "classifier.bias")
 _COUNTERS = re.compile(r"\.num_batches_tracked$")
-
-
-def timm_name(spec: ArraySpec) -> str:
-    """timm's name of an array: `blocks.0.0.bn1.mean` is `blocks.0.0.bn1.running_mean`."""
-    return _torch_name(spec.name)
-
-
-def timm_shape(spec: ArraySpec) -> tuple[int, ...]:
-    """torch's shape of an array."""
-    if spec.leaf != "kernel":
-        return spec.shape
-    return (*spec.shape[:-3:-1], *spec.shape[:-2])
-
-
-def is_timm(names: Iterable[str]) -> bool:
-    """Whether a file with these names is a state dict of one of timm's EfficientNets or MobileNets."""
-    return "conv_stem.weight" in names
-
-
-def from_timm(
-    state: Mapping[str, np.ndarray],
-    plan: Plan,
-    *,
-    source: str = "state dict",
-    model: str = "the model",
-    initial: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
-    """Arrays by canonical name from a timm state dict.
-
-    Args:
-      state: by timm's names; anything that `numpy.asarray` takes, such as torch tensors on the CPU. The counters
-        `num_batches_tracked`, which nothing here needs, are left out.
-      plan: the model.
-      source: what to call the state dict in messages.
-      model: what to call the model in messages.
-      initial: see `jeffnet.weights.fit.fit`.
-
-    Raises:
-      WeightsError: see `jeffnet.weights.fit.fit`; names in the message are canonical where there is one, else timm's.
-    """
-    arrays = to_canonical_names({name: stored(value) for name, value in state.items()}, TIMM, plan)
-    return fit(arrays, plan, source=source, model=model, initial=initial)
 
 
 def _torch_name(name: str) -> str:
@@ -69,7 +25,7 @@ def _torch_name(name: str) -> str:
 
 
 def _names_of_timm(plan: Plan, present: Iterable[str]) -> dict[str, str]:
-    return {name: _torch_name(name) for name in (*array_specs(plan), *_CLASSIFIER)}
+    return {name: _torch_name(name) for name in (*array_specs(plan), *CLASSIFIER)}
 
 
 # The release's names of the modules of a block, by which convolution only that kind of block has.
@@ -134,3 +90,17 @@ def _names_of_efficientnet_pytorch(plan: Plan, present: Iterable[str]) -> dict[s
 TIMM = Naming("timm state dict", _names_of_timm, "torch", _COUNTERS)
 RELEASE = Naming("npz file of efficientnet-jax", _names_of_release, "torch", _COUNTERS)
 EFFICIENTNET_PYTORCH = Naming("efficientnet_pytorch state dict", _names_of_efficientnet_pytorch, "torch", _COUNTERS)
+_STATE_DICTS = {"timm": TIMM, "efficientnet_pytorch": EFFICIENTNET_PYTORCH}
+
+
+def state_dict_naming(names: Iterable[str]) -> Naming:
+    """Whose state dict has these names, of the two that have a first convolution."""
+    return TIMM if "conv_stem.weight" in names else EFFICIENTNET_PYTORCH
+
+
+def state_dict(contents: Contents) -> dict[str, np.ndarray]:
+    """The state dict of a model in the form 'timm' or 'efficientnet_pytorch'."""
+    state = to_source_names(contents.arrays, _STATE_DICTS[contents.form], contents.card.plan())
+    # torch's layers count their training steps, and a strict loader misses the counter.
+    norms = [name for name in state if name.endswith(".running_var")]
+    return state | {name.replace("running_var", "num_batches_tracked"): np.zeros((), np.int64) for name in norms}

@@ -52,7 +52,8 @@ from jeffnet.train.optim import make_optimizer
 from jeffnet.train.setup import make_setup
 from jeffnet.train.state import initial_state
 from jeffnet.train.step import Teacher, make_train_step
-from jeffnet.weights.card import ModelCard, save_model
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.safetensors import save_model
 from jeffnet.weights.start import Start, start_arrays, statistics
 
 jeffnet.parallel.mesh._LEAST_SPLIT = 16  # the arrays of the small network count as large

@@ -30,7 +30,8 @@ from jeffnet.train.epochs import Epochs
 from jeffnet.train.loop import resume, train
 from jeffnet.train.recipe import load_recipe
 from jeffnet.train.setup import make_setup, run_preprocessing
-from jeffnet.weights.card import ModelCard, save_model
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.safetensors import save_model
 
 pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("undrawn")]
 

@@ -8,7 +8,7 @@ from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.errors import ConfigError
 from jeffnet.train.config import OptimizerConfig, ParamGroup
 from jeffnet.train.param_groups import layer_factors, treatments
-from jeffnet.weights.timm import timm_name
+from jeffnet.weights.timm import TIMM
 
 
 def parameters(model):
@@ -39,7 +39,8 @@ def test_layer_decay_and_weight_decay_are_timms(timm, name):
         for parameter in group["params"]
     }
     treated = treatments(OptimizerConfig(weight_decay=0.05, layer_decay=0.7), shapes(name))
-    ours = {timm_name(spec): treated[name] for name, spec in parameters(name).items()}
+    theirs = TIMM.names(model_plan(name), ())
+    ours = {theirs[key]: treated[key] for key in parameters(name)}
     assert {name: (treatment.rate, treatment.weight_decay) for name, treatment in ours.items()} == expected
 
 

@@ -12,7 +12,8 @@ from jeffnet.linen import create_model, to_canonical
 from jeffnet.train.config import LossConfig, ModelConfig
 from jeffnet.train.pretrained import continued, settled
 from jeffnet.train.setup import make_setup, run_preprocessing
-from jeffnet.weights.card import ModelCard, save_model
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.safetensors import save_model
 
 CLASSES = ("blue", "green", "red")
 PREPROCESSING = Preprocessing(48, 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3, "squash")

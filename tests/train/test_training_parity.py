@@ -14,8 +14,10 @@ from jeffnet.train.network import Network
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.state import initial_state
 from jeffnet.train.step import make_train_step
+from jeffnet.weights.naming import to_canonical_names
 from jeffnet.weights.start import Start
-from jeffnet.weights.timm import from_timm
+from jeffnet.weights.stored import stored
+from jeffnet.weights.timm import TIMM
 
 STEPS, BATCH, SIZE, CLASSES = 20, 8, 48, 5
 OPTIMIZERS = {
@@ -92,7 +94,8 @@ def _train_timm(timm, name, optimizer):
 
 def _arrays(state_dict, plan):
     """By canonical name."""
-    return {name: jnp.asarray(array, jnp.float64) for name, array in from_timm(state_dict, plan).items()}
+    arrays = to_canonical_names({name: stored(value) for name, value in state_dict.items()}, TIMM, plan)
+    return {name: jnp.asarray(np.asarray(arrays[name]), jnp.float64) for name in array_specs(plan)}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

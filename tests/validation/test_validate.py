@@ -18,7 +18,8 @@ from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
 from jeffnet.errors import JeffnetError, OutputError
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights.card import ModelCard, save_model
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.safetensors import save_model
 
 pytestmark = pytest.mark.numbers
 

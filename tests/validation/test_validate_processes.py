@@ -13,7 +13,8 @@ from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights.card import ModelCard, save_model
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.safetensors import save_model
 
 pytestmark = pytest.mark.runs
 

@@ -20,11 +20,12 @@ from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.errors import JeffnetError, OutputError, UnknownModelError, WeightsError
 from jeffnet.linen import create_model, from_pretrained, to_canonical
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights import card
-from jeffnet.weights.card import METADATA_KEY, ModelCard, save_model
+from jeffnet.weights.card import METADATA_KEY, ModelCard
 from jeffnet.weights.checksum import CHECKSUMS_KEY
+from jeffnet.weights.formats import safetensors
+from jeffnet.weights.formats.safetensors import save_model
 from jeffnet.weights.load import load_weights, open_weights, read_weights
-from jeffnet.weights.timm import timm_name
+from jeffnet.weights.timm import TIMM
 
 pytestmark = pytest.mark.files
 
@@ -105,7 +106,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(error, path, monkeypatch
             file.write(before[:100])
         raise error
 
-    monkeypatch.setattr(card, "save_file", fail)
+    monkeypatch.setattr(safetensors, "save_file", fail)
     expected = OutputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected) as raised:
         save_model(path, initial_arrays(PLAN, 1), CARD)
@@ -420,10 +421,8 @@ def test_a_timm_file_with_arrays_of_other_ranks_is_an_error(name, shape, tmp_pat
 
 
 def test_the_helper_above_writes_timms_names(tmp_path):
-    from jeffnet.arch.summary import array_specs
-
     file = _timm_file(tmp_path / "a.safetensors")
-    assert set(read_weights(file).arrays) == {timm_name(spec) for spec in array_specs(model_plan(NAME)).values()}
+    assert set(read_weights(file).arrays) == {*TIMM.names(model_plan(NAME), ()).values()}
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ from jeffnet.arch.zoo import model_plan
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.fit import adapt_input_channels, fit
-from jeffnet.weights.timm import from_timm, is_timm, timm_name, timm_shape
+from jeffnet.weights.naming import to_canonical_names, to_source_names
+from jeffnet.weights.stored import stored
+from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, TIMM, state_dict_naming
 
 pytestmark = pytest.mark.files
 
@@ -21,16 +23,23 @@ PLAN = model_plan("pt_mnasnet_small", num_classes=10)
 def _state(plan=PLAN):
     """A timm state dict of values that tell every element of every array from all others."""
     rng = np.random.default_rng(0)
-    state = {timm_name(spec): rng.normal(size=timm_shape(spec)) for spec in array_specs(plan).values()}
+    ours = {name: np.zeros(spec.shape) for name, spec in array_specs(plan).items()}
+    state = {name: rng.normal(size=array.shape) for name, array in to_source_names(ours, TIMM, plan).items()}
     return state | {"bn1.num_batches_tracked": np.asarray(7), "blocks.0.0.bn1.num_batches_tracked": np.asarray(7)}
+
+
+def from_timm(state, plan, *, source="state dict", model="the model", initial=None):
+    arrays = to_canonical_names({name: stored(value) for name, value in state.items()}, TIMM, plan)
+    return fit(arrays, plan, source=source, model=model, initial=initial)
 
 
 def test_layouts_turn_from_torchs_to_ours():
     state = _state()
     arrays = from_timm(state, PLAN)
     assert list(arrays) == list(array_specs(PLAN))
+    names = TIMM.names(PLAN, ())
     for name, spec in array_specs(PLAN).items():
-        theirs = state[timm_name(spec)]
+        theirs = state[names[name]]
         if theirs.ndim == 4:
             out, ins, row, column = (length - 1 for length in theirs.shape)
             assert arrays[name][row, column, ins, out] == theirs[out, ins, row, column]
@@ -52,9 +61,8 @@ def test_torch_tensors_are_taken(timm):
 
 
 def test_a_timm_state_dict_is_recognised_by_its_first_convolution():
-    assert is_timm(_state())
-    assert not is_timm(initial_arrays(PLAN, 0))
-    assert not is_timm({})
+    assert state_dict_naming(_state()) is TIMM
+    assert state_dict_naming({"_conv_stem.weight": np.ones(1)}) is EFFICIENTNET_PYTORCH
 
 
 def test_all_faults_are_in_one_message():

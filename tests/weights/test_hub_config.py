@@ -13,8 +13,8 @@ from jeffnet.arch.zoo import model_plan, model_preprocessing
 from jeffnet.errors import WeightsError
 from jeffnet.linen import create_model, from_pretrained
 from jeffnet.ops.init import initial_arrays
-from jeffnet.weights.card import ModelCard, save_model
-from jeffnet.weights.formats.pytorch import write_torch
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.safetensors import save_model
 from jeffnet.weights.hub_config import check_arguments, parse_config
 from jeffnet.weights.load import open_weights
 from jeffnet.weights.naming import to_source_names
@@ -56,7 +56,9 @@ def clone(tmp_path):
         if file.endswith(".safetensors"):
             save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, tmp_path / "clone" / file)
         else:
-            write_torch(tmp_path / "clone" / file, state)
+            torch = pytest.importorskip("torch")
+            tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+            torch.save(tensors, tmp_path / "clone" / file)
         (tmp_path / "clone" / "config.json").write_text(json.dumps(config))
         return tmp_path / "clone"
 

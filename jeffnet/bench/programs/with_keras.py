@@ -83,7 +83,7 @@ def write_keras_file(arguments: dict[str, Any], channel: Channel) -> None:
     """
     from safetensors.numpy import load_file
 
-    from jeffnet.weights.formats.keras_writer import write_keras
+    from jeffnet.checkpoints import write_checkpoint
 
     job = Job(**arguments)
     card = job.card()
@@ -91,7 +91,7 @@ def write_keras_file(arguments: dict[str, Any], channel: Channel) -> None:
     path = _keras_file(job)
     if not path.exists():
         try:
-            write_keras(path, load_file(job.file("model.safetensors")), card)
+            write_checkpoint(path, load_file(job.file("model.safetensors")), card, "keras")
         except OutputError as error:
             raise UnsupportedError("keras.applications has no such model") from error
     channel.send({})

@@ -25,6 +25,7 @@ from jeffnet.weights.checksum import checked, checksum
 from jeffnet.weights.stored import Stored
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+BROKEN = "are not a whole file of Keras"
 Layers = dict[str, dict[str, Stored]]
 # An attribute of each array in files that jeffnet wrote: HDF5 as Keras uses it has no checksums.
 _CHECKSUM = "jeffnet.checksum"
@@ -74,7 +75,7 @@ def read_layers(path: Path, content: BinaryIO, stems: set[str]) -> LayersFile:
     length = int.from_bytes(found[-8:].tobytes(), "little")
     listing = json.loads(found[-8 - length : -8].tobytes())
     if "error" in listing:
-        raise broken(path, listing["error"])
+        raise WeightsError(f"weights {str(path)!r} {BROKEN}: {listing['error']}")
     return _listed(path, found, listing)
 
 
@@ -92,12 +93,7 @@ def _copy_by_process(path: Path, content: BinaryIO, output: BinaryIO, stems: set
     if done.returncode:
         crash = f"HDF5 crashed on it (signal {-done.returncode})" if done.returncode < 0 else "it cannot be read"
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise broken(path, said[-1] if said and done.returncode > 0 else crash)
-
-
-def broken(path: Path, reason: str) -> WeightsError:
-    """The error for a file that cannot be read."""
-    return WeightsError(f"weights {str(path)!r} are not a whole file of Keras: {reason}")
+        raise WeightsError(f"weights {str(path)!r} {BROKEN}: {said[-1] if said and done.returncode > 0 else crash}")
 
 
 def with_checksums(content: bytes) -> bytes:

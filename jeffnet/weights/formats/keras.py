@@ -1,223 +1,120 @@
-"""Files of Keras with models of keras.applications: EfficientNet B0 to B7, MobileNetV2 and MobileNetV3.
+"""Keras: models of keras.applications, EfficientNet B0 to B7, MobileNetV2 and MobileNetV3.
 
-Read are Keras 3's `.keras` and `.weights.h5`, and the older `.h5`, of a whole model or of its weights. That needs h5py
+Keras 3's `.keras` and `.weights.h5` are read, and the older `.h5` of a whole model or of its weights. That needs h5py
 alone, runs nothing that is in a file, and opens no other file that one may point to (`jeffnet.weights.formats.hdf5`).
-`jeffnet.weights.formats.keras_writer` writes them, with Keras.
 
-Ours compute what Keras does for pictures of the size for which its model was built. One that was built for any size, as
-MobileNetV3 is unless told otherwise, pads as if each map that is halved had an even height and width.
-
-Source of layers' names and of their order: keras-team/keras, keras/src/applications.
+Ours compute what Keras does for pictures of the size that its model was built for. A model that was built for any size,
+the default of MobileNetV3, pads as if each map that is halved had an even height and width.
 """
 
 import contextlib
+import importlib.util
 import json
+import os
+import re
 import shutil
+import sys
 import tempfile
+import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 
 from jeffnet.arch.blocks import round_channels
-from jeffnet.arch.operations import Conv, SqueezeExcite
-from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
-from jeffnet.errors import WeightsError, first_line
+from jeffnet.errors import EndingError, JeffnetError, OutputError, WeightsError, first_line
+from jeffnet.ops.image import per_channel
+from jeffnet.system.extras import install
 from jeffnet.weights.archive import open_zip
-from jeffnet.weights.formats.hdf5 import MAGIC, Layers, broken, read_layers
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.hdf5 import BROKEN, MAGIC, Layers, read_layers, with_checksums
+from jeffnet.weights.formats.interface import OF_ARRAYS, Contents, Probe, WeightsFile, reading
 from jeffnet.weights.formats.keras_layers import Layer, check_head, described, pixels
-from jeffnet.weights.naming import Naming, to_canonical_names
+from jeffnet.weights.formats.keras_names import KERAS, STEMS
+from jeffnet.weights.naming import to_canonical_names, to_source_names
 from jeffnet.weights.stored import Stored
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _LONGEST = 2**26  # bytes of a model's description
+_WRITTEN = re.compile(
+    r"tf_(?:efficientnet_(?P<b>b[0-7])(?:_ap|_ns)?|mobilenetv2_(?P<v2>\d{3})|"
+    r"mobilenetv3_(?P<v3>small|large)(?P<minimal>_minimal)?_(?P<alpha>\d{3}))"
+)
 
 
-@dataclass(frozen=True)
-class KerasFile:
-    """What a file of Keras holds.
+def sniff(probe: Probe) -> bool:
+    """An HDF5 file, or a zip archive with one and a description of its model."""
+    return probe.start.startswith(MAGIC) or {_CONFIG, _WEIGHTS} <= {*probe.members}
 
-    Attributes:
-      arrays: by `<layer>/<array>`, such as `block1a_dwconv/kernel` or, from files that do not say how the layers are
-        called, `depthwise_conv2d/kernel`; an optimizer's, counters, and those of the preprocessing are left out.
-      model: our name of the model that has just these arrays, but for the classifier; None where there is none.
-      preprocessing: what the model does to pixels, and at what size; None where the model is unknown.
-      has_checksums: whether damage to the arrays would be noticed.
+
+def read(path: Path) -> WeightsFile:
+    """See `jeffnet.weights.formats.FormatModule`.
+
+    Names are `<layer>/<array>`, such as `block1a_dwconv/kernel` or, from files that do not name their layers,
+    `depthwise_conv2d/kernel`. The arrays of optimizers, counters and preprocessing layers are dropped.
+
+    The only dense layer of a file is taken for the classifier, whatever its name, so a new dense layer on a model of
+    keras.applications without its top is read too.
     """
-
-    arrays: Mapping[str, Stored]
-    model: str | None
-    preprocessing: Preprocessing | None
-    has_checksums: bool = False
-
-
-def is_hdf5(start: bytes) -> bool:
-    """Whether a file that starts so is an HDF5 file."""
-    return start.startswith(MAGIC)
-
-
-def is_keras_archive(members: list[str]) -> bool:
-    """Whether a zip archive with these members is a `.keras` file."""
-    return _CONFIG in members and _WEIGHTS in members
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How a family's layers are called.
-
-    Attributes:
-      first: what the names in the first block begin with.
-      block: in the others: `place` among all blocks, `stage` from 1, and `letter`, the place in the stage.
-      layers: of each of our operations, the names of the layers of the convolution and of the norm.
-    """
-
-    first: str
-    block: str
-    layers: Mapping[str, tuple[str, str]]
-
-
-_EFFICIENTNET = _Family(
-    "block1a_",
-    "block{stage}{letter}_",
-    {
-        "stem": ("stem_conv", "stem_bn"), "expand": ("expand_conv", "expand_bn"), "depthwise": ("dwconv", "bn"),
-        "reduce": ("se_reduce", ""), "gate": ("se_expand", ""), "project": ("project_conv", "project_bn"),
-        "head": ("top_conv", "top_bn"), "classifier": ("predictions", ""),
-    },
-)  # fmt: skip
-_MOBILENETV2 = _Family(
-    "expanded_conv_",
-    "block_{place}_",
-    {
-        "stem": ("Conv1", "bn_Conv1"), "expand": ("expand", "expand_BN"), "depthwise": ("depthwise", "depthwise_BN"),
-        "project": ("project", "project_BN"), "head": ("Conv_1", "Conv_1_bn"), "classifier": ("predictions", ""),
-    },
-)  # fmt: skip
-_MOBILENETV3 = _Family(
-    "expanded_conv_",
-    "expanded_conv_{place}_",
-    {
-        "stem": ("conv", "conv_bn"), "expand": ("expand", "expand_bn"), "depthwise": ("depthwise", "depthwise_bn"),
-        "reduce": ("squeeze_excite_conv", ""), "gate": ("squeeze_excite_conv_1", ""),
-        "project": ("project", "project_bn"), "last": ("conv_1", "conv_1_bn"), "head": ("conv_2", ""),
-        "classifier": ("logits", ""),
-    },
-)  # fmt: skip
-_STEMS = {family.layers["stem"][0] for family in (_EFFICIENTNET, _MOBILENETV2, _MOBILENETV3)}
-_LEAVES = {"kernel": "kernel", "bias": "bias"}
-_NORM_LEAVES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
-
-
-def _family(plan: Plan) -> _Family:
-    kernels = {part.kernel_size for op in plan.convolutions for part in op.parts}
-    squeezed = any(isinstance(op, SqueezeExcite) for block in plan.blocks for op in block.ops)
-    if plan.stem.parts[0].padding == "SAME" and plan.stem.norm and plan.stem.norm.epsilon == 1e-3:
-        if plan.pool_first:
-            return _MOBILENETV3
-        if plan.stem.act == "silu" and squeezed:
-            return _EFFICIENTNET
-        if plan.stem.act == "relu6" and kernels == {1, 3} and not squeezed:
-            return _MOBILENETV2
-    raise WeightsError(
-        "Keras has EfficientNet B0 to B7, MobileNetV2 and MobileNetV3, padded as in TensorFlow: give a name of these, "
-        "which begins with tf_"
-    )
-
-
-def _operations(plan: Plan, family: _Family) -> Iterator[tuple[Conv, str, str]]:
-    """Every convolution in order, its key in the family's layers, and what their names begin with."""
-    yield plan.stem, "stem", ""
-    for place, block in enumerate(plan.blocks):
-        stage, index = (int(number) for number in block.name.split(".")[1:])
-        prefix = family.block.format(place=place, stage=stage + 1, letter=chr(ord("a") + index))
-        prefix = prefix if place else family.first
-        before = "expand"
-        for op in block.ops:
-            match op:
-                case SqueezeExcite():
-                    yield op.reduce, "reduce", prefix
-                    yield op.expand, "gate", prefix
-                case Conv() if op.is_depthwise:
-                    yield op, "depthwise", prefix
-                    before = "project"
-                case Conv():
-                    yield (op, before, prefix) if len(block.ops) > 1 else (op, "last", "")
-                case _:
-                    assert_never(op)
-    yield plan.head, "head", ""
-
-
-def _names(plan: Plan, present: Iterable[str]) -> dict[str, str]:
-    family, present = _family(plan), set(present)
-    counted = "conv2d/kernel" in present and f"{family.layers['stem'][0]}/kernel" not in present
-    counters = Counter()
-
-    def layer(kind: str, name: str) -> str:
-        """The layer's name, or that of the next layer of a kind in a file that has counted them."""
-        if not counted:
-            return name
-        place = counters[kind]
-        counters[kind] += 1
-        return f"{kind}_{place}" if place else kind
-
-    names = {}
-    for op, key, prefix in _operations(plan, family):
-        conv, norm = family.layers[key]
-        part = op.parts[0]
-        conv = layer("depthwise_conv2d" if op.is_depthwise else "conv2d", prefix + conv)
-        names |= {f"{part.name}.{ours}": f"{conv}/{theirs}" for ours, theirs in _LEAVES.items()}
-        if op.norm:
-            norm = layer("batch_normalization", prefix + norm)
-            names |= {f"{op.norm.name}.{ours}": f"{norm}/{theirs}" for ours, theirs in _NORM_LEAVES.items()}
-    if present and plan.pool_first and names["conv_head.kernel"] not in present:
-        raise WeightsError(
-            "a MobileNetV3 without its top lacks the convolution after the pooling: build it with include_top=True"
-        )
-    classifier = layer("conv2d" if plan.pool_first else "dense", family.layers["classifier"][0])
-    names |= {f"classifier.{ours}": f"{classifier}/{theirs}" for ours, theirs in _LEAVES.items()}
-    # Which of the convolutions have a bias is the Plan's to say.
-    wanted = {*array_specs(plan), "classifier.kernel", "classifier.bias"}
-    return {ours: theirs for ours, theirs in names.items() if ours in wanted}
-
-
-KERAS = Naming("file of Keras", _names, "tensorflow")
-
-
-def read_keras(path: Path) -> KerasFile:
-    """A file of Keras, recognised by what is in it; its arrays are read when they are used.
-
-    A file's only dense layer is taken for the classifier, whatever it is called, so that a model of keras.applications
-    without its top and another one after it, in a model around both, are one of ours.
-
-    Raises:
-      WeightsError: h5py is not installed; the file is broken, points to other files, or has no such model.
-    """
-    try:
-        with contextlib.ExitStack() as stack:
-            content, config = stack.enter_context(open(path, "rb")), None
-            if is_zip := content.read(2) == b"PK":
-                archive = stack.enter_context(open_zip(path))
-                content = stack.enter_context(tempfile.TemporaryFile())
-                config = _text(archive, _CONFIG)
-                with archive.open(_WEIGHTS) as member:
-                    shutil.copyfileobj(member, content)  # which compares the checksum at its end
-                content.flush()
-            content.seek(0)
-            found = read_layers(path, content, _STEMS)
+    with reading(path, BROKEN), contextlib.ExitStack() as stack:
+        content, config = stack.enter_context(open(path, "rb")), None
+        if is_zip := content.read(2) == b"PK":
+            archive = stack.enter_context(open_zip(path))
+            content = stack.enter_context(tempfile.TemporaryFile())
+            config = _text(archive, _CONFIG)
+            with archive.open(_WEIGHTS) as member:
+                shutil.copyfileobj(member, content)  # which compares the checksum at its end
+            content.flush()
+        content.seek(0)
+        found = read_layers(path, content, STEMS)
         config = found.config if config is None else config
-        file = _keras_file(path, found.layers, json.loads(config) if config is not None else None)
-        return replace(file, has_checksums=is_zip or found.has_checksums)
-    except WeightsError:
-        raise
-    except Exception as error:  # whatever a broken file makes zipfile or json raise
-        raise broken(path, first_line(error)) from error
+        file = _weights_file(path, found.layers, json.loads(config) if config is not None else None)
+        return replace(file, checksums=OF_ARRAYS if is_zip or found.has_checksums else "")
+
+
+def write(path: Path, contents: Contents) -> None:
+    """See `jeffnet.weights.formats.FormatModule`: a whole model, `*.keras`, or its weights, `*.weights.h5`, in float32.
+
+    Keras itself writes it, and its outputs are probabilities. The card's mean and standard deviation become the
+    Normalization of EfficientNet.
+    """
+    card = contents.card
+    if not path.name.endswith((".keras", ".weights.h5")):
+        raise EndingError(f"cannot write {path.name!r}: name it *.keras or *.weights.h5")
+    name, options = _constructor(card)
+    try:
+        mean, std = (per_channel(name, getattr(card.preprocessing, name), card.in_chans) for name in ("mean", "std"))
+    except JeffnetError as error:
+        raise OutputError(f"cannot write {path.name!r}: {error}") from error
+    try:
+        keras = _keras()
+    except ModuleNotFoundError as error:
+        raise OutputError(f"cannot write {path.name!r} without Keras: {install('keras')}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a number of channels that is not 1 or 3
+            model = getattr(keras.applications, name)(**options)
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.Normalization):
+                layer.set_weights([np.asarray(mean), np.square(std), np.zeros((), int)])
+        _set_weights(model, to_source_names(contents.arrays, KERAS, card.plan()))
+    except ValueError as error:
+        raise OutputError(f"cannot write {path.name!r}: Keras has no such {card.model}: {first_line(error)}") from error
+    if path.suffix == ".keras":
+        model.save(path)
+        return
+    # Not by `save_weights`: on a full disk HDF5 crashes, where a file in memory does not.
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "model.keras"
+        model.save(whole)
+        with zipfile.ZipFile(whole) as archive:
+            path.write_bytes(with_checksums(archive.read(_WEIGHTS)))
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -229,17 +126,17 @@ def _text(archive: zipfile.ZipFile, name: str) -> bytes:
     return text
 
 
-def _keras_file(path: Path, layers: Layers, config: Any) -> KerasFile:
-    if not (_STEMS | {"conv2d"}) & set(layers):
+def _weights_file(path: Path, layers: Layers, config: Any) -> WeightsFile:
+    if not (STEMS | {"conv2d"}) & set(layers):
         raise WeightsError(
             f"weights {str(path)!r} are of none of the models of keras.applications that jeffnet has: no layer "
-            f"{', '.join(sorted(_STEMS))} among {len(layers)} ({', '.join(list(layers)[:3])}, ...)"
+            f"{', '.join(sorted(STEMS))} among {len(layers)} ({', '.join(list(layers)[:3])}, ...)"
         )
     around = None if config is None else list(described(config))
     statistics = {name: layers.pop(name) for name in list(layers) if {"mean", "variance"} <= set(layers[name])}
     dense = [name for name, leaves in layers.items() if "kernel" in leaves and leaves["kernel"].ndim == 2]
     if len(dense) == 1:
-        layers["predictions" if _STEMS & set(layers) else "dense"] = layers.pop(dense[0])
+        layers["predictions" if STEMS & set(layers) else "dense"] = layers.pop(dense[0])
     arrays = {
         f"{name}/{leaf}": array
         for name, leaves in layers.items()
@@ -248,14 +145,15 @@ def _keras_file(path: Path, layers: Layers, config: Any) -> KerasFile:
     }
     model, others = _nearest(arrays)
     if model is None:
-        return KerasFile(arrays, None, None)
+        return WeightsFile(str(path), arrays, KERAS)
     try:
         _check_layers(others, arrays, dense)
         if around is not None:
             check_head(around, model_plan(model).pool_first)
-        return KerasFile(arrays, model, _preprocessing(model, arrays, statistics, around))
+        preprocessing = _preprocessing(model, arrays, statistics, around)
     except WeightsError as error:
         raise WeightsError(f"weights {str(path)!r} are a {model} that Keras computes otherwise: {error}") from error
+    return WeightsFile(str(path), arrays, KERAS, model=model, preprocessing=preprocessing)
 
 
 def _check_layers(others: list[str], arrays: Mapping[str, Stored], dense: list[str]) -> None:
@@ -358,3 +256,59 @@ def _known(values: np.ndarray) -> tuple[float, ...]:
         if len(values) == len(known) and np.allclose(values, known, rtol=2e-7, atol=0):
             return known
     return tuple(values.tolist())
+
+
+def _keras() -> Any:
+    """Keras, with a backend that is there where the user chose none."""
+    asks_for_tensorflow = "KERAS_BACKEND" not in os.environ and "keras" not in sys.modules
+    if not asks_for_tensorflow or importlib.util.find_spec("tensorflow") is not None:
+        import keras
+
+        return keras
+    os.environ["KERAS_BACKEND"] = "jax"
+    try:
+        import keras
+
+        return keras
+    finally:
+        del os.environ["KERAS_BACKEND"]
+
+
+def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    by_layer: dict[str, list[np.ndarray]] = {}
+    for name, array in arrays.items():
+        by_layer.setdefault(name.rpartition("/")[0], []).append(np.asarray(array, np.float32))
+    for name, values in by_layer.items():
+        layer = model.get_layer(name)
+        if name == "logits":  # a convolution
+            values[0] = values[0].reshape(1, 1, *values[0].shape[-2:])
+        layer.set_weights(values)
+
+
+def _constructor(card: ModelCard) -> tuple[str, dict[str, Any]]:
+    """By what function of keras.applications, and with what options, a card's model is built."""
+    found = _WRITTEN.fullmatch(card.model)
+    if found is None or card.global_pool != "avg" or card.output_stride != 32:
+        raise OutputError(
+            f"keras.applications has no {card.model} with pooling {card.global_pool!r} and output stride "
+            f"{card.output_stride}: only its EfficientNet B0 to B7, MobileNetV2 and V3 can be written, as tf_ models"
+        )
+    pixels = card.preprocessing
+    options: dict[str, Any] = {"weights": None, "input_shape": (pixels.image_size, pixels.image_size, card.in_chans)}
+    if card.num_classes:
+        options["classes"] = card.num_classes
+    elif found["v3"]:
+        raise OutputError("MobileNetV3 without a classifier lacks its last convolution in Keras: it cannot be written")
+    else:
+        options |= {"include_top": False, "pooling": "avg"}
+    if found["b"]:
+        return f"EfficientNet{found['b'].upper()}", options
+    if {*pixels.mean, *pixels.std} != {0.5}:
+        raise OutputError(
+            f"Keras's MobileNets take pixels with mean and standard deviation 0.5, but {card.model} here has "
+            f"mean {pixels.mean} and std {pixels.std}: it cannot be written"
+        )
+    if found["v2"]:
+        return "MobileNetV2", {**options, "alpha": int(found["v2"]) / 100}
+    options |= {"alpha": int(found["alpha"]) / 100, "minimalistic": bool(found["minimal"])}
+    return f"MobileNetV3{found['v3'].capitalize()}", options

@@ -4,7 +4,7 @@ Reading and writing them needs torch. No pickle is ever run: torch's own unpickl
 """
 
 import argparse
-from collections.abc import Mapping
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,27 @@ import ml_dtypes
 import numpy as np
 
 from jeffnet.errors import OutputError, WeightsError, first_line
-from jeffnet.weights.archive import check_growth
+from jeffnet.weights.archive import check_growth, check_members, open_zip
+from jeffnet.weights.formats.interface import OF_MEMBERS, Contents, Probe, WeightsFile, reading
 from jeffnet.weights.state_dict import find_state_dict
 from jeffnet.weights.stored import Stored
+from jeffnet.weights.timm import state_dict, state_dict_naming
+
+# The beginning of a file in torch's older format: a pickle's protocol. The newer one is a zip archive.
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def read_torch(path: Path) -> dict[str, Stored]:
-    """The arrays of a network's state dict; see `jeffnet.weights.state_dict.find_state_dict`.
+def sniff(probe: Probe) -> bool:
+    """A pickle, or a zip archive with one."""
+    return probe.start.startswith(_PICKLES) or any(member.endswith("data.pkl") for member in probe.members)
 
-    Raises:
-      WeightsError: torch is not installed, the file is broken, or has more than tensors and plain data in it.
-    """
+
+def read(path: Path) -> WeightsFile:
+    """See `jeffnet.weights.formats.FormatModule`; arrays are those that `find_state_dict` takes."""
+    has_checksums = False
+    if zipfile.is_zipfile(path):
+        with reading(path, "are a broken archive"), open_zip(path) as archive:
+            has_checksums = check_members(archive)  # which torch itself does not compare
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -35,7 +45,7 @@ def read_torch(path: Path) -> dict[str, Stored]:
         # Given the name instead of the file, torch would choose a format by the name's ending.
         with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
-        return {name: _stored(tensor) for name, tensor in find_state_dict(content, str(path)).items()}
+        arrays = {name: _stored(tensor) for name, tensor in find_state_dict(content, str(path)).items()}
     except WeightsError:
         raise
     except Exception as error:  # whatever a broken file makes the unpickler raise
@@ -45,28 +55,24 @@ def read_torch(path: Path) -> dict[str, Stored]:
                 f"weights {str(path)!r} have more than tensors in them, and unpickling it might run a program: refused "
                 f"({text.strip()})"
             ) from error
-        reason = first_line(error)
-        raise WeightsError(f"weights {str(path)!r} are no whole file of torch.save: {reason}") from error
+        raise WeightsError(f"weights {str(path)!r} are no whole file of torch.save: {first_line(error)}") from error
+    return WeightsFile(str(path), arrays, state_dict_naming(arrays), checksums=OF_MEMBERS if has_checksums else "")
 
 
-def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a state dict with `torch.save`.
-
-    Raises:
-      OutputError: torch is not installed.
-    """
+def write(path: Path, contents: Contents) -> None:
+    """See `jeffnet.weights.formats.FormatModule`."""
     try:
         import torch
     except ModuleNotFoundError as error:
-        raise OutputError(f"{str(path)!r} needs torch to be written: install it, or write safetensors") from error
+        raise OutputError(f"{path.name!r} needs torch to be written: install it, or write safetensors") from error
     tensors = {}
-    for name, array in arrays.items():
+    for name, array in state_dict(contents).items():
         array = np.array(array, order="C")  # a copy, since torch takes no read-only arrays
         if array.dtype == ml_dtypes.bfloat16:
             tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         else:
             tensors[name] = torch.from_numpy(array)
-    # Of a full disk torch itself says nothing, but the file does.
+    # torch does not report a full disk, but the file does.
     with open(path, "wb") as file:
         torch.save(tensors, file)
 

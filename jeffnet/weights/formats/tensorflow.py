@@ -7,7 +7,8 @@
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -16,16 +17,17 @@ import numpy as np
 from jeffnet._tensorflow import on_cpu, tensorflow
 from jeffnet.arch.operations import Conv, SqueezeExcite
 from jeffnet.arch.plan import Block, Plan
-from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
-from jeffnet.errors import OutputError, WeightsError, first_line
+from jeffnet.errors import OutputError, WeightsError
 from jeffnet.system.extras import install
 from jeffnet.system.reading import MOST_TEXT, read_file
-from jeffnet.weights.naming import Naming
+from jeffnet.weights.formats.interface import OF_ARRAYS, Contents, Probe, WeightsFile, reading
+from jeffnet.weights.naming import Naming, to_source_names
 from jeffnet.weights.stored import Stored
 
 _log = logging.getLogger("jeffnet")
 _AVERAGE = "/ExponentialMovingAverage"
+_FAULT = "are no whole checkpoint of TensorFlow"
 _INDEX, _DATA = ".index", re.compile(r"\.data-\d{5}-of-\d{5}$")
 # The last bytes of an index, which is a table of LevelDB.
 _TABLE = bytes.fromhex("57fb808b247547db")
@@ -52,6 +54,11 @@ _MODELS = {
     "mnasnet-a1": "tf_semnasnet_100",
     "mnasnet-b1": "tf_mnasnet_100",
 }
+
+
+def sniff(probe: Probe) -> bool:
+    """One of a checkpoint's files, its prefix or its folder; see `find_checkpoint`."""
+    return find_checkpoint(probe.path) is not None
 
 
 def find_checkpoint(path: Path) -> Path | None:
@@ -96,21 +103,19 @@ def _prefix(path: Path) -> Path | None:
     return path.with_name(path.name.removesuffix(_INDEX)) if is_table and path.name.endswith(_INDEX) else None
 
 
-def read_tensorflow(prefix: Path) -> tuple[dict[str, Stored], str | None, Preprocessing | None]:
-    """The arrays of a checkpoint, our name of its model, and what that expects of pictures if not what the zoo says.
+def read(path: Path) -> WeightsFile:
+    """See `jeffnet.weights.formats.FormatModule`.
 
-    Moving averages of the variables (ExponentialMovingAverage) are taken where there are any; the log says so.
-
-    Raises:
-      WeightsError: TensorFlow is not installed, or the checkpoint is broken, or holds averages of some variables only.
+    Moving averages of the variables (ExponentialMovingAverage) are taken if there are any, with a warning.
     """
+    prefix = find_checkpoint(path) or path
     try:
         tf = tensorflow()
     except ImportError as error:
         raise WeightsError(
             f"weights {str(prefix)!r} are a checkpoint of TensorFlow, which is not installed: {install('tf')}"
         ) from error
-    try:
+    with reading(prefix, _FAULT):
         reader = tf.train.load_checkpoint(str(prefix))
         dtypes = reader.get_variable_to_dtype_map()
         stored = {
@@ -118,28 +123,29 @@ def read_tensorflow(prefix: Path) -> tuple[dict[str, Stored], str | None, Prepro
             for name, shape in reader.get_variable_to_shape_map().items()
             if dtypes[name].is_numpy_compatible and dtypes[name] != tf.string
         }
-    except Exception as error:  # whatever a broken table makes TensorFlow raise
-        raise _broken(prefix, error) from error
     arrays = _averaged(stored, prefix)
+    naming = naming_of(arrays)
+    if naming is None:
+        raise WeightsError(
+            f"weights {str(prefix)!r} are a checkpoint of TensorFlow, but not of the authors' code: no "
+            f"'stem/conv2d/kernel' or 'MobilenetV3/Conv/weights' among {len(arrays)} variables "
+            f"({', '.join(list(arrays)[:3])}, ...)"
+        )
     root = next((match["root"].strip("/") for match in map(_STEM.match, arrays) if match), "")
     model = _MODELS.get(root.rpartition("/")[2])
     preprocessing = None
     if model and ("lite" in root or "edgetpu" in root):
-        ours = model_preprocessing(model)
-        preprocessing = Preprocessing(ours.image_size, ours.crop_pct, ours.interpolation, *_EDGE)
-    return arrays, model, preprocessing
+        mean, std = _EDGE
+        preprocessing = replace(model_preprocessing(model), mean=mean, std=std)
+    return WeightsFile(str(prefix), arrays, naming, model=model, preprocessing=preprocessing, checksums=OF_ARRAYS)
 
 
-def write_tensorflow(prefix: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a checkpoint that `tf.train.load_checkpoint` and TensorFlow 1's `Saver` read.
-
-    Args:
-      prefix: of its files.
-      arrays: by variable name.
-
-    Raises:
-      OutputError: TensorFlow is not installed.
-    """
+def write(path: Path, contents: Contents) -> None:
+    """See `jeffnet.weights.formats.FormatModule`; `tf.train.load_checkpoint` and TensorFlow 1's `Saver` read it."""
+    hints = hints_of(contents.card.model)
+    naming = naming_of(hints)
+    assert naming is not None
+    arrays = to_source_names(contents.arrays, naming, contents.card.plan(), hints)
     try:
         tf = tensorflow()
     except ImportError as error:
@@ -147,7 +153,7 @@ def write_tensorflow(prefix: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with on_cpu():
         tensors = [tf.convert_to_tensor(np.ascontiguousarray(array)) for array in arrays.values()]
         tf.raw_ops.SaveV2(
-            prefix=str(prefix), tensor_names=list(arrays), shape_and_slices=[""] * len(tensors), tensors=tensors
+            prefix=str(path), tensor_names=list(arrays), shape_and_slices=[""] * len(tensors), tensors=tensors
         )
 
 
@@ -171,19 +177,12 @@ def hints_of(model: str) -> tuple[str, ...]:
     )
 
 
-def _reading(reader: Any, name: str, prefix: Path):
+def _reading(reader: Any, name: str, prefix: Path) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        try:
+        with reading(prefix, _FAULT):
             return reader.get_tensor(name)
-        except Exception as error:
-            raise _broken(prefix, error) from error
 
     return read
-
-
-def _broken(prefix: Path, error: Exception) -> WeightsError:
-    text = first_line(error)
-    return WeightsError(f"weights {str(prefix)!r} are no whole checkpoint of TensorFlow: {text}")
 
 
 def _averaged(arrays: Mapping[str, Stored], prefix: Path) -> dict[str, Stored]:

@@ -22,6 +22,7 @@ import pytest
 from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
+from jeffnet.checkpoints import write_checkpoint
 from jeffnet.errors import EndingError, OutputError, WeightsError
 from jeffnet.functional import ImageClassifier, to_variables
 from jeffnet.ops.image import normalize
@@ -29,8 +30,8 @@ from jeffnet.weights.card import ModelCard
 from jeffnet.weights.fit import fit
 from jeffnet.weights.formats import hdf5
 from jeffnet.weights.formats.hdf5 import with_checksums
-from jeffnet.weights.formats.keras import KERAS, is_hdf5, is_keras_archive, read_keras
-from jeffnet.weights.formats.keras_writer import write_keras
+from jeffnet.weights.formats.interface import Probe
+from jeffnet.weights.formats.keras import KERAS, read, sniff
 from jeffnet.weights.naming import to_canonical_names
 from jeffnet.weights.start import start_arrays
 
@@ -152,7 +153,7 @@ def test_logits_equal_keras(backend, case, reference):
     folder, (model, size) = reference(backend, case), CASES[case]
     expected = np.load(folder / f"{case}.npz")
     pictures = expected["pictures"]
-    files = {ending: read_keras(folder / f"{case}{ending}") for ending in ENDINGS}
+    files = {ending: read(folder / f"{case}{ending}") for ending in ENDINGS}
     plan, arrays = _fitted(files[".keras"], in_chans=pictures.shape[-1])
     for ending, file in files.items():
         assert file.model == model
@@ -175,7 +176,7 @@ def test_logits_equal_keras(backend, case, reference):
 def test_a_model_of_keras_inside_another(ending, in_a_process, reference):
     """With a classifier of the user's own, trained with Adam, in float64."""
     folder = reference("tensorflow", "around")
-    file = read_keras(folder / f"around{ending}")
+    file = read(folder / f"around{ending}")
     assert file.model == "tf_mobilenetv2_035"
     plan, arrays = _fitted(file)
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float64)}
@@ -183,7 +184,7 @@ def test_a_model_of_keras_inside_another(ending, in_a_process, reference):
         expected = np.load(folder / "around.npz")
         assert _error(_logits(plan, arrays, expected["pictures"], file.preprocessing), expected["outputs"]) < TOLERANCE
     else:
-        _same(arrays, _fitted(read_keras(folder / "around.keras"))[1])
+        _same(arrays, _fitted(read(folder / "around.keras"))[1])
 
 
 @pytest.mark.slow
@@ -192,7 +193,7 @@ def test_published_weights_have_their_own_way_to_normalise(reference):
     folder = reference("tensorflow", "published")
     expected = np.load(folder / "published.npz")
     for ending in (*ENDINGS, "_weights_alone.h5"):
-        file = read_keras(folder / f"published{ending}")
+        file = read(folder / f"published{ending}")
         assert file.model == "tf_efficientnet_b0"
         assert (file.preprocessing.mean, file.preprocessing.std) == (IMAGENET_MEAN, IMAGENET_STD)
         plan, arrays = _fitted(file, num_classes=0)
@@ -248,7 +249,7 @@ def test_mean_and_std(mean, variance, alone, told, reference, tmp_path):
 
     for ending, expected in ((".weights.h5", alone), (".keras", told)):
         path = reference("tensorflow", "b0") / f"b0{ending}"
-        found = read_keras(_changed_weights(path, tmp_path / path.name, change)).preprocessing
+        found = read(_changed_weights(path, tmp_path / path.name, change)).preprocessing
         np.testing.assert_allclose((found.mean, found.std), expected, rtol=1e-15)
 
 
@@ -264,9 +265,9 @@ def test_layers_that_are_only_counted(container, case, ending, reference, tmp_pa
         file.move("layers", container) if container != "layers" else None
 
     path = reference("tensorflow", case) / f"{case}{ending}"
-    file = read_keras(_changed_weights(path, tmp_path / path.name, change))
+    file = read(_changed_weights(path, tmp_path / path.name, change))
     assert "conv2d_1/kernel" in file.arrays and file.model == CASES[case][0]
-    _same(_fitted(file)[1], _fitted(read_keras(path))[1])
+    _same(_fitted(file)[1], _fitted(read(path))[1])
 
 
 @pytest.mark.parametrize("case", ["b0", "v2_035", "v3_small"])
@@ -299,9 +300,9 @@ def test_weights_alone_as_before_keras_3(parts, case, reference, tmp_path):
                 weights.append(f"{renamed(name)}/{depthwise}{leaf}:0")
                 group[weights[-1]] = root[name][weight][()]
             group.attrs["weight_names"] = np.array(weights, "S")
-    file = read_keras(tmp_path / "a.h5")
+    file = read(tmp_path / "a.h5")
     assert file.model == CASES[case][0]
-    _same(_fitted(file)[1], _fitted(read_keras(path))[1])
+    _same(_fitted(file)[1], _fitted(read(path))[1])
 
 
 def test_bfloat16(in_a_process, reference, tmp_path):
@@ -313,15 +314,15 @@ def test_bfloat16(in_a_process, reference, tmp_path):
         del layer["0"]
         layer.create_dataset("0", data=values).attrs["dtype"] = "bfloat16"
 
-    kernel = _fitted(read_keras(_changed_weights(path, tmp_path / "a.weights.h5", change)))[1]["conv_stem.kernel"]
+    kernel = _fitted(read(_changed_weights(path, tmp_path / "a.weights.h5", change)))[1]["conv_stem.kernel"]
     assert kernel.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(kernel, _fitted(read_keras(path))[1]["conv_stem.kernel"].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(kernel, _fitted(read(path))[1]["conv_stem.kernel"].astype(jnp.bfloat16))
 
 
 def test_arrays_can_be_read_when_the_file_is_gone(in_a_process, reference, tmp_path):
     for ending in ENDINGS:
         path = shutil.copy(reference("tensorflow", SMALL) / f"{SMALL}{ending}", tmp_path / f"a{ending}")
-        arrays = read_keras(Path(path)).arrays
+        arrays = read(Path(path)).arrays
         os.remove(path)
         assert arrays["Conv1/kernel"].shape == arrays["Conv1/kernel"].read().shape == (3, 3, 3, 16)
 
@@ -360,7 +361,7 @@ def test_a_file_that_points_to_another_is_refused(ending, pointer, in_a_process,
 
     path = _changed_weights(reference("tensorflow", SMALL) / f"{SMALL}{ending}", tmp_path / f"a{ending}", change)
     with pytest.raises(WeightsError, match=r"refused$") as raised:
-        read_keras(path)
+        read(path)
     assert str(path) in str(raised.value)
 
 
@@ -369,8 +370,8 @@ def test_a_group_that_contains_itself_ends(reference, tmp_path):
         file["layers/conv2d/layers"] = file["layers"]
 
     path = reference("tensorflow", SMALL) / f"{SMALL}.weights.h5"
-    file = read_keras(_changed_weights(path, tmp_path / "a.weights.h5", change))
-    _same(_fitted(file)[1], _fitted(read_keras(path))[1])
+    file = read(_changed_weights(path, tmp_path / "a.weights.h5", change))
+    _same(_fitted(file)[1], _fitted(read(path))[1])
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -380,7 +381,7 @@ def test_a_truncated_file(share, ending, reference, tmp_path):
     path = tmp_path / f"a{ending}"
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(WeightsError) as raised:
-        read_keras(path)
+        read(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -390,15 +391,15 @@ def test_a_changed_byte_in_an_archive(in_a_process, reference, tmp_path):
     path = tmp_path / "a.keras"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="not a whole file of Keras: Bad CRC-32"):
-        read_keras(path)
+        read(path)
 
 
 def test_a_flipped_bit_in_an_array_with_a_checksum_is_noticed(reference, tmp_path):
     """HDF5 itself would not: Keras writes no checksums, but what we write of it has them."""
     path = tmp_path / "a.weights.h5"
     path.write_bytes(with_checksums((reference("tensorflow", SMALL) / f"{SMALL}.weights.h5").read_bytes()))
-    file = read_keras(path)
-    assert file.has_checksums and file.arrays["Conv1/kernel"].read().shape == (3, 3, 3, 16)
+    file = read(path)
+    assert file.checksums and file.arrays["Conv1/kernel"].read().shape == (3, 3, 3, 16)
     with h5py.File(path) as whole:
         kernel = _layers(whole)["Conv1"]["0"]
         place = kernel.id.get_offset() + kernel.nbytes // 2
@@ -406,20 +407,20 @@ def test_a_flipped_bit_in_an_array_with_a_checksum_is_noticed(reference, tmp_pat
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=r"are damaged: Conv1/kernel is not what was written"):
-        read_keras(path).arrays["Conv1/kernel"].read()
+        read(path).arrays["Conv1/kernel"].read()
 
 
 def test_an_archive_that_is_far_too_long(reference, tmp_path, monkeypatch):
     path = shutil.copy(reference("tensorflow", SMALL) / f"{SMALL}.keras", tmp_path / "a.keras")
     monkeypatch.setattr("jeffnet.weights.formats.keras._LONGEST", 1000)
     with pytest.raises(WeightsError, match=r"its config.json takes more than 1,000 bytes"):
-        read_keras(path)
+        read(path)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("zeros", "w") as file:
         for _ in range(100):
             file.write(bytes(2**20))
     monkeypatch.setattr("jeffnet.weights.archive.MOST_TIMES", 10)
     with pytest.raises(WeightsError, match=r"would unpack to .*: refused"):
-        read_keras(path)
+        read(path)
 
 
 @pytest.mark.parametrize("death", ["os.kill(os.getpid(), 11)", "raise MemoryError", "os._exit(7)", "print('h5py')"])
@@ -429,7 +430,7 @@ def test_a_death_of_hdf5_is_an_error_and_no_end(death, in_a_process, reference, 
     monkeypatch.syspath_prepend(str(tmp_path))
     path = reference("tensorflow", SMALL) / f"{SMALL}.weights.h5"
     with pytest.raises(WeightsError, match=f"{re.escape(str(path))}' are not a whole file of Keras: ."):
-        read_keras(path)
+        read(path)
 
 
 @pytest.mark.parametrize("config", [b"{", b"[]", b'{"class_name": 3}', b'{"class_name": "A", "config": {"layers": 5}}'])
@@ -440,7 +441,7 @@ def test_a_broken_description(config, reference, tmp_path):
         archive.writestr("config.json", config)
         archive.writestr("model.weights.h5", weights)
     with pytest.raises(WeightsError, match="not a whole file of Keras"):
-        read_keras(tmp_path / "a.keras")
+        read(tmp_path / "a.keras")
 
 
 def test_a_lambda_in_a_description_is_only_read(reference, tmp_path):
@@ -454,7 +455,7 @@ def test_a_lambda_in_a_description_is_only_read(reference, tmp_path):
         for name, member in {**members, "config.json": json.dumps(config).encode()}.items():
             archive.writestr(name, member)
     with pytest.raises(WeightsError, match=r"its layer 'lambda' \(Lambda\) makes something else"):
-        read_keras(tmp_path / "a.keras")
+        read(tmp_path / "a.keras")
 
 
 @pytest.mark.parametrize(
@@ -464,7 +465,7 @@ def test_what_is_around_the_network_is_followed(head, reference):
     """Other pixels, and whatever changes nothing: the same numbers, from the pictures as they are."""
     folder = reference("tensorflow", "heads")
     expected = np.load(folder / "heads.npz")
-    file = read_keras(folder / f"heads_{head}.keras")
+    file = read(folder / f"heads_{head}.keras")
     plan, arrays = _fitted(file, num_classes=0 if head == "headless" else 7)
     outputs = _logits(plan, arrays, expected["pictures"], file.preprocessing)
     if head not in ("linear", "headless"):
@@ -492,13 +493,13 @@ def test_what_is_around_the_network_is_followed(head, reference):
 def test_what_would_compute_something_else_is_refused_by_name(head, message, reference):
     path = reference("tensorflow", "heads") / f"heads_{head}.keras"
     with pytest.raises(WeightsError, match=f"{re.escape(str(path))}.* that Keras computes otherwise: {message}"):
-        read_keras(path)
+        read(path)
 
 
 @pytest.mark.parametrize("head", ["two_dense", "norm", "sigmoid"])
 def test_so_is_a_file_of_weights_alone_where_it_tells(head, reference):
     with pytest.raises(WeightsError, match="that Keras computes otherwise: its layer"):
-        read_keras(reference("tensorflow", "heads") / f"heads_{head}.weights.h5")
+        read(reference("tensorflow", "heads") / f"heads_{head}.weights.h5")
 
 
 @pytest.mark.parametrize("layers", [("dense",), ()])
@@ -507,7 +508,7 @@ def test_another_network_is_told_as_such(layers, tmp_path):
         for layer in layers:
             file[f"layers/{layer}/vars/0"] = np.ones((2, 3))
     with pytest.raises(WeightsError, match=r"of none of the models of keras.applications .* Conv1, conv, stem_conv"):
-        read_keras(tmp_path / "a.h5")
+        read(tmp_path / "a.h5")
 
 
 def test_mobilenetv3_without_its_top_is_told_as_such(reference, tmp_path):
@@ -519,7 +520,7 @@ def test_mobilenetv3_without_its_top_is_told_as_such(reference, tmp_path):
                 del file["layers"][name]
 
     path = reference("tensorflow", "v3_small") / "v3_small.weights.h5"
-    file = read_keras(_changed_weights(path, tmp_path / "a.weights.h5", change))
+    file = read(_changed_weights(path, tmp_path / "a.weights.h5", change))
     assert file.model is None
     with pytest.raises(WeightsError, match="build it with include_top=True"):
         _fitted(file, model="tf_mobilenetv3_small_100")
@@ -531,7 +532,7 @@ def test_a_layer_too_many_is_refused(reference, tmp_path):
 
     path = reference("tensorflow", SMALL) / f"{SMALL}.weights.h5"
     with pytest.raises(WeightsError, match="its layer 'conv2d_99' is none of the network's"):
-        read_keras(_changed_weights(path, tmp_path / "a.weights.h5", change))
+        read(_changed_weights(path, tmp_path / "a.weights.h5", change))
 
 
 @pytest.mark.parametrize("model", [name for name in list_models() if not re.match(r"tf_(eff|mobilenet).*", name)])
@@ -547,16 +548,17 @@ def test_nor_efficientnets_for_other_processors(model):
 
 
 def test_which_files_are_of_keras():
-    assert is_hdf5(b"\x89HDF\r\n\x1a\n\0") and not is_hdf5(b"PK\x03\x04") and not is_hdf5(b"")
-    assert is_keras_archive(["metadata.json", "config.json", "model.weights.h5"])
-    assert not is_keras_archive(["config.json"]) and not is_keras_archive([])
+    for probe in (b"\x89HDF\r\n\x1a\n\0",), (b"PK\x03\x04", ("metadata.json", "config.json", "model.weights.h5")):
+        assert sniff(Probe(Path("a"), *probe))
+    for probe in (b"PK\x03\x04", ("config.json",)), (b"PK\x03\x04",), (b"",):
+        assert not sniff(Probe(Path("a"), *probe))
 
 
 def test_without_h5py_the_message_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "a.h5").touch()
     with pytest.raises(WeightsError, match="pip install h5py"):
-        read_keras(tmp_path / "a.h5")
+        read(tmp_path / "a.h5")
 
 
 def test_reading_loads_neither_keras_nor_tensorflow(reference):
@@ -564,9 +566,9 @@ def test_reading_loads_neither_keras_nor_tensorflow(reference):
     script = f"""
 import sys
 from pathlib import Path
-from jeffnet.weights.formats.keras import read_keras
+from jeffnet.weights.formats.keras import read
 assert "h5py" not in sys.modules
-assert read_keras(Path({str(path)!r})).model
+assert read(Path({str(path)!r})).model
 print({{"keras", "tensorflow", "jax"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
@@ -580,15 +582,15 @@ from pathlib import Path
 import numpy as np
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.errors import JeffnetError
-from jeffnet.weights.formats.keras_writer import write_keras
+from jeffnet.checkpoints import write_checkpoint
 from jeffnet.weights.card import ModelCard
 
 folder, model, num_classes, in_chans = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 mean, std = eval(sys.argv[5])
 arrays = dict(np.load(folder / "arrays.npz"))
 card = ModelCard(model, num_classes, in_chans, Preprocessing(48, 0.9, "bicubic", mean, std))
-write_keras(folder / "a.keras", arrays, card)
-write_keras(folder / "a.weights.h5", arrays, card)
+write_checkpoint(folder / "a.keras", arrays, card)
+write_checkpoint(folder / "a.weights.h5", arrays, card)
 import keras
 loaded = keras.models.load_model(folder / "a.keras")
 pictures = np.load(folder / "pictures.npy")
@@ -599,7 +601,7 @@ np.savez(folder / "outputs.npz", *outputs)
 for path, size in ((folder / "b.keras", 8), (folder / "missing" / "a.keras", 48)):
     card = ModelCard(model, num_classes, in_chans, Preprocessing(size, 0.9, "bicubic", mean, std))
     try:
-        write_keras(path, arrays, card)
+        write_checkpoint(path, arrays, card)
     except JeffnetError as error:
         print(error)
 """
@@ -643,7 +645,7 @@ def test_keras_reads_what_is_written(model, num_classes, in_chans, moments, back
     too_small, nowhere = done.stdout.splitlines()
     assert "at least 32x32" in too_small and "No such file" in nowhere
     for ending in (".keras", ".weights.h5"):
-        file = read_keras(tmp_path / f"a{ending}")
+        file = read(tmp_path / f"a{ending}")
         assert file.model == re.sub("_ns|_ap", "", model)
         assert file.preprocessing.image_size == (48 if ending == ".keras" else model_preprocessing(model).image_size)
         expected = [(np.mean(moment),) for moment in moments] if in_chans == 1 else moments
@@ -674,11 +676,11 @@ def test_what_cannot_be_written(path, model, options, message, tmp_path):
     card = ModelCard(model, **card)
     arrays = {name: np.zeros(spec.shape, np.float32) for name, spec in array_specs(card.plan()).items()}
     with pytest.raises(EndingError if path == "a.h5" else OutputError, match=message):
-        write_keras(tmp_path / path, arrays, card)
+        write_checkpoint(tmp_path / path, arrays, card)
     assert not list(tmp_path.iterdir())
 
 
 def test_without_keras_the_message_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "keras", None)
     with pytest.raises(OutputError, match=r"pip install keras h5py"):
-        write_keras(tmp_path / "a.keras", {}, ModelCard("tf_efficientnet_b0", 5, 3, Preprocessing()))
+        write_checkpoint(tmp_path / "a.keras", {}, ModelCard("tf_efficientnet_b0", 5, 3, Preprocessing()))

@@ -1,0 +1,63 @@
+"""Nested variables of Linen, NNX and `jeffnet.functional`, as checkpoints have them, by canonical name.
+
+Neither MessagePack nor Orbax has checksums of the arrays, so jeffnet adds its own. Checkpoints without them, which
+others wrote, are read too.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jeffnet.weights.checksum import checked, checksum
+from jeffnet.weights.formats.interface import OF_ARRAYS, WeightsFile
+from jeffnet.weights.stored import stored
+
+_COLLECTIONS = ("params", "batch_stats")
+_log = logging.getLogger("jeffnet")
+
+
+def tree_checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The checksums of arrays, by canonical name."""
+    return {name: f"{checksum(array):016x}" for name, array in arrays.items()}
+
+
+def tree_file(source: str, tree: Mapping[str, Any], sums: Mapping[str, str] | None) -> WeightsFile:
+    """What a checkpoint holds.
+
+    Names that no model has are kept for `jeffnet.weights.fit.fit` to report; an NNX model's random numbers are dropped.
+
+    Args:
+      source: what to call it.
+      tree: its variables; those of a training state are taken out of it.
+      sums: see `tree_checksums`; None if it has none.
+    """
+    if "params" in tree:
+        # `TrainState` and the like have an optimizer's state beside the variables.
+        if others := [str(name) for name in tree if name not in _COLLECTIONS]:
+            _log.warning("%s: took %s; skipped %s", source, " and ".join(_COLLECTIONS), ", ".join(others))
+        tree = {name: tree[name] for name in _COLLECTIONS if name in tree}
+    named = {_tree_name(path): stored(array) for path, array in _leaves(tree)}
+    arrays = {name: array for name, array in named.items() if not name.startswith("rngs.")}
+    if sums is None:
+        return WeightsFile(source, arrays)
+    expected = {name: int(digits, 16) for name, digits in sums.items()}
+    return WeightsFile(source, checked(arrays, expected, source), checksums=OF_ARRAYS)
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    leaves = []
+    for key, value in tree.items():
+        leaves += _leaves(value, (*path, str(key))) if isinstance(value, Mapping) else [((*path, str(key)), value)]
+    return leaves
+
+
+def _tree_name(path: tuple[str, ...]) -> str:
+    words = list(path)
+    if words[0] in _COLLECTIONS:
+        words = words[1:]
+    if words[-1:] == ["value"]:  # an NNX variable's
+        words = words[:-1]
+    return ".".join(re.sub(r"_(\d+)", r".\1", word) for word in words)
