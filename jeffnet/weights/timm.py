@@ -72,10 +72,13 @@ _EFFICIENTNET_PYTORCH_BLOCKS = {
 
 
 def _names_of_efficientnet_pytorch(plan: Plan, present: Iterable[str]) -> dict[str, str]:
-    if plan.stem.act != "silu" or plan.stem.parts[0].padding != "SAME":
+    # EfficientNet Lite, which others published in this layout, has ReLU6. So has MobileNetV2, whose kernels are 3x3.
+    kernels = {part.kernel_size for op in plan.convolutions for part in op.parts}
+    has_act = plan.stem.act == "silu" or (plan.stem.act == "relu6" and 5 in kernels)
+    if not has_act or plan.stem.parts[0].padding != "SAME":
         raise WeightsError(
-            "efficientnet_pytorch has EfficientNet B0 to B8 and L2, padded as in TensorFlow: give a name of these, "
-            "which begins with tf_"
+            "efficientnet_pytorch has EfficientNet B0 to B8, L2 and Lite, padded as in TensorFlow: give a name of "
+            "these, which begins with tf_"
         )
     modules = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
     for place, block in enumerate(plan.blocks):

