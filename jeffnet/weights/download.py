@@ -1,4 +1,8 @@
-"""Files from the network in a cache of our own: verified on every use, never half under their final name."""
+"""Downloads of plain URLs into jeffnet's cache, verified on every use.
+
+huggingface_hub downloads what is on the hub. For URLs it has no cache, does not compare hashes, and continues a cut
+body without asking whether the file is still the same.
+"""
 
 import contextlib
 import errno
@@ -9,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from jeffnet.errors import WeightsError
@@ -17,21 +21,24 @@ from jeffnet.system.files import cache_folder, move_durably, partial_folder
 from jeffnet.system.network import is_offline
 from jeffnet.system.reading import parse_json, read_text
 
-# After a failure that may pass (no connection, a cut one, a server error) comes another try, each after twice the wait.
+if TYPE_CHECKING:
+    import httpx2
+
+# After no connection, a cut one or a server error; the wait doubles from try to try.
 RETRIES = 3
 WAIT_SECONDS = 1.0
 _log = logging.getLogger("jeffnet")
 
 
 class FetchError(WeightsError):
-    """Weights that cannot be had from a source.
+    """Weights that a source does not give.
 
     Attributes:
-      source: what was to be had.
+      source: their URL or repository.
       reason: what is wrong.
       remedy: what to do.
-      unavailable: the source is out of reach or lacks them, so that another one may do. Not so where it has them and
-        they are not what they should be, or where they cannot be written.
+      unavailable: whether another source may help: this one cannot be reached or lacks the file. False if the file has
+        the wrong hash or cannot be written.
     """
 
     def __init__(self, source: str, reason: str, remedy: str, *, unavailable: bool = False) -> None:
@@ -40,14 +47,14 @@ class FetchError(WeightsError):
 
 
 def wrong_hash(path: Path, expected: str | None = None) -> str | None:
-    """The hash of a file that is not what it should be; None for one that is.
+    """The hash of a file if it is the wrong one, else None.
 
-    What was right is remembered with size and time of change, and not read again until one of them differs.
+    The right hash is remembered with the file's size and time of change, and computed again when one of these differs.
 
     Args:
       path: the file, which must exist.
-      expected: its hash or the beginning of it, after `sha256:` or `git:` (git's SHA-1 of a blob). None expects what
-        is remembered, and where there is nothing takes the file as right.
+      expected: its hash or the beginning of it, after `sha256:` or `git:` (git's SHA-1 of a blob). None expects the
+        remembered hash; without one every hash is right.
     """
     path = Path(os.path.realpath(path))
     status = path.stat()
@@ -64,7 +71,7 @@ def wrong_hash(path: Path, expected: str | None = None) -> str | None:
 
 
 def is_remembered(path: Path) -> bool:
-    """Whether a file was once found right."""
+    """Whether the hash of a file is remembered."""
     return os.path.realpath(path) in _remembered()
 
 
@@ -74,18 +81,15 @@ def file_hash(path: Path) -> str:
 
 
 def fetch(url: str, path: Path, expected: str | None = None) -> Path:
-    """A file of the network in the cache, downloaded where it is not there or not what it should be.
+    """Download a file unless it is in the cache with the right hash.
 
     Args:
       url: http or https.
-      path: where the cache has it.
+      path: where the cache has it, which is returned.
       expected: its hash; see `wrong_hash`.
 
-    Returns:
-      `path`.
-
     Raises:
-      FetchError: it cannot be had.
+      FetchError: it cannot be downloaded, has another hash, or cannot be written.
     """
     source = without_password(url)
     try:
@@ -116,24 +120,18 @@ def fetch(url: str, path: Path, expected: str | None = None) -> Path:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a file could not be written for want of space."""
+    """Whether the disk or the quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be printed."""
+    """A URL that may be printed."""
     user, at, _ = urlsplit(url).netloc.rpartition("@")
     return url.replace(user + at, "", 1) if at else url
 
 
-def waits() -> Iterator[float | None]:
-    """For each try the seconds to wait where it fails; None for the last."""
-    yield from (WAIT_SECONDS * 2**retry for retry in range(RETRIES))
-    yield None
-
-
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks, its type where it has none."""
+    """An exception's message without line breaks; its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -156,15 +154,35 @@ def _new_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
 
 def _receive(url: str, source: str, file: BinaryIO) -> None:
-    """Write what a URL has, in as many tries as it takes."""
+    """Write what a URL has, in as many tries as it takes.
+
+    huggingface_hub's client repeats requests that fail. What it does not do is continue a body that was cut only if the
+    server says that the file is still the same.
+    """
     import httpx2
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import http_stream_backoff
 
     # Compressed on the way, a body would not have the length that is announced.
     headers = {"User-Agent": "jeffnet", "Accept-Encoding": "identity"}
-    for wait in waits():
+    for wait in (*(WAIT_SECONDS * 2**retry for retry in range(RETRIES)), None):
+        if "If-Range" in headers:
+            headers["Range"] = f"bytes={file.tell()}-"
         try:
-            return _receive_once(url, source, file, headers)
+            with http_stream_backoff(
+                "GET",
+                url,
+                headers=headers,
+                follow_redirects=True,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                max_retries=RETRIES,
+                base_wait_time=WAIT_SECONDS,
+                retry_on_exceptions=(),
+            ) as response:
+                if not response.is_success:
+                    raise _refused(source, response.status_code)
+                return _write_body(response, source, file, headers)
         except HfHubHTTPError as error:
             raise _refused(source, error.response.status_code) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -176,56 +194,27 @@ def _receive(url: str, source: str, file: BinaryIO) -> None:
             time.sleep(wait)
 
 
-def _receive_once(url: str, source: str, file: BinaryIO, headers: dict[str, str]) -> None:
-    """One try.
-
-    Args:
-      url: what to get.
-      source: what to call it.
-      file: what earlier tries wrote stays where the server continues it, and goes where it starts anew.
-      headers: of the request. For the next try they get the mark of the file's version, which alone makes it safe to
-        continue.
-    """
+def _write_body(response: "httpx2.Response", source: str, file: BinaryIO, headers: dict[str, str]) -> None:
+    """Write the rest of a file, or all of it if the server starts anew; set the headers for another try."""
     import httpx2
-    from huggingface_hub import constants
-    from huggingface_hub.utils import http_stream_backoff
     from tqdm import tqdm
 
-    if "If-Range" in headers:
-        headers["Range"] = f"bytes={file.tell()}-"
-    # Errors of the connection are `_receive`'s: those that come while the body is read, the client cannot retry.
-    request = http_stream_backoff(
-        "GET",
-        url,
-        headers=headers,
-        follow_redirects=True,
-        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        max_retries=RETRIES,
-        base_wait_time=WAIT_SECONDS,
-        retry_on_exceptions=(),
-    )
-    with request as response:
-        if not response.is_success:
-            raise _refused(source, response.status_code)
-        headers.pop("Range", None)
-        headers.pop("If-Range", None)
-        if response.status_code != httpx2.codes.PARTIAL_CONTENT:
-            file.seek(0)
-            file.truncate()
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
-            raise httpx2.RemoteProtocolError("another part of the file came than was asked for")
-        length, version = response.headers.get("Content-Length"), response.headers.get("ETag", "")
-        # Without a length nobody could tell that a body which was cut is complete; weak marks are not exact.
-        if length and version.startswith('"'):
-            headers["If-Range"] = version
-        total = file.tell() + int(length) if length else None
-        name = os.path.basename(urlsplit(source).path)[-40:]
-        with tqdm(
-            total=total, initial=file.tell(), unit="B", unit_scale=True, desc=name, disable=None, leave=False
-        ) as bar:
-            for chunk in response.iter_bytes():
-                file.write(chunk)
-                bar.update(len(chunk))
+    headers.pop("Range", None)
+    headers.pop("If-Range", None)
+    if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+        file.seek(0)
+        file.truncate()
+    elif not response.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
+        raise httpx2.RemoteProtocolError("another part of the file came than was asked for")
+    length, version = response.headers.get("Content-Length"), response.headers.get("ETag", "")
+    # Without a length nobody could tell that a body which was cut is complete; weak marks are not exact.
+    if length and version.startswith('"'):
+        headers["If-Range"] = version
+    total, name = file.tell() + int(length) if length else None, os.path.basename(urlsplit(source).path)[-40:]
+    with tqdm(total=total, initial=file.tell(), unit="B", unit_scale=True, desc=name, disable=None, leave=False) as bar:
+        for chunk in response.iter_bytes():
+            file.write(chunk)
+            bar.update(len(chunk))
 
 
 def _refused(source: str, status: int) -> FetchError:
@@ -254,12 +243,12 @@ def _memory() -> Path:
 
 
 def _remembered() -> dict[str, tuple[int, int, str]]:
-    """Size, time of change and hash of the files that were found right, by path."""
+    """Size, time of change and right hash of files, by path."""
     try:
         entries = parse_json(read_text(_memory()))
         return {path: (int(size), int(changed), str(digest)) for path, (size, changed, digest) in entries.items()}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError):
-        return {}  # at worst files are read once more
+        return {}  # then files are hashed once more
 
 
 def _remember(path: Path, status: os.stat_result, digest: str) -> None:

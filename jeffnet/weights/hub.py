@@ -1,7 +1,7 @@
-"""Where weights come from: a model's published ones, a repository of the model hub, a URL, or a file of one's own.
+"""Sources of weights: published weights of a model, a repository of the hub, a URL, or a local file.
 
-What comes over the network is verified, or said not to be, and kept: what the hub has in huggingface_hub's cache, with
-its tokens and settings, all else in `jeffnet.weights.download.cache_folder`.
+Downloads are verified, or logged as not verified. Files of the hub are in huggingface_hub's cache, and use its tokens
+and settings; all others are in `jeffnet.weights.download.cache_folder`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from jeffnet.weights import download
 from jeffnet.weights.download import FetchError, cache_folder, fetch, one_line, wrong_hash
 from jeffnet.weights.hub_config import CONFIG_FILE, HubConfig, parse_config, read_config
 
-# In the order in which they are looked for.
+# In order of preference.
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^-]*$")
@@ -37,10 +37,10 @@ class Located:
     """Weights on the local disk.
 
     Attributes:
-      path: the file, verified where it was downloaded.
+      path: of the file.
       source: what to call it in messages.
-      config: what is known of them besides; None for a path, beside which there may be a `config.json`.
-      is_verified: False for a download whose address states no hash; True for a file of one's own too.
+      config: the `config.json` of their repository, or the name of a published model; None for a local path.
+      is_verified: False for a download whose URL has no hash.
     """
 
     path: Path
@@ -50,21 +50,21 @@ class Located:
 
 
 def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -> Located:
-    """Find weights, and download those that are not here yet.
+    """The local path of weights, which are downloaded if necessary.
 
-    With JEFFNET_OFFLINE or HF_HUB_OFFLINE set, only what was downloaded before is found.
+    With JEFFNET_OFFLINE or HF_HUB_OFFLINE set, only earlier downloads are used.
 
     Args:
-      source: True for the published weights of a model: from the model hub, or where that has none to give from the
-        original release (JEFFNET_RELEASE_URL replaces its address). `hf:owner/name` for a repository of the hub,
-        `hf:owner/name/folder/file` for a file of it, each with `@revision` (a branch, tag or commit) at the end if
-        wanted. A URL, the beginning of whose file's SHA-256 may stand behind it (`#sha256=d480c9de`) or in its name
-        (`b0-d480c9de.npz`); the log says where neither does. All else is the path of a file, which is not looked at.
+      source: True for the published weights of a model: from the hub, or from the original release
+        (JEFFNET_RELEASE_URL replaces its address) if the hub cannot give them. `hf:owner/name` for a repository of the
+        hub, `hf:owner/name/folder/file` for a file in it; either may end in `@revision` (a branch, tag or commit). A
+        URL, with the beginning of the file's SHA-256 after it (`#sha256=d480c9de`) or in its name (`b0-d480c9de.npz`),
+        or else a warning. All else is the path of a local file, which need not exist.
       name: of the model, ours or timm's, for its published weights.
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: there are none, they cannot be downloaded, or they are not what they should be.
+      WeightsError: there are none, they cannot be downloaded, or they have the wrong hash.
     """
     if source is True:
         return _published(name)
@@ -120,7 +120,7 @@ def _of_url(source: str) -> Located:
     if fragment and not (fragment.startswith("sha256=") and re.fullmatch("[0-9a-f]{8,64}", digits)):
         raise WeightsError(f"weights {shown!r}: '#{fragment}' is not '#sha256=' with 8 to 64 hexadecimal digits")
     in_name = _HASH_IN_NAME.search(name)
-    # A name of numbers alone may be one with a date: it states a hash where it is the file's.
+    # A number in the name may be a date: it is taken for a hash only if the file has that hash.
     may_be_number = not digits and in_name is not None and in_name[1].isdecimal()
     if not digits and in_name and not may_be_number:
         digits = in_name[1]
@@ -181,7 +181,7 @@ class _Repository:
         lacking = None
         for file in files:
             try:
-                # Where the hub cannot be reached for one file, of the others only what is cached is of interest.
+                # If the hub cannot be reached for one file, others are looked for in the cache only.
                 path = self.fetch(file, is_offline() or lacking is not None)
             except FetchError as error:
                 if not error.unavailable:
@@ -193,9 +193,9 @@ class _Repository:
         raise lacking or self._without(files)
 
     def config(self, weights: Path) -> dict[str, Any]:
-        """The repository's `config.json` beside a weights file of it; empty where there is none to be had."""
+        """The `config.json` of the repository that a weights file is of; empty if it has none."""
         offline = is_offline()
-        # Not of the branch, which may have moved on.
+        # Of the file's commit: the branch may have moved on.
         repository = _Repository(self.source, self.name, self.commit(weights))
         try:
             path = repository.fetch(CONFIG_FILE, offline)
@@ -207,9 +207,9 @@ class _Repository:
         return read_config(path, self.source) if path else {}
 
     def fetch(self, file: str, offline: bool) -> Path | None:
-        """A file of the repository, verified; None where the repository has no such file."""
+        """A file of the repository, verified; None if the repository has no such file."""
         actual = expected = None
-        # What is damaged is removed and downloaded once more.
+        # A damaged file is removed and downloaded once more.
         for _ in range(2):
             path = self._cached(file) if offline else self._downloaded(file)
             if path is None:
@@ -220,7 +220,7 @@ class _Repository:
                 if actual is None:
                     return path
                 _log.warning("%s is damaged: its hash is %s, not %s; it is removed", path, actual, expected)
-                # The snapshot's link, the repository's copy, and what copies may share.
+                # The snapshot's link, the repository's copy, and the blob that copies may share.
                 for part in (path.resolve(), path.parent / os.readlink(path) if path.is_symlink() else path, path):
                     part.unlink(missing_ok=True)
             except OSError as error:
@@ -230,21 +230,19 @@ class _Repository:
         )
 
     def _look_up(self, file: str) -> Path | bool:
-        """A file in the cache; else whether the repository may have it, as far as the cache knows."""
-        from huggingface_hub import file_download
+        """A file in the cache; else whether the repository may have it: False if the cache knows that it does not."""
+        from huggingface_hub import try_to_load_from_cache
 
-        # Not `hf_hub_download(local_files_only=True)`, which for its headers may go over the network.
-        cached = file_download.try_to_load_from_cache(self.name, file, revision=self.revision)
-        return Path(cached) if isinstance(cached, str) else cached is not file_download._CACHED_NO_EXIST
+        # `hf_hub_download(local_files_only=True)` may use the network for its headers.
+        cached = try_to_load_from_cache(self.name, file, revision=self.revision)
+        return Path(cached) if isinstance(cached, str) else cached is None
 
     def _cached(self, file: str) -> Path | None:
-        from huggingface_hub import constants
-
         if isinstance(found := self._look_up(file), Path):
             return found
         if not found:
             return None
-        folder = Path(constants.HF_HUB_CACHE) / self._folder() / "snapshots" / (self.revision or "*")
+        folder = self._folder() / "snapshots" / (self.revision or "*")
         command = f"hf download {self.name} {file}" + (f" --revision {self.revision}" if self.revision else "")
         raise self._error(
             f"offline, and {str(folder / file)!r} is not there",
@@ -256,7 +254,7 @@ class _Repository:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
-        # A commit never gets what it has not.
+        # A commit never changes.
         if re.fullmatch("[0-9a-f]{40}", self.revision or "") and self._look_up(file) is False:
             return None
         last = False
@@ -266,7 +264,7 @@ class _Repository:
             except RemoteEntryNotFoundError:
                 return None
             except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError) as error:
-                # Only some of these are tried again by the client itself.
+                # The client itself retries only some of these.
                 cut = isinstance(error, httpx2.TransportError) or one_line(error).startswith("Consistency check")
                 may_pass = cut or (isinstance(error, HfHubHTTPError) and error.response.status_code >= 500)
                 if last and cut and isinstance(found := self._look_up(file), Path):
@@ -278,14 +276,14 @@ class _Repository:
                 last = True
 
     def _hash(self, path: Path, file: str, offline: bool) -> str | None:
-        """What the hub says the hash of a cached file is: for large files SHA-256, for small ones git's."""
+        """The hash that the hub states for a cached file: SHA-256 for large files, git's for small ones."""
         import httpx2
-        from huggingface_hub.file_download import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         if path.is_symlink():
             mark = Path(os.readlink(path)).name
         elif offline or download.is_remembered(path):
-            # Without symbolic links the cache does not tell. What was once found right is remembered.
+            # Without symbolic links the cache does not state it; a remembered hash is compared instead.
             return None
         else:
             try:
@@ -297,10 +295,11 @@ class _Repository:
                 return f"{algorithm}:{mark}"
         raise self._error(f"the hub gives no hash of {file} but {mark!r}", "download it by hand and give its path")
 
-    def _folder(self) -> str:
-        from huggingface_hub.file_download import repo_folder_name
+    def _folder(self) -> Path:
+        """Where huggingface_hub caches the repository."""
+        from huggingface_hub import constants
 
-        return repo_folder_name(repo_id=self.name, repo_type="model")
+        return Path(constants.HF_HUB_CACHE) / f"models--{self.name.replace('/', '--')}"
 
     def _error(self, reason: str, remedy: str, *, unavailable: bool = True) -> FetchError:
         return FetchError(self.source, reason, remedy, unavailable=unavailable)
@@ -316,39 +315,34 @@ class _Repository:
         return self._error(f"{self.name} has no {' and no '.join(files)}", f"{remedy}name a file: hf:{self.name}/FILE")
 
     def _explained(self, error: Exception) -> FetchError:
-        """What an exception of the client means to its user."""
+        """The error that tells a user what an exception of the client means."""
         from huggingface_hub import constants, errors
 
-        # Not that it is not in the cache, but why it could not be downloaded.
+        # Why it could not be downloaded, not that it is not in the cache either.
         if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
             error = error.__cause__
-        address = f"{constants.ENDPOINT}/{self.name}"
+        name, address = self.name, f"{constants.ENDPOINT}/{self.name}"
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-        if isinstance(error, errors.GatedRepoError):
-            return self._error(f"{self.name} is gated", f"ask for access at {address}, and {_LOGIN}")
-        if isinstance(error, errors.RepositoryNotFoundError):
-            return self._error(
-                f"the hub has no {self.name}, or a private one", f"check the spelling; for a private one {_LOGIN}"
-            )
-        if isinstance(error, errors.RevisionNotFoundError):
-            return self._error(
-                f"{self.name} has no revision {self.revision!r}",
-                f"see {address}/tree/main; the name of a file stands before @",
-            )
-        if status in (401, 403):
-            return self._error(f"the hub refuses access to {self.name} ({status})", f"check the token: {_LOGIN}")
-        if status:
-            return self._error(
-                f"the hub answers {status}", "try again later" if status != 404 else "check the spelling"
-            )
-        of_network = isinstance(error, ConnectionError | TimeoutError)
-        if isinstance(error, OSError) and error.errno is not None and not of_network:
-            what = "the disk is full" if download.is_disk_full(error) else f"cannot write ({one_line(error)})"
-            return self._error(
-                f"{constants.HF_HUB_CACHE!r}: {what}", "HF_HUB_CACHE can point to another folder", unavailable=False
-            )
+        match error:
+            case errors.GatedRepoError():
+                return self._error(f"{name} is gated", f"ask for access at {address}, and {_LOGIN}")
+            case errors.RepositoryNotFoundError():
+                reason = f"the hub has no {name}, or a private one"
+                return self._error(reason, f"check the spelling; for a private one {_LOGIN}")
+            case errors.RevisionNotFoundError():
+                remedy = f"see {address}/tree/main; the name of a file stands before @"
+                return self._error(f"{name} has no revision {self.revision!r}", remedy)
+            case errors.HfHubHTTPError() if status in (401, 403):
+                return self._error(f"the hub refuses access to {name} ({status})", f"check the token: {_LOGIN}")
+            case errors.HfHubHTTPError():
+                remedy = "check the spelling" if status == 404 else "try again later"
+                return self._error(f"the hub answers {status}", remedy)
+            case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
+                what = "the disk is full" if download.is_disk_full(error) else f"cannot write ({one_line(error)})"
+                remedy = "HF_HUB_CACHE can point to another folder"
+                return self._error(f"{constants.HF_HUB_CACHE!r}: {what}", remedy, unavailable=False)
         return self._error(f"the hub cannot be reached ({one_line(error)})", "check the network")
 
     def commit(self, path: Path) -> str:
         """The commit in whose snapshot a cached file is."""
-        return path.parts[path.parts.index(self._folder()) + 2]
+        return path.relative_to(self._folder() / "snapshots").parts[0]
