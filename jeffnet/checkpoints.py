@@ -1,4 +1,4 @@
-"""Models to files, from any backend: jeffnet's own format, what a module system's own tools read, or another library.
+"""Models of any backend to files: jeffnet's format, or one that a module system's tools or another library reads.
 
     from jeffnet.checkpoints import save_checkpoint
 
@@ -47,19 +47,19 @@ def save_checkpoint(
     Args:
       path: to write to; see `write_checkpoint`.
       model: what any backend's `create_model` returns.
-      name: of the model in the zoo, which the model must be; or the card that `from_pretrained` gave with it, whose
-        classes (where their number is still the same) and preprocessing then hold where they are not given.
-      form: one of `jeffnet.weights.formats.FORMS`; None takes the one that the path's ending means, see `form_of`.
+      name: the model's name in the zoo; or the card from `from_pretrained`, whose preprocessing and classes (if
+        their number is the same) are then the defaults.
+      form: see `form_of`.
       classes: names of the classes in the order of the logits.
-      preprocessing: what the model expects of pictures; None takes the card's, or else the zoo's.
+      preprocessing: what the model expects of pictures; the card's or the zoo's by default.
 
     Returns:
-      What the file, if in jeffnet's own format, says of the model.
+      The card that a file in jeffnet's own format has.
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: the model is not one of this name, was changed so that the file would compute something else, or the
-        form cannot hold it.
+      WeightsError: the model is not the one of this name, was changed so that the file would compute something else, or
+        does not fit the form.
       OutputError: the path exists or cannot be written.
     """
     start, known = to_start(model), name if isinstance(name, ModelCard) else None
@@ -99,28 +99,26 @@ _FOREIGN = (
 
 
 def form_of(path: str | os.PathLike, form: str | None = None) -> str:
-    """In which form to write a file, by the ending of its name.
+    """The form in which to write a file.
 
     Args:
       path: of the file.
-      form: which one is wanted; None takes the one that the ending means, and without one jeffnet's own.
+      form: one of `jeffnet.weights.formats.FORMS`; None takes the default of the path's ending, or 'jeffnet'.
 
     Returns:
-      One of `jeffnet.backends.FORMS`.
+      One of `jeffnet.weights.formats.FORMS`.
 
     Raises:
-      EndingError: what is wanted is not what a file of this name would be, or the ending is of a format that cannot be
-        written.
+      EndingError: no file with this ending has the form, or jeffnet cannot write files with this ending.
     """
     path = Path(path)
     if form is not None and form not in FORMS:
         raise EndingError(f"form {form!r} is not one of {', '.join(FORMS)}")
     if path.suffix.lower() in _FOREIGN:
-        written = ", ".join(
-            f"*{ending} ({' or '.join(_forms(Path(ending)))})" for format in FORMATS for ending in format.endings
-        )
+        endings = dict.fromkeys(ending for format in FORMATS for ending in format.endings)
+        written = ", ".join(f"*{ending} ({' or '.join(_forms(f'a{ending}'))})" for ending in endings)
         raise EndingError(f"cannot write {str(path)!r}: jeffnet writes no {path.suffix.lower()} files, but {written}")
-    forms = _forms(path)
+    forms = _forms(path.name)
     if form is not None and form not in forms:
         raise EndingError(
             f"cannot write {str(path)!r} in the form {form!r}: a file of this name is {' or '.join(forms)}; give "
@@ -129,21 +127,21 @@ def form_of(path: str | os.PathLike, form: str | None = None) -> str:
     return form or forms[0]
 
 
-def _forms(path: Path) -> tuple[str, ...]:
-    return tuple(form for format in formats_of(path) for form in format.forms)
+def _forms(name: str) -> tuple[str, ...]:
+    return tuple(form for format in formats_of(Path(name)) for form in format.forms)
 
 
 def write_checkpoint(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard, form: str | None = None
 ) -> None:
-    """Write a model's arrays; under the name there is never half a checkpoint.
+    """Write a model's arrays; half a checkpoint never has the final name.
 
     Args:
       path: a file, for 'nnx' a folder, for 'tensorflow' the prefix of several files. Must not exist; its own folder
         must.
       arrays: by canonical name.
-      card: of the model. Only jeffnet's own format keeps it; what another loses of it is logged.
-      form: None takes the one that the path's ending means, see `form_of`; or one of `jeffnet.weights.formats.FORMS`:
+      card: of the model. Only jeffnet's own format keeps it; a warning says what another loses.
+      form: see `form_of`.
         'jeffnet': safetensors with the card.
         'linen': MessagePack of the variables, for `flax.serialization.from_bytes`.
         'nnx': the state, for `orbax.checkpoint.StandardCheckpointer`.
@@ -172,7 +170,7 @@ def write_checkpoint(
 
 
 def _lost(card: ModelCard) -> list[str]:
-    """What of a card is not in the arrays, and not what is assumed of arrays without a card."""
+    """The entries of a card that differ from those of arrays without a card."""
     defaults = {"global_pool": "avg", "output_stride": 32, "test_window": 0}
     lost = [f"{name} {getattr(card, name)!r}" for name, default in defaults.items() if getattr(card, name) != default]
     if card.preprocessing != model_preprocessing(card.model):
@@ -183,7 +181,7 @@ def _lost(card: ModelCard) -> list[str]:
 
 
 def _output_stride(plan: Plan, name: str) -> int:
-    """With which `output_stride` a plan was lowered, told by the strides of its maps."""
+    """The `output_stride` of a plan, from the strides of its maps."""
     strides = [feature.stride for feature in plan.features]
     for output_stride in reversed(OUTPUT_STRIDES):
         if [feature.stride for feature in model_plan(name, output_stride=output_stride).features] == strides:

@@ -1,10 +1,10 @@
-"""Trained models for others: a folder or a repository of the model hub, with all that is needed to use them.
+"""Publishing trained models with their descriptions, in a folder or in a repository of the hub.
 
     from jeffnet.publish import push_to_hub
 
     push_to_hub("me/flowers", model, "pt_efficientnet_b0", classes=("daisy", "rose"), scores={"top-1": 97.2})
 
-Whoever has the folder's path or the repository's name loads it: `from_pretrained("hf:me/flowers")` of every backend.
+`from_pretrained("hf:me/flowers")` of every backend loads it; so does `from_pretrained` with a folder's path.
 """
 
 import os
@@ -40,26 +40,26 @@ def save_pretrained(
     license: str = "",
     source: str = "",
 ) -> ModelCard:
-    """Write a model and its description into a folder, which `from_pretrained` of every backend loads.
+    """Write a model and its README into a folder, which `from_pretrained` of every backend loads.
 
     Args:
-      folder: made if it is not there; must not have a model or a README yet.
+      folder: created if necessary; must not have a model or a README.
       model: what any backend's `create_model` returns.
       name: of the model in the zoo, or the card that `from_pretrained` gave with it, see
         `jeffnet.checkpoints.save_checkpoint`.
       classes: names of the classes in the order of the logits; by default the card's.
-      preprocessing: what the model expects of pictures; None takes the card's, or else the zoo's.
-      scores: measured ones, in per cent, by name: `{"top-1": 77.7}`.
-      dataset: on whose held-out pictures they were measured.
+      preprocessing: what the model expects of pictures; the card's or the zoo's by default.
+      scores: in per cent, by name: `{"top-1": 77.7}`.
+      dataset: on whose held-out pictures the scores were measured.
       license: of the weights, by its identifier on the hub (`apache-2.0`).
-      source: how users will call the model in the examples of the README; the folder itself unless given.
+      source: of the weights in the README's examples; the folder by default.
 
     Returns:
       What the file says of the model.
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: the model is not one of this name.
+      WeightsError: the model is not the one of this name.
       OutputError: the folder has a model already, or cannot be written.
     """
     folder = Path(folder)
@@ -95,15 +95,15 @@ def push_to_hub(
     message: str = "Model and description",
     **description: Any,
 ) -> str:
-    """Put a model into a repository of the model hub, which is made if it is not there.
+    """Upload a model and its README to a repository of the hub, which is created if necessary.
 
     Args:
       repository: `owner/name`.
       model: what any backend's `create_model` returns.
       name: as of `save_pretrained`.
-      private: whether a repository that is made is private.
-      token: of the hub; None takes the one of `hf auth login` or HF_TOKEN.
-      revision: a branch; None takes the main one.
+      private: whether to create a private repository.
+      token: of the hub; by default the one of `hf auth login` or HF_TOKEN.
+      revision: a branch; by default the main one.
       message: of the commit.
       **description: `classes`, `preprocessing`, `scores`, `dataset` and `license` of `save_pretrained`.
 
@@ -136,7 +136,7 @@ def push_to_hub(
 
 
 def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: str = "", license: str = "") -> str:
-    """The description of a model, with the hub's metadata at its head.
+    """The README of a model, which begins with the hub's metadata.
 
     Args:
       card: of the model.

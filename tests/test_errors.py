@@ -21,9 +21,7 @@ BUILTINS = {name for name, kind in vars(builtins).items() if isinstance(kind, ty
 LIKE_PYTHON = {
     "checked_index": "data/checks.py", "move_durably": "system/files.py", "parse_json": "system/reading.py",
     "read_file": "system/reading.py", "read_text": "system/reading.py", "check_file": "system/reading.py",
-    "check_growth": "weights/archive.py", "child": "weights/formats/hdf5.py", "dataset": "weights/formats/hdf5.py",
-    "layers": "weights/formats/hdf5.py", "listed_layers": "weights/formats/hdf5.py",
-    "nested_layers": "weights/formats/hdf5.py",
+    "check_growth": "weights/archive.py",
 }  # fmt: skip
 # The context manager that makes a WeightsError of every exception.
 MANAGER = "reading"

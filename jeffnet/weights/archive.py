@@ -1,19 +1,19 @@
-"""Zip archives, in which torch, NumPy and Keras keep weights: what they may unpack to, and the CRC of every member."""
+"""Zip archives, in which torch, NumPy and Keras keep weights: their unpacked size, and the CRC of every member."""
 
 import zipfile
 from pathlib import Path
 
-# Weights hardly shrink, so that what unpacks to many times its size is made to fill the memory.
+# Weights hardly shrink: what unpacks to many times its size was made to fill the memory.
 MOST_TIMES = 64
 _SMALL = 2**24  # bytes, which any file may unpack to
 _PIECE = 2**20
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """An archive whose members, as it states their sizes, fit its own.
+    """Open an archive.
 
     Raises:
-      ValueError: they do not.
+      ValueError: it would unpack to far more bytes than it has.
       zipfile.BadZipFile, OSError, NotImplementedError: it is none, or cannot be read.
     """
     archive = zipfile.ZipFile(path)
@@ -26,24 +26,19 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def check_growth(size: int, packed: int) -> None:
-    """Refuse what unpacks to more bytes than weights do.
-
-    Raises:
-      ValueError: `size` bytes are far too many for `packed` bytes of a file.
-    """
+    """Raises ValueError if `size` bytes are far too many to be packed into `packed` bytes of weights."""
     if size > max(MOST_TIMES * packed, _SMALL):
         raise ValueError(f"{packed:,} bytes of it would unpack to {size:,}: refused")
 
 
 def check_members(archive: zipfile.ZipFile) -> bool:
-    """Compare the CRC of every member with its content.
+    """Compare the CRC of every member, if there are any: torch can be told to write zeros.
 
     Returns:
-      Whether there are any: torch can be told to write none, which it marks with zeros.
+      Whether there are any.
 
     Raises:
-      zipfile.BadZipFile, OSError: a member is not what was written.
-      Exception: others of zipfile's and zlib's, for a broken archive.
+      Exception: whatever a broken archive makes zipfile and zlib raise.
     """
     members = [member for member in archive.infolist() if member.file_size]
     if not any(member.CRC for member in members):

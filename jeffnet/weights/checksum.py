@@ -1,4 +1,4 @@
-"""Checksums of arrays, which notice an error in any one word and can be added up over the parts of a split array."""
+"""Checksums of arrays: they detect an error in any one word, and add up over the parts of a split array."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from jeffnet.weights.stored import Stored
 
 # Where the metadata of safetensors and Orbax have them.
 CHECKSUMS_KEY = "jeffnet.checksums"
-_BLOCK = 2**15  # words; what is computed with them stays in the processor's cache
+_BLOCK = 2**15  # words, few enough for the processor's cache
 
 
 def checksum(array: np.ndarray) -> int:
@@ -49,15 +49,15 @@ def checksum_of_part(values: np.ndarray, index: tuple[slice, ...], shape: tuple[
 
 
 def checked(arrays: Mapping[str, Stored], expected: Mapping[str, int], source: str) -> dict[str, Stored]:
-    """Arrays that compare their checksums when they are read, and raise WeightsError where one differs.
+    """Arrays that raise a WeightsError when they are read and their checksums differ.
 
     Args:
       arrays: of a file.
-      expected: the checksum of each, as the file states them.
+      expected: their checksums, as the file states them.
       source: what to call the file.
 
     Raises:
-      WeightsError: arrays without a checksum, or checksums without an array.
+      WeightsError: an array without a checksum, or a checksum without an array.
     """
     if different := sorted(arrays.keys() ^ expected.keys()):
         raise damaged(source, f"it lists other arrays than it has ({different[0]})")

@@ -1,4 +1,4 @@
-"""Fitting arrays from a source to a model: everything that does not fit, in one message."""
+"""Fitting the arrays of a source to a model, with everything that does not fit in one message."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ def fit(
     initial: Mapping[str, np.ndarray] | None = None,
     put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
 ) -> dict[str, Any]:
-    """Arrays of a source as exactly those of a model.
+    """The arrays of a model from those of a source.
 
-    Names, shapes and dtypes are checked before the values of stored arrays are read, and these are read one by one.
+    Names, shapes and dtypes are checked before values are read, array by array.
 
     Args:
       arrays: by canonical name; layouts as in `ArraySpec`. Names that the model does not have are an error.
@@ -36,14 +36,13 @@ def fit(
       initial: the model's arrays where the source's may be adapted: a classifier of other classes is replaced by these,
         and the first convolution's kernel is summed over the input channels (for one channel) or repeated (for more).
         None adapts nothing.
-      put: what to do with each array as soon as it is read, such as to move it to a device.
+      put: called with every array as soon as it is read, for instance to move it to a device.
 
     Returns:
       One array, or what `put` made of it, per name of `array_specs(plan)`, in that order.
 
     Raises:
-      WeightsError: names are missing or left over, shapes differ, or values are no finite floats; all of it in one
-        message.
+      WeightsError: names are missing or left over, shapes differ, or values are not finite floats.
     """
     specs = array_specs(plan)
     fitted = dict(arrays)
@@ -104,8 +103,8 @@ def adapt_input_channels(kernel: np.ndarray, in_chans: int) -> np.ndarray:
 
     Args:
       kernel: `(height, width, C, features)`.
-      in_chans: summed over `C` for 1; otherwise the channels repeat in order, scaled so that a picture whose channels
-        are all alike gives the same response.
+      in_chans: for 1 the sum over `C`; otherwise the channels repeat in order, scaled so that a picture with equal
+        channels gives the same response.
     """
     channels = kernel.shape[2]
     if in_chans == 1:
@@ -119,7 +118,7 @@ def _is_float(dtype: np.dtype) -> bool:
 
 
 def _remedy(name: str, shape: tuple[int, ...], wanted: tuple[int, ...], plan: Plan) -> str:
-    """What to do where only the number of classes or of input channels differs; nothing for another architecture."""
+    """What to do if only the number of classes or of input channels differs; nothing for another architecture."""
     other = [axis for axis in range(len(wanted)) if len(shape) != len(wanted) or shape[axis] != wanted[axis]]
     if name == "classifier.kernel" and other == [1]:
         return f": pass num_classes={shape[1]} to keep the file's classes, or adapt=True to start a new classifier"

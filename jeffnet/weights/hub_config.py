@@ -1,7 +1,7 @@
-"""The `config.json` that timm writes beside weights: which model they are of, what it expects of pictures, its classes.
+"""The `config.json` that timm writes beside weights: the model's name, preprocessing and classes.
 
-Read as timm 1.0 reads it: `timm.models._hub._parse_model_cfg` and `timm.data.resolve_data_config`, the latter with the
-size and crop of tests, as `validate.py` of timm. What changes the network and cannot be followed is an error.
+It is read as by timm 1.0: `timm.models._hub._parse_model_cfg` and `timm.data.resolve_data_config`, with the size and
+crop of tests as in timm's `validate.py`. An entry that changes the network in a way that jeffnet cannot is an error.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from jeffnet.system.reading import parse_json, read_text
 CONFIG_FILE = "config.json"
 _log = logging.getLogger("jeffnet")
 
-# timm's names of activations whose function is the same.
+# timm's other names of activations.
 _ACTIVATIONS = {"swish": "silu", "hardswish": "hard_swish"}
-# Arguments of timm's `create_model` that change neither arrays nor logits.
+# Arguments of timm's `create_model` that do not change the logits.
 _WITHOUT_EFFECT = frozenset(
     {"drop_rate", "drop_path_rate", "bn_momentum", "scriptable", "exportable", "no_jit", "pretrained", "cache_dir"}
 )
@@ -29,17 +29,17 @@ _WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What a `config.json` says.
+    """The entries of a `config.json`; None or empty if it lacks them.
 
     Attributes:
-      model: our name of the model; None where it is none of ours or not said.
-      preprocessing: what the weights expect of pictures; None where it is not said.
-      classes: names of the classes in the order of the logits; empty where they are not said.
-      num_classes: width of the logits; None where it is not said.
-      in_chans: channels of the pictures; None where it is not said.
+      model: our name of the model, if it is one of ours.
+      preprocessing: what the weights expect of pictures.
+      classes: names of the classes in the order of the logits.
+      num_classes: width of the logits.
+      in_chans: channels of the pictures.
       global_pool: how the last map is pooled.
       output_stride: of the last map.
-      arguments: further ones of the network, which `check_arguments` compares with the model.
+      arguments: others of the network, which `check_arguments` compares with the model.
     """
 
     model: str | None = None
@@ -53,7 +53,7 @@ class HubConfig:
 
 
 def config_beside(weights: Path) -> HubConfig:
-    """What the `config.json` in the folder of a weights file says; nothing where there is none of timm's."""
+    """The `config.json` in the folder of a weights file, if timm wrote it."""
     path = weights.parent / CONFIG_FILE
     if not path.is_file():
         return HubConfig()
@@ -65,7 +65,7 @@ def config_beside(weights: Path) -> HubConfig:
 
 
 def read_config(path: Path, source: str) -> dict[str, Any]:
-    """The entries of a `config.json`; none, with a warning, where it cannot be read."""
+    """The entries of a `config.json`; none, with a warning, if it cannot be read."""
     try:
         config = parse_json(read_text(path))
         if not isinstance(config, dict):
@@ -77,15 +77,15 @@ def read_config(path: Path, source: str) -> dict[str, Any]:
 
 
 def parse_config(config: Mapping[str, Any], source: str, repository: str | None = None) -> HubConfig:
-    """What a configuration says.
+    """Interpret the entries of a `config.json`.
 
     Args:
-      config: its entries.
+      config: the entries.
       source: what to call it in messages.
-      repository: of the hub, whose weights may be published ones of a model of ours.
+      repository: on the hub; it may be of a model's published weights.
 
     Raises:
-      WeightsError: it asks for something that jeffnet does not compute.
+      WeightsError: an entry asks for something that jeffnet does not compute.
     """
     weights, arguments = _pretrained(config), config.get("model_args") or {}
     if not isinstance(arguments, dict):
@@ -129,7 +129,7 @@ def check_arguments(config: HubConfig, model: str, source: str) -> None:
             raise _refused(source, f"model_args.{name}", value, f"{model} has {own[0]!r}")
 
 
-# The arguments of timm's that are compared with a model: which values make it.
+# The values that arguments of timm must have for a model.
 _COMPARED = {
     "bn_eps": lambda spec: (spec.bn_epsilon,),
     "act_layer": lambda spec: (spec.act,),
@@ -173,7 +173,7 @@ def _preprocessing(source: str, weights: Mapping[str, Any], model: str | None) -
 
 
 def _classes(source: str, config: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names, of which timm writes a list, or an object from the classes' numbers."""
+    """The names, which timm writes as a list or as an object from the classes' numbers."""
     names = config.get("label_names") or weights.get("label_names") or config.get("labels") or weights.get("labels")
     if isinstance(names, dict):
         numbers = [str(number) for number in range(len(names))]
@@ -189,7 +189,7 @@ def _classes(source: str, config: Mapping[str, Any], weights: Mapping[str, Any])
 
 
 def _pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What timm says of the weights; in its older files it stands with the rest."""
+    """timm's entries on the weights; in its older files they are among the others."""
     stated = config.get("pretrained_cfg", config)
     return stated if isinstance(stated, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Weights files, recognised by what is in them, and fitted to a model."""
+"""Loading weights of any source and format, and fitting them to a model."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, TIMM
 
 # Where weights may be: a path, True for the published ones, `hf:owner/name`, a URL.
 Source = str | os.PathLike | Literal[True]
-# The name under which jeffnet and the model hub keep a model's weights in a folder.
+# The name of a model's weights in a folder, for jeffnet and the hub.
 MODEL_FILE = WEIGHTS_FILES[0]
 
 _log = logging.getLogger("jeffnet")
@@ -49,7 +49,7 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
       The file; its arrays are read when they are used.
 
     Raises:
-      WeightsError: they cannot be had, or not be read.
+      WeightsError: they cannot be downloaded or read.
     """
     if isinstance(source, str) and _is_published(source) and not Path(source).exists():
         source, name = True, source
@@ -59,10 +59,10 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
     except WeightsError as error:
         if located.is_verified or isinstance(error.__cause__, ModuleNotFoundError):
             raise
-        # Of an answer without a length only its content tells that it was cut.
+        # A download without a length may be cut, which only its content shows.
         located.path.unlink(missing_ok=True)
         raise WeightsError(
-            f"weights {located.source!r}: what was downloaded is removed, since it came damaged or cut short, or is "
+            f"weights {located.source!r}: what was downloaded is removed, since it is damaged, cut short or "
             f"something else: try again, or check the address ({error})"
         ) from error
     if located.config is not None:
@@ -143,22 +143,21 @@ def open_weights(
     in_chans: int | None = None,
     put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
 ) -> tuple[ModelCard, dict[str, Any]]:
-    """Weights with what is known of their model.
+    """Weights and the card of their model.
 
     Args:
       source: see `find_weights`.
-      name: the model's, where the source does not say it.
-      num_classes: where given and another number than the source has, the classifier starts anew.
-      in_chans: where given and another number than the source has, the first convolution's kernel is summed or
-        repeated.
-      put: what to do with each array as soon as it is read; see `jeffnet.weights.fit.fit`.
+      name: the model's, if the source does not state it.
+      num_classes: starts a new classifier if it is another number than the source's.
+      in_chans: sums or repeats the first convolution's kernel if it is another number than the source's.
+      put: called with every array as soon as it is read, see `jeffnet.weights.fit.fit`.
 
     Returns:
       The model's card, and its arrays by canonical name.
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: the weights cannot be had or read, do not fit the model, or say another name.
+      WeightsError: the weights cannot be downloaded or read, do not fit, or are of another model.
     """
     file, card = describe_weights(source, name)
     stated_card = card
@@ -172,19 +171,19 @@ def open_weights(
 
 
 def describe_weights(source: Source, name: str | None = None) -> tuple[WeightsFile, ModelCard]:
-    """Weights, none of whose arrays has been read, and what is known of their model.
+    """Weights, without reading their arrays, and the card of their model.
 
     Args:
       source: see `find_weights`.
-      name: the model's, where the source does not say it.
+      name: the model's, if the source does not state it.
 
     Returns:
       The file, and the model's card.
 
     Raises:
       UnknownModelError: no such model.
-      WeightsError: the weights cannot be had or read, nobody says of which model they are, they say that they are
-        of one that computes something else, or they do not belong to the `config.json` beside them.
+      WeightsError: the weights cannot be downloaded or read, are of an unknown or another model, or do not belong to
+        the `config.json` beside them.
     """
     file = find_weights(source, name)
     if name is None and file.stated_model is None:
@@ -198,7 +197,7 @@ def describe_weights(source: Source, name: str | None = None) -> tuple[WeightsFi
 
 
 def _describe(file: WeightsFile, model: str) -> ModelCard:
-    """The card of weights, or else what their arrays and their `config.json` tell."""
+    """The card of weights, or else one made from their arrays and their `config.json`."""
     if file.card is not None:
         return file.card
     config = file.config
@@ -206,7 +205,7 @@ def _describe(file: WeightsFile, model: str) -> ModelCard:
     check_arguments(config, model, file.source)
     arrays = to_canonical_names(file.arrays, file.naming, plan)
     bias, stem = arrays.get("classifier.bias"), arrays.get("conv_stem.kernel")
-    # What is missing or has another rank than it should is left for `fit` to report.
+    # `fit` reports what is missing or has another rank.
     num_classes = 0 if bias is None else bias.size if bias.ndim == 1 else 1000
     in_chans = 3 if stem is None or stem.ndim != 4 else stem.shape[2]
     for what, own, said in (("classes", num_classes, config.num_classes), ("channels", in_chans, config.in_chans)):
@@ -265,14 +264,13 @@ def load_weights(
         another pooling or output stride than the weights were made with is only a warning.
       classes: names of the model's classes, for adapting: weights of the same names in another order get this one, and
         those of other classes a new classifier.
-      put: what to do with each array as soon as it is read; see `jeffnet.weights.fit.fit`.
+      put: called with every array as soon as it is read, see `jeffnet.weights.fit.fit`.
 
     Returns:
       What `put` makes of them; NumPy arrays unless given.
 
     Raises:
-      WeightsError: they cannot be had or read, do not fit, or say that they are of another model, or made for another
-        pooling or output stride.
+      WeightsError: they cannot be downloaded or read, do not fit, or are of another model, pooling or output stride.
 
     Example:
       from jeffnet.arch.zoo import model_plan
@@ -325,7 +323,7 @@ def _match_classifier(
     """Put a classifier's classes into the order of the model's, or a new one in place of one of other classes."""
     bias = arrays.get("classifier.bias")
     if bias is None or bias.shape != (len(classes),) or any(name not in initial for name in CLASSIFIER):
-        return  # what there is to do about that is for `fit`
+        return  # `fit` reports it or starts a new classifier
     indices = class_indices(classes, len(classes), own)
     if indices is None:
         difference = class_difference(own or tuple(imagenet_classes()), classes)

@@ -1,4 +1,4 @@
-"""The state dict of a network in what a training loop saved: under any keys, with any prefix, beside other things."""
+"""The state dict of a network in what a training loop saved: under any keys, with any prefix, beside other objects."""
 
 import logging
 import re
@@ -10,33 +10,33 @@ import numpy as np
 
 from jeffnet.errors import WeightsError
 
-# What `DataParallel`, `torch.compile`, FSDP and activation checkpointing put into names, before or within them.
+# What `DataParallel`, `torch.compile`, FSDP and activation checkpointing add to names, in any place.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # The first convolution of timm's networks and of `efficientnet_pytorch`, after any prefix.
 _STEM = re.compile(r"(?P<prefix>(?:.*\.)?)_?conv_stem\.weight")
-# The modules of these networks: what else stands beside them is no part of theirs, such as a loss's weights.
+# The modules of these networks. Others beside them, such as a loss's weights, are skipped.
 _MODULES = re.compile(
     r"(conv_stem|bn1|blocks|conv_head|bn2|norm_head|classifier|_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\."
 )
-# Where training loops keep what they want to be used: averaged weights before the last ones.
+# Keys of averaged weights, which are preferred to the last ones.
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg)(_|$)")
 _PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "module")
 _OPTIMIZERS = re.compile("optim|exp_avg|momentum", re.IGNORECASE)
 _SHOWN = 6
-# Beyond these no training loop goes, but a file that was made to take for ever might.
+# No training loop exceeds these, but a file that was made to take for ever might.
 _DEEPEST, _MOST = 8, 16
 _log = logging.getLogger("jeffnet")
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A state dict that was found.
+    """A state dict of a network.
 
     Attributes:
-      path: the keys under which it is.
+      path: its keys in what was saved.
       prefix: of its names.
-      arrays: by name without it.
-      others: arrays that stand beside these and are none of a network.
+      arrays: by name without the prefix.
+      others: arrays beside these that are not the network's.
     """
 
     path: tuple[str, ...]
@@ -56,29 +56,29 @@ class _Candidate:
 
     @property
     def is_never_averaged(self) -> bool:
-        """Whether torch's AveragedModel counted no average: it still has the weights with which it began."""
+        """Whether torch's AveragedModel counted no average: it still has its first weights."""
         counters = [array for name, array in self.others.items() if name.endswith("n_averaged")]
         return any(not (np.asarray(counter) != 0).any() for counter in counters if counter.ndim == 0)
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """The lower, the more it is what a user of the file wants."""
+        """The lowest is what a user of the file wants."""
         words = [*self.path, *(word for word in self.prefix.split(".") if word)]
         places = [_PLAIN.index(word) if word in _PLAIN else len(_PLAIN) for word in words if word not in _WRAPPERS]
         return (not self.is_averaged, self.is_never_averaged, *sorted(places, reverse=True))
 
 
 def find_state_dict(content: Any, source: str) -> dict[str, Any]:
-    """The arrays of a network's state dict, without what training loops and wrappers add to their names.
+    """The arrays of a network's state dict, by name without what training loops and wrappers add.
 
-    What was taken and what was left out is said in the log. Averaged (EMA) weights are taken before others.
+    The log says what was taken and what was left out. Averaged (EMA) weights are preferred.
 
     Args:
-      content: what was saved: nested mappings with anything in them. Arrays are what has a shape.
+      content: what was saved: nested mappings of anything. Arrays are what has a shape.
       source: what to call it.
 
     Raises:
-      WeightsError: there is no state dict, none of a network of ours, or several of equal standing.
+      WeightsError: there is no state dict of a network of ours, or there are several of equal rank.
     """
     candidates = [candidate for path, mapping in _mappings(content) for candidate in _candidates(mapping, path)]
     candidates.sort(key=lambda candidate: candidate.rank)
@@ -94,7 +94,7 @@ def find_state_dict(content: Any, source: str) -> dict[str, Any]:
 
 
 def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping]]:
-    """The mappings in what was saved, each once, and the keys under which they are."""
+    """The mappings in what was saved and their keys, without duplicates."""
     seen, waiting = set(), [((), content)]
     while waiting:
         path, value = waiting.pop()
@@ -111,7 +111,7 @@ def _candidates(content: Mapping, path: tuple[str, ...]) -> Iterator[_Candidate]
     arrays: dict[str, Any] = {}
     for key, array in _arrays(content).items():
         name = ".".join(word for word in key.split(".") if word not in _WRAPPERS)
-        # Where two would get one name, both keep theirs.
+        # If two would get the same name, both keep theirs.
         arrays[key if name in arrays else name] = array
     for prefix in sorted({match["prefix"] for match in map(_STEM.fullmatch, arrays) if match})[:_MOST]:
         own, others = {}, {}
@@ -129,7 +129,7 @@ def _arrays(content: Mapping) -> dict[str, Any]:
 
 
 def _report(content: Any, source: str, taken: _Candidate, was_choice: bool) -> None:
-    """Say what was taken and what was left out: a warning where it might not be what the user expects."""
+    """Log what was taken and what was left out: a warning if it might not be what the user expects."""
     left = list(taken.others)
     for key in taken.path:
         left += [str(other) for other in content if str(other) != key]

@@ -1,7 +1,7 @@
-"""Files in HDF5, in which Keras keeps the arrays of a model's layers; reading them needs h5py.
+"""HDF5 files, in which Keras keeps the arrays of a model's layers. Reading them needs h5py.
 
-HDF5 trusts its files: a damaged one may crash it, and a crafted one do worse. So a process of its own reads a file, and
-what it finds comes back as bytes: all that a broken file can end is that process.
+HDF5 trusts its files: a damaged one may crash it, and a crafted one do worse. So another process reads a file and sends
+back bytes, and a broken file can end only that process.
 """
 
 import importlib.util
@@ -61,7 +61,7 @@ def read_layers(path: Path, content: BinaryIO, stems: set[str]) -> LayersFile:
     Args:
       path: what to call it.
       content: the file.
-      stems: names of layers by which one that says its layers' names is recognised.
+      stems: names of first layers; one of them shows that the file names its layers.
 
     Raises:
       WeightsError: h5py is not installed, or the file is broken or points to other files.
@@ -80,7 +80,7 @@ def read_layers(path: Path, content: BinaryIO, stems: set[str]) -> LayersFile:
 
 
 def _copy_by_process(path: Path, content: BinaryIO, output: BinaryIO, stems: set[str]) -> None:
-    """`copy_layers` in a process of its own."""
+    """Run `copy_layers` in another process."""
     done = subprocess.run(
         # Without the current folder on its path, in which a file from elsewhere may lie beside modules from there.
         [sys.executable, "-P", "-c", f"from {__name__} import main; main()", json.dumps(sorted(stems))],
@@ -92,8 +92,9 @@ def _copy_by_process(path: Path, content: BinaryIO, output: BinaryIO, stems: set
     )
     if done.returncode:
         crash = f"HDF5 crashed on it (signal {-done.returncode})" if done.returncode < 0 else "it cannot be read"
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise WeightsError(f"weights {str(path)!r} {BROKEN}: {said[-1] if said and done.returncode > 0 else crash}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines and done.returncode > 0 else crash
+        raise WeightsError(f"weights {str(path)!r} {BROKEN}: {reason}")
 
 
 def with_checksums(content: bytes) -> bytes:
@@ -112,7 +113,6 @@ def with_checksums(content: bytes) -> bytes:
 
 def _listed(path: Path, found: np.ndarray, listing: dict[str, Any]) -> LayersFile:
     layers: Layers = {}
-    sums: dict[str, int] = {}
     for layer, leaf, shape, dtype, start, digits in listing["arrays"]:
         shape, dtype = tuple(shape), np.dtype(dtype)
         end = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -120,13 +120,12 @@ def _listed(path: Path, found: np.ndarray, listing: dict[str, Any]) -> LayersFil
         def read(part: np.ndarray = found[start:end], shape: tuple = shape, dtype: np.dtype = dtype) -> np.ndarray:
             return np.array(part).view(dtype).reshape(shape)
 
-        array = Stored(shape, dtype, read)
+        array, name = Stored(shape, dtype, read), f"{layer}/{leaf}"
         if digits is not None:
-            name = f"{layer}/{leaf}"
             array = checked({name: array}, {name: int(digits, 16)}, str(path))[name]
-            sums[name] = 1
         layers.setdefault(layer, {})[leaf] = array
-    return LayersFile(layers, listing["config"], 0 < len(sums) == len(listing["arrays"]))
+    has_checksums = bool(layers) and all(digits is not None for *_, digits in listing["arrays"])
+    return LayersFile(layers, listing["config"], has_checksums)
 
 
 def main() -> None:
@@ -165,7 +164,7 @@ def _written(content: BinaryIO, output: BinaryIO, stems: set[str]) -> dict[str, 
     import h5py
 
     with h5py.File(content, "r") as file:
-        layers, arrays = _Reader(h5py.HardLink).layers(file, stems), []
+        layers, arrays = _layers(file, stems), []
         datasets = [dataset for leaves in layers.values() for dataset in leaves.values()]
         check_growth(sum(dataset.nbytes for dataset in datasets), os.fstat(content.fileno()).st_size)
         start = 0
@@ -185,84 +184,79 @@ def _written(content: BinaryIO, output: BinaryIO, stems: set[str]) -> dict[str, 
     return {"arrays": arrays, "config": config.decode() if isinstance(config, bytes) else config}
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Finds the layers and their arrays in either arrangement.
+def _layers(file: Any, stems: set[str]) -> dict[str, dict[str, Any]]:
+    """Datasets by layer and by what they are, from either arrangement."""
+    root = _child(file, "model_weights")
+    root = file if root is None else root
+    if listed := _texts(root, "layer_names"):
+        return _listed_layers(root, listed)
+    found = list(_nested_layers(file, set()))
+    named = bool(stems & {name for _, name, _ in found})
+    layers: dict[str, dict[str, Any]] = {}
+    for place, name, arrays in found:
+        short = name if named else place.rpartition("/")[2]
+        layers[place if short in layers else short] = arrays
+    return layers
 
-    Attributes:
-      hard: h5py's kind of link that stays within a file.
-    """
 
-    hard: type
+def _listed_layers(root: Any, listed: list[str]) -> dict[str, dict[str, Any]]:
+    """The older arrangement: attributes list the layers and their weights, of a model in a model all together."""
+    layers: dict[str, dict[str, Any]] = {}
+    for layer in listed:
+        group = _child(root, layer)
+        weights = _texts(group, "weight_names")
+        is_model = len({weight.rpartition("/")[0] for weight in weights}) > 1
+        for weight in weights:
+            owner, _, leaf = weight.rpartition("/")
+            leaf = leaf.partition(":")[0].removeprefix("depthwise_")
+            layers.setdefault(owner if is_model else layer, {})[leaf] = _dataset(_child(group, weight))
+    if "Conv/BatchNorm" in layers:  # as MobileNetV3's layers were called before Keras 3
+        return {name.replace("/BatchNorm", "_bn").replace("/", "_").lower(): layers[name] for name in layers}
+    return {name.rpartition("/")[2]: arrays for name, arrays in layers.items()}
 
-    def layers(self, file: Any, stems: set[str]) -> dict[str, dict[str, Any]]:
-        """Datasets by layer and by what they are."""
-        root = self.child(file, "model_weights")
-        root = file if root is None else root
-        listed = self.texts(root, "layer_names")
-        if listed:
-            return self.listed_layers(root, listed)
-        found = list(self.nested_layers(file, set()))
-        named = bool(stems & {name for _, name, _ in found})
-        layers: dict[str, dict[str, Any]] = {}
-        for place, name, arrays in found:
-            short = name if named else place.rpartition("/")[2]
-            layers[place if short in layers else short] = arrays
-        return layers
 
-    def listed_layers(self, root: Any, listed: list[str]) -> dict[str, dict[str, Any]]:
-        """The older arrangement: attributes list the layers and their weights, of a model in a model all together."""
-        layers: dict[str, dict[str, Any]] = {}
-        for layer in listed:
-            group = self.child(root, layer)
-            weights = self.texts(group, "weight_names")
-            is_model = len({weight.rpartition("/")[0] for weight in weights}) > 1
-            for weight in weights:
-                owner, _, leaf = weight.rpartition("/")
-                leaf = leaf.partition(":")[0].removeprefix("depthwise_")
-                layers.setdefault(owner if is_model else layer, {})[leaf] = self.dataset(self.child(group, weight))
-        if "Conv/BatchNorm" in layers:  # as MobileNetV3's layers were called before Keras 3
-            return {name.replace("/BatchNorm", "_bn").replace("/", "_").lower(): layers[name] for name in layers}
-        return {name.rpartition("/")[2]: arrays for name, arrays in layers.items()}
+def _nested_layers(group: Any, seen: set) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The arrangement of Keras 3: where each layer is, the name that it states, and its arrays."""
+    for container in ("layers", "_layer_checkpoint_dependencies"):
+        layers = _child(group, container)
+        for key in () if layers is None else layers:
+            layer = _child(layers, key)
+            if layer.id in seen:  # a group that is in itself would have no end
+                continue
+            seen.add(layer.id)
+            variables = _child(layer, "vars")
+            if variables is not None and len(variables):
+                arrays = [_dataset(_child(variables, number)) for number in sorted(variables, key=int)]
+                numbers = tuple(str(number) for number in range(len(arrays)))
+                leaves = _LEAVES_BY_AXES.get(tuple(array.ndim for array in arrays), numbers)
+                yield layer.name, variables.attrs.get("name", key), dict(zip(leaves, arrays, strict=False))
+            yield from _nested_layers(layer, seen)
 
-    def nested_layers(self, group: Any, seen: set) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """The arrangement of Keras 3: where each layer is, the name that it says it has, and its arrays."""
-        for container in ("layers", "_layer_checkpoint_dependencies"):
-            layers = self.child(group, container)
-            for key in () if layers is None else layers:
-                layer = self.child(layers, key)
-                if layer.id in seen:  # a group that is in itself would have no end
-                    continue
-                seen.add(layer.id)
-                variables = self.child(layer, "vars")
-                if variables is not None and len(variables):
-                    arrays = [self.dataset(self.child(variables, number)) for number in sorted(variables, key=int)]
-                    numbers = tuple(str(number) for number in range(len(arrays)))
-                    leaves = _LEAVES_BY_AXES.get(tuple(array.ndim for array in arrays), numbers)
-                    yield layer.name, variables.attrs.get("name", key), dict(zip(leaves, arrays, strict=False))
-                yield from self.nested_layers(layer, seen)
 
-    def child(self, group: Any, path: str) -> Any:
-        """What is at a path, or None. Links that might lead to another file are refused."""
-        for key in path.split("/"):
-            link = group.get(key, getlink=True)
-            if link is None:
-                return None
-            if not isinstance(link, self.hard):
-                raise ValueError(f"{key!r} in it is a link elsewhere: refused")
-            group = group[key]
-        return group
+def _child(group: Any, path: str) -> Any:
+    """What is at a path, or None. Links that might lead to another file are refused."""
+    import h5py
 
-    def texts(self, group: Any, attribute: str) -> list[str]:
-        """A list in an attribute, or in several where it is too long for one."""
-        parts, more = [group.attrs.get(attribute, ())], f"{attribute}0"
-        while more in group.attrs:
-            parts.append(group.attrs[more])
-            more = f"{attribute}{len(parts) - 1}"
-        return [text.decode() if isinstance(text, bytes) else str(text) for part in parts for text in part]
+    for key in path.split("/"):
+        link = group.get(key, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{key!r} in it is a link elsewhere: refused")
+        group = group[key]
+    return group
 
-    def dataset(self, dataset: Any) -> Any:
-        """A dataset that lies in this file."""
-        if dataset.external or dataset.is_virtual:
-            raise ValueError(f"{dataset.name!r} of it is in another file: refused")
-        return dataset
+
+def _texts(group: Any, attribute: str) -> list[str]:
+    """A list in an attribute, or in several if it is too long for one."""
+    parts, more = [group.attrs.get(attribute, ())], f"{attribute}0"
+    while more in group.attrs:
+        parts.append(group.attrs[more])
+        more = f"{attribute}{len(parts) - 1}"
+    return [text.decode() if isinstance(text, bytes) else str(text) for part in parts for text in part]
+
+
+def _dataset(dataset: Any) -> Any:
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name!r} of it is in another file: refused")
+    return dataset
