@@ -38,7 +38,6 @@ class ImageModel:
 
         Arguments are those of a pass for logits. In training, functional also returns the updated statistics.
         """
-        raise NotImplementedError
 
     def features(self, *args: Any, **kwargs: Any) -> Any:
         """Feature maps `(N, H / stride, W / stride, C)`, as a tuple.
@@ -53,7 +52,6 @@ class ImageModel:
         Raises:
           ArchitectureError: no such map.
         """
-        raise NotImplementedError
 
 
 class Layers(ABC):

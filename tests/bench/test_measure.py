@@ -202,5 +202,5 @@ def test_random_weights_tell_pictures_apart_and_no_array_is_constant():
     arrays = random_arrays(card)
     assert all(array.std() > 1e-4 for array in arrays.values())
     pictures = np.random.default_rng(0).standard_normal((2, SIZE, SIZE, 3)).astype(np.float32)
-    one, other = _logits(card.plan(), arrays, pictures)
+    one, other = _logits(card, arrays, pictures)
     assert np.abs(one - other).max() > 0.1 * np.abs(one).max()

@@ -78,7 +78,7 @@ def test_a_table_and_a_document(jobs, capsys):
     command = ["bench", "pt_mnasnet_small", "--scaling", "--batch-size", "4", "--devices", "2", "1"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "the speed says nothing" in out and "3 all-reduce" in out and "100 %" in out and "v5e-256" in out
+    assert "speeds are meaningless" in out and "3 all-reduce" in out and "100 %" in out and "v5e-256" in out
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [(each["kind"], each["devices"], each["batch_size"]) for each in document["scaling"]] == [

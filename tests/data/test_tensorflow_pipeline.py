@@ -562,7 +562,7 @@ def test_a_damaged_or_missing_record_file_is_an_error_naming_the_data_set(format
     path.unlink()
     if kept is not None:
         path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(DatasetError, match=r"^data set 'tiny/good/1\.2\.0' cannot be read \(.+anew$") as raised:
+    with pytest.raises(DatasetError, match=r"^data set 'tiny/good/1\.2\.0' cannot be read \(.+again$") as raised:
         list(eval_loader(folder, "train", SMALL, 4, on_bad_image="skip"))
     assert "\n" not in str(raised.value)
 
