@@ -841,6 +841,7 @@ def test_train_draws_what_a_recipe_does(capsys, recipe, tmp_path):
     assert "1281167 pictures" in out
 
 
+@pytest.mark.slow
 def test_train_with_several_seeds(capsys, recipe, tmp_path):
     status, out, _ = run(capsys, "train", "--config", recipe, "--output", tmp_path / "runs", "--seeds", "3,4")
     assert status == 0

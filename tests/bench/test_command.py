@@ -59,6 +59,7 @@ def test_another_answer_fails_and_is_named(fakes, capsys):
     assert err.splitlines()[-1] == "error: answers differ: timm (tf_efficientnet_b0, inference, float32) by 5.0e-01"
 
 
+@pytest.mark.slow
 def test_a_crash_fails_after_the_table_and_what_is_not_there_does_not(fakes, capsys):
     fakes(linen="Right", timm="Dies", keras="Missing")
     status, out, err = run(capsys, "tf_efficientnet_b0", *QUICK, "--compare", "timm,keras")

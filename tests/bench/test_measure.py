@@ -168,6 +168,7 @@ def test_weights_that_cannot_be_had_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["inference", pytest.param("training", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_jeffnet_computes_what_the_reference_is(task):
     """In float32 to rounding, in processes as a user has them; `plain` by other convolutions than `functional`."""
     settings = settings_of(

@@ -69,12 +69,14 @@ def test_the_saved_model_is_the_best_one_and_knows_itself(finished, small_model,
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_whatever_the_threads(finished, config, tmp_path, assert_same_run):
     folder, _ = finished
     train(replace(config, data=replace(config.data, threads=1)), tmp_path / "again", progress=False)
     assert_same_run(tmp_path / "again", folder)
 
 
+@pytest.mark.slow
 def test_averaging_and_logging_change_nothing_of_the_model_itself(finished, config, tmp_path, rows):
     bare = replace(config, ema=EmaConfig(), log=replace(config.log, tensorboard=False))
     train(bare, tmp_path / "bare", progress=False)
@@ -236,6 +238,7 @@ def trained_with_linen(train_with):
 
 
 @pytest.mark.parametrize("backend", ["nnx", "functional", pytest.param("objax", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_every_backend_trains_to_the_same_files(backend, train_with, trained_with_linen, rows):
     if backend == "objax":
         pytest.importorskip("objax")
@@ -247,6 +250,7 @@ def test_every_backend_trains_to_the_same_files(backend, train_with, trained_wit
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
 def test_low_precision_learns_like_float32(dtype, config, finished, tmp_path, rows):
     low = replace(config, model=replace(config.model, dtype=dtype), ema=EmaConfig())
     train(low, tmp_path / "run", progress=False)
@@ -279,6 +283,7 @@ def test_a_student_learns_from_its_teacher(config, finished, tmp_path, rows):
     assert rows(tmp_path / "pupil")[0]["train_loss"] < 0.5 * rows(tmp_path / "alone")[0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_the_best_few_models_are_kept_and_averaged(config, tmp_path, rows):
     kept = replace(config, checkpoint=CheckpointConfig(keep_best=2, average_best=2), epochs=3)
     result = train(kept, tmp_path / "run", progress=False)

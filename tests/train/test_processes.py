@@ -219,7 +219,7 @@ def assert_close(run, expected):
 @pytest.mark.parametrize(
     ("processes", "devices", "arguments"),
     [
-        (1, 1, ()),
+        pytest.param(1, 1, (), marks=pytest.mark.slow),
         pytest.param(1, 8, (), marks=pytest.mark.slow),
         pytest.param(4, 1, (), marks=pytest.mark.slow),
         pytest.param(2, 2, ("--mesh", "data=1,fsdp=4"), marks=pytest.mark.slow),
@@ -340,6 +340,7 @@ def stopped(launch):
     return team
 
 
+@pytest.mark.slow
 def test_checkpoints_by_time_are_of_one_step_in_all_processes_and_complete(stopped, program, monkeypatch, tmp_path):
     from jeffnet.arch import zoo
 
@@ -360,6 +361,7 @@ def test_checkpoints_by_time_are_of_one_step_in_all_processes_and_complete(stopp
         shutil.rmtree(folders[step])
 
 
+@pytest.mark.slow
 def test_asked_to_stop_one_process_stops_all_and_another_layout_goes_on(stopped, launch, whole):
     assert [process.returncode for process in stopped.processes] == [STOPPED, STOPPED], stopped.said()
     told = [stopped.err(number)[-1] for number in (0, 1)]

@@ -120,6 +120,7 @@ def test_accumulation_normalises_each_part_by_itself(tiny_model, x64):
         np.testing.assert_allclose(cut[name], array, rtol=0, atol=1e-13, err_msg=name)
 
 
+@pytest.mark.slow
 def test_sharpness_aware_gradients_are_taken_where_the_loss_is_higher(tiny_model, x64):
     parts = Parts("tiny_flat", drop_rate=0.0, drop_path_rate=0.0)
     plain = parts.step()(parts.state(), BATCH)[0].params

@@ -100,6 +100,7 @@ def test_a_run_that_was_killed_at_many_moments_equals_one_that_was_not(config, f
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_and_says_so(number, status, config, finished, assert_same_run, tmp_path):
     process = start("--config", write_config(config, tmp_path), "--output", tmp_path / "run")
     wait_for_rows(process, tmp_path / "run", 3)
@@ -175,6 +176,7 @@ def test_a_preview_passes_over_the_pictures_that_training_passes_over(config, pa
     assert (tmp_path / "a.png").exists()
 
 
+@pytest.mark.slow
 def test_the_line_of_an_epoch_is_of_the_whole_epoch_also_where_it_was_resumed(
     config, tmp_path, crash_after, capsys, rows
 ):
@@ -237,6 +239,7 @@ def test_a_corrupt_last_checkpoint_is_reported_and_the_one_before_it_used(finish
     assert_same_run(crashed, finished[0])
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_deleted_meanwhile_is_named_and_put_back_the_run_goes_on(
     config, finished, assert_same_run, tmp_path, pictures, monkeypatch
 ):
@@ -256,6 +259,7 @@ def test_a_picture_that_is_deleted_meanwhile_is_named_and_put_back_the_run_goes_
     assert_same_run(tmp_path / "run", finished[0])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_good(crashed, rows):
     wild = [("optimizer.learning_rate", "1e38")]
     with pytest.raises(TrainingError, match=r"learning_rate.*keeps the checkpoint of step \d"):

@@ -100,6 +100,7 @@ def _arrays(state_dict, plan):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("name", "optimizer"), CASES)
+@pytest.mark.slow
 def test_losses_and_statistics_equal_timms(name, optimizer, timm, x64):
     plan = model_plan(name, num_classes=CLASSES, drop_rate=0.0, drop_path_rate=0.0)
     start, expected, end = _train_timm(timm, name, optimizer)

@@ -79,6 +79,7 @@ def validate(pictures, weights):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_say_what_one_does(validate, tmp_path):
     ((status, out, err),) = validate(1, 1, "--batch-size", "4", "--save-predictions", str(tmp_path / "one.csv"))
     assert status == 0, err

@@ -60,7 +60,7 @@ CASES = {
 }
 FAST = {
     "tensorflow": ("b0", "v2_035", "v2_056", "v3_small", "v3_small_minimal", "around", "heads"),
-    "jax": ("v2_035",),
+    "jax": (),
 }
 SMALL = "v2_035"
 
