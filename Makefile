@@ -49,7 +49,7 @@ demo: $(VENV)/demo.stamp ## train on embedded data, validate and predict (under 
 	$(BIN)/jeffnet predict digits --weights demo_run/model.safetensors --limit 12 --output demo_run/predictions.png
 	@echo "learning curves: demo_run/curves.png"
 
-test: $(VENV)/dev.stamp ## run the tests without the slow ones (under 10 minutes on 2 cores)
+test: $(VENV)/dev.stamp ## run the tests without the slow ones
 	$(QUICK_COMPILER) $(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
 
 # One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.

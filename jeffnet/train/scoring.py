@@ -19,6 +19,7 @@ from jeffnet.data.loader import LoaderState
 from jeffnet.errors import ImageError
 from jeffnet.ops.average import average_arrays
 from jeffnet.parallel.distributed import is_primary, wait_for_all
+from jeffnet.text.names import listed
 from jeffnet.train.estimate import make_estimate
 from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.scores import (
@@ -135,10 +136,9 @@ class Scorer:
                 f"none of the {len(skipped)} validation pictures can be decoded, such as {loader.name(0)!r}"
             )
         if skipped and not self._logged_skipped and is_primary():
-            names = ", ".join(map(loader.name, skipped[:_NAMED]))
             _log.warning(
-                "%d of %d validation pictures cannot be decoded and are left out of the scores: %s%s",
-                len(skipped), loader.num_examples, names, ", ..." if len(skipped) > _NAMED else "",
+                "%d of %d validation pictures cannot be decoded and are left out of the scores: %s",
+                len(skipped), loader.num_examples, listed(list(map(loader.name, skipped)), _NAMED),
             )  # fmt: skip
         self._logged_skipped = self._logged_skipped or bool(skipped)
 
