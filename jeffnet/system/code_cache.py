@@ -58,9 +58,11 @@ def untrusted(path: str | os.PathLike) -> str | None:
     try:
         path = Path(path).resolve()
         for entry in (path, *path.parents):
-            if entry.exists() and (reason := _untrusted_entry(entry, sticky_will_do=entry != path)):
-                return reason
-    except (OSError, RuntimeError) as error:  # the latter for links in a circle
+            # Not `exists()`: to it, what cannot be looked at is missing.
+            with contextlib.suppress(FileNotFoundError):
+                if reason := _untrusted_entry(entry, sticky_will_do=entry != path):
+                    return reason
+    except (OSError, RuntimeError) as error:  # links in a circle: from `resolve` the latter until Python 3.12
         return f"{str(path)!r} cannot be looked at: {getattr(error, 'strerror', None) or error}"
     return None
 
