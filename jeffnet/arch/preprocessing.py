@@ -1,6 +1,6 @@
 """How a picture becomes a model's input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
@@ -70,6 +70,10 @@ class Preprocessing:
         check_choice("crop_mode", self.crop_mode, CROP_MODES, ArchitectureError)
         if len(self.mean) != len(self.std) or not all(self.std) or not all(map(isfinite, (*self.mean, *self.std))):
             raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, finite, and no std of 0")
+
+    def changed(self, **values: Any) -> "Preprocessing":
+        """The same with these values, where they are not None."""
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
 
 
 def _plain(number: Any) -> Any:

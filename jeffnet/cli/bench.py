@@ -3,18 +3,19 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.bench.contenders import PEERS
 from jeffnet.bench.settings import TASKS
 from jeffnet.cli.devices import add_device_options
-from jeffnet.cli.model import local_path, positive, positive_number
+from jeffnet.cli.model import add_switch, local_path, positive, positive_number
 from jeffnet.cli.parser import usage
 from jeffnet.cli.scaling import add_scaling_options, run_scaling
 from jeffnet.cli.text import table
-from jeffnet.errors import EndingError, JeffnetError, UsageError
+from jeffnet.errors import JeffnetError, UsageError
+from jeffnet.system.figures import FORMS
+from jeffnet.system.files import check_output
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -28,11 +29,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "frameworks, in separate processes that take turns; see docs/benchmarking.md.",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names, wildcards ('tf_*_b[0-3]'), or `all`")
-    parser.add_argument(
-        "--weights",
-        metavar="SOURCE",
-        help="as for `jeffnet validate` (default: random weights, which are as fast)",
-    )
+    text = "as for `jeffnet validate` (default: random weights, which are as fast)"
+    parser.add_argument("--weights", metavar="SOURCE", help=text)
     _add_case_options(parser.add_argument_group("what"))
     _add_turn_options(parser.add_argument_group("how"))
     add_device_options(parser)
@@ -46,24 +44,12 @@ def _add_case_options(group: Any) -> None:
     group.add_argument("--batch-size", nargs="+", type=positive, default=(1, 16), metavar="N", help="(default: 1 16)")
     group.add_argument("--dtype", nargs="+", choices=DTYPES, default=("float32",), help="(default: float32)")
     group.add_argument(
-        "--image-size",
-        "--img-size",
-        nargs="+",
-        type=positive,
-        default=(),
-        metavar="N",
-        help="(default: the model's)",
+        "--image-size", "--img-size", nargs="+", type=positive, default=(), metavar="N", help="(default: the model's)"
     )
     group.add_argument("--backend", nargs="+", choices=BACKENDS, default=("linen",), help="(default: linen)")
-    group.add_argument(
-        "--fused",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="jeffnet.inference.fused, for inference (default: yes)",
-    )
-    group.add_argument(
-        "--compare", metavar="PEER,...", default="", help=f"the same models in {', '.join(PEERS)}; or `all`"
-    )
+    add_switch(group, "--fused", True, "jeffnet.inference.fused, for inference")
+    text = f"the same models in {', '.join(PEERS)}; or `all`"
+    group.add_argument("--compare", metavar="PEER,...", default="", help=text)
     group.add_argument("--baseline", metavar="NAME", help="contender whose speed is 1 (default: the first backend)")
 
 
@@ -71,32 +57,18 @@ def _add_turn_options(group: Any) -> None:
     group.add_argument("--threads", type=positive, metavar="N", help="threads per contender (default: all processors)")
     group.add_argument("--repeats", type=positive, default=5, metavar="N", help="rounds (default: %(default)s)")
     group.add_argument("--seconds", type=positive_number, default=0.5, help="length of a turn (default: %(default)s)")
-    group.add_argument(
-        "--peak",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also measure the machine, by a large matrix product and a large copy (default: yes)",
-    )
+    add_switch(group, "--peak", True, "also measure the machine, by a large matrix product and a large copy")
 
 
 def _add_output_options(group: Any) -> None:
-    group.add_argument(
-        "--price-per-hour",
-        type=positive_number,
-        metavar="X",
-        help="price of the machine; shows the cost of a million images",
-    )
-    group.add_argument(
-        "--watts", type=positive_number, metavar="W", help="power of the machine; shows the kWh of a million images"
-    )
+    text = "price of the machine; shows the cost of a million images"
+    group.add_argument("--price-per-hour", type=positive_number, metavar="X", help=text)
+    text = "power of the machine; shows the kWh of a million images"
+    group.add_argument("--watts", type=positive_number, metavar="W", help=text)
     group.add_argument("--csv", type=local_path, metavar="FILE", help="table of results, rewritten after every case")
     group.add_argument("--json", action="store_true", help="print one object, with the seconds of every call")
-    group.add_argument(
-        "--plot",
-        type=local_path,
-        metavar="FILE",
-        help="draw published top-1 against throughput: .png, .jpg, .pdf, .svg, ...",
-    )
+    text = "draw published top-1 against throughput: .png, .jpg, .pdf, .svg, ..."
+    group.add_argument("--plot", type=local_path, metavar="FILE", help=text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -110,13 +82,15 @@ def run(options: argparse.Namespace) -> None:
     if options.scaling:
         if len(candidates) != 1 or options.weights:
             raise UsageError("--scaling takes the name of one model, and no weights")
-        with _Bar() as bar:
-            run_scaling(options, candidates[0].name, settings, bar.say)
+        with _bar() as bar:
+            run_scaling(options, candidates[0].name, settings, bar.set_description_str)
         return
-    _check_outputs(options)
+    for path, endings in ((options.csv, [".csv"]), (options.plot, FORMS)):
+        if path is not None:
+            check_output(path, endings)
     results = []
-    with _Bar() as bar:
-        for result in bench(candidates, settings, bar.say):
+    with _bar() as bar:
+        for result in bench(candidates, settings, bar.set_description_str):
             results.append(result)
             if options.csv:
                 write_csv(options.csv, results, prices)
@@ -138,26 +112,14 @@ def _candidates(options: argparse.Namespace) -> list:
     if not options.models and options.weights is None:
         raise UsageError("give the name of a model, wildcards, or --weights SOURCE; `jeffnet list` shows the models")
     # Without a source, wildcards would only match models with published weights.
-    found = select_models(",".join(options.models) or None, options.weights or "{model}")
-    return found if options.weights else [Candidate(candidate.name) for candidate in found]
-
-
-def _check_outputs(options: argparse.Namespace) -> None:
-    """Check outputs before a long run."""
-    from jeffnet.system.figures import check_output, form_of
-
-    if options.csv is not None and Path(options.csv).suffix != ".csv":
-        raise EndingError(f"--csv {options.csv!r}: give a name that ends in .csv")
-    if options.plot is not None:
-        form_of(options.plot)
-    for path in filter(None, (options.csv, options.plot)):
-        check_output(path)
+    selected = select_models(",".join(options.models) or None, options.weights or "{model}")
+    return selected if options.weights else [Candidate(candidate.name) for candidate in selected]
 
 
 def _settings(options: argparse.Namespace):
     from jeffnet.bench.settings import Settings
 
-    compare = PEERS if options.compare == "all" else tuple(filter(None, options.compare.split(",")))
+    names = ("fused", "baseline", "threads", "repeats", "seconds", "peak", "device", "num_devices")
     with usage():
         return Settings(
             tasks=TASKS if options.task == "both" else (options.task,),
@@ -165,15 +127,8 @@ def _settings(options: argparse.Namespace):
             dtypes=tuple(options.dtype),
             image_sizes=tuple(options.image_size),
             backends=tuple(options.backend),
-            fused=options.fused,
-            compare=compare,
-            baseline=options.baseline,
-            threads=options.threads,
-            repeats=options.repeats,
-            seconds=options.seconds,
-            peak=options.peak,
-            device=options.device,
-            num_devices=options.num_devices,
+            compare=PEERS if options.compare == "all" else tuple(filter(None, options.compare.split(","))),
+            **{name: getattr(options, name) for name in names},
         )
 
 
@@ -191,12 +146,13 @@ def _print(results: list, prices: Any) -> None:
 def _check(results: list) -> None:
     """Raises JeffnetError if a contender failed or disagreed, or nothing was measured."""
     wrong = [
-        f"{each.contender} ({result.case.model}, {result.case.task}, {result.case.dtype}) by {each.difference:.1e}"
+        f"{measured.contender} ({result.case.model}, {result.case.task}, {result.case.dtype}) by "
+        f"{measured.difference:.1e}"
         for result in results
-        for each in result.measured
-        if not result.agrees(each)
+        for measured in result.measured
+        if not result.agrees(measured)
     ]
-    failed = {each.contender for result in results for each in result.failures if not each.expected}
+    failed = {failure.contender for result in results for failure in result.failures if not failure.expected}
     faults = []
     if wrong:
         faults.append(f"answers differ: {', '.join(wrong)}")
@@ -208,17 +164,8 @@ def _check(results: list) -> None:
         raise JeffnetError("; ".join(faults))
 
 
-class _Bar:
-    """Shows progress in one line of standard error."""
+def _bar():
+    """Progress in one line of standard error."""
+    from tqdm import tqdm
 
-    def __enter__(self) -> "_Bar":
-        from tqdm import tqdm
-
-        self._bar = tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None, file=sys.stderr)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def say(self, text: str) -> None:
-        self._bar.set_description_str(text)
+    return tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None, file=sys.stderr)

@@ -20,21 +20,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         description="Write weights in another format: jeffnet's, a checkpoint for a module system's tools, or a file "
         "for another library. Arrays are the same to the bit.",
     )
-    parser.add_argument(
-        "source",
-        help="a file or checkpoint in any format, hf:owner/name, a URL, or a model's name for its published weights",
-    )
+    text = "a file or checkpoint in any format, hf:owner/name, a URL, or a model's name for its published weights"
+    parser.add_argument("source", help=text)
     parser.add_argument("destination", type=local_path, help="file or folder to write; must not exist")
     parser.add_argument("--model", metavar="NAME", help="required unless the source names its model")
-    parser.add_argument(
-        "--num-classes",
-        type=whole,
-        metavar="N",
-        help="start a new classifier with N classes if the source has another number",
-    )
-    parser.add_argument(
-        "--in-chans", type=positive, metavar="N", help="sum or repeat the first convolution for N input channels"
-    )
+    text = "start a new classifier with N classes if the source has another number"
+    parser.add_argument("--num-classes", type=whole, metavar="N", help=text)
+    text = "sum or repeat the first convolution for N input channels"
+    parser.add_argument("--in-chans", type=positive, metavar="N", help=text)
     parser.add_argument(
         "--to",
         choices=FORMS,
@@ -64,7 +57,6 @@ def run(options: argparse.Namespace) -> None:
         options.source, options.model, num_classes=options.num_classes, in_chans=options.in_chans
     )
     write_checkpoint(options.destination, arrays, card, form)
-    values = sum(array.size for array in arrays.values())
     result = {
         "model": card.model,
         "num_classes": card.num_classes,
@@ -72,10 +64,10 @@ def run(options: argparse.Namespace) -> None:
         "form": form,
         "path": options.destination,
         "arrays": len(arrays),
-        "values": values,
+        "values": sum(array.size for array in arrays.values()),
     }
     if options.json:
         print(json.dumps(result))
         return
-    place = printable(options.destination)
-    print(f"{card.model}, {card.num_classes} classes: {len(arrays)} arrays of {values:,} values in {place} ({form})")
+    contents = f"{len(arrays)} arrays of {result['values']:,} values"
+    print(f"{card.model}, {card.num_classes} classes: {contents} in {printable(options.destination)} ({form})")

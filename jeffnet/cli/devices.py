@@ -1,28 +1,37 @@
-"""Options that choose devices."""
+"""Options that choose devices, and those of commands that several processes can run together."""
 
 import argparse
 from typing import Any
 
-from jeffnet.cli.model import positive
+from jeffnet.cli.model import positive, whole
 from jeffnet.system import devices
 
 
 def add_device_options(parser: Any) -> None:
     """Add `--device` and `--num-devices`."""
     group = parser.add_argument_group("devices")
-    group.add_argument(
-        "--device",
-        choices=devices.PLATFORMS,
-        help="compute on this platform, or stop if there is none; gpu: of any vendor (default: JAX's choice)",
-    )
-    group.add_argument(
-        "--num-devices",
-        type=positive,
-        metavar="N",
-        help="stop unless this process has N devices; CUDA_VISIBLE_DEVICES chooses among GPUs",
-    )
+    text = "compute on this platform, or stop if there is none; gpu: of any vendor (default: JAX's choice)"
+    group.add_argument("--device", choices=devices.PLATFORMS, help=text)
+    text = "stop unless this process has N devices; CUDA_VISIBLE_DEVICES chooses among GPUs"
+    group.add_argument("--num-devices", type=positive, metavar="N", help=text)
 
 
 def start_devices(options: argparse.Namespace) -> None:
     """Start the devices that the options choose."""
     devices.start_devices(options.device, options.num_devices)
+
+
+def add_process_options(parser: Any) -> None:
+    """Add the options that make this one of several processes, where JAX does not detect them itself."""
+    group = parser.add_argument_group("several processes (not needed with SLURM, Open MPI, Kubernetes, Cloud TPU)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address on which process 0 listens")
+    text = "number of processes; 1: do not look for others"
+    group.add_argument("--num-processes", type=positive, metavar="N", help=text)
+    group.add_argument("--process-id", type=whole, metavar="I", help="number of this process, from 0")
+
+
+def connect(options: argparse.Namespace) -> None:
+    """Join the other processes, as the options or the environment say."""
+    from jeffnet.parallel.distributed import connect
+
+    connect(options.coordinator, options.num_processes, options.process_id)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from jeffnet.arch.model import RELEASE
@@ -26,13 +27,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "and test them for about a second.",
         usage="jeffnet info (MODEL | FILE | --env) [options]",
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        help="a model's name, ours or timm's; or weights: a path (./NAME if a model has this name), hf:owner/name or a "
-        "URL",
-    )
+    text = "a model's name, ours or timm's; or weights: a path (./NAME if a model has it), hf:owner/name or a URL"
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=text)
     parser.add_argument("--env", action="store_true", help="show and test the environment; status 1 if the test fails")
     parser.add_argument("--num-classes", type=whole, default=1000, help="width of the logits (default: %(default)s)")
     parser.add_argument("--in-chans", type=positive, default=3, help="channels of the pictures (default: %(default)s)")
@@ -66,45 +62,39 @@ def _show_environment(options: argparse.Namespace) -> None:
     from jeffnet.system.device_check import SelfTestError, self_test
     from jeffnet.system.environment import report
 
-    found, failure = report(options.device, options.num_devices), None
+    machine, failure = report(options.device, options.num_devices), None
     try:
-        found["self_test"] = {"passed": True, "seconds": round(self_test(), 2), "failure": None}
+        machine["self_test"] = {"passed": True, "seconds": round(self_test(), 2), "failure": None}
     except SelfTestError as error:
         failure = error
-        found["self_test"] = {"passed": False, "seconds": None, "failure": str(error)}
+        machine["self_test"] = {"passed": False, "seconds": None, "failure": str(error)}
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(machine, indent=1))
     else:
-        for label, text in _environment_facts(found):
+        for label, text in _environment_facts(machine):
             print(f"{label:<18}{text}")
     if failure is not None:
         raise failure
 
 
-def _environment_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    from jeffnet.train.reports.environment import format_bytes
+def _environment_facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from jeffnet.system.environment import format_bytes
 
-    facts = []
-    for device in found["devices"]:
+    devices, cuda = machine["devices"], machine["cuda"]
+    for device in devices:
         memory = "" if device["memory"] is None else f", {format_bytes(device['memory'])} each"
         in_use = "" if device["in_use"] is None else f", {format_bytes(device['in_use'])} in use"
-        facts.append(("devices", f"{device['count']} x {device['kind']} ({device['platform']}){memory}{in_use}"))
-    if found["cuda"] is not None and all(device["platform"] != "gpu" for device in found["devices"]):
-        facts.append(("", "no GPU, although JAX's plugin for CUDA is installed: see docs/gpu.md"))
-    memory = "" if found["memory"] is None else f", {format_bytes(found['memory'])}"
-    kernels, test = found["native_kernels"], found["self_test"]
-    facts += [
-        ("host", f"{found['cpus']:g} CPUs{memory}, {found['platform']}"),
-        *((name, version) for name, version in found["versions"].items() if version is not None),
-    ]
-    if found["cuda"] is not None:
-        facts += [(f"CUDA {name}", version or "not found") for name, version in found["cuda"].items()]
-    return [
-        *facts,
-        ("C++ kernels", "built" if kernels["built"] else f"not built: {kernels['reason']}"),
-        ("convolutions", found["convolutions"]),
-        ("self test", f"passed in {test['seconds']} s" if test["passed"] else "failed"),
-    ]
+        yield "devices", f"{device['count']} x {device['kind']} ({device['platform']}){memory}{in_use}"
+    if cuda is not None and all(device["platform"] != "gpu" for device in devices):
+        yield "", "no GPU, although JAX's plugin for CUDA is installed: see docs/gpu.md"
+    memory = "" if machine["memory"] is None else f", {format_bytes(machine['memory'])}"
+    yield "host", f"{machine['cpus']:g} CPUs{memory}, {machine['platform']}"
+    yield from ((name, version) for name, version in machine["versions"].items() if version is not None)
+    yield from ((f"CUDA {name}", version or "not found") for name, version in (cuda or {}).items())
+    kernels, test = machine["native_kernels"], machine["self_test"]
+    yield "C++ kernels", "built" if kernels["built"] else f"not built: {kernels['reason']}"
+    yield "convolutions", machine["convolutions"]
+    yield "self test", f"passed in {test['seconds']} s" if test["passed"] else "failed"
 
 
 def _is_weights(name: str) -> bool:
@@ -120,7 +110,6 @@ def _show_weights(options: argparse.Namespace) -> None:
     from jeffnet.weights.load import find_weights
 
     file = find_weights(options.model)
-    values = sum(array.read().size for array in file.arrays.values())
     card = file.card
     preprocessing = card.preprocessing if card else file.config.preprocessing or file.preprocessing
     summary = {
@@ -134,39 +123,34 @@ def _show_weights(options: argparse.Namespace) -> None:
         "classes": list(card.classes if card else file.config.classes),
         "preprocessing": vars(preprocessing) if preprocessing else None,
         "arrays": len(file.arrays),
-        "values": values,
+        "values": sum(array.read().size for array in file.arrays.values()),
         "dtypes": sorted({array.dtype.name for array in file.arrays.values()}),
         "checksums": file.checksums or None,
     }
     if options.json:
         print(json.dumps(summary, indent=1))
         return
-    classes = summary["classes"]
-    facts = [
-        ("file", f"{options.model} ({summary['kind']})"),
-        ("model", summary["model"] or "not stated"),
-        ("arrays", f"{len(file.arrays)} of {values:,} values, {', '.join(summary['dtypes'])}"),
-        (
-            "checksums",
-            f"{file.checksums}: verified" if file.checksums else "none in this file: not verified",
-        ),
-    ]
-    if card:
-        named = f": {listed(classes)}" if classes else ""
-        facts.append(("classes", f"{card.num_classes}{named}"))
-        facts.append(
-            ("built with", f"{card.in_chans} channels, {card.global_pool} pooling, stride {card.output_stride}")
-        )
-    if preprocessing:
-        facts.append(("preprocessing", _preprocessing_text(vars(preprocessing))))
-    for label, text in facts:
+    for label, text in _weights_facts(summary):
         print(f"{label:<14}{printable(text)}")
 
 
+def _weights_facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    classes, checksums = summary["classes"], summary["checksums"]
+    yield "file", f"{summary['path']} ({summary['kind']})"
+    yield "model", summary["model"] or "not stated"
+    yield "arrays", f"{summary['arrays']} of {summary['values']:,} values, {', '.join(summary['dtypes'])}"
+    yield "checksums", f"{checksums}: verified" if checksums else "none in this file: not verified"
+    if summary["num_classes"] is not None:
+        yield "classes", f"{summary['num_classes']}" + (f": {listed(classes)}" if classes else "")
+        pooling, stride = summary["global_pool"], summary["output_stride"]
+        yield "built with", f"{summary['in_chans']} channels, {pooling} pooling, stride {stride}"
+    if summary["preprocessing"]:
+        yield "preprocessing", _preprocessing_text(summary["preprocessing"])
+
+
 def _preprocessing_text(pre: dict[str, Any]) -> str:
-    return (
-        f"{pre['image_size']} px, crop {pre['crop_pct']}, {pre['interpolation']}, mean {pre['mean']}, std {pre['std']}"
-    )
+    crop = f"{pre['image_size']} px, crop {pre['crop_pct']}, {pre['interpolation']}"
+    return f"{crop}, mean {pre['mean']}, std {pre['std']}"
 
 
 def _show_model(options: argparse.Namespace) -> None:
@@ -176,7 +160,7 @@ def _show_model(options: argparse.Namespace) -> None:
     )
     model = find_model(name)
     preprocessing, weights = model.preprocessing, model.weights
-    size = preprocessing.image_size if options.image_size is None else options.image_size
+    size = options.image_size or preprocessing.image_size
     rows = layers(plan, size)
     summary = {
         "name": name,
@@ -201,38 +185,25 @@ def _show_model(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({**summary, "layers": [vars(row) for row in rows]}, indent=1))
         return
-    cells = [
-        (
-            row.name,
-            row.kind,
-            f"{row.out_size} x {row.out_size}",
-            str(row.out_channels),
-            f"{row.parameters:,}",
-            f"{row.macs:,}",
-        )
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        output = f"{row.out_size} x {row.out_size}", str(row.out_channels)
+        cells.append((row.name, row.kind, *output, f"{row.parameters:,}", f"{row.macs:,}"))
     print(table(("layer", "operation", "output", "channels", "parameters", "MACs"), cells))
     print()
-    for label, text in _facts(summary):
+    for label, text in _model_facts(summary):
         print(f"{label:<14}{printable(text)}")
 
 
-def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    pre, weights = summary["preprocessing"], summary["pretrained"]
-    maps = ", ".join(f"{feature['channels']} at stride {feature['stride']}" for feature in summary["features"])
-    facts = [
-        ("model", summary["name"]),
-        ("parameters", f"{summary['parameters']:,}"),
-        ("MACs", f"{summary['macs']:,} at {summary['image_size']} px"),
-        ("feature maps", maps),
-        ("pre-logits", f"{summary['num_features']}, dropout {summary['drop_rate']}"),
-        ("preprocessing", _preprocessing_text(pre)),
-    ]
-    if weights:
-        facts.append(
-            ("weights", f"{weights['hub']}: top-1 {weights['top1']} %, top-5 {weights['top5']} % on ImageNet-1k")
-        )
+def _model_facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "model", summary["name"]
+    yield "parameters", f"{summary['parameters']:,}"
+    yield "MACs", f"{summary['macs']:,} at {summary['image_size']} px"
+    maps = [f"{feature['channels']} at stride {feature['stride']}" for feature in summary["features"]]
+    yield "feature maps", ", ".join(maps)
+    yield "pre-logits", f"{summary['num_features']}, dropout {summary['drop_rate']}"
+    yield "preprocessing", _preprocessing_text(summary["preprocessing"])
+    if weights := summary["pretrained"]:
+        yield "weights", f"{weights['hub']}: top-1 {weights['top1']} %, top-5 {weights['top5']} % on ImageNet-1k"
     else:
-        facts.append(("weights", "none published"))
-    return facts
+        yield "weights", "none published"

@@ -24,15 +24,12 @@ def describe(name: str) -> dict[str, Any]:
     """The entry of a model in the output of `--json`."""
     plan, model = model_plan(name), find_model(name)
     preprocessing, weights = model.preprocessing, model.weights
+    names = ("image_size", "crop_pct", "interpolation", "mean", "std")
     return {
         "name": name,
         "parameters": count_parameters(plan),
         "macs": count_macs(plan, preprocessing.image_size),
-        "image_size": preprocessing.image_size,
-        "crop_pct": preprocessing.crop_pct,
-        "interpolation": preprocessing.interpolation,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
+        **{name: getattr(preprocessing, name) for name in names},
         "pretrained": weights is not None,
         "timm": model.timm,
         "top1": weights.top1 if weights else None,
@@ -48,22 +45,12 @@ def run(options: argparse.Namespace) -> None:
     models = [describe(name) for name in names]
     if options.json:
         print(json.dumps(models, indent=1))
-        return
-    if options.markdown:
+    elif options.markdown:
         print(markdown(models))
-        return
-    rows = [
-        (
-            model["name"],
-            f"{model['parameters'] / 1e6:.2f}",
-            f"{model['macs'] / 1e9:.3f}",
-            str(model["image_size"]),
-            f"{model['top1']:.2f}" if model["pretrained"] else "",
-        )
-        for model in models
-    ]
-    print(table(("model", "parameters, M", "MACs, G", "pixels", "top-1, %"), rows))
-    print(f"{len(rows)} models; top-1: published, on ImageNet-1k, of models with weights")
+    else:
+        rows = [(model["name"], *_cells(model, 3)[:-1]) for model in models]
+        print(table(("model", "parameters, M", "MACs, G", "pixels", "top-1, %"), rows))
+        print(f"{len(rows)} models; top-1: published, on ImageNet-1k, of models with weights")
 
 
 def markdown(models: list[dict[str, Any]]) -> str:
@@ -73,9 +60,14 @@ def markdown(models: list[dict[str, Any]]) -> str:
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     for model in models:
-        scores = [f"{model[key]:.2f}" if model["pretrained"] else "" for key in ("top1", "top5")]
         command = f"`jeffnet validate IMAGENET --model {model['name']}`" if model["pretrained"] else ""
         name = f"`{model['name']}`"
-        size = [f"{model['parameters'] / 1e6:.2f}", f"{model['macs'] / 1e9:.2f}", str(model["image_size"])]
-        lines.append(f"| {' | '.join([name, *size, *scores, command])} |")
+        lines.append(f"| {' | '.join([name, *_cells(model, 2), command])} |")
     return "\n".join(lines)
+
+
+def _cells(model: dict[str, Any], digits: int) -> list[str]:
+    """Millions of parameters, billions of MACs with so many digits, pixels, and scores where there are any."""
+    scores = [f"{model[score]:.2f}" if model["pretrained"] else "" for score in ("top1", "top5")]
+    sizes = f"{model['parameters'] / 1e6:.2f}", f"{model['macs'] / 1e9:.{digits}f}", str(model["image_size"])
+    return [*sizes, *scores]

@@ -34,7 +34,7 @@ _MOST_KEPT = 2**30  # bytes of compiled programs; the least recently used are de
 
 # Settings of the process that commands change.
 _VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE", "XLA_PYTHON_CLIENT_PREALLOCATE")
-_LOGGERS = ("jeffnet", "huggingface_hub", "absl", "asyncio")
+_LOGGERS = ("", "jeffnet", "huggingface_hub", "absl", "asyncio")  # the first is the root
 
 _logger = logging.getLogger("jeffnet")
 
@@ -66,24 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
     """Restore the settings of the process afterwards."""
-    variables = {name: os.environ.get(name) for name in _VARIABLES}
+    variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     loggers = [(logger, logger.level, logger.propagate) for logger in map(logging.getLogger, _LOGGERS)]
     root, hook = logging.getLogger(), sys.unraisablehook
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
     try:
         with warnings.catch_warnings():
             yield
     finally:
-        for name, value in variables.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        for logger, logger_level, propagate in loggers:
-            logger.setLevel(logger_level)
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(variables)
+        for logger, level, propagate in loggers:
+            logger.setLevel(level)
             logger.propagate = propagate
         sys.unraisablehook, root.handlers[:] = hook, handlers
-        root.setLevel(level)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -27,28 +27,27 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_backend_options(group: Any) -> None:
     """Add `--backend` and `--dtype`."""
     group.add_argument("--backend", choices=BACKENDS, default="linen", help="module system (default: %(default)s)")
-    group.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="dtype of the layers' arithmetic (default: %(default)s)"
-    )
+    text = "dtype of the layers' arithmetic (default: %(default)s)"
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help=text)
 
 
 def add_size_option(parser: Any) -> None:
     """Add `--image-size`, one side of square pictures."""
-    parser.add_argument(
-        "--image-size",
-        "--img-size",
-        type=positive,
-        metavar="PIXELS",
-        help="side of the pictures (default: the model's)",
-    )
+    text = "side of the pictures (default: the model's)"
+    parser.add_argument("--image-size", "--img-size", type=positive, metavar="PIXELS", help=text)
 
 
 def add_crop_options(group: Any) -> None:
     """Add `--crop-pct` and `--interpolation`."""
-    group.add_argument(
-        "--crop-pct", type=share, metavar="SHARE", help="share of the resized picture to keep (default: the model's)"
-    )
+    text = "share of the resized picture to keep (default: the model's)"
+    group.add_argument("--crop-pct", type=share, metavar="SHARE", help=text)
     group.add_argument("--interpolation", choices=INTERPOLATIONS, help="(default: the model's)")
+
+
+def add_switch(group: Any, name: str, default: bool, text: str) -> None:
+    """Add an option that `--no-NAME` turns off; `--help` shows the default."""
+    text = f"{text} (default: {'yes' if default else 'no'})"
+    group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
 
 
 def open_model(options: argparse.Namespace):
@@ -70,12 +69,8 @@ def open_model(options: argparse.Namespace):
     backend = load_backend(options.backend)
     source = True if options.weights is None else options.weights
     *model, card = backend.from_pretrained(source, options.model, dtype=jnp.dtype(options.dtype))
-    chosen = {
-        name: getattr(options, name)
-        for name in ("image_size", "crop_pct", "interpolation")
-        if getattr(options, name) is not None
-    }
-    return *backend.inference(*model), replace(card, preprocessing=replace(card.preprocessing, **chosen))
+    chosen = {name: getattr(options, name) for name in ("image_size", "crop_pct", "interpolation")}
+    return *backend.inference(*model), replace(card, preprocessing=card.preprocessing.changed(**chosen))
 
 
 def positive(text: str) -> int:
@@ -122,7 +117,7 @@ def local_path(text: str) -> str:
     return text
 
 
-def picture_size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """Height and width from `224` or `224x320`, for argparse."""
     sides = [positive(side) for side in text.lower().split("x")]
     if len(sides) > 2:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.cli.devices import add_device_options, start_devices
-from jeffnet.cli.model import add_model_options, local_path, open_model, positive
+from jeffnet.cli.model import add_model_options, add_switch, local_path, open_model, positive
 from jeffnet.cli.text import table
-from jeffnet.errors import DatasetError, WeightsError
+from jeffnet.errors import DatasetError
+from jeffnet.system.figures import FORMS
+from jeffnet.system.files import check_output
 from jeffnet.system.reading import is_url
 from jeffnet.text.names import printable
 
@@ -29,18 +31,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--top", type=positive, default=5, help="classes to show (default: %(default)s)")
     parser.add_argument("--limit", type=positive, default=24, help="most pictures of one folder (default: %(default)s)")
-    parser.add_argument(
-        "--output",
-        type=local_path,
-        metavar="FILE",
-        help="draw the pictures with their classes: .png, .jpg, .pdf, .svg, ...",
-    )
-    parser.add_argument(
-        "--exif",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="rotate pictures by their EXIF orientation (default: yes; `jeffnet validate` does not)",
-    )
+    text = "draw the pictures with their classes: .png, .jpg, .pdf, .svg, ..."
+    parser.add_argument("--output", type=local_path, metavar="FILE", help=text)
+    add_switch(parser, "--exif", True, "rotate pictures by their EXIF orientation, which `jeffnet validate` does not")
     parser.add_argument("--json", action="store_true", help="one array of objects")
     add_device_options(parser)
     parser.set_defaults(run=run)
@@ -49,26 +42,24 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Predict, print the table and draw the picture."""
     from jeffnet.arch.imagenet import class_titles
+    from jeffnet.data.images import orientation
     from jeffnet.inference.predict import draw_predictions, predict
-    from jeffnet.system.figures import check_output, form_of
-    from jeffnet.validation.answers import make_forward
+    from jeffnet.validation.answers import check_classifies, make_forward
 
     if options.output:
-        form_of(options.output)
-        check_output(options.output)
+        check_output(options.output, FORMS)
     start_devices(options)
     apply, variables, card = open_model(options)
-    if not card.num_classes:
-        raise WeightsError(f"weights {options.weights!r} have no classifier: there are no classes to show")
-    if card.global_pool == "none" and not card.test_window:
-        raise WeightsError(f"weights {options.weights!r} have logits for every place of the last map: nothing to show")
+    check_classifies(card, options.weights)
     classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
     pictures = _pictures(options.pictures, options.limit, card.in_chans)
     forward = make_forward(apply, card.preprocessing)
     predictions = predict(
         forward, variables, pictures, card.preprocessing, classes, options.top, options.batch_size, options.exif
     )
-    _tell_turned(pictures, options.exif)
+    if turned := sum(orientation(picture.image) != 1 for picture in pictures):
+        how = "were rotated; --no-exif keeps them as stored" if options.exif else "were not rotated"
+        print(f"{turned} of {len(pictures)} pictures have an EXIF orientation and {how}", file=sys.stderr)
     if options.output:
         draw_predictions(pictures, predictions, options.output, options.exif)
     if options.json:
@@ -84,15 +75,6 @@ def run(options: argparse.Namespace) -> None:
         print(printable(f"drawn in {options.output}"))
 
 
-def _tell_turned(pictures: list[Any], exif: bool) -> None:
-    """Say how many pictures have an EXIF orientation, and whether they were rotated."""
-    from jeffnet.data.images import orientation
-
-    if turned := sum(orientation(picture.image) != 1 for picture in pictures):
-        how = "were rotated; --no-exif keeps them as stored" if exif else "were not rotated"
-        print(f"{turned} of {len(pictures)} pictures have an EXIF orientation and {how}", file=sys.stderr)
-
-
 def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
     from jeffnet.data.images import SUFFIXES, read_image
     from jeffnet.data.open import open_source
@@ -105,15 +87,12 @@ def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
     for name in names:
         path = Path(name)
         if is_url(name):
-            pictures.append(
-                Picture(without_password(name), read_image(fetch_picture(name), channels, without_password(name)))
-            )
+            shown = without_password(name)
+            pictures.append(Picture(shown, read_image(fetch_picture(name), channels, shown)))
         elif name == "digits":
             source = open_source(name, "val", channels)
-            chosen = [source[index] for index in range(min(limit, len(source)))]
-            pictures += [
-                Picture(f"{example.name} ({source.classes[example.label]})", example.image) for example in chosen
-            ]
+            for example in map(source.__getitem__, range(min(limit, len(source)))):
+                pictures.append(Picture(f"{example.name} ({source.classes[example.label]})", example.image))
         elif path.is_dir():
             files = picture_files(path)
             if not files:

@@ -27,16 +27,16 @@ def add_scaling_options(group: Any) -> None:
 
 
 def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Callable[[str], None]) -> None:
-    """Measure, and print.
-
-    Raises:
-      UsageError: an option has several values or does not apply.
-      ConfigError: an option does not fit the machines.
-      JeffnetError: a process failed.
-    """
+    """Measure, and print."""
     from jeffnet.bench.measure import count_devices
     from jeffnet.bench.scaling import ScalingJob, default_counts, measure_scaling
 
+    for name in ("image_size", "dtype", "backend"):
+        if len(getattr(options, name)) > 1:
+            raise UsageError(f"--scaling takes one --{name.replace('_', '-')}")
+    for name in ("compare", "baseline", "csv", "plot", "price_per_hour", "watts"):
+        if getattr(options, name):
+            raise UsageError(f"--scaling takes no --{name.replace('_', '-')}: remove it")
     job = ScalingJob(
         model=model,
         devices=1,
@@ -48,38 +48,17 @@ def run_scaling(options: argparse.Namespace, model: str, settings: Any, say: Cal
         fsdp=options.fsdp,
         seconds=options.seconds,
     )
-    for name in ("image_size", "dtype", "backend"):
-        if len(getattr(options, name)) > 1:
-            raise UsageError(f"--scaling takes one --{name.replace('_', '-')}")
-    for name in ("compare", "baseline", "csv", "plot", "price_per_hour", "watts"):
-        if getattr(options, name):
-            raise UsageError(f"--scaling takes no --{name.replace('_', '-')}: remove it")
-    models = _models(job)
-    found = count_devices(settings)
-    counts = tuple(sorted(set(options.devices))) or default_counts(*found)
-    results = list(measure_scaling(job, counts, settings, found, say))
+    steps = _modelled_steps(job)
+    platform, count = count_devices(settings)
+    counts = tuple(sorted(set(options.devices))) or default_counts(platform, count)
+    results = list(measure_scaling(job, counts, settings, (platform, count), say))
     if options.json:
-        document = {
-            "scaling": [
-                {
-                    "kind": kind,
-                    **asdict(each.job),
-                    "images_per_second": each.images_per_second,
-                    "virtual": each.virtual,
-                    "sent": {name: {"messages": count, "bytes": sent} for name, (count, sent) in each.sent.items()},
-                }
-                for kind, each in results
-            ],
-            "model": [
-                {**asdict(each), "step": each.step, "limit": each.limit, "advice": each.advice} for each in models
-            ],
-        }
-        print(json.dumps(document))
-        return
-    _print(results, models, found[0])
+        print(json.dumps(_document(results, steps)))
+    else:
+        _print(results, steps, platform)
 
 
-def _models(job: Any) -> list[Any]:
+def _modelled_steps(job: Any) -> list[Any]:
     """The modelled step on every known machine."""
     from jeffnet.arch.zoo import model_plan, model_preprocessing
     from jeffnet.bench.step_model import MACHINES, model_step
@@ -97,46 +76,44 @@ def _models(job: Any) -> list[Any]:
     ]
 
 
-def _print(results: list[tuple[str, Any]], models: list[Any], platform: str) -> None:
+def _document(results: list[tuple[str, Any]], steps: list[Any]) -> dict[str, Any]:
+    return {
+        "scaling": [
+            {
+                "kind": kind,
+                **asdict(result.job),
+                "images_per_second": result.images_per_second,
+                "virtual": result.virtual,
+                "sent": {name: {"messages": count, "bytes": sent} for name, (count, sent) in result.sent.items()},
+            }
+            for kind, result in results
+        ],
+        "model": [{**asdict(step), "step": step.step, "limit": step.limit, "advice": step.advice} for step in steps],
+    }
+
+
+def _print(results: list[tuple[str, Any]], steps: list[Any], platform: str) -> None:
     first = results[0][1]
-    job = first.job
-    print(f"training {job.model}, {job.dtype}, {job.backend}, on {platform}")
+    print(f"training {first.job.model}, {first.job.dtype}, {first.job.backend}, on {platform}")
     if first.virtual:
         print("the devices are virtual ones on one CPU: messages are real, speeds are meaningless")
-    rows, base = [], {}
-    for kind, each in results:
-        rate, devices = each.images_per_second, each.job.devices
+    cells, base = [], {}
+    for kind, result in results:
+        rate, devices = result.images_per_second, result.job.devices
         base.setdefault(kind, rate / devices)
-        rows.append(
-            (
-                kind,
-                str(devices),
-                str(each.job.batch_size),
-                f"{rate:.1f}",
-                f"{100 * rate / devices / base[kind]:.0f} %",
-                f"{sum(sent for _, sent in each.sent.values()) / 2**20:.1f}",
-                ", ".join(f"{count} {name}" for name, (count, _) in sorted(each.sent.items())) or "none",
-            )
-        )
-    print(table(("scaling", "devices", "batch", "images/s", "efficiency", "MiB sent", "messages"), rows))
+        efficiency, sent = rate / devices / base[kind], sum(count for _, count in result.sent.values())
+        messages = ", ".join(f"{count} {name}" for name, (count, _) in sorted(result.sent.items())) or "none"
+        shown = f"{rate:.1f}", f"{100 * efficiency:.0f} %", f"{sent / 2**20:.1f}", messages
+        cells.append((kind, str(devices), str(result.job.batch_size), *shown))
+    print(table(("scaling", "devices", "batch", "images/s", "efficiency", "MiB sent", "messages"), cells))
     print()
-    print(
-        f"modelled step, {models[0].per_device} pictures per device, not measured; docs/scaling.md explains the model"
-    )
-    cells = [
-        (
-            each.machine.name,
-            str(each.per_device * each.machine.devices),
-            *(
-                f"{1e3 * seconds:.1f}"
-                for seconds in (each.compute, each.memory, each.gradients, each.norms, each.input)
-            ),
-            f"{1e3 * each.step:.1f}",
-            each.limit,
-        )
-        for each in models
-    ]
+    print(f"modelled step, {steps[0].per_device} pictures per device, not measured; docs/scaling.md explains the model")
+    cells = []
+    for step in steps:
+        seconds = (step.compute, step.memory, step.gradients, step.norms, step.input, step.step)
+        batch = str(step.per_device * step.machine.devices)
+        cells.append((step.machine.name, batch, *(f"{1e3 * part:.1f}" for part in seconds), step.limit))
     head = ("machine", "batch", "compute ms", "memory ms", "gradients ms", "norms ms", "input ms", "step ms", "limit")
     print(table(head, cells))
-    for each in models:
-        print(f"{each.machine.name}: {each.advice}")
+    for step in steps:
+        print(f"{step.machine.name}: {step.advice}")

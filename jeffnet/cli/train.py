@@ -2,15 +2,18 @@
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jeffnet.cli.devices import add_device_options, start_devices
+from jeffnet.cli.devices import add_device_options, add_process_options, connect, start_devices
 from jeffnet.cli.model import local_path
-from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.errors import UsageError
+from jeffnet.system import figures
+from jeffnet.system.files import check_output
 from jeffnet.text.names import printable, printable_lines, shell_word
 
 if TYPE_CHECKING:
@@ -43,33 +46,21 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--print-config shows them all; docs/training.md explains them.",
         usage="jeffnet train (--config FILE --output RUN | --resume RUN) [--ENTRY VALUE ...] [options]",
     )
-    parser.add_argument(
-        "--config", type=local_path, metavar="FILE", help="recipe: a Python file that defines `config`, see configs/"
-    )
+    text = "recipe: a Python file that defines `config`, see configs/"
+    parser.add_argument("--config", type=local_path, metavar="FILE", help=text)
     parser.add_argument("--output", type=local_path, metavar="RUN", help="folder to create for the run")
-    parser.add_argument(
-        "--resume", type=local_path, metavar="RUN", help="continue the run in this folder from its last checkpoint"
-    )
-    parser.add_argument(
-        "--continue",
-        action="store_true",
-        help="with --config: continue the run if RUN already has it; for commands that may be started again",
-    )
-    parser.add_argument(
-        "--max-restarts",
-        type=int,
-        default=0,
-        metavar="N",
-        help="restart at most N times after a crash or the loss of another process; implies --continue",
-    )
-    parser.add_argument("--seeds", metavar="N,N,...", help="train once per seed, in RUN/seed_N")
+    text = "continue the run in this folder from its last checkpoint"
+    parser.add_argument("--resume", type=local_path, metavar="RUN", help=text)
+    text = "with --config: continue the run if RUN already has it; for commands that may be started again"
+    parser.add_argument("--continue", action="store_true", help=text)
+    text = "restart at most N times after a crash or the loss of another process; implies --continue"
+    parser.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="train once per seed, in RUN/seed_N")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
-    parser.add_argument(
-        "--plot-schedule", type=local_path, metavar="FILE", help="draw the learning rate over time and stop"
-    )
-    parser.add_argument(
-        "--plot-augment", type=local_path, metavar="FILE", help="draw some training pictures, augmented, and stop"
-    )
+    text = "draw the learning rate over time and stop"
+    parser.add_argument("--plot-schedule", type=local_path, metavar="FILE", help=text)
+    text = "draw some training pictures, augmented, and stop"
+    parser.add_argument("--plot-augment", type=local_path, metavar="FILE", help=text)
     parser.add_argument("--json", action="store_true", help="print the result as one object, or a list with --seeds")
     add_device_options(parser)
     add_process_options(parser)
@@ -90,7 +81,8 @@ def run(options: argparse.Namespace) -> None:
         with lost_processes_reported():
             _run(options)
     except InterruptedRunError as interrupted:
-        way = "the same command" if options.seeds else f"`jeffnet train --resume {shell_word(_folder(options))}`"
+        folder = options.resume or options.output
+        way = "the same command" if options.seeds else f"`jeffnet train --resume {shell_word(folder)}`"
         print(printable_lines(f"{interrupted}; continue with {way}"), file=sys.stderr)
         raise SystemExit(interrupted.exit_code) from None
 
@@ -106,7 +98,7 @@ def _supervised(options: argparse.Namespace) -> int:
     if not (options.resume or options.seeds or vars(options)["continue"]):
         command.append("--continue")
     return supervise(
-        command, options.max_restarts, lambda text: print(f"restarts: {text}", file=sys.stderr, flush=True)
+        command, options.max_restarts, lambda line: print(f"restarts: {line}", file=sys.stderr, flush=True)
     )
 
 
@@ -148,7 +140,7 @@ def _run(options: argparse.Namespace) -> None:
 
     start_devices(options)
     if options.seeds:
-        _report(options, train_seeds(config, options.output, _seeds(options.seeds)))
+        _report(options, train_seeds(config, options.output, options.seeds))
     else:
         _report(options, [train(config, options.output, go_on=vars(options)["continue"])])
 
@@ -160,27 +152,22 @@ def _shown(options: argparse.Namespace, config: "Config") -> bool:
 
         print(to_json(config), end="")
     if options.plot_schedule or options.plot_augment:
-        _check_plots(options)
-        start_devices(options)
-    if options.plot_schedule:
-        from jeffnet.train.reports.preview import plot_schedule
-
-        print(printable(plot_schedule(config, options.plot_schedule)))
-    if options.plot_augment:
-        from jeffnet.train.reports.preview import plot_augment
-
-        print(printable(plot_augment(config, options.plot_augment)))
+        _draw(options, config)
     return bool(options.print_config or options.plot_schedule or options.plot_augment)
 
 
-def _check_plots(options: argparse.Namespace) -> None:
+def _draw(options: argparse.Namespace, config: "Config") -> None:
     from jeffnet.data.augment import sheet
-    from jeffnet.system.figures import check_output, form_of
+    from jeffnet.train.reports.preview import plot_augment, plot_schedule
 
-    for path, form in ((options.plot_schedule, form_of), (options.plot_augment, sheet.form_of)):
+    plots = ((options.plot_schedule, plot_schedule, figures.FORMS), (options.plot_augment, plot_augment, sheet.FORMS))
+    for path, _, endings in plots:
         if path:
-            form(path)
-            check_output(path)
+            check_output(path, endings)
+    start_devices(options)
+    for path, plot, _ in plots:
+        if path:
+            print(printable(plot(config, path)))
 
 
 def _refuse(options: argparse.Namespace, *names: str) -> None:
@@ -196,11 +183,7 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--seeds {text!r} is not whole numbers joined by commas") from None
-
-
-def _folder(options: argparse.Namespace) -> str:
-    return options.resume or options.output
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers joined by commas") from None
 
 
 def _report(options: argparse.Namespace, results: "list[Result]") -> None:
@@ -208,17 +191,15 @@ def _report(options: argparse.Namespace, results: "list[Result]") -> None:
 
     if not is_primary():
         return
-    folder = Path(_folder(options))
+    folder = Path(options.resume or options.output)
     if options.json:
-        folders = [folder / f"seed_{seed}" for seed in _seeds(options.seeds)] if options.seeds else [folder]
-        rows = [{"run": str(one), **result.as_dict()} for one, result in zip(folders, results, strict=True)]
+        folders = [folder / f"seed_{seed}" for seed in options.seeds] if options.seeds else [folder]
+        rows = [{"run": str(one), **asdict(result)} for one, result in zip(folders, results, strict=True)]
         print(json.dumps(rows if options.seeds else rows[0]))
         return
     for result in results:
         _print_result(result)
     if options.seeds:
-        import statistics
-
         scores = [result.best.top1 for result in results]
         spread = f", standard deviation {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         print(f"mean of {len(scores)} seeds: best top-1 {statistics.mean(scores):.2f} %{spread}")
@@ -242,31 +223,25 @@ def _print_result(result: "Result") -> None:
 
 
 def _pairs(arguments: list[str], own: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """`['--epochs', '3', '--seed=1']` as names of entries and values.
-
-    Args:
-      arguments: those that are not options of the command.
-      own: names of the command's options, to suggest for a name that is not an entry.
-    """
+    """`['--epochs', '3', '--seed=1']` as names of entries and values; names in `own` are suggested too."""
     pairs, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             raise UsageError(f"{word!r} is not an option: set entries of the recipe by --name value")
         name, equals, value = word[2:].partition("=")
-        pairs.append((_entry(name, own), value))
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UsageError(f"option --{name} needs a value")
-            pairs[-1] = (pairs[-1][0], rest.pop(0))
+        entry = _entry(name, own)
+        if not equals and (not rest or rest[0].startswith("--")):
+            raise UsageError(f"option --{name} needs a value")
+        pairs.append((entry, value if equals else rest.pop(0)))
     return pairs
 
 
 def _entry(name: str, own: Sequence[str]) -> str:
     """The entry of the recipe that an option names, with dashes or underscores."""
-    from jeffnet.train.recipe import check_name
+    from jeffnet.train.recipe import entry_type
 
     plain = name.replace("-", "_")
     plain = {"img_size": "data.image_size", "image_size": "data.image_size"}.get(plain, plain)  # as of other commands
-    check_name(plain, name, own)
+    entry_type(plain, name, own)  # or a UsageError
     return plain

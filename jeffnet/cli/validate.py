@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.arch.preprocessing import CROP_MODES
-from jeffnet.cli.devices import add_device_options, start_devices
-from jeffnet.cli.model import add_backend_options, add_crop_options, local_path, picture_size, positive, whole
+from jeffnet.cli.devices import add_device_options, add_process_options, connect, start_devices
+from jeffnet.cli.model import add_backend_options, add_crop_options, add_switch, image_size, local_path, positive, whole
 from jeffnet.cli.parser import usage
-from jeffnet.cli.processes import add_process_options, connect
 from jeffnet.cli.text import table
 from jeffnet.data.choices import LOADERS, ON_BAD_IMAGE, RESIZES, SUBSETS
 from jeffnet.errors import ConfigError, JeffnetError, OutputError, UsageError
@@ -58,19 +57,15 @@ def _add_model_options(group: Any) -> None:
         help="a file or checkpoint in any format, hf:owner/name, or a URL; {model} stands for the name of the model "
         "(default: the published weights)",
     )
-    group.add_argument(
-        "--num-classes", type=positive, metavar="N", help="number of classes that the weights must have (default: any)"
-    )
+    text = "number of classes that the weights must have (default: any)"
+    group.add_argument("--num-classes", type=positive, metavar="N", help=text)
     add_backend_options(group)
-    group.add_argument(
-        "--batch-size", type=_batch_size, default="auto", help="pictures per batch on every host, or `auto` (default)"
-    )
-    group.add_argument(
-        "--mesh", default="auto", help="how devices share the work, such as data=2 (default: all of them)"
-    )
-    group.add_argument(
-        "--test-pool", action="store_true", help="test-time pooling, for pictures larger than in training"
-    )
+    text = "pictures per batch on every host, or `auto` (default)"
+    group.add_argument("--batch-size", type=_batch_size, default="auto", help=text)
+    text = "how devices share the work, such as data=2 (default: all of them)"
+    group.add_argument("--mesh", default="auto", help=text)
+    text = "test-time pooling, for pictures larger than in training"
+    group.add_argument("--test-pool", action="store_true", help=text)
     group.add_argument("--no-jit", action="store_true", help="run operation by operation, not compiled")
 
 
@@ -86,37 +81,22 @@ def _add_data_options(group: Any) -> None:
     group.add_argument("--data-dir", metavar="DIR", help="folder of prepared TensorFlow Datasets")
     group.add_argument("--num-examples", type=positive, metavar="N", help="use only the first N pictures")
     group.add_argument("--workers", type=whole, metavar="N", help="processes that read pictures (grain: 0 for threads)")
-    group.add_argument(
-        "--label-map",
-        type=local_path,
-        metavar="FILE",
-        help="JSON or CSV that maps the data set's classes to the model's",
-    )
-    group.add_argument(
-        "--real-labels", type=local_path, metavar="FILE", help="ImageNet's reassessed labels (ReaL's real.json)"
-    )
-    group.add_argument(
-        "--subset",
-        choices=SUBSETS,
-        help="predict only these classes; data: those of the data set",
-    )
-    group.add_argument(
-        "--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="what to do if a picture cannot be decoded"
-    )
+    text = "JSON or CSV that maps the data set's classes to the model's"
+    group.add_argument("--label-map", type=local_path, metavar="FILE", help=text)
+    text = "ImageNet's reassessed labels (ReaL's real.json)"
+    group.add_argument("--real-labels", type=local_path, metavar="FILE", help=text)
+    group.add_argument("--subset", choices=SUBSETS, help="predict only these classes; data: those of the data set")
+    text = "what to do if a picture cannot be decoded"
+    group.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="error", help=text)
 
 
 def _add_pixel_options(group: Any) -> None:
     group.add_argument(
-        "--img-size", "--image-size", dest="size", type=picture_size, metavar="PIXELS", help="side, or HEIGHTxWIDTH"
+        "--img-size", "--image-size", dest="size", type=image_size, metavar="PIXELS", help="side, or HEIGHTxWIDTH"
     )
     add_crop_options(group)
     group.add_argument("--crop-mode", choices=CROP_MODES, help="as in timm")
-    group.add_argument(
-        "--exif",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="rotate pictures by their EXIF orientation (default: no, as timm and TensorFlow)",
-    )
+    add_switch(group, "--exif", False, "rotate pictures by their EXIF orientation, which timm and TensorFlow do not")
     group.add_argument(
         "--tf-resize",
         choices=RESIZES,
@@ -126,32 +106,16 @@ def _add_pixel_options(group: Any) -> None:
 
 
 def _add_output_options(group: Any) -> None:
-    group.add_argument(
-        "--json", action="store_true", help="print one object, or an array for several models, as the last line"
-    )
-    group.add_argument(
-        "--results",
-        type=local_path,
-        metavar="FILE",
-        help=".csv or .json to add a row per model to; models that it already has are not run again",
-    )
-    group.add_argument(
-        "--check",
-        action="store_true",
-        help=f"fail if a top-1 differs from the published one by over {_TOLERANCE} points (ImageNet's validation set)",
-    )
-    group.add_argument(
-        "--save-predictions",
-        type=local_path,
-        metavar="FILE",
-        help=".csv or .parquet; {model} stands for the name of the model",
-    )
-    group.add_argument(
-        "--report",
-        type=local_path,
-        metavar="DIR",
-        help="folder for figures and tables: confusion, calibration, classes, most confident mistakes",
-    )
+    text = "print one object, or an array for several models, as the last line"
+    group.add_argument("--json", action="store_true", help=text)
+    text = ".csv or .json to add a row per model to; models that it already has are not run again"
+    group.add_argument("--results", type=local_path, metavar="FILE", help=text)
+    text = f"fail if a top-1 differs from the published one by over {_TOLERANCE} points (ImageNet's validation set)"
+    group.add_argument("--check", action="store_true", help=text)
+    text = ".csv or .parquet; {model} stands for the name of the model"
+    group.add_argument("--save-predictions", type=local_path, metavar="FILE", help=text)
+    text = "folder for figures and tables: confusion, calibration, classes, most confident mistakes"
+    group.add_argument("--report", type=local_path, metavar="DIR", help=text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -170,7 +134,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from jeffnet.parallel.distributed import is_primary
+    from jeffnet.parallel.distributed import check_agreement, is_primary
     from jeffnet.validation.candidates import select_models
     from jeffnet.validation.results import ResultsFile
     from jeffnet.validation.validate import validate
@@ -178,7 +142,8 @@ def _run(options: argparse.Namespace) -> None:
     candidates, settings = select_models(options.model, options.weights), _settings(options)
     _check_outputs(options, len(candidates))
     start_devices(options)
-    _check_agreement(options)
+    local = ("run", "process_id", "debug", "arguments")
+    check_agreement({f"--{name.replace('_', '-')}": text for name, text in vars(options).items() if name not in local})
     results = ResultsFile(options.results) if options.results else None
     rows, failures, waiting = [], [], []
     for candidate in candidates:
@@ -205,23 +170,15 @@ def _run(options: argparse.Namespace) -> None:
             print(f"report: {printable(str(report))}", file=sys.stderr)
         if options.json or not single:
             print(describe(outcome.row), file=sys.stderr)
-        _print_skipped(outcome)
+        if skipped := outcome.answers.skipped:
+            names = [f"  {printable(outcome.name(index))}" for index in skipped]
+            print(f"skipped {len(skipped)} pictures that cannot be decoded:", *names, sep="\n", file=sys.stderr)
     if is_primary():
         _print_rows(options, rows, single)
     if failures:
         raise JeffnetError(f"{len(failures)} of {len(candidates)} models could not be validated: {', '.join(failures)}")
     if options.check:
         _check_scores(rows)
-
-
-def _check_agreement(options: argparse.Namespace) -> None:
-    """Raises ConfigError if processes were given different options."""
-    from jeffnet.parallel.distributed import check_agreement
-
-    local = ("run", "process_id", "debug", "arguments")
-    check_agreement(
-        {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in local}
-    )
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -242,14 +199,12 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def _settings(options: argparse.Namespace):
-    from jeffnet.validation.settings import Settings, check_settings
+    from jeffnet.validation.settings import Settings
 
     derived = ("jit", "mistakes")  # from options of other names
     chosen = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in derived}
-    settings = Settings(**chosen, jit=not options.no_jit, mistakes=_SHOWN_MISTAKES if options.report else 0)
     with usage():
-        check_settings(settings)
-    return settings
+        return Settings(**chosen, jit=not options.no_jit, mistakes=_SHOWN_MISTAKES if options.report else 0)
 
 
 def _check_outputs(options: argparse.Namespace, models: int) -> None:
@@ -270,47 +225,30 @@ def _write_files(options: argparse.Namespace, outcome: Any, single: bool) -> Pat
     from jeffnet.validation.report import write_report
     from jeffnet.validation.results import save_predictions
 
-    model, predictions = outcome.row["model"], outcome.answers.predictions
+    model = outcome.row["model"]
     if options.save_predictions:
-        path = options.save_predictions.replace("{model}", model)
-        save_predictions(path, predictions, outcome.classes, outcome.name)
-    if not options.report or not len(predictions.index):
+        save_predictions(options.save_predictions.replace("{model}", model), outcome)
+    if not options.report or not len(outcome.answers.predictions.index):
         return None
     folder = Path(options.report) if single else Path(options.report) / model
-    write_report(folder, predictions, outcome.answers.mistakes, outcome.classes, outcome.name, outcome.row)
+    write_report(folder, outcome)
     return folder
-
-
-def _print_skipped(outcome: Any) -> None:
-    skipped = outcome.answers.skipped
-    if skipped:
-        print(f"skipped {len(skipped)} pictures that cannot be decoded:", file=sys.stderr)
-        for index in skipped:
-            print(f"  {printable(outcome.name(index))}", file=sys.stderr)
 
 
 def _print_rows(options: argparse.Namespace, rows: list[dict[str, Any]], single: bool) -> None:
     if options.json:
         print(json.dumps(rows[0] if single else rows))
-        return
-    if single:
+    elif single:
         print(describe(rows[0]))
-        return
-    if not rows:
-        return
-    cells = [
-        (
-            row["model"],
-            f"{row['top1']:.3f}",
-            f"{row['top5']:.3f}",
-            f"{row['loss']:.4f}",
-            str(row["num_examples"]),
-            f"{row['images_per_second']:.1f}",
-            "" if row["published_top1"] is None else f"{row['top1_difference']:+.3f}",
-        )
-        for row in rows
-    ]
-    print(table(("model", "top-1, %", "top-5, %", "loss", "pictures", "pictures/s", "to published"), cells))
+    elif rows:
+        head = ("model", "top-1, %", "top-5, %", "loss", "pictures", "pictures/s", "to published")
+        print(table(head, [_cells(row) for row in rows]))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    formats = {"model": "", "top1": ".3f", "top5": ".3f", "loss": ".4f", "num_examples": "", "images_per_second": ".1f"}
+    difference = "" if row["published_top1"] is None else f"{row['top1_difference']:+.3f}"
+    return [*(format(row[name], form) for name, form in formats.items()), difference]
 
 
 def _check_scores(rows: list[dict[str, Any]]) -> None:

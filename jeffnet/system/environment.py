@@ -1,11 +1,16 @@
-"""Describes the machine: devices, versions, memory, processors. `jeffnet info --env` prints it."""
+"""Describes the machine and the code: devices, versions, memory, processors. `jeffnet info --env` prints it."""
 
 import contextlib
 import importlib
 import math
 import os
+import platform
 import re
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ from jeffnet.ops.conv import lowering
 from jeffnet.system.devices import start_devices
 from jeffnet.system.processor import processors
 from jeffnet.system.versions import version as package_version
-from jeffnet.train.reports.environment import environment
+from jeffnet.system.versions import versions
 
 # Packages that may feed pictures, or use the device too. Importing them takes long, so versions come from metadata.
 _NEIGHBOURS = ("tensorflow", "tensorflow-cpu", "torch")
@@ -28,13 +33,14 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 # The first version of control groups writes a limit of this size for no limit.
 _NO_LIMIT = 2**60
+_GIT_SECONDS = 10
 
 
-def report(platform: str | None = None, count: int | None = None) -> dict[str, Any]:
+def report(device: str | None = None, count: int | None = None) -> dict[str, Any]:
     """What is here, for JSON; starts the devices, and builds the C++ kernels where that was not done yet.
 
     Args:
-      platform: see `jeffnet.system.devices.start_devices`.
+      device: platform, see `jeffnet.system.devices.start_devices`.
       count: likewise.
 
     Returns:
@@ -49,13 +55,12 @@ def report(platform: str | None = None, count: int | None = None) -> dict[str, A
       DeviceError: devices that were asked for are missing.
       ConfigError: `JEFFNET_CONV` has no such lowering.
     """
-    start_devices(platform, count)
-    found = environment()
+    start_devices(device, count)
     reason = native.failure()
     return {
-        "versions": found["versions"] | {name: package_version(name) for name in _NEIGHBOURS},
+        "versions": versions() | {name: package_version(name) for name in _NEIGHBOURS},
         "cuda": cuda_versions(),
-        "platform": found["platform"],
+        "platform": platform.platform(),
         "devices": _devices(jax.local_devices()),
         "cpus": usable_cpus(),
         "memory": usable_memory(),
@@ -64,15 +69,50 @@ def report(platform: str | None = None, count: int | None = None) -> dict[str, A
     }
 
 
+def environment() -> dict[str, Any]:
+    """Whatever a run's result may depend on besides its configuration, for JSON; without the machine's name.
+
+    Returns:
+      `started` (UTC, ISO 8601), `command`, `versions` by package, `platform`, `cpus`, `devices` (a list of `platform`,
+      `kind` and `count`), and `git`: `commit`, `branch` and `changed` of the repository of the current folder, None
+      outside of a repository.
+    """
+    devices = Counter((device.platform, device.device_kind) for device in jax.devices())
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(sys.argv),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [{"platform": name, "kind": kind, "count": count} for (name, kind), count in devices.items()],
+        "git": _git_state(),
+    }
+
+
+def memory_in_use() -> int | None:
+    """The most bytes that a device had in use, or on a CPU the memory of the process; None if unknown."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if known else _resident_memory()
+
+
+def format_bytes(count: float) -> str:
+    """Three digits and a unit: 512 B, 1.50 GiB, 23.4 MiB."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    place = 0
+    # 999.5 is where rounding to three digits would make it four.
+    while count >= 999.5 and place < len(units) - 1:
+        count, place = count / 1024, place + 1
+    if place == 0:
+        return f"{count:.0f} B"
+    return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {units[place]}"
+
+
 def usable_cpus() -> float:
     """Number of processors that this process may use: its affinity, or the container's quota if that is lower."""
     quotas = [_quota(text) for text in _cgroup_files("cpu", "cpu.max")]
-    quotas += [
-        _quota(f"{quota} {period}")
-        for quota, period in zip(
-            _cgroup_files("cpu", "cpu.cfs_quota_us"), _cgroup_files("cpu", "cpu.cfs_period_us"), strict=False
-        )
-    ]
+    of_version_1 = (_cgroup_files("cpu", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    quotas += [_quota(f"{quota} {period}") for quota, period in zip(*of_version_1, strict=False)]
     least = min([len(processors()), *quotas])
     return int(least) if least == int(least) else round(least, 2)
 
@@ -88,14 +128,11 @@ def usable_memory() -> int | None:
 
 def cuda_versions() -> dict[str, str | None] | None:
     """Versions of the driver and of CUDA's libraries, as text; None without JAX's plugin for CUDA."""
-    library = None
     for name in _CUDA_MODULES:
-        try:
+        with contextlib.suppress(ImportError):
             library = importlib.import_module(name)
             break
-        except ImportError:
-            continue
-    if library is None:
+    else:
         return None
 
     def version(function: str, places: tuple[int, ...]) -> str | None:
@@ -131,19 +168,12 @@ def _devices(devices: list[Any]) -> list[dict[str, Any]]:
     for device in devices:
         kinds.setdefault((device.platform, device.device_kind), []).append(device)
     rows = []
-    for (platform, kind), same in kinds.items():
+    for (name, kind), same in kinds.items():
         statistics = [device.memory_stats() or {} for device in same]
-        sizes = [found["bytes_limit"] for found in statistics if "bytes_limit" in found]
-        in_use = [found["bytes_in_use"] for found in statistics if "bytes_in_use" in found]
-        rows.append(
-            {
-                "platform": platform,
-                "kind": kind,
-                "count": len(same),
-                "memory": min(sizes, default=None),
-                "in_use": max(in_use, default=None),
-            }
-        )
+        sizes = [stats["bytes_limit"] for stats in statistics if "bytes_limit" in stats]
+        in_use = [stats["bytes_in_use"] for stats in statistics if "bytes_in_use" in stats]
+        memory = {"memory": min(sizes, default=None), "in_use": max(in_use, default=None)}
+        rows.append({"platform": name, "kind": kind, "count": len(same), **memory})
     return rows
 
 
@@ -176,3 +206,42 @@ def _cgroup_files(controller: str, name: str) -> Iterator[str]:
                 yield (group / name).read_text().strip()
             except OSError:
                 continue
+
+
+def _git_state() -> dict[str, Any] | None:
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_GIT_SECONDS,
+            check=True,
+            # Do not lock the index, in case somebody works in the repository.
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = done.stdout.splitlines()
+    heads = dict(line.removeprefix("# branch.").split(" ", 1) for line in lines if line.startswith("# branch."))
+    commit, branch = heads.get("oid"), heads.get("head")
+    return {
+        "commit": None if commit == "(initial)" else commit,
+        "branch": None if branch == "(detached)" else branch,
+        "changed": any(not line.startswith("#") for line in lines),
+    }
+
+
+def _resident_memory() -> int | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -10,11 +10,11 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jeffnet.errors import JeffnetError, OutputError
+from jeffnet.errors import EndingError, JeffnetError, OutputError
 
 try:
     import fcntl
@@ -75,6 +75,35 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     """
     with written_atomically(path) as partial:
         Path(partial).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def check_output(path: str | os.PathLike, endings: Iterable[str]) -> str:
+    """The ending of the name of a file that is to be written, in lower case; call it before long work.
+
+    Raises:
+      EndingError: it is none of `endings`.
+      OutputError: the name is that of a folder, or the folder that it is in does not exist.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending not in endings:
+        *others, last = endings
+        known = f"{', '.join(others)} or {last}" if others else last
+        raise EndingError(f"cannot write {str(path)!r}: give a name that ends in {known}")
+    if path.is_dir():
+        raise OutputError(f"cannot write {str(path)!r}: it is a folder, give the name of a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {str(path)!r}: its folder does not exist, make it")
+    return ending
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Within it, an OSError is raised as an OutputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from error
 
 
 def not_written(path: Path, error: Exception) -> Exception:

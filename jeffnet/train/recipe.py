@@ -27,10 +27,10 @@ def load_recipe(path: str | Path) -> Config:
     """The configuration that a file defines.
 
     Args:
-      path: of a Python file that defines `config`, or of a JSON file with all entries.
+      path: of a Python file that defines `config`, or of a JSON file with entries.
 
     Returns:
-      The configuration.
+      It, checked.
 
     Raises:
       ConfigError: the file is missing, fails, or defines no `config`.
@@ -40,11 +40,11 @@ def load_recipe(path: str | Path) -> Config:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"config {str(path)!r} does not exist; recipes are Python files such as those in configs/")
-    if path.suffix == ".json":
-        try:
+    try:
+        if path.suffix == ".json":
             return from_json(read_text(path), str(path))
-        except OSError as error:
-            raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror or error}") from error
     try:
         config = runpy.run_path(str(path)).get("config")
     except (Exception, SystemExit) as error:  # a recipe is the user's code: whatever it raises is about the recipe
@@ -82,7 +82,9 @@ def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
     entries = dataclasses.asdict(config)
     try:
         for name, text in overrides:
-            _set(entries, name, text)
+            value = _parse(text, entry_type(name, name), name)
+            *parents, last = name.split(".")
+            functools.reduce(dict.__getitem__, parents, entries)[last] = value
         return Config(**entries)
     except ConfigError as error:
         raise UsageError(str(error)) from error
@@ -147,13 +149,16 @@ def entry_values(config: Config) -> dict[str, Any]:
     return {name: functools.reduce(dict.__getitem__, name.split("."), values) for name in entry_names()}
 
 
-def check_name(name: str, given: str, others: Sequence[str] = ()) -> None:
-    """Check that there is an entry of a dotted name.
+def entry_type(name: str, given: str, others: Sequence[str] = ()) -> Any:
+    """The type of an entry.
 
     Args:
-      name: of the entry.
+      name: dotted name of the entry.
       given: the name as the user spelled it.
       others: names of other options, for suggestions.
+
+    Returns:
+      Its annotation in the configuration.
 
     Raises:
       UsageError: there is no such entry; the message suggests similar ones.
@@ -164,22 +169,15 @@ def check_name(name: str, given: str, others: Sequence[str] = ()) -> None:
         kind = _hint(kind, parent, given, others)
         if not dataclasses.is_dataclass(kind):
             raise UsageError(f"option --{given} is no entry: --{'.'.join(parents[:number])} has no entries within it")
-    if dataclasses.is_dataclass(_hint(kind, last, given, others)):
+    kind = _hint(kind, last, given, others)
+    if dataclasses.is_dataclass(kind):
         within = ", ".join(entry_names(f"{name}."))
         near = suggestion(given, entry_names(), "--")
         raise UsageError(f"option --{given} is no single entry{near}; entries are {within}")
+    return kind
 
 
-def _set(entries: dict[str, Any], name: str, text: str) -> None:
-    check_name(name, name)
-    kind: Any = Config
-    *parents, last = name.split(".")
-    for parent in parents:
-        kind, entries = _hint(kind, parent, name), entries[parent]
-    entries[last] = _parse(text, _hint(kind, last, name), name)
-
-
-def _hint(kind: Any, entry: str, given: str, others: Sequence[str] = ()) -> Any:
+def _hint(kind: Any, entry: str, given: str, others: Sequence[str]) -> Any:
     hints = hints_of(kind)
     if entry not in hints:
         near = suggestion(given, [*entry_names(), *others], "--")

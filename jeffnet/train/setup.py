@@ -86,11 +86,7 @@ class Setup:
         )
 
     def start(self) -> TrainState:
-        """The state before the first step, made where it lies: no device ever has more than its part and one array.
-
-        Raises:
-          WeightsError: the weights to start from cannot be had or do not fit.
-        """
+        """The state before the first step, made where it lies: no device ever has more than its part and one array."""
         model = self.config.model
         arrays = start_arrays(
             self.network.plan,
@@ -146,11 +142,7 @@ class Setup:
 
 
 def make_setup(config: Config) -> Setup:
-    """The parts of a run.
-
-    Raises:
-      JeffnetError: the configuration or the data will not do.
-    """
+    """The parts of a run; raises JeffnetError where the configuration or the data will not do."""
     check_boards(config.log)
     data, preprocessing = config.data, run_preprocessing(config)
     train_set = open_source(data.path, data.train_split, config.model.in_chans, min_images=2)
@@ -162,9 +154,8 @@ def make_setup(config: Config) -> Setup:
     network = network.shared_by(layout.devices, config.model.bn_devices)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.epochs * epoch_steps, epoch_steps)
     frozen = frozen_parameters(network.plan, config.model.freeze)
-    shapes = network.start.arrays
-    untrained = statistics(shapes).keys() | frozen
-    trained = {name: shape for name, shape in shapes.items() if name not in untrained}
+    untrained = statistics(network.start.arrays).keys() | frozen
+    trained = {name: shape for name, shape in network.start.arrays.items() if name not in untrained}
     phases = make_phases(config, preprocessing)
     for phase in phases:  # so that errors in a later one show before the run starts
         train_transform(phase, preprocessing)
@@ -227,25 +218,19 @@ def _check_shares(config: Config, layout: Layout) -> None:
 
 def run_preprocessing(config: Config) -> Preprocessing:
     """The model's preprocessing with what the configuration says instead."""
-    own, data = model_preprocessing(config.model.known_name), config.data
-    chosen = {name: getattr(data, name) for name in OF_PICTURES}
-    return replace(own, **{name: value for name, value in chosen.items() if value is not None})
+    chosen = {name: getattr(config.data, name) for name in OF_PICTURES}
+    return model_preprocessing(config.model.known_name).changed(**chosen)
 
 
 def train_transform(phase: Phase, preprocessing: Preprocessing) -> TrainTransform:
     """What is done to the training pictures of a phase on the host."""
     augment = phase.config.augment
+    names = ("scale", "ratio", "hflip", "vflip", "color_jitter", "policy", "splits")
     return TrainTransform(
         phase.image_size,
-        scale=augment.scale,
-        ratio=augment.ratio,
         interpolation=augment.interpolation or preprocessing.interpolation,
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        color_jitter=augment.color_jitter,
-        policy=augment.policy,
-        splits=augment.splits,
         fill=tuple(round(255 * value) for value in preprocessing.mean),
+        **{name: getattr(augment, name) for name in names},
     )
 
 
@@ -253,10 +238,10 @@ def _make_teacher(config: LossConfig, student: Network, classes: Sequence[str], 
     if config.teacher is None:
         return None
     start, card = start_pretrained(config.teacher, config.teacher_model, place=layout.place)
-    if card.num_classes != student.num_classes:
+    if card.num_classes != len(classes):
         raise ConfigError(
-            f"loss.teacher {config.teacher!r} has {card.num_classes} classes, the data {student.num_classes}: give a "
-            "teacher that was trained on these classes"
+            f"loss.teacher {config.teacher!r} has {card.num_classes} classes, the data {len(classes)}: give a teacher "
+            "that was trained on these classes"
         )
     if card.in_chans != student.plan.stem.in_channels:
         raise ConfigError(f"loss.teacher {config.teacher!r} takes pictures of {card.in_chans} channels")

@@ -17,11 +17,13 @@ from tqdm import tqdm
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.batches import EvalBatch, EvalLoader
+from jeffnet.errors import WeightsError
 from jeffnet.ops.image import normalize
 from jeffnet.ops.loss import cross_entropy, in_top
 from jeffnet.parallel.distributed import gathered_bytes
 from jeffnet.parallel.mesh import Layout, local_rows, make_layout
 from jeffnet.validation.metrics import Predictions
+from jeffnet.weights.card import ModelCard
 
 Forward = Callable[[Any, Array], Array]
 
@@ -81,6 +83,20 @@ def make_forward(apply: Forward, preprocessing: Preprocessing, jit: bool = True)
     return jax.jit(forward) if jit else forward
 
 
+def check_classifies(card: ModelCard, source: str | None) -> None:
+    """Raises WeightsError unless a model gives a picture one logit per class.
+
+    Args:
+      card: of the model.
+      source: of its weights; None for the published ones.
+    """
+    weights = f"weights {(source or card.model)!r}"
+    if not card.num_classes:
+        raise WeightsError(f"{weights} have no classifier: there are no classes to predict")
+    if card.global_pool == "none" and not card.test_window:
+        raise WeightsError(f"{weights} have logits for every place of the last map, not for the picture")
+
+
 def answer(
     models: Sequence[tuple[Forward, Any]],
     batches: EvalLoader,
@@ -90,8 +106,9 @@ def answer(
     mistakes: int = 0,
     progress: bool | None = False,
     layout: Layout | None = None,
+    before_batch: Callable[[int], None] = lambda number: None,
 ) -> list[Answers]:
-    """Predictions of several models from one pass over the data.
+    """Predictions of several models from one pass over the data, in the order of the models.
 
     The next batch is read and sent while the device computes. Several devices share each batch. Every host reads its
     shard, and all hosts return the same.
@@ -104,9 +121,7 @@ def answer(
       mistakes: number of the most confident mistakes to keep, among the pictures of this host.
       progress: show a bar with the scores of the first model; None shows it if standard error is a terminal.
       layout: devices to use; None uses all of them, including those of other hosts.
-
-    Returns:
-      The answers of every model, in the order of `models`.
+      before_batch: called with the number of every batch; it may raise, to stop.
     """
     results = [_PassResults(mistakes) for _ in models]
     skipped: list[int] = []
@@ -119,23 +134,24 @@ def answer(
         waiting: deque[tuple[EvalBatch, np.ndarray, list[Any]]] = deque()
 
         def collect() -> None:
-            batch, own, outputs = waiting.popleft()
+            batch, targets, outputs = waiting.popleft()
             for result, output in zip(results, outputs, strict=True):
-                result.add(batch, own, output)
+                result.add(batch, targets, output)
             counted = int(batch["mask"].sum())
             clock.tick(counted)
             bar.update(counted)
             bar.set_postfix(results[0].running(), refresh=False)
 
-        for batch in batches:
-            own = batch["label"] if labels is None else labels[batch["label"]]
+        for number, batch in enumerate(batches):
+            before_batch(number)
+            targets = batch["label"] if labels is None else labels[batch["label"]]
             skipped += batch["index"][~batch["mask"] & (batch["index"] >= 0)].tolist()
-            images, targets = place(batch["image"]), place(own)
+            images, placed = place(batch["image"]), place(targets)
             outputs = [
-                answers_of(forward(variables, images), targets, allowed)
+                answers_of(forward(variables, images), placed, allowed)
                 for (forward, _), variables in zip(models, shared, strict=True)
             ]
-            waiting.append((batch, own, outputs))
+            waiting.append((batch, targets, outputs))
             if len(waiting) > _IN_FLIGHT:
                 collect()
         while waiting:
@@ -260,7 +276,7 @@ def _placement(layout: Layout, variables: list[Any]) -> tuple[Callable[[np.ndarr
         added = layout.padded_rows(len(rows)) - len(rows)
         return layout.place_batch(np.pad(rows, [(0, added), *[(0, 0)] * (rows.ndim - 1)]))
 
-    return place, [layout.gather(layout.place(each)) for each in variables]
+    return place, [layout.gather(layout.place(arrays)) for arrays in variables]
 
 
 def _bar(batches: EvalLoader, models: int, progress: bool | None) -> tqdm:

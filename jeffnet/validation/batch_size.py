@@ -32,11 +32,7 @@ class BatchSize:
         self.value = start if self._is_free else int(chosen)
 
     def fit(self, picture_bytes: int) -> None:
-        """Lower an automatic batch size to what is likely to fit, which avoids most failures.
-
-        Args:
-          picture_bytes: memory of one picture, see `picture_bytes`.
-        """
+        """Lower an automatic batch size to what is likely to fit, which avoids most failures; see `picture_bytes`."""
         if self._is_free:
             room = sum(map(_free_bytes, jax.local_devices())) * _SHARE
             most = max(int(room / picture_bytes), 1)
@@ -68,13 +64,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def picture_bytes(plan: Plan, height: int, width: int) -> int:
-    """Estimated memory of a model per picture: its largest feature map, with the input and output of that layer.
-
-    Args:
-      plan: the model.
-      height: of the pictures, in pixels.
-      width: of the pictures, in pixels.
-    """
+    """Estimated memory of a model per picture: its largest feature map, with the input and output of that layer."""
     side = math.ceil(math.sqrt(height * width))
     return 3 * 4 * max(layer.out_channels * layer.out_size**2 for layer in layers(plan, side))
 

@@ -38,17 +38,15 @@ def select_models(pattern: str | None, weights: str | None = None) -> list[Candi
             raise UsageError(NO_MODEL)
         return [Candidate(None, weights)]
     names: dict[str, None] = {}
-    for word in filter(None, (part.strip() for part in pattern.split(","))):
-        if word == "all":
-            found = list_models(pretrained=weights is None)
-        elif any(sign in word for sign in "*?["):
-            found = list_models(word, pretrained=weights is None)
+    for word in filter(None, map(str.strip, pattern.split(","))):
+        if word == "all" or any(sign in word for sign in "*?["):
+            matching = list_models("*" if word == "all" else word, pretrained=weights is None)
         else:
-            found = [resolve_name(word)]
-        if not found:
+            matching = [resolve_name(word)]
+        if not matching:
             published = "with published weights " if weights is None else ""
             raise UnknownModelError(f"no model {published}matches {word!r}; `jeffnet list` shows all")
-        names |= dict.fromkeys(found)
+        names |= dict.fromkeys(matching)
     if weights is None or "{model}" in weights:
         return [Candidate(name, weights and weights.replace("{model}", name)) for name in names]
     if len(names) > 1:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,49 +16,39 @@ from jeffnet.system.files import write_file
 from jeffnet.text.names import printable, shortened, utf8
 from jeffnet.validation.answers import Mistake
 from jeffnet.validation.metrics import Calibration, Predictions, calibration, confusion
+from jeffnet.validation.validate import Outcome
 
 # More labels than this would overlap.
 _MOST_NAMED = 40
 
 
 @plain_text()
-def write_report(
-    folder: str | os.PathLike,
-    predictions: Predictions,
-    mistakes: Sequence[Mistake],
-    classes: Sequence[str],
-    name: Callable[[int], str],
-    row: dict[str, Any],
-) -> None:
+def write_report(folder: str | os.PathLike, outcome: Outcome) -> None:
     """Write `report.json`, `per_class.csv`, `confusion.png`, `reliability.png` and `mistakes.png` into a folder.
 
     Args:
       folder: created if it does not exist.
-      predictions: of the model, at least one.
-      mistakes: those to show.
-      classes: names in the order of the logits.
-      name: of a picture by its number.
-      row: the result, for `report.json` and the titles.
+      outcome: of a model, with at least one prediction.
 
     Raises:
       OutputError: it cannot be written.
     """
-    folder, titles = Path(folder), class_titles(classes)
+    folder, titles, row = Path(folder), class_titles(outcome.classes), outcome.row
+    predictions, mistakes = outcome.answers.predictions, outcome.answers.mistakes
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make folder {str(folder)!r}: {error.strerror or error}") from error
-    table, calibrated = confusion(predictions, len(classes)), calibration(predictions)
+    table, calibrated = confusion(predictions, len(titles)), calibration(predictions)
     present = np.flatnonzero(table.sum(1) + table.sum(0))
     title = printable(f"{row['model']}, {row['data']} ({row['split']})")
-    _write_per_class(folder / "per_class.csv", predictions, table, classes, titles)
-    _draw_confusion(
-        folder / "confusion.png", table[np.ix_(present, present)], [titles[i] for i in present.tolist()], title
-    )
+    _write_per_class(folder / "per_class.csv", predictions, table, outcome.classes, titles)
+    shown = [titles[label] for label in present.tolist()]
+    _draw_confusion(folder / "confusion.png", table[np.ix_(present, present)], shown, title)
     _draw_reliability(folder / "reliability.png", calibrated, title)
     if mistakes:
-        _draw_mistakes(folder / "mistakes.png", mistakes, titles, name, title)
-    worst = np.argwhere(table * (1 - np.eye(len(classes), dtype=int)))
+        _draw_mistakes(folder / "mistakes.png", mistakes, titles, outcome.name, title)
+    worst = np.argwhere(table * (1 - np.eye(len(titles), dtype=int)))
     pairs = sorted(((int(table[i, j]), titles[i], titles[j]) for i, j in worst.tolist()), reverse=True)[:20]
     summary = row | {
         "expected_calibration_error": calibrated.error,
@@ -110,15 +99,8 @@ def _draw_confusion(path: Path, table: np.ndarray, titles: Sequence[str], title:
         axes.set_yticks(range(count), short, fontsize=8)
     if count <= 20:
         for i, j in np.argwhere(table):
-            axes.text(
-                j,
-                i,
-                str(table[i, j]),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if share[i, j] > 40 else "black",
-            )
+            colour = "white" if share[i, j] > 40 else "black"
+            axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=7, color=colour)
     save_figure(figure, path)
 
 

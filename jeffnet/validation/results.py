@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.errors import EndingError, OutputError
+from jeffnet.errors import OutputError
 from jeffnet.system.extras import install
-from jeffnet.system.files import locked, write_file
+from jeffnet.system.files import check_output, locked, write_file
 from jeffnet.system.reading import parse_json, read_text
 from jeffnet.text.names import utf8
-from jeffnet.validation.metrics import Predictions
+from jeffnet.validation.validate import Outcome
 
 # Settings that do not change scores.
 _INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit"})
@@ -39,6 +39,7 @@ class ResultsFile:
     """Rows of results in a `.csv` or `.json` file. The file is complete after every row, and processes may share it.
 
     Attributes:
+      path: of the file, which need not exist; its folder must.
       rows: rows of the file when it was last read or written.
 
     Raises:
@@ -46,26 +47,12 @@ class ResultsFile:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        """Read the file, if it exists.
-
-        Args:
-          path: of the file; its folder must exist.
-        """
         self.path = Path(path)
-        if self.path.suffix not in (".csv", ".json"):
-            raise EndingError(f"results {str(path)!r}: give a name that ends in .csv or .json")
-        if not self.path.parent.is_dir():
-            raise OutputError(f"results {str(path)!r}: folder {str(self.path.parent)!r} does not exist, make it")
+        self._is_json = check_output(path, (".csv", ".json")) == ".json"
         self.rows = self._read()
 
     def find(self, model: str | None, weights: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The row of a model with the same settings, ignoring those that do not change scores; None if there is none.
-
-        Args:
-          model: its name; None if the weights name their model.
-          weights: their source; None for the published weights.
-          settings: `jeffnet.validation.validate.Settings` as a dictionary.
-        """
+        """The row of a candidate with the same settings, ignoring those that do not change scores."""
         # JSON turns tuples into lists, as in the file.
         wanted = _decisive(json.loads(json.dumps(settings)))
         for row in self.rows:
@@ -83,7 +70,7 @@ class ResultsFile:
         with locked(self.path.with_name(f".{self.path.name}.lock"), _SECONDS_TO_WAIT):
             self.rows = self._read()  # other processes may have added rows
             before = self.find(row["model"], row["weights"], row["settings"])
-            rows = [row if each is before else each for each in self.rows] if before else [*self.rows, row]
+            rows = [row if other is before else other for other in self.rows] if before else [*self.rows, row]
             write_file(self.path, self._format(rows))
             self.rows = rows
 
@@ -97,7 +84,7 @@ class ResultsFile:
             raise OutputError(f"{str(self.path)!r} has no results of jeffnet ({reason}): give another name") from error
 
     def _parse(self, text: str) -> list[dict[str, Any]]:
-        if self.path.suffix == ".json":
+        if self._is_json:
             rows = parse_json(text)
         else:
             table = csv.DictReader(io.StringIO(text, newline=""), restkey="")
@@ -111,7 +98,7 @@ class ResultsFile:
         return rows
 
     def _format(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        if self.path.suffix == ".json":
+        if self._is_json:
             return json.dumps(rows, indent=1) + "\n"
         text = io.StringIO()
         writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="null")
@@ -120,23 +107,20 @@ class ResultsFile:
         return text.getvalue()
 
 
-def save_predictions(
-    path: str | os.PathLike, predictions: Predictions, classes: Sequence[str], name: Callable[[int], str]
-) -> None:
-    r"""Write a table of predictions, with a row for every picture.
+def save_predictions(path: str | os.PathLike, outcome: Outcome) -> None:
+    r"""Write a table with a row for every picture. Bytes of names that are not UTF-8 are written as `\xff`.
 
     Args:
       path: ends in `.csv` or `.parquet`.
-      predictions: of the model.
-      classes: names in the order of the logits.
-      name: returns the name of a picture, given its number. Bytes that are not UTF-8 are written as `\xff`.
+      outcome: of a model, with its predictions.
 
     Raises:
       OutputError: the name has another ending, the file cannot be written, or parquet lacks pyarrow.
     """
-    names = np.array([utf8(name) for name in classes], dtype=object)
-    columns: dict[str, list] = {
-        "name": [utf8(name(index)) for index in predictions.index.tolist()],
+    predictions = outcome.answers.predictions
+    names = np.array([utf8(name) for name in outcome.classes], dtype=object)
+    columns = {
+        "name": [utf8(outcome.name(index)) for index in predictions.index.tolist()],
         "index": predictions.index.tolist(),
         "label": names[predictions.label].tolist(),
         "right1": predictions.right1.tolist(),
@@ -146,41 +130,38 @@ def save_predictions(
     for place in range(predictions.classes.shape[1]):
         columns[f"class{place + 1}"] = names[predictions.classes[:, place]].tolist()
         columns[f"probability{place + 1}"] = predictions.probabilities[:, place].tolist()
-    write_file(path, _table(path, columns))
+    write_file(path, _writer(path)(columns))
 
 
 def check_predictions_path(path: str | os.PathLike) -> None:
     """Raises OutputError if `save_predictions` cannot write: better before a long pass than after it."""
-    suffix = Path(path).suffix
-    if suffix not in (".csv", ".parquet"):
-        raise EndingError(f"predictions {os.fspath(path)!r}: give a name that ends in .csv or .parquet")
-    if suffix == ".parquet":
-        _parquet()
-    if not Path(path).parent.is_dir():
-        raise OutputError(f"predictions {os.fspath(path)!r}: its folder does not exist, make it")
+    _writer(path)
 
 
-def _table(path: str | os.PathLike, columns: Mapping[str, list]) -> bytes:
-    check_predictions_path(path)
-    if Path(path).suffix == ".parquet":
-        pyarrow, parquet = _parquet()
-        sink = pyarrow.BufferOutputStream()
-        parquet.write_table(pyarrow.table(dict(columns)), sink)
-        return sink.getvalue().to_pybytes()
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
-
-
-def _parquet() -> tuple[Any, Any]:
+def _writer(path: str | os.PathLike) -> Callable[[dict[str, list]], str | bytes]:
+    """The function that makes a file's content of columns."""
+    if check_output(path, (".csv", ".parquet")) == ".csv":
+        return _csv
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise OutputError(f"parquet needs pyarrow: {install('datasets')}, or write .csv") from None
-    return pyarrow, pyarrow.parquet
+
+    def parquet(columns: dict[str, list]) -> bytes:
+        sink = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+        return sink.getvalue().to_pybytes()
+
+    return parquet
+
+
+def _csv(columns: dict[str, list]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
 
 
 def _check_row(row: Any, name: str, kinds: Mapping[str, Any] = _KINDS) -> None:

@@ -38,6 +38,9 @@ class Settings:
       workers: processes that read pictures; None uses threads for 'grain', and a process per processor for 'pt'.
       exif: rotate pictures by their EXIF orientation, which timm and TensorFlow do not.
       mistakes: number of the most confident mistakes to keep with their pixels.
+
+    Raises:
+      ConfigError: a setting is outside its range, whatever the data and the models are.
     """
 
     data: str
@@ -65,13 +68,11 @@ class Settings:
     exif: bool = False
     mistakes: int = 0
 
-
-def check_settings(settings: Settings) -> None:
-    """Raises ConfigError if a setting is outside its range, whatever the data and the models are."""
-    if settings.batch_size != "auto" and (not isinstance(settings.batch_size, int) or settings.batch_size < 1):
-        raise ConfigError(f"batch_size {settings.batch_size!r} is neither a number of pictures nor 'auto'")
-    check_mesh(settings.mesh)
-    if settings.num_examples is not None and settings.num_examples < 1:
-        raise ConfigError(f"num_examples {settings.num_examples} is not a number of pictures: give 1 or more")
-    if settings.test_pool and settings.size is None:
-        raise ConfigError("test-time pooling is for pictures larger than in training: give their --img-size too")
+    def __post_init__(self) -> None:
+        if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise ConfigError(f"batch_size {self.batch_size!r} is neither a number of pictures nor 'auto'")
+        check_mesh(self.mesh)
+        if self.num_examples is not None and self.num_examples < 1:
+            raise ConfigError(f"num_examples {self.num_examples} is not a number of pictures: give 1 or more")
+        if self.test_pool and self.size is None:
+            raise ConfigError("test-time pooling is for pictures larger than in training: give their --img-size too")

@@ -18,11 +18,11 @@ from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, JeffnetError
 from jeffnet.parallel.mesh import make_layout
-from jeffnet.validation.answers import Answers, Forward, answer, make_forward
+from jeffnet.validation.answers import Answers, Forward, answer, check_classifies, make_forward
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
 from jeffnet.validation.metrics import score
-from jeffnet.validation.settings import Settings, check_settings
+from jeffnet.validation.settings import Settings
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import start_pretrained, with_test_pooling
 
@@ -63,7 +63,7 @@ def validate(
       The outcome of every model as soon as it is known.
 
     Raises:
-      JeffnetError: the settings or the data are invalid, or a model cannot be loaded.
+      JeffnetError: the data are invalid, or a model cannot be loaded.
 
     Example:
       from jeffnet.validation.candidates import Candidate
@@ -72,7 +72,6 @@ def validate(
       for outcome in validate([Candidate(None, "runs/first/model.safetensors")], Settings(data="pictures")):
           print(outcome.row["top1"])
     """
-    check_settings(settings)
     real = read_real_labels(settings.real_labels) if settings.real_labels else None
     keys = [_pixels(candidate, settings) for candidate in candidates]
     for places in _grouped(keys, MOST_TOGETHER):
@@ -85,26 +84,8 @@ def validate(
                     raise
                 yield candidates[place], error
         # A weights file may state another preprocessing than the zoo has: its model then needs a separate pass.
-        for each in _grouped([model.needs for model in models], MOST_TOGETHER):
-            yield from _pass([models[place] for place in each], settings, real, progress)
-
-
-def effective_preprocessing(transform: EvalTransform, resize: str | None = None) -> dict[str, Any]:
-    """The preprocessing that was applied to the pictures, for reports."""
-    height, width = transform.shape
-    preprocessing = transform.preprocessing
-    effective = {
-        "image_size": height if height == width else [height, width],
-        "crop_pct": preprocessing.crop_pct,
-        "crop_mode": transform.crop_mode,
-        "interpolation": preprocessing.interpolation,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "exif": transform.exif,
-    }
-    if resize:
-        effective["resize"] = resize
-    return effective
+        for group in _grouped([model.needs for model in models], MOST_TOGETHER):
+            yield from _pass([models[place] for place in group], settings, real, progress)
 
 
 @dataclass(frozen=True)
@@ -138,23 +119,22 @@ def _resize(name: str, settings: Settings) -> str | None:
 
 
 def _transform(preprocessing: Preprocessing, settings: Settings) -> EvalTransform:
-    chosen = {
-        name: value
-        for name, value in (("crop_pct", settings.crop_pct), ("interpolation", settings.interpolation))
-        if value is not None
-    }
-    if settings.size and settings.size[0] == settings.size[1]:
-        chosen["image_size"] = settings.size[0]
-    size = settings.size if settings.size and settings.size[0] != settings.size[1] else None
-    return EvalTransform(replace(preprocessing, **chosen), size, settings.crop_mode, settings.exif)
+    height, width = settings.size or (None, None)
+    preprocessing = preprocessing.changed(
+        crop_pct=settings.crop_pct,
+        interpolation=settings.interpolation,
+        image_size=height if height == width else None,
+    )
+    return EvalTransform(preprocessing, None if height == width else settings.size, settings.crop_mode, settings.exif)
 
 
 def _shared_part(transform: EvalTransform) -> EvalTransform:
     """Without the normalisation, which is not part of the pixels, unless the mean colours a border around them."""
     if transform.crop_mode == "border":
         return transform
-    blank = (0.0,) * len(transform.preprocessing.mean), (1.0,) * len(transform.preprocessing.std)
-    return replace(transform, preprocessing=replace(transform.preprocessing, mean=blank[0], std=blank[1]))
+    channels = len(transform.preprocessing.mean)
+    blank = transform.preprocessing.changed(mean=(0.0,) * channels, std=(1.0,) * channels)
+    return replace(transform, preprocessing=blank)
 
 
 def _open_model(candidate: Candidate, settings: Settings) -> _Model:
@@ -162,13 +142,10 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
     source = candidate.weights or True
     start, card = start_pretrained(source, candidate.name, dtype=jnp.dtype(settings.dtype))
     transform = _transform(card.preprocessing, settings)
-    if not card.num_classes:
-        raise ConfigError(f"weights {candidate.weights or candidate.name!r} have no classifier: nothing to validate")
+    check_classifies(card, candidate.weights)
     if settings.num_classes not in (None, card.num_classes):
         what = f"weights {candidate.weights or candidate.name!r}"
         raise ConfigError(f"{what} have {card.num_classes} classes, not num_classes {settings.num_classes}")
-    if card.global_pool == "none" and not card.test_window:
-        raise ConfigError(f"weights {candidate.weights!r} have logits for every place of a map: nothing to score")
     if settings.test_pool:
         own = card.preprocessing.image_size
         if min(transform.shape) <= own:
@@ -229,27 +206,34 @@ def _outcome(
     answers: Answers,
     real: list[frozenset[int]] | None,
 ) -> Outcome:
-    predictions = answers.predictions
+    predictions, transform = answers.predictions, model.transform
     right = None if real is None else [_real_of(loader, index, real) for index in predictions.index.tolist()]
     scores = score(predictions, right)
+    height, width = transform.shape
+    preprocessing = {
+        "image_size": height if height == width else [height, width],
+        "crop_pct": transform.preprocessing.crop_pct,
+        "crop_mode": transform.crop_mode,
+        "interpolation": transform.preprocessing.interpolation,
+        "mean": list(transform.preprocessing.mean),
+        "std": list(transform.preprocessing.std),
+        "exif": transform.exif,
+        **({"resize": model.resize} if model.resize else {}),
+    }
     published = None
     if model.candidate.weights is None and _is_imagenet_validation(settings, loader, table):
         published = find_model(model.card.model).weights
     row = {
         "model": model.card.model,
         "weights": model.candidate.weights,
-        "data": settings.data,
-        "split": settings.split,
-        "loader": settings.loader,
-        "backend": settings.backend,
-        "dtype": settings.dtype,
+        **{name: getattr(settings, name) for name in ("data", "split", "loader", "backend", "dtype")},
         "top1": scores.top1,
         "top5": scores.top5,
         "loss": scores.loss,
         "num_examples": scores.examples,
         "skipped": len(answers.skipped),
         "images_per_second": round(answers.images_per_second, 1),
-        "preprocessing": effective_preprocessing(model.transform, model.resize),
+        "preprocessing": preprocessing,
         "published_top1": published and published.top1,
         "published_top5": published and published.top5,
         "top1_difference": published and round(scores.top1 - published.top1, 3),

@@ -11,7 +11,7 @@ import sys
 import jax
 import pytest
 
-from jeffnet.cli.processes import add_process_options, connect
+from jeffnet.cli.devices import add_process_options, connect
 from jeffnet.errors import ConfigError, OutputError
 from jeffnet.parallel import distributed
 

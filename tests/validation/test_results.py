@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from jeffnet.errors import OutputError
-from jeffnet.validation.answers import Mistake
+from jeffnet.validation.answers import Answers, Mistake
 from jeffnet.validation.metrics import Predictions, calibration, confusion
 from jeffnet.validation.report import write_report
 from jeffnet.validation.results import ResultsFile, save_predictions
+from jeffnet.validation.validate import Outcome
 
 CLASSES = ("n01440764", "cat", "dog")
 SETTINGS = {"data": "pictures", "size": (32, 40), "batch_size": "auto", "dtype": "float32"}
@@ -39,6 +40,10 @@ def row(model, top1=50.0, weights=None, **settings):
         "split": "5",
         "settings": SETTINGS | settings,
     }
+
+
+def outcome(predictions, classes=CLASSES, name=str):
+    return Outcome(row("model"), Answers(predictions), classes, name)
 
 
 @pytest.fixture
@@ -147,7 +152,7 @@ def test_any_name_comes_back_from_a_file_of_results(tmp_path, suffix, data):
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_predictions_of_odd_names_are_in_utf8(tmp_path, predictions, suffix):
     path, names = tmp_path / f"p.{suffix}", ["$_a$.png", os.fsdecode(b"caf\xe9.png"), "a\nb", "\ud800", "ä", '"']
-    save_predictions(path, predictions, (os.fsdecode(b"\xff"), "cat", "dog"), names.__getitem__)
+    save_predictions(path, outcome(predictions, (os.fsdecode(b"\xff"), "cat", "dog"), names.__getitem__))
     if suffix == "csv":
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -158,7 +163,7 @@ def test_predictions_of_odd_names_are_in_utf8(tmp_path, predictions, suffix):
 
 
 def test_predictions_as_a_table(tmp_path, predictions):
-    save_predictions(tmp_path / "p.csv", predictions, CLASSES, lambda index: f"{index}.jpg")
+    save_predictions(tmp_path / "p.csv", outcome(predictions, name=lambda index: f"{index}.jpg"))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
     assert len(rows) == 6
     assert rows[3] | {"loss": ""} == {
@@ -168,13 +173,13 @@ def test_predictions_as_a_table(tmp_path, predictions):
     }  # fmt: skip
     for name, fault in (("p.txt", "parquet"), ("none/p.csv", "folder does not exist")):
         with pytest.raises(OutputError, match=fault):
-            save_predictions(tmp_path / name, predictions, CLASSES, str)
+            save_predictions(tmp_path / name, outcome(predictions))
 
 
 def test_predictions_as_parquet_are_the_same(tmp_path, predictions):
     parquet = pytest.importorskip("pyarrow.parquet")
-    save_predictions(tmp_path / "p.csv", predictions, CLASSES, str)
-    save_predictions(tmp_path / "p.parquet", predictions, CLASSES, str)
+    save_predictions(tmp_path / "p.csv", outcome(predictions))
+    save_predictions(tmp_path / "p.parquet", outcome(predictions))
     table = parquet.read_table(tmp_path / "p.parquet").to_pylist()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
     assert [{key: str(value) for key, value in each.items()} for each in table] == rows
@@ -202,7 +207,8 @@ def test_a_report_has_all_its_pictures_and_tables(tmp_path, predictions, classes
         Mistake(0.5, 5, 2, 0, np.zeros((8, 8, 1), np.uint8)),
     ]
     result = row("model") | {"top1": 66.7}
-    write_report(tmp_path / "report", predictions, mistakes, names, lambda index: f"val/{index}.jpg", result)
+    answers = Answers(predictions, mistakes)
+    write_report(tmp_path / "report", Outcome(result, answers, names, lambda index: f"val/{index}.jpg"))
     for name in ("confusion", "reliability", "mistakes"):
         with Image.open(tmp_path / "report" / f"{name}.png") as drawn:
             assert min(drawn.size) > 200 and np.unique(drawn.convert("L")).size > 10
@@ -220,4 +226,4 @@ def test_a_report_has_all_its_pictures_and_tables(tmp_path, predictions, classes
 def test_a_report_that_cannot_be_written_is_an_error(tmp_path, predictions):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot make folder"):
-        write_report(tmp_path / "file", predictions, [], CLASSES, str, row("model"))
+        write_report(tmp_path / "file", outcome(predictions))

@@ -7,14 +7,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jeffnet.system import figures
-from jeffnet.system.files import written_atomically
+from jeffnet.system.files import check_output, written_atomically
 
 Row = tuple[str, Sequence[tuple[str, np.ndarray]]]
 
 _GAP, _FONT_SIZE, _CAPTION = 6, 11, 15
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 _COLOURS = 256
-_FORMS = {ending: form for ending, form in figures.FORMS.items() if form not in ("svg", "eps")}
+# Pillow's name of the format, by extension.
+FORMS = {ending: form.upper() for ending, form in figures.FORMS.items() if form not in ("svg", "eps")}
 
 
 def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
@@ -28,7 +29,7 @@ def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     Raises:
       OutputError: it cannot be written, or its ending is another.
     """
-    form = form_of(path)
+    form = FORMS[check_output(path, FORMS)]
     font, labels = ImageFont.load_default(_FONT_SIZE), [label.split("\n") for label, _ in rows]
     margin = 3 * _GAP + max(round(font.getlength(line)) for lines in labels for line in lines)
     # Labels may be higher than the pictures, and captions wider.
@@ -52,12 +53,3 @@ def draw_sheet(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         # A palette makes the file a third as large.
         drawn = sheet.quantize(_COLOURS) if form == "PNG" else sheet
         drawn.save(partial, format=form, **({"optimize": True} if form == "PNG" else {}))
-
-
-def form_of(path: str | os.PathLike[str]) -> str:
-    """Pillow's name of the format that a file's extension says.
-
-    Raises:
-      EndingError: no format in which a sheet can be written.
-    """
-    return figures.form_of(path, _FORMS).upper()

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from jeffnet.system.environment import format_bytes, memory_in_use
 from jeffnet.text.names import printable_lines
-from jeffnet.train.reports.environment import format_bytes, memory_in_use
 
 
 class Progress:
@@ -26,12 +26,7 @@ class Progress:
 
     @contextmanager
     def bar(self, steps: int, done: int) -> Iterator[None]:
-        """Show a bar within the `with` statement.
-
-        Args:
-          steps: of the whole run.
-          done: steps that were taken before.
-        """
+        """Show a bar within the `with` statement: `steps` of the whole run, of which `done` were taken before."""
         hidden = None if self._shown else True  # None: hidden unless standard error is a terminal
         with tqdm(total=steps, initial=done, unit="step", leave=False, disable=hidden) as self._bar:
             yield

@@ -16,14 +16,9 @@ import pytest
 
 import jeffnet
 from jeffnet.errors import OutputError
+from jeffnet.system.environment import environment, format_bytes, memory_in_use
 from jeffnet.train.reports import environment as module
-from jeffnet.train.reports.environment import (
-    environment,
-    format_bytes,
-    memory_in_use,
-    read_environments,
-    record_environment,
-)
+from jeffnet.train.reports.environment import read_environments, record_environment
 
 with_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -87,7 +82,7 @@ def test_nobody_waits_for_git(tmp_path, monkeypatch):
     (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 100\n")
     (tmp_path / "git").chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(module, "_GIT_SECONDS", 0.1)
+    monkeypatch.setattr("jeffnet.system.environment._GIT_SECONDS", 0.1)
     assert environment()["git"] is None
 
 
