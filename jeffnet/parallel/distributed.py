@@ -52,11 +52,7 @@ _SIGNS_OF_LOSS = (
 
 
 class LostProcessError(JeffnetError):
-    """Another process has died or does not answer, so this one cannot continue.
-
-    Attributes:
-      exit_code: 76.
-    """
+    """Another process has died or does not answer, so this one cannot continue."""
 
     exit_code = EXIT_LOST
 
@@ -146,13 +142,13 @@ def _end_lost() -> None:
 
 def gathered(value: Any) -> list[Any]:
     """The values of all processes, in their order; they must be JSON."""
-    return [json.loads(each) for each in gathered_bytes(json.dumps(value).encode())]
+    return [json.loads(content) for content in gathered_bytes(json.dumps(value).encode())]
 
 
 def gathered_bytes(content: bytes) -> list[bytes]:
     """The bytes of all processes, in their order.
 
-    It goes through the coordination service, not through the devices: those may be busy with a step, and what they
+    They go through the coordination service, not through the devices: those may be busy with a step, and what they
     exchange must come in the same order everywhere.
     """
     count = jax.process_count()
@@ -189,19 +185,14 @@ def _key(number: int, process: int, part: int | None = None) -> str:
 
 
 def on_primary(work: Callable[[], Any]) -> Any:
-    """Run `work` in process 0; all processes get its result, which must be JSON.
-
-    Raises:
-      JeffnetError: it raised one there.
-    """
+    """Run `work` in process 0; all processes get its result, JSON, or raise the JeffnetError that it raised."""
     if jax.process_count() == 1:
         return work()
     error, value = None, None
-    if is_primary():
-        try:
-            value = work()
-        except JeffnetError as raised:
-            error = raised
+    try:
+        value = work() if is_primary() else None
+    except JeffnetError as raised:
+        error = raised
     message, value = gathered([error and str(error), value])[0]
     if error:
         raise error
@@ -221,33 +212,28 @@ def wait_for_all() -> None:
 
 
 def compile_together(function: Callable, *arguments: Any) -> None:
-    """Compile a function before its first call, and wait until all processes have.
+    """Compile a function of `jax.jit`, or a partial of one, before its first call, and wait until all processes have.
 
     Processes that run a program connect to each other first, for which Gloo gives them 30 seconds.
-
-    Args:
-      function: of `jax.jit`, or a `functools.partial` of one.
-      arguments: those of the call.
     """
-    if jax.process_count() == 1:
-        return
-    whole = functools.partial(function, *arguments)
-    whole.func.lower(*whole.args).compile()  # pyright: ignore[reportFunctionMemberAccess]
-    wait_for_all()
+    if jax.process_count() > 1:
+        whole = functools.partial(function, *arguments)
+        whole.func.lower(*whole.args).compile()  # pyright: ignore[reportFunctionMemberAccess]
+        wait_for_all()
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Check that all processes would do the same.
-
-    Args:
-      facts: what must be the same in all; JSON must be able to hold it. Versions and devices are added.
-
-    Raises:
-      ConfigError: in every process, if any differs from the first; it says in what.
-    """
+    """Raises ConfigError in every process if facts, which must be JSON, or versions or devices differ between them."""
     if jax.process_count() == 1:
         return
-    first, *others = gathered({**_own_facts(), **facts})
+    always = {
+        **versions(),
+        "code of jeffnet": code_hash(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
+        "JAX_ENABLE_X64": jax.config.read("jax_enable_x64"),
+    }
+    first, *others = gathered(always | dict(facts))
     for number, other in enumerate(others, 1):
         different = [name for name in {**first, **other} if first.get(name) != other.get(name)]
         if different:
@@ -266,10 +252,7 @@ def code_hash() -> str:
 
 
 def leave(status: int) -> None:
-    """End this process at once if others may wait for it; they will notice.
-
-    Does nothing where it is alone.
-    """
+    """End this process at once if others may wait for it; they will notice. Does nothing where it is alone."""
     # Asked in this order: a command that failed early must not start the devices in order to end.
     if coordination().client is None or jax.process_count() == 1:
         return
@@ -279,16 +262,6 @@ def leave(status: int) -> None:
         # What the others have to read of this error is kept here, and they end with this process.
         time.sleep(_LAST_SECONDS)
     os._exit(status)
-
-
-def _own_facts() -> dict[str, Any]:
-    return {
-        **versions(),
-        "code of jeffnet": code_hash(),
-        "python": ".".join(platform.python_version_tuple()[:2]),
-        "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
-        "JAX_ENABLE_X64": jax.config.read("jax_enable_x64"),
-    }
 
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:

@@ -87,11 +87,7 @@ class Layout:
         return jax.tree.map(put, state, self.shardings(state))
 
     def place_batch(self, batch: Any) -> Any:
-        """This process's rows of a batch as the whole batch on all devices; begins the transfer.
-
-        Args:
-          batch: arrays with as many rows in every process, which its devices can share evenly (`padded_rows`).
-        """
+        """This process's rows of a batch, as many as any other's (`padded_rows`), as the whole batch on all devices."""
         if self.is_shared:
             return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(self.batch, rows), batch)
         return jax.device_put(batch, self.batch)
@@ -129,7 +125,12 @@ def make_layout(text: str = AUTO, state_bytes: int = 0) -> Layout:
     """
     # Processes follow each other, and so do the devices of each.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    data, fsdp = _lengths(text, len(devices)) if text != AUTO else _automatic(devices, state_bytes)
+    if text == AUTO:
+        data, fsdp = _automatic(devices, state_bytes)
+    else:
+        lengths = _parse(text)
+        fsdp = lengths.get("fsdp", 1)
+        data = lengths.get("data", max(len(devices) // fsdp, 1))
     count = data * fsdp
     if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
         raise ConfigError(
@@ -146,11 +147,7 @@ def check_mesh(text: str) -> None:
 
 
 def local_rows(array: Array) -> np.ndarray:
-    """This process's rows of a batch's results, in order; waits for them.
-
-    Args:
-      array: `(N, ...)`, split along its first axis alone, or copied.
-    """
+    """This process's rows of a result `(N, ...)`, split along its first axis alone or copied; waits for them."""
     if array.is_fully_addressable:
         return np.asarray(array)
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
@@ -161,19 +158,13 @@ def _same(state: Any) -> Any:
     return state
 
 
-def _lengths(text: str, devices: int) -> tuple[int, int]:
-    lengths = _parse(text)
-    fsdp = lengths.get("fsdp", 1)
-    return lengths.get("data", max(devices // fsdp, 1)), fsdp
-
-
 def _parse(text: str) -> dict[str, int]:
     lengths: dict[str, int] = {}
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\w+)\s*=\s*([1-9]\d*)\s*", part)
-        if not found or found[1] not in _AXES or found[1] in lengths:
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*([1-9]\d*)\s*", part)
+        if not match or match[1] not in _AXES or match[1] in lengths:
             raise ConfigError(f"mesh {text!r} is not understood: give 'auto', or such as data=4,fsdp=2")
-        lengths[found[1]] = int(found[2])
+        lengths[match[1]] = int(match[2])
     return lengths
 
 

@@ -28,15 +28,10 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def supervise(command: Sequence[str], most: int, say: Callable[[str], None]) -> int:
-    """Run a command until it is done; restart it if it crashed or lost another process.
+    """Run a command until it is done; restart it, at most so many times, if it crashed or lost another process.
 
     SIGTERM and SIGINT are passed on, and what the command then ends with is final. On Linux the command is killed when
     this process ends in any other way: nothing would be there to stop it.
-
-    Args:
-      command: program and arguments, the same each time.
-      most: largest number of restarts.
-      say: called with a line for each restart.
 
     Returns:
       What the last start ended with, as a shell has it: 128 and the number of a signal.
