@@ -26,7 +26,7 @@ def augment_batch(images: Array, labels: Array, key: Array, config: Config, netw
     """
     augment, dtype = config.augment, network.compute_dtype
     mix_key, erase_key = jax.random.split(key)
-    targets = soft_targets(labels, network.num_classes, config.loss.label_smoothing, dtype)
+    targets = soft_targets(labels, network.plan.num_classes, config.loss.label_smoothing, dtype)
     if augment.mixes:
         images, targets = mix_batch(
             images,

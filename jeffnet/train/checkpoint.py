@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,12 +65,7 @@ class Checkpoints:
     """The checkpoints in a folder. Close them to wait for the one being written."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Opens the folder, which is made where it is missing.
-
-        Args:
-          folder: of the checkpoints alone.
-          keep: how many of the last checkpoints to keep.
-        """
+        """Opens a folder of checkpoints alone, which is made where it is missing; the last `keep` are kept."""
         self._folder = folder.absolute()
         count = jax.process_count()
         # With named processes Orbax waits for them through the coordination service, not by a program of their
@@ -128,11 +124,7 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on the disk.
-
-        Raises:
-          OutputError: it could not be written.
-        """
+        """Wait until the last checkpoint is on the disk; raises OutputError if it could not be written."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -167,9 +159,7 @@ class Checkpoints:
     def _read(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]] | str:
         """A checkpoint's state and values, or a text that says how it is damaged; the same in all processes.
 
-        Raises:
-          ConfigError: it does not fit the template.
-          TrainingError: the system does not let it be read now.
+        Raises TrainingError where the system does not let it be read now.
         """
         folder, was_damaged, reason = self._folder / str(step), False, ""
         for seconds in _SECONDS_BEFORE_READING:
@@ -198,11 +188,7 @@ class Checkpoints:
         )
 
     def _attempt(self, step: int, template: TrainState) -> tuple[dict[str, Any], dict[str, Any]] | _Failure:
-        """The arrays and progress that this process reads.
-
-        Raises:
-          ConfigError: it does not fit the template.
-        """
+        """The arrays and progress that this process reads; raises ConfigError if they do not fit the template."""
         folder, wanted = self._folder / str(step), _flat(template)
         try:
             metadata = self._manager.item_metadata(step)[_ARRAYS]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
@@ -222,24 +208,16 @@ class Checkpoints:
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         """Rename damaged checkpoints."""
+        text = "checkpoint of step %d cannot be read and is skipped: %s; it is kept as %s"
         for step, reason in damaged.items():
-            name = on_primary(lambda step=step: _renamed(self._folder / str(step)))
-            _log.warning(
-                "checkpoint of step %d cannot be read and is skipped: %s; it is kept as %s", step, reason, name
-            )
+            _log.warning(text, step, reason, on_primary(lambda step=step: _renamed(self._folder / str(step))))
         if damaged:
             self._manager.reload()
 
     def close(self) -> None:
-        """Wait for the last checkpoint, and end Orbax's threads.
-
-        Raises:
-          OutputError: it could not be written.
-        """
-        try:
+        """Wait for the last checkpoint, and end Orbax's threads; raises OutputError if it could not be written."""
+        with closing(self._manager):
             self.wait()
-        finally:
-            self._manager.close()
 
     def _not_written(self, error: Exception) -> OutputError:
         kept = f"the last is of step {self.steps[0]}" if self.steps else "there is none yet"
@@ -281,27 +259,20 @@ def _short(error: Exception) -> str:
 def _unreadable(folder: Path) -> str | None:
     """Why the system refuses to read a file in a folder; None if it reads them all."""
     try:
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb", buffering=0) as file:
-                    while file.read(_CHUNK):
-                        pass
+        for path in filter(Path.is_file, folder.rglob("*")):
+            with path.open("rb", buffering=0) as file:
+                while file.read(_CHUNK):
+                    pass
     except OSError as error:
         return system_reason(error, ignored=_MISSING)
     return None
 
 
 def _renamed(folder: Path) -> str:
-    """Rename a damaged checkpoint, and return its new name.
-
-    Raises:
-      OutputError: it cannot be renamed.
-    """
-    name = f"damaged_{folder.name}"
-    for count in itertools.count(2):
-        if not (folder.parent / name).exists():
-            break
-        name = f"damaged_{folder.name}_{count}"
+    """Rename a damaged checkpoint, and return its new name."""
+    others = (f"damaged_{folder.name}_{count}" for count in itertools.count(2))
+    names = itertools.chain([f"damaged_{folder.name}"], others)
+    name = next(name for name in names if not (folder.parent / name).exists())
     try:
         folder.rename(folder.parent / name)
     except OSError as error:

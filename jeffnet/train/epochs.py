@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,22 +36,19 @@ class _Feed:
     """Training batches, one of which is on its way to the device while another is worked on."""
 
     loader: TrainLoader
-    position: LoaderState
     place: Callable[[dict[str, Any]], Any]
     ahead: Any = None
 
-    def next(self) -> Any:
-        """The next batch; `position` is then where the loader stands after it."""
-        batch = self._fetched() if self.ahead is None else self.ahead
-        self.ahead, self.position = None, self.loader.get_state()
-        return batch
+    def next(self) -> tuple[Any, LoaderState]:
+        """The next batch, and where the loader stands after it."""
+        self.prefetch()
+        batch, self.ahead = self.ahead, None
+        return batch, self.loader.get_state()
 
     def prefetch(self) -> None:
-        """Begin to bring the batch after it."""
-        self.ahead = self._fetched()
-
-    def _fetched(self) -> Any:
-        return self.place(dict(next(self.loader)))
+        """Begin to bring the next batch, unless it is on its way."""
+        if self.ahead is None:
+            self.ahead = self.place(dict(next(self.loader)))
 
 
 class Epochs:
@@ -61,18 +58,13 @@ class Epochs:
         self.files, self.setup, self.journal, self.requests, self.progress = run, setup, journal, requests, progress
         self.config = setup.config
         self.metrics = StepMetrics(run, setup, journal, requests, progress)
-        self.scorer = Scorer(run, setup, journal, self._interruptible)
+        self.scorer = Scorer(run, setup, journal, self._stop_if_asked)
         self.position: LoaderState | None = None
         self.compiled: TrainStep | None = None
         self.drawn = time.monotonic()
 
     def run(self, state: TrainState, values: Mapping[str, Any]) -> Result:
-        """Run all epochs that are left.
-
-        Args:
-          state: at the start, or of a checkpoint.
-          values: of the checkpoint.
-        """
+        """Run all epochs that are left after a state, the first or that of a checkpoint with its values."""
         per_epoch, step = self.setup.steps_per_epoch, int(state.step)
         self.position = values.get("loader")
         self.metrics.start(step, values.get("pending", ()))
@@ -91,7 +83,7 @@ class Epochs:
             self.progress.say(f"from epoch {phase.first_epoch + 1}: {phase.description}")
         step, loader = self.setup.step(phase), self.setup.batches(phase, self.position)
         try:
-            feed = _Feed(loader, loader.get_state(), self.requests.place)
+            feed = _Feed(loader, self.requests.place)
             while (done := int(state.step)) < end:
                 epoch_end = (done // self.setup.steps_per_epoch + 1) * self.setup.steps_per_epoch
                 state = self._train_epoch(step, feed, state, done, epoch_end)
@@ -106,8 +98,8 @@ class Epochs:
         in_flight: deque[Metrics] = deque()
         self.metrics.start(done)
         for count in range(done + 1, end + 1):
-            state, metrics = self._step(step, feed.next(), state, count)
-            self.position = feed.position
+            batch, self.position = feed.next()
+            state, metrics = self._step(step, batch, state, count)
             self.metrics.add(metrics)
             in_flight.append(metrics)
             if count < end:
@@ -149,23 +141,19 @@ class Epochs:
 
     def _interrupt(self, step: int) -> None:
         self.files.checkpoints.wait()
-        raise InterruptedRunError(self.requests.stop_signal, step)
+        raise InterruptedRunError(self.requests.stop.signal, step)
 
-    def _interruptible(self, batches: Iterable[Any], state: TrainState) -> Iterator[Any]:
-        """Validation batches, until the run is to stop; the state was saved before validation began."""
-        for number, batch in enumerate(batches):
-            if self.requests.stop_between_steps(number):
-                self._interrupt(int(state.step))
-            yield batch
+    def _stop_if_asked(self, state: TrainState, number: int) -> None:
+        """Stop before validation batch `number` if the run is to; the state was saved before validation began."""
+        if self.requests.stop_between_steps(number):
+            self._interrupt(int(state.step))
 
     def _score(self, state: TrainState) -> None:
         """Validate after an epoch, unless that was done already, and report."""
-        scores = self.scorer.score(state, self.position)
-        if scores is None:
-            return
-        if time.monotonic() - self.drawn > _SECONDS_TO_DRAW:
-            self._draw()
-        self.progress.say(scores.line(self.config.epochs))
+        if (scores := self.scorer.score(state, self.position)) is not None:
+            if time.monotonic() - self.drawn > _SECONDS_TO_DRAW:
+                self._draw()
+            self.progress.say(scores.line(self.config.epochs))
 
     def _draw(self) -> None:
         if is_primary():

@@ -91,29 +91,21 @@ class Requests:
 
     With several processes, each puts its requests into its batches; a step combines them, and its metrics tell every
     process the same.
+
+    Attributes:
+      stop: the signal that this process got.
     """
 
     def __init__(self, stop: StopRequest, layout: Layout, minutes: float | None) -> None:
-        """Begins to count time.
-
-        Args:
-          stop: of this process.
-          layout: of the run.
-          minutes: from one checkpoint to the next, by the first process's clock; None saves at no time.
-        """
-        self._stop, self._layout, self._minutes = stop, layout, minutes
+        """Begins to count time: `minutes` from one checkpoint to the next, by the first process's clock, or None."""
+        self.stop, self._layout, self._minutes = stop, layout, minutes
         self._agreed = np.zeros(2, np.bool_)
         self._saved = time.monotonic()
 
     @property
-    def stop_signal(self) -> signal.Signals | None:
-        """The signal that this process got."""
-        return self._stop.signal
-
-    @property
     def stops(self) -> bool:
         """Whether the run is to stop after this step."""
-        return bool(self._agreed[0]) if self._layout.is_shared else bool(self._stop)
+        return bool(self._agreed[0]) if self._layout.is_shared else bool(self.stop)
 
     @property
     def saves(self) -> bool:
@@ -123,7 +115,7 @@ class Requests:
     def place(self, batch: dict[str, Any]) -> Any:
         """A batch on the devices, with the requests of this process where there are several."""
         if self._layout.is_shared:
-            batch["requests"] = np.tile([bool(self._stop), self._is_due()], (jax.local_device_count(), 1))
+            batch["requests"] = np.tile([bool(self.stop), self._is_due()], (jax.local_device_count(), 1))
         return self._layout.place_batch(batch)
 
     def note(self, metrics: Mapping[str, Any]) -> None:
@@ -138,8 +130,8 @@ class Requests:
     def stop_between_steps(self, number: int) -> bool:
         """Whether the run is to stop before validation batch `number`; all processes must ask for the same numbers."""
         if not self._layout.is_shared:
-            return bool(self._stop)
-        return number % _BATCHES_TO_AGREE == 0 and any_process(bool(self._stop))
+            return bool(self.stop)
+        return number % _BATCHES_TO_AGREE == 0 and any_process(bool(self.stop))
 
     def _is_due(self) -> bool:
         return self._minutes is not None and is_primary() and time.monotonic() - self._saved > 60 * self._minutes

@@ -94,7 +94,7 @@ def resume(folder: str | Path, overrides: Sequence[tuple[str, str]] = (), progre
 
 def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
     """Raises ConfigError where processes would not do the same."""
-    facts = entry_values(setup.config) | {
+    facts = {
         "training pictures": len(setup.train_set),
         "validation pictures": setup.val_batches.num_examples,
         "classes": list(setup.train_set.classes),
@@ -102,7 +102,7 @@ def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
         "run folder": str(folder),
         "run begun": begun,
     }
-    check_agreement(facts)
+    check_agreement(entry_values(setup.config) | facts)
 
 
 def _check_same(begun: Config, config: Config, folder: str | Path) -> None:

@@ -41,11 +41,6 @@ class Network:
         return self.start.plan
 
     @property
-    def num_classes(self) -> int:
-        """Width of the logits."""
-        return self.plan.num_classes
-
-    @property
     def compute_dtype(self) -> DTypeLike:
         """Of pixels, losses and gradients: at least float32."""
         return self.start.param_dtype
@@ -55,11 +50,7 @@ class Network:
         return replace(self, start=replace(self.start, plan=plan))
 
     def shared_by(self, devices: int, bn_devices: int | None) -> "Network":
-        """The same network for batches that several devices share.
-
-        Args:
-          devices: how many.
-          bn_devices: how many of them normalise by common statistics; None for all.
+        """The same network for batches that devices share, `bn_devices` of which, or all, normalise together.
 
         Raises:
           ConfigError: `bn_devices` does not divide the devices.
@@ -71,15 +62,9 @@ class Network:
         return replace(self, start=replace(self.start, execution=execution))
 
     def train(self, arrays: Mapping[str, Array], pixels: Array, key: Array) -> tuple[Array, Arrays]:
-        """A pass in training mode, inside `jax.jit`.
+        """Logits `(N, classes)` and updated running statistics of a pass in training mode, inside `jax.jit`.
 
-        Args:
-          arrays: all of the model's.
-          pixels: `(N, H, W, C)`, 0 to 255.
-          key: of dropout and drop path.
-
-        Returns:
-          Logits `(N, classes)` and the updated running statistics.
+        It takes all arrays of the model, pixels `(N, H, W, C)`, 0 to 255, and the key of dropout and drop path.
         """
         start = replace(self.start, arrays=arrays, rng=key)
         return load_backend(self.backend).training(start, self._normalized(pixels))
@@ -98,11 +83,6 @@ class Network:
 def make_network(config: ModelConfig, preprocessing: Preprocessing, num_classes: int) -> Network:
     """The network that a configuration describes, for batches of one device.
 
-    Args:
-      config: the configuration.
-      preprocessing: of its pictures.
-      num_classes: width of the logits.
-
     Raises:
       UnknownModelError: no such model.
       ArchitectureError: an option outside its range.
@@ -110,20 +90,16 @@ def make_network(config: ModelConfig, preprocessing: Preprocessing, num_classes:
       JeffnetError: the backend is not installed.
     """
     load_backend(config.backend)
-    dtype = jnp.dtype(config.dtype)
+    dtype, names = jnp.dtype(config.dtype), ("remat", "in_chans", "drop_rate", "drop_path_rate", "bn_momentum")
     start = start_model(
         config.known_name,
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
-        remat=config.remat,
         abstract=True,
         num_classes=num_classes,
-        in_chans=config.in_chans,
-        drop_rate=config.drop_rate,
-        drop_path_rate=config.drop_path_rate,
         global_pool=config.global_pool or "avg",
         output_stride=config.output_stride or 32,
-        bn_momentum=config.bn_momentum,
+        **{name: getattr(config, name) for name in names},
     )
     # A norm is frozen with its scale: if its statistics still moved, the frozen layers would compute something else.
     frozen = frozen_parameters(start.plan, config.freeze)
@@ -139,14 +115,13 @@ def frozen_parameters(plan: Plan, patterns: tuple[str, ...]) -> frozenset[str]:
       ConfigError: a pattern matches none, or they leave no parameter to train.
     """
     names = [name for name, spec in array_specs(plan).items() if spec.is_parameter]
-    frozen: set[str] = set()
-    for pattern in patterns:
-        matched = {name for name in names if fnmatchcase(name, pattern)}
-        if not matched:
+    matched = {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns}
+    for pattern, frozen in matched.items():
+        if not frozen:
             raise ConfigError(
                 f"model.freeze {pattern!r} matches no parameter; names are such as {names[0]}, {names[len(names) // 2]}"
             )
-        frozen |= matched
+    frozen = frozenset().union(*matched.values())
     if len(frozen) == len(names):
         raise ConfigError(f"model.freeze {', '.join(patterns)} leaves nothing to train")
-    return frozenset(frozen)
+    return frozen

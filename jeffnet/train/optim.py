@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -113,7 +114,7 @@ def _lars(
         step = gradient + decay * param
         if param.ndim <= 1:
             return step
-        length, steepness = _norm(param), _norm(gradient)
+        length, steepness = jnp.sqrt(jnp.sum(param**2)), jnp.sqrt(jnp.sum(gradient**2))
         ratio = trust_coefficient * length / (steepness + decay * length + epsilon)
         return step * jnp.where((length > 0) & (steepness > 0), ratio, 1)
 
@@ -148,12 +149,10 @@ def _muon(
     moves the rest: norms, biases, the classifier, and depthwise kernels, whose columns filter unrelated channels.
     """
     orthogonal = optax.contrib.scale_by_muon(
-        beta=momentum, eps=epsilon, nesterov=nesterov, weight_dimension_numbers=_matrices
+        beta=momentum, eps=epsilon, nesterov=nesterov, weight_dimension_numbers=partial(jax.tree.map, _matrix)
     )
-    by_label: Any = {
-        "muon": optax.chain(orthogonal, optax.stateless(_like_adam)),
-        "adam": optax.scale_by_adam(b1, b2, epsilon),
-    }
+    scaled = optax.chain(orthogonal, optax.stateless(lambda updates, _: jax.tree.map(_like_adam, updates)))
+    by_label: Any = {"muon": scaled, "adam": optax.scale_by_adam(b1, b2, epsilon)}
     return optax.chain(optax.partition(by_label, _muon_labels), rate)
 
 
@@ -220,8 +219,7 @@ def make_optimizer(
 def _options(config: OptimizerConfig) -> dict[str, Any]:
     options = {name: getattr(config, name) for name in _OPTIONS if getattr(config, name) is not None}
     known = inspect.signature(OPTIMIZERS[config.name].make).parameters
-    foreign = [name for name in options if name not in known]
-    if foreign:
+    if foreign := [name for name in options if name not in known]:
         available = ", ".join(name for name in _OPTIONS if name in known)
         raise ConfigError(f"optimizer {config.name!r} has no option {foreign[0]!r}; it has {available}")
     return options
@@ -271,32 +269,22 @@ def _decay_beside(schedule: Schedule, rates: _ByName, decays: _ByName) -> _Trans
     return optax.GradientTransformation(rate_of_step.init, update)
 
 
-def _norm(array: Array) -> Array:
-    return jnp.sqrt(jnp.sum(array**2))
-
-
 def _are_kernels(arrays: Any) -> Any:
     return jax.tree.map(lambda array: array.ndim > 1, arrays)
 
 
 def _muon_labels(arrays: Mapping[str, Any]) -> dict[str, str]:
-    return {name: "muon" if _is_matrix(name, array.shape) else "adam" for name, array in arrays.items()}
+    def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) > 1 and shape[-2] > 1 and not name.startswith("classifier.")
+
+    return {name: "muon" if is_matrix(name, array.shape) else "adam" for name, array in arrays.items()}
 
 
-def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1 and shape[-2] > 1 and not name.startswith("classifier.")
+def _matrix(array: Any) -> optax.contrib.MuonDimensionNumbers:
+    """Which axes of a kernel are the rows of a matrix, and which the columns."""
+    return optax.contrib.MuonDimensionNumbers(tuple(range(array.ndim - 1)), array.ndim - 1)
 
 
-def _matrices(arrays: Any) -> Any:
-    return jax.tree.map(
-        lambda array: optax.contrib.MuonDimensionNumbers(tuple(range(array.ndim - 1)), array.ndim - 1), arrays
-    )
-
-
-def _like_adam(updates: Any, _: Any) -> Any:
-    """Orthogonal matrices, scaled so that their values have the root mean square of Adam's updates, about 0.2."""
-
-    def scaled(update: Array) -> Array:
-        return 0.2 * math.sqrt(max(math.prod(update.shape[:-1]), update.shape[-1])) * update
-
-    return jax.tree.map(scaled, updates)
+def _like_adam(update: Array) -> Array:
+    """An orthogonal matrix, scaled so that its values have the root mean square of Adam's updates, about 0.2."""
+    return 0.2 * math.sqrt(max(math.prod(update.shape[:-1]), update.shape[-1])) * update

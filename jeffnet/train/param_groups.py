@@ -61,10 +61,6 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
     The stem is a layer, then every block, then the classifier. The last convolution belongs to the last block, but to
     the classifier where it comes after the pooling, as MobileNetV3's does. That is timm's fine grouping.
 
-    Args:
-      names: of all parameters of a model.
-      decay: in (0, 1].
-
     Source: Clark et al., "ELECTRA", arXiv:2003.10555.
     """
     names = tuple(names)

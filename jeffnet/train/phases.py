@@ -33,11 +33,7 @@ class Phase:
 
 
 def make_phases(config: Config, preprocessing: Preprocessing) -> list[Phase]:
-    """The phases of a run, in order; the first begins with epoch 0.
-
-    Args:
-      config: of the run.
-      preprocessing: of the last phase.
+    """The phases of a run, in order; the first begins with epoch 0, and the last has this preprocessing.
 
     Source of the growth: Tan and Le, "EfficientNetV2", arXiv:2104.00298, section 4.2.
     """

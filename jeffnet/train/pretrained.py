@@ -42,11 +42,9 @@ def settled(config: Config) -> Config:
         model["global_pool"] = card.global_pool
     if card.output_stride != 32:
         model["output_stride"] = card.output_stride
-    data = {
-        entry: getattr(expected, entry) for entry in OF_PICTURES if getattr(expected, entry) != getattr(usual, entry)
-    }
-    if len(expected.mean) not in (1, config.model.in_chans):
-        data = {entry: value for entry, value in data.items() if entry not in ("mean", "std")}
+    fits = len(expected.mean) in (1, config.model.in_chans)
+    entries = [entry for entry in OF_PICTURES if fits or entry not in ("mean", "std")]
+    data = {entry: getattr(expected, entry) for entry in entries if getattr(expected, entry) != getattr(usual, entry)}
     settled = _filled(config, model, data)
     taken = [
         f"{part}.{entry} {value}"
@@ -77,13 +75,7 @@ def _filled(config: Config, model: Mapping[str, Any], data: Mapping[str, Any]) -
 
 
 def in_order(arrays: Arrays, card: ModelCard, classes: Sequence[str], teacher: str) -> Arrays:
-    """A teacher's arrays, with logits in the order of the data's classes.
-
-    Args:
-      arrays: by canonical name, with a classifier.
-      card: of the teacher.
-      classes: names of the data's classes, as many as the teacher has.
-      teacher: name for messages.
+    """The arrays of a teacher, as of its card, with logits in the order of the data's classes; as many are given.
 
     Raises:
       ConfigError: it has other classes.

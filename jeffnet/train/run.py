@@ -41,11 +41,7 @@ _log = logging.getLogger("jeffnet.train")
 def locked_run(folder: str | os.PathLike, waits: bool = False) -> Iterator[None]:
     """Make and lock a run's folder, so that no other command trains in it, and remove files that were half written.
 
-    The first of several processes holds the lock.
-
-    Args:
-      folder: of the run.
-      waits: wait a while for a command that is about to end.
+    The first of several processes holds the lock. With `waits`, it waits for a command that is about to end.
 
     Raises:
       OutputError: another command trains in the folder, it cannot be written to, or Orbax does not accept its name.
@@ -88,11 +84,7 @@ class Run:
     """
 
     def __init__(self, folder: str | os.PathLike, config: Config) -> None:
-        """Opens the folder.
-
-        Raises:
-          OutputError: a process does not see the folder of the first one, or checkpoints cannot be written there.
-        """
+        """Raises OutputError where a process does not see the first one's files, or no checkpoints can be written."""
         folder = Path(folder)
         unseen = [number for number, seen in enumerate(gathered((folder / "config.json").exists())) if not seen]
         if unseen and len(unseen) < jax.process_count():
@@ -100,8 +92,7 @@ class Run:
                 f"process {unseen[0]} does not see what process 0 wrote into {str(folder)!r}: give a folder on storage "
                 "that all hosts share"
             )
-        self.folder = folder
-        self.config = config
+        self.folder, self.config = folder, config
         self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep_last)
 
     def path(self, name: str) -> Path:
@@ -109,11 +100,7 @@ class Run:
         return self.folder / name
 
     def write_config(self) -> None:
-        """Write `config.json`; on several hosts the first does.
-
-        Raises:
-          OutputError: it cannot be written.
-        """
+        """Write `config.json`, or raise OutputError; on several hosts the first does."""
         on_primary(lambda: _write_config(self.folder, self.config))
 
 
@@ -123,20 +110,20 @@ def create_run(folder: str | os.PathLike, config: Config) -> None:
     Raises:
       OutputError: the folder cannot be written to, or holds a run already.
     """
-    on_primary(lambda: _make(Path(folder), config))
+
+    def create() -> None:
+        if is_run(folder):
+            raise OutputError(
+                f"output folder {str(folder)!r} holds a run already: continue it with "
+                f"`--resume {shell_word(str(folder))}`, or give another"
+            )
+        _write_config(folder, config)
+
+    on_primary(create)
 
 
-def _make(folder: Path, config: Config) -> None:
-    if is_run(folder):
-        raise OutputError(
-            f"output folder {str(folder)!r} holds a run already: continue it with "
-            f"`--resume {shell_word(str(folder))}`, or give another"
-        )
-    _write_config(folder, config)
-
-
-def _write_config(folder: Path, config: Config) -> None:
-    write_file(folder / "config.json", to_json(config))
+def _write_config(folder: str | os.PathLike, config: Config) -> None:
+    write_file(Path(folder, "config.json"), to_json(config))
 
 
 def is_run(folder: str | os.PathLike) -> bool:
@@ -152,7 +139,6 @@ def read_config(folder: str | os.PathLike) -> Config:
     """
     path = Path(folder) / "config.json"
     try:
-        text = read_text(path)
+        return from_json(read_text(path), str(path))
     except OSError as error:
         raise ConfigError(f"{str(folder)!r} is no run folder: cannot read config.json ({error.strerror})") from error
-    return from_json(text, str(path))

@@ -1,11 +1,10 @@
 """Validation during a run, and the models that the run keeps."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from jax import Array
 from safetensors.numpy import load_file
 
 from jeffnet.arch.summary import array_specs
-from jeffnet.data.batches import EvalLoader
 from jeffnet.data.loader import LoaderState
 from jeffnet.errors import ImageError
 from jeffnet.ops.average import average_arrays
@@ -51,21 +49,10 @@ class Scorer:
     """Validates states of a run, and keeps the best models."""
 
     def __init__(
-        self,
-        run: Run,
-        setup: Setup,
-        journal: Journal,
-        interruptible: Callable[[EvalLoader, TrainState], Iterator[Any]],
+        self, run: Run, setup: Setup, journal: Journal, before_batch: Callable[[TrainState, int], None]
     ) -> None:
-        """For one run.
-
-        Args:
-          run: its folder.
-          setup: its parts.
-          journal: its metrics.
-          interruptible: passes validation batches on until the run is asked to stop.
-        """
-        self._run, self._setup, self._journal, self._interruptible = run, setup, journal, interruptible
+        """Scores a run; `before_batch` is called with the state and the number of every validation batch."""
+        self._run, self._setup, self._journal, self._before_batch = run, setup, journal, before_batch
         self._logged_skipped = False
 
         @jax.jit
@@ -78,17 +65,14 @@ class Scorer:
     def score(self, state: TrainState, position: LoaderState | None) -> EpochScores | None:
         """Validate after an epoch: log the scores, and keep the model if it is among the best.
 
-        Args:
-          state: after the epoch.
-          position: of the training batches.
-
-        Returns:
-          The scores; None where the journal has them already.
+        `position` is that of the training batches. None where the journal has the scores already.
         """
         rows, step, per_epoch = self._journal.rows(), int(state.step), self._setup.steps_per_epoch
         if any(row["step"] == step for row in scored_rows(rows)):
             return None
-        models = {MODEL: state.arrays} | ({} if state.average is None else {EMA: state.averaged_arrays})
+        models = {MODEL: state.arrays}
+        if state.average is not None:
+            models[EMA] = {**state.frozen, **state.average}
         if self._setup.config.bn_batches:
             estimated = self._reestimated(list(models.values()), position, self._setup.config.bn_batches)
             models = dict(zip(models, estimated, strict=True))
@@ -118,11 +102,10 @@ class Scorer:
         self._journal.write(row | score_entries(AVERAGED, scores))
 
     def _scores(self, models: list[Arrays], state: TrainState) -> list[Scores]:
-        batches = _Interruptible(self._setup.val_batches, lambda loader: self._interruptible(loader, state))
-        pairs = [(self._forward, arrays) for arrays in models]
-        answers = answer(pairs, batches, layout=self._setup.layout)  # pyright: ignore[reportArgumentType]
+        pairs, hook = [(self._forward, arrays) for arrays in models], partial(self._before_batch, state)
+        answers = answer(pairs, self._setup.val_batches, layout=self._setup.layout, before_batch=hook)
         self._log_skipped(answers[0].skipped)
-        return [score(each.predictions) for each in answers]
+        return [score(model_answers.predictions) for model_answers in answers]
 
     def _log_skipped(self, skipped: list[int]) -> None:
         """Log, once, which validation pictures cannot be decoded.
@@ -136,10 +119,8 @@ class Scorer:
                 f"none of the {len(skipped)} validation pictures can be decoded, such as {loader.name(0)!r}"
             )
         if skipped and not self._logged_skipped and is_primary():
-            _log.warning(
-                "%d of %d validation pictures cannot be decoded and are left out of the scores: %s",
-                len(skipped), loader.num_examples, listed(list(map(loader.name, skipped)), _NAMED),
-            )  # fmt: skip
+            text = "%d of %d validation pictures cannot be decoded and are left out of the scores: %s"
+            _log.warning(text, len(skipped), loader.num_examples, listed(list(map(loader.name, skipped)), _NAMED))
         self._logged_skipped = self._logged_skipped or bool(skipped)
 
     def _reestimated(self, models: list[Arrays], position: LoaderState | None, batches: int) -> list[Arrays]:
@@ -175,19 +156,3 @@ class Scorer:
         path.parent.mkdir(exist_ok=True)
         ordered = {name: np.asarray(arrays[name]) for name in array_specs(self._setup.network.plan)}
         save_model(path, ordered, self._setup.card)
-
-
-@dataclass(frozen=True)
-class _Interruptible:
-    """Validation batches that come one by one through a function."""
-
-    loader: EvalLoader
-    passed_on: Callable[[EvalLoader], Iterator[Any]]
-
-    @property
-    def num_examples(self) -> int:
-        """Of the data set."""
-        return self.loader.num_examples
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.passed_on(self.loader)

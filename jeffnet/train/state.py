@@ -76,12 +76,6 @@ class TrainState:
         """All arrays of the model."""
         return {**self.frozen, **self.params, **self.batch_stats}
 
-    @property
-    def averaged_arrays(self) -> Arrays:
-        """All arrays of the averaged model."""
-        assert self.average is not None
-        return {**self.frozen, **self.average}
-
 
 def initial_state(
     arrays: Mapping[str, Array],

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,17 +68,13 @@ def make_train_step(
     return partial(step, jax.random.key(config.seed), teacher.arrays if teacher else {})
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """The examples of one backward pass."""
 
     pixels: Array
     labels: Array
     targets: Array
     key: Array
-
-
-jax.tree_util.register_dataclass(_Part, ["pixels", "labels", "targets", "key"], [])
 
 
 @dataclass(frozen=True)
@@ -191,9 +187,9 @@ class _Work:
         if self.teacher is not None:
             seen = part.pixels if splits == 1 else part.pixels[:, 0]
             teacher = jax.lax.stop_gradient(self.teacher.evaluate(self._whole(teacher_arrays), seen))
-            share, loss_config = self.config.loss.distillation, self.config.loss
-            apart = distillation(first, teacher, loss_config.temperature, loss_config.hard)
-            loss = (1 - share) * loss + share * apart
+            config = self.config.loss
+            apart = distillation(first, teacher, config.temperature, config.hard)
+            loss = (1 - config.distillation) * loss + config.distillation * apart
         return loss.mean(), 100 * in_top(first, part.labels, 1).mean(), stats
 
     def _averaged(self, state: TrainState) -> TrainState:

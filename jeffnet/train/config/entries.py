@@ -1,5 +1,6 @@
 """Typed entries of a configuration, checked alike whether values come from Python, JSON or the command line."""
 
+import contextlib
 import functools
 import math
 import numbers
@@ -35,7 +36,7 @@ def part(name: str = "") -> Callable[[type], type]:
         @functools.wraps(plain)
         def checked(self: Any, /, *unnamed: Any, **entries: Any) -> None:
             if unnamed:
-                raise ConfigError(f"{kind.__name__} takes entries by name: write {_first(kind)}={unnamed[0]!r}")
+                raise ConfigError(f"{kind.__name__} takes entries by name: write {fields(kind)[0].name}={unnamed[0]!r}")
             plain(self, **_checked(kind, entries, prefix))
 
         kind.__init__ = checked
@@ -60,24 +61,19 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 
 def checked_value(value: Any, hint: Any, name: str) -> Any:
-    """A value converted to the type of an entry.
-
-    Args:
-      value: of any type.
-      hint: the entry's type.
-      name: the entry's name, for errors.
-
-    Raises:
-      ConfigError: it is of another type.
-    """
+    """A value converted to an entry's type, `hint`; raises ConfigError, with the entry's name, if that is another."""
     kind = without_none(hint)
     if value is None and kind is not hint:
         return None
     too_large = isinstance(value, int) and abs(value) >= _BEYOND
     if too_large or (isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and kind is not float))):
         raise ConfigError(f"{name} {str(value)[:50]} is no number to compute with")
-    if is_dataclass(kind):
-        return _checked_part(value, typing.cast(type, kind), name)
+    if isinstance(kind, type) and is_dataclass(kind):
+        if isinstance(value, Mapping):
+            return kind(**{str(entry): content for entry, content in value.items()})
+        if isinstance(value, kind):
+            return value
+        raise ConfigError(f"{name} {value!r} has no entries: write {kind.__name__}(...)")
     origin, items = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         if isinstance(value, list | tuple) and (items[-1] is Ellipsis or len(value) == len(items)):
@@ -117,14 +113,7 @@ def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
 
 
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    """Raises ConfigError where a value is neither None nor in a range.
-
-    Args:
-      name: of the entry.
-      value: of it.
-      least: the lower end, which is allowed.
-      most: the upper end, likewise.
-    """
+    """Raises ConfigError where a value is neither None nor in a range, as of `[least, most]`."""
     if value is not None and not least <= value <= most:
         limits = f"at least {least}" if most == math.inf else f"within [{least}, {most}]"
         raise ConfigError(f"{name} {value} must be {limits}")
@@ -161,14 +150,6 @@ def _checked(kind: type, entries: Mapping[str, Any], prefix: str) -> dict[str, A
     return values
 
 
-def _checked_part(value: Any, kind: type, name: str) -> Any:
-    if isinstance(value, kind):
-        return value
-    if isinstance(value, Mapping):
-        return kind(**{str(entry): content for entry, content in value.items()})
-    raise ConfigError(f"{name} {value!r} has no entries: write {kind.__name__}(...)")
-
-
 def _converted(value: Any, kind: type) -> Any:
     """The value as a bool, number or string of this type; None where it is of another type."""
     if isinstance(value, bool) or kind is bool:
@@ -184,13 +165,7 @@ def _converted(value: Any, kind: type) -> Any:
 
 def _way_out(value: Any, kind: Any) -> str:
     if isinstance(value, str) and kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             kind(value)
-        except ValueError:
-            return ""
-        return f": write {value} without quotes"
+            return f": write {value} without quotes"
     return ""
-
-
-def _first(kind: type) -> str:
-    return fields(kind)[0].name

@@ -2,21 +2,22 @@
 
 import logging
 import math
+import re
 import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from jeffnet.errors import ConfigError, OutputError, first_line
 from jeffnet.system.extras import install
-from jeffnet.system.files import write_file
+from jeffnet.system.files import write_file, writing
 from jeffnet.train.config import LogConfig
 
 # Metrics whose names begin with one of these are shown together.
-_GROUPS = ("train", "val", "ema_val", "averaged_val")
+_GROUP = re.compile("^(train|val|ema_val|averaged_val)_")
 # A flush of TensorBoard's file waits for the disk, which may be busy with a checkpoint.
 _SECONDS_TO_FLUSH = 10
 # How long the end of a run waits until its last metrics are sent; the rest stays on disk, for `wandb sync`.
@@ -26,25 +27,20 @@ _log = logging.getLogger("jeffnet.train")
 
 
 class Board(Protocol):
-    """Shows rows of metrics."""
+    """Shows rows of metrics, each with `step`."""
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Show a row, which has `step`."""
+        """Show a row; raises OutputError where a file cannot be written."""
         ...
 
     def close(self) -> None:
-        """Show the rest."""
+        """Show the rest; raises OutputError where a file cannot be written."""
         ...
 
 
 def tags(row: Mapping[str, float]) -> dict[str, float]:
     """The values of a row without `step`, with grouped names: `ema_val/top1` for `ema_val_top1`."""
-    return {_tag(name): value for name, value in row.items() if name != "step"}
-
-
-def _tag(name: str) -> str:
-    group = next((group for group in _GROUPS if name.startswith(f"{group}_")), None)
-    return name if group is None else f"{group}/{name.removeprefix(f'{group}_')}"
+    return {_GROUP.sub(r"\1/", name): value for name, value in row.items() if name != "step"}
 
 
 def check_boards(log: LogConfig) -> None:
@@ -53,19 +49,11 @@ def check_boards(log: LogConfig) -> None:
         _wandb(log.wandb_project)
 
 
-class TensorBoard:
+class TensorBoard(Board):
     """An event file for TensorBoard. A killed process loses the rows of the last seconds."""
 
     def __init__(self, folder: Path, first_step: int | None) -> None:
-        """Begins a new file.
-
-        Args:
-          folder: of the run.
-          first_step: TensorBoard drops this step and later ones from earlier files of a resumed run; None if it is new.
-
-        Raises:
-          OutputError: it cannot be written.
-        """
+        """Begins a new file. `first_step` of a resumed run and later ones are dropped from earlier files."""
         # tensorboardX's SummaryWriter waits forever on a full disk, and names files after the host.
         with _without_torch():
             from tensorboardX import RecordWriter
@@ -74,7 +62,7 @@ class TensorBoard:
         self._summary = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
         self._path = folder / f"events.out.tfevents.{time.time_ns()}"
         self._flushed = -math.inf
-        with self._writing():
+        with writing(self._path):
             self._file = RecordWriter(str(self._path))
         try:
             self._add(file_version="brain.Event:2")
@@ -88,54 +76,33 @@ class TensorBoard:
             raise
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Add a row; raises OutputError where it cannot be written."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in tags(row).items()]
         self._add(step=int(row["step"]), summary=self._summary(value=values))
         if time.monotonic() - self._flushed > _SECONDS_TO_FLUSH:
             self._flush()
 
     def close(self) -> None:
-        """Write the rest; raises OutputError where it cannot be written."""
-        with self._writing():
-            try:
-                self._file.flush()
-            finally:
-                self._file.close()
+        with writing(self._path), closing(self._file):
+            self._file.flush()
 
     def _add(self, **entries: Any) -> None:
         event = self._protocol.Event(wall_time=time.time(), **entries)
-        with self._writing():
+        with writing(self._path):
             self._file.write(event.SerializeToString())
 
     def _flush(self) -> None:
-        with self._writing():
+        with writing(self._path):
             self._file.flush()
         self._flushed = time.monotonic()
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"cannot write {str(self._path)!r}: {error.strerror or error}") from error
 
-
-class WeightsAndBiases:
+class WeightsAndBiases(Board):
     """A run at Weights & Biases. Once it began, its failures do not stop the training."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
-        """Begins a run there, or continues the one of `wandb_id.txt`.
+        """Begins a run there, or continues the one of `wandb_id.txt`; raises ConfigError where the client refuses.
 
         Rows of steps that a resumed run takes again are there twice: rows cannot be deleted.
-
-        Args:
-          folder: of the run, for the identifier and the files of the client.
-          project: of the run.
-          config: to show with the run.
-
-        Raises:
-          ConfigError: the client is not installed, or refuses.
-          OutputError: the identifier cannot be written.
         """
         wandb = _wandb(project)
         self._run: Any = None
@@ -163,20 +130,19 @@ class WeightsAndBiases:
             self._warn(error)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Send a row."""
-        if self._run is None:
-            return
-        try:
-            self._run.log({"step": row["step"], **tags(row)})
-        except Exception as error:
-            self._warn(error)
+        if self._run is not None:
+            with self._warning():
+                self._run.log({"step": row["step"], **tags(row)})
 
     def close(self) -> None:
-        """Wait a while until everything is sent."""
-        if self._run is None:
-            return
+        if self._run is not None:
+            with self._warning():
+                self._run.finish()  # waits a while until everything is sent
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
         try:
-            self._run.finish()
+            yield
         except Exception as error:
             self._warn(error)
 

@@ -34,9 +34,6 @@ def write_card(folder: Path, card: ModelCard, config: Config, rows: Rows) -> Non
       card: of the trained model.
       config: of the run.
       rows: of `metrics.jsonl`, with scores of at least one epoch.
-
-    Raises:
-      OutputError: the file cannot be written.
     """
     source = str(folder if folder.name not in ("", "..") else folder.resolve())
     result = Result.from_rows(rows)
@@ -72,7 +69,9 @@ def _scores(card: ModelCard, rows: Rows, result: Result) -> str:
     for scores, label, file in shown:
         if scores is not None:
             values = [scores.top1, *([scores.top5] if with_top5 else [])]
-            table.append((label, *(f"{value:.2f} %" for value in values), f"{scores.loss:.4f}", _code(file)))
+            table.append(
+                (label, *(f"{value:.2f} %" for value in values), f"{scores.loss:.4f}", f"`{file}`" if file else "")
+            )
     header = ("model", "top-1", *(["top-5"] if with_top5 else []), "cross entropy", "file")
     return (
         f"On {result.best.examples:,} validation pictures, by which the best were chosen too:\n\n"
@@ -86,23 +85,23 @@ def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:
     yield "data", f"{_without_folders(data.path)}, split {data.train_split}; validated on split {data.val_split}"
     start = config.model.pretrained
     yield "start", "random weights" if start is None else f"weights of {_without_folders(start)}"
-    yield "model", _joined(_changed(config.model, "name", "pretrained")) or "as published"
+    yield "model", ", ".join(_changed(config.model, "name", "pretrained")) or "as published"
     yield "epochs", f"{config.epochs}, in {rows[-1]['step']:,} steps"
     yield "batch size", f"{config.batch_size}" + (f", in {config.accumulate} parts" if config.accumulate > 1 else "")
     optimizer = config.optimizer
     rate = f"learning rate {optimizer.learning_rate:g}"
-    yield "optimizer", _joined([optimizer.name, rate, *_changed(optimizer, "name", "learning_rate")])
-    yield "schedule", _joined([config.schedule.name, *_changed(config.schedule, "name")])
-    yield "loss", _joined([config.loss.name.replace("_", " "), *_changed(config.loss, "name")])
+    yield "optimizer", ", ".join([optimizer.name, rate, *_changed(optimizer, "name", "learning_rate")])
+    yield "schedule", ", ".join([config.schedule.name, *_changed(config.schedule, "name")])
+    yield "loss", ", ".join([config.loss.name.replace("_", " "), *_changed(config.loss, "name")])
     crop = f"random crops of {100 * augment.scale[0]:g} to {100 * augment.scale[1]:g} % of the area"
     flip = f"horizontal flip {augment.hflip:g}"
-    yield "augmentation", _joined([crop, flip, *_changed(augment, "scale", "hflip")])
+    yield "augmentation", ", ".join([crop, flip, *_changed(augment, "scale", "hflip")])
     if config.progressive.stages > 1:
-        yield "progressive", _joined(_changed(config.progressive))
+        yield "progressive", ", ".join(_changed(config.progressive))
     if config.ema.is_on:
-        yield "moving average", _joined([config.ema.form, *_changed(config.ema, "form")])
+        yield "moving average", ", ".join([config.ema.form, *_changed(config.ema, "form")])
     if others := _changed(config, *_SHOWN):
-        yield "besides", _joined(others)
+        yield "besides", ", ".join(others)
     yield "seed", f"{config.seed}"
     speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     if speeds:
@@ -122,7 +121,7 @@ def _changed(part: Any, *without: str) -> list[str]:
 
 def _value(value: Any) -> str:
     if isinstance(value, ParamGroup):
-        return f"{value.pattern} ({_joined(_changed(value, 'pattern'))})"
+        return f"{value.pattern} ({', '.join(_changed(value, 'pattern'))})"
     if isinstance(value, tuple):
         return " ".join(map(_value, value))
     if isinstance(value, float):
@@ -142,7 +141,7 @@ def _environment(folder: Path) -> list[str]:
         return []
     try:
         last = entries[-1]
-        versions = _joined(f"{name} {version}" for name, version in last["versions"].items() if version)
+        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items() if version)
         devices = " and ".join(f"{device['count']} {device['kind']}" for device in last["devices"])
     except (KeyError, TypeError, AttributeError):  # somebody edited it
         return []
@@ -152,11 +151,3 @@ def _environment(folder: Path) -> list[str]:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _code(text: str) -> str:
-    return f"`{text}`" if text else ""
-
-
-def _joined(parts: Any) -> str:
-    return ", ".join(parts)

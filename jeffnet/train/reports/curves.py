@@ -66,16 +66,7 @@ _SEED_PANELS = (
 
 @plain_text()
 def draw_curves(rows: Rows, path: Path, title: str) -> None:
-    """Loss, top-1, learning rate and speed of a run, as a PNG.
-
-    Args:
-      rows: of `metrics.jsonl`, with any of the metrics; None and NaN leave gaps.
-      path: of the picture, in a folder that exists.
-      title: of the picture.
-
-    Raises:
-      OutputError: the picture cannot be written.
-    """
+    """Loss, top-1, learning rate and speed of a run, as a PNG. None and NaN in rows leave gaps."""
     figure = _figure(title)
     for axes, panel in zip(figure.subplots(2, 2).reshape(-1), _PANELS, strict=True):
         drawn = []
@@ -95,16 +86,7 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
 
 @plain_text()
 def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
-    """Loss and top-1 of runs with different seeds, and their mean, as a PNG.
-
-    Args:
-      runs: rows of `metrics.jsonl` by the run's name.
-      path: of the picture, in a folder that exists.
-      title: of the picture.
-
-    Raises:
-      OutputError: the picture cannot be written.
-    """
+    """Loss and top-1 of runs with different seeds, by name, and their mean, as a PNG."""
     figure, every = _figure(title), [row for rows in runs.values() for row in rows]
     for axes, panel in zip(figure.subplots(2, 2).reshape(-1), _SEED_PANELS, strict=True):
         metric = panel.curves[0][0]
@@ -137,9 +119,6 @@ def draw_schedule(
       steps_per_epoch: length of an epoch.
       path: of the picture, in a folder that exists; its ending selects the format.
       title: of the picture.
-
-    Raises:
-      OutputError: the picture cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -151,8 +130,7 @@ def draw_schedule(
     axes.set(title=printable(title), xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     axes.set_xlim(0, steps / steps_per_epoch)
     to_steps: Any = (lambda epochs: epochs * steps_per_epoch, lambda steps: steps / steps_per_epoch)
-    above = axes.secondary_xaxis("top", functions=to_steps)
-    above.set_xlabel("step")
+    axes.secondary_xaxis("top", functions=to_steps).set_xlabel("step")
     axes.grid(alpha=0.3)
     save_figure(figure, path)
 

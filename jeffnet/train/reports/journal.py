@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.errors import OutputError
-from jeffnet.system.files import flush, write_file
+from jeffnet.system.files import flush, write_file, writing
 from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
 from jeffnet.train.config import LogConfig
 from jeffnet.train.reports.boards import Board, TensorBoard, WeightsAndBiases
@@ -39,10 +39,6 @@ class Journal:
           after_step: the step from which the run continues: rows of later steps are dropped, as these steps are taken
             again. None for a new run, where all rows are dropped.
           writes: write files; of several processes one does, the others keep rows in memory only.
-
-        Raises:
-          ConfigError: Weights & Biases is asked for, and is not installed or not logged in to.
-          OutputError: a file cannot be read or written.
         """
         path = folder / METRICS_FILE
         self._rows = [] if after_step is None else [row for row in read_rows(folder) if row["step"] <= after_step]
@@ -81,7 +77,7 @@ class Journal:
             board.write(row)
 
     def flush(self) -> None:
-        """Flush the file to the disk; raises OutputError if that fails."""
+        """Flush the file to the disk, or raise OutputError."""
         if self._lines is not None:
             self._lines.flush()
 
@@ -90,11 +86,7 @@ class Journal:
         return list(self._rows)
 
     def close(self) -> None:
-        """Write the rest, and close the files.
-
-        Raises:
-          OutputError: the rest cannot be written.
-        """
+        """Write the rest, or raise OutputError, and close the files."""
         self._opened.close()
 
 
@@ -157,32 +149,26 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
+        with writing(path):
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
             self._size = self._file.tell()
-        except OSError as error:
-            raise self._not_written(error) from error
 
     def append(self, line: bytes) -> None:
-        try:
-            rest = line
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            # A full disk takes a part of a line, to which the next line would be appended.
-            with suppress(OSError):
-                self._file.truncate(self._size)
-            raise self._not_written(error) from error
+        with writing(self._path):
+            try:
+                rest = line
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                # A full disk takes a part of a line, to which the next line would be appended.
+                with suppress(OSError):
+                    self._file.truncate(self._size)
+                raise
         self._size += len(line)
 
     def flush(self) -> None:
-        try:
+        with writing(self._path):
             flush(self._path)
-        except OSError as error:
-            raise self._not_written(error) from error
 
     def close(self) -> None:
         self._file.close()
-
-    def _not_written(self, error: OSError) -> OutputError:
-        return OutputError(f"cannot write {str(self._path)!r}: {error.strerror or error}")

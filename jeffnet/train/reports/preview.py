@@ -24,18 +24,10 @@ _PICTURES, _VIEWS = 6, 6
 
 
 def plot_schedule(config: Config, path: str) -> str:
-    """Draw the learning rate over the whole run.
-
-    Args:
-      config: of the run; if its data set is missing, ImageNet's length is taken.
-      path: of the PNG.
+    """Draw the learning rate over the whole run, for as many pictures as ImageNet has if the data set is missing.
 
     Returns:
       A description of the picture, in one line.
-
-    Raises:
-      ConfigError: the schedule is invalid.
-      OutputError: the file cannot be written.
     """
     try:
         source = open_source(config.data.path, config.data.train_split, config.model.in_chans, min_images=2)
@@ -44,23 +36,15 @@ def plot_schedule(config: Config, path: str) -> str:
         epoch_steps, of_what = round(_EXAMPLES / config.batch_size), f"{_EXAMPLES} pictures (no data at hand)"
     steps = config.epochs * epoch_steps
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps, epoch_steps)
-    draw_schedule(schedule, steps, epoch_steps, Path(path), f"{config.schedule.name}, {config.epochs} epochs")
+    draw_schedule(schedule, steps, epoch_steps, path, f"{config.schedule.name}, {config.epochs} epochs")
     return f"{path}: {steps} steps in {config.epochs} epochs of {of_what}"
 
 
 def plot_augment(config: Config, path: str) -> str:
     """Draw training pictures as the steps of the first phase see them, several times.
 
-    Args:
-      config: of the run.
-      path: of the PNG.
-
     Returns:
       A description of the picture, in one line.
-
-    Raises:
-      JeffnetError: the configuration or the data cannot be used.
-      OutputError: the file cannot be written.
     """
     setup = make_setup(settled(config))
     phase = setup.phases[0]
@@ -72,22 +56,15 @@ def plot_augment(config: Config, path: str) -> str:
     labels = jnp.array([picture.label for picture in pictures])
     views = []
     for view in range(_VIEWS):
-        images = np.stack(
-            [
-                transform(picture.image, np.random.default_rng((config.seed, view, number)))
-                for number, picture in enumerate(pictures)
-            ]
-        )
+        rngs = [np.random.default_rng((config.seed, view, number)) for number in range(len(pictures))]
+        images = [transform(picture.image, rng) for picture, rng in zip(pictures, rngs, strict=True)]
         key = jax.random.fold_in(jax.random.key(config.seed), view)
-        pixels, _ = augment_batch(jnp.asarray(images), labels, key, phase.config, setup.network)
+        pixels, _ = augment_batch(jnp.asarray(np.stack(images)), labels, key, phase.config, setup.network)
         views.append(np.clip(np.rint(np.asarray(pixels)), 0, 255).astype(np.uint8))
-    rows = [
-        (
-            printable(setup.train_set.classes[int(labels[number])]),
-            [(f"view {view + 1}", _flat(pixels[number])) for view, pixels in enumerate(views)],
-        )
-        for number in range(len(pictures))
-    ]
+    rows = []
+    for number, picture in enumerate(pictures):
+        shown = [(f"view {view}", _flat(pixels[number])) for view, pixels in enumerate(views, 1)]
+        rows.append((printable(setup.train_set.classes[picture.label]), shown))
     draw_sheet(rows, Path(path))
     return f"{path}: {len(rows)} training pictures, {_VIEWS} times each: {phase.description}"
 

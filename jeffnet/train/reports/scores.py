@@ -29,13 +29,7 @@ class Summary:
 
 
 def summarize(rows: Rows, start: int, end: int) -> Summary:
-    """Training between two steps, from rows which are means since the row before.
-
-    Args:
-      rows: of a run.
-      start: the step after which the first row begins.
-      end: the step of the last row.
-    """
+    """Training after step `start`, up to step `end`, from rows which are means since the row before."""
     taken, losses, top1s, before = 0, 0.0, 0.0, start
     measured, seconds = 0, 0.0  # the latter in units of a step's pictures
     for row in rows:
@@ -75,11 +69,7 @@ class EpochScores:
         return row
 
     def line(self, epochs: int) -> str:
-        """For a person to read.
-
-        Args:
-          epochs: of the run.
-        """
+        """For a person to read; `epochs` of the run."""
         training, model = self.training, self.models[MODEL]
         text = (
             f"epoch {self.epoch:>3}/{epochs}  loss {training.loss:.4f}  top-1 {training.top1:5.1f} %  |  "
@@ -130,10 +120,6 @@ class Result:
             last_ema=_scores(last, EMA) if best_ema else None,
             averaged=_scores(averaged[-1], AVERAGED) if averaged else None,
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def score_entries(name: str, scores: Scores) -> dict[str, Any]:

@@ -17,14 +17,15 @@ from jeffnet.train.step import Metrics
 
 
 class StepMetrics:
-    """Collects the metrics of steps. Reading them waits for the device, which is why it is done for many at once.
+    """Collects the metrics of steps, and passes on what processes ask for in them.
+
+    Reading them waits for the device, which is why it is done for many at once.
 
     Attributes:
       pending: metrics that were read but not logged yet, which checkpoints keep.
     """
 
     def __init__(self, run: Run, setup: Setup, journal: Journal, requests: Requests, progress: Progress) -> None:
-        """Args as the parts of the run; `requests` learns what processes ask for in a step's metrics."""
         self._run, self._setup, self._journal = run, setup, journal
         self._requests, self._progress = requests, progress
         self.pending: list[dict[str, float]] = []
@@ -34,12 +35,7 @@ class StepMetrics:
         self._since = time.monotonic(), 0
 
     def start(self, step: int, pending: Iterable[dict[str, float]] | None = None) -> None:
-        """Measure speed from here on.
-
-        Args:
-          step: how many were taken.
-          pending: of the checkpoint from which the run goes on.
-        """
+        """Measure speed from a step on; `pending` are those of the checkpoint from which the run goes on."""
         self._since = time.monotonic(), step
         if pending is not None:
             self.pending = list(pending)
@@ -49,11 +45,7 @@ class StepMetrics:
         self._unread.append(metrics)
 
     def read(self, step: int) -> None:
-        """Bring the metrics of all steps so far from the device.
-
-        Raises:
-          TrainingError: a loss or gradient is not a finite number.
-        """
+        """Bring the metrics of all steps so far; raises TrainingError if a loss or gradient is not a finite number."""
         fetched = jax.device_get(self._unread)
         self._unread.clear()
         for metrics in fetched:
@@ -64,12 +56,7 @@ class StepMetrics:
         self.pending += rows
 
     def log(self, step: int) -> None:
-        """Write the means since the last time to the journal, after this step.
-
-        Raises:
-          TrainingError: as `read`.
-          OutputError: the journal cannot be written.
-        """
+        """Write the means since the last time to the journal, after this step."""
         self.read(step)
         rows, self.pending = self.pending, []
         seconds, steps = time.monotonic() - self._since[0], step - self._since[1]

@@ -1,6 +1,7 @@
 """What rows of metrics add up to: an epoch, and the result of a run."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 
@@ -56,4 +57,4 @@ def test_moving_and_final_averages_have_scores_of_their_own():
     rows.append({"step": 8, "epoch": 2, "averaged_epochs": 2} | score_entries(AVERAGED, averaged))
     result = Result.from_rows(rows)
     assert (result.best_epoch, result.best_ema_epoch, result.best_ema.top1, result.last_ema.top1) == (2, 1, 50.0, 45.0)
-    assert result.averaged == averaged and result.as_dict()["averaged"]["top1"] == 75.0
+    assert result.averaged == averaged and asdict(result)["averaged"]["top1"] == 75.0
