@@ -1,11 +1,13 @@
 """How a source names and lays out the arrays of a model, in both directions."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 
+from jeffnet.arch.operations import Conv, SqueezeExcite
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.weights.stored import Stored
@@ -36,7 +38,78 @@ class Naming:
     conv_classifier: bool = False
 
 
-OURS = Naming("jeffnet", lambda plan, present: {name: name for name in (*array_specs(plan), *CLASSIFIER)})
+@dataclass(frozen=True)
+class Layer:
+    """A layer that has arrays: one kernel of a convolution, a norm or the classifier.
+
+    Attributes:
+      name: canonical name.
+      role: 'stem', 'head' or 'classifier'; in a block 'expand', 'depthwise', 'reduce' and 'gate' (of
+        squeeze-and-excitation) or 'project'; 'single' in a block of one convolution. A norm has its convolution's.
+      kind: 'conv2d', 'depthwise_conv2d', 'batch_normalization' or 'dense', as TensorFlow calls it.
+      number: `.0`, `.1` ... where a convolution has several kernels.
+      block: canonical name of its block, if it is in one.
+      place: of the block in the network, from 0.
+    """
+
+    name: str
+    role: str
+    kind: str
+    number: str = ""
+    block: str = ""
+    place: int = 0
+
+    def look_up(self, names: Mapping[str, tuple[str, str]]) -> str:
+        """Its name in a table that has, by role, the names of a convolution and of its norm."""
+        return names[self.role][self.kind == "batch_normalization"]
+
+
+def array_names(plan: Plan, layer_name: Callable[[Layer], str], leaves: Mapping[str, str]) -> dict[str, str]:
+    """A source's names of a model's arrays, by canonical name; of a classifier's even where the model has none.
+
+    Args:
+      plan: the model.
+      layer_name: gives the source's name of a layer; is called once for each, in the order in which they run.
+      leaves: what the source appends to it for a leaf ('kernel'), or for that of one kind ('dense.kernel').
+    """
+    layers = {layer.name: (layer.kind, layer_name(layer)) for layer in _layers(plan)}
+    names = {}
+    for name in _with_classifier(plan):
+        module, _, leaf = name.rpartition(".")
+        kind, theirs = layers[module]
+        names[name] = theirs + leaves.get(f"{kind}.{leaf}", leaves[leaf])
+    return names
+
+
+def _layers(plan: Plan) -> Iterator[Layer]:
+    yield from _conv_layers(plan.stem, "stem")
+    for place, block in enumerate(plan.blocks):
+        for op in block.ops:
+            match op:
+                case SqueezeExcite():
+                    yield from _conv_layers(op.reduce, "reduce", block.name, place)
+                    yield from _conv_layers(op.expand, "gate", block.name, place)
+                case Conv() if len(block.ops) == 1:
+                    yield from _conv_layers(op, "single", block.name, place)
+                case Conv() if op.is_depthwise:
+                    yield from _conv_layers(op, "depthwise", block.name, place)
+                case Conv():
+                    yield from _conv_layers(op, "expand" if op is block.ops[0] else "project", block.name, place)
+                case _:
+                    assert_never(op)
+    yield from _conv_layers(plan.head, "head")
+    yield Layer("classifier", "classifier", "dense")
+
+
+def _conv_layers(conv: Conv, role: str, block: str = "", place: int = 0) -> Iterator[Layer]:
+    for part in conv.parts:
+        kind = "depthwise_conv2d" if part.is_depthwise else "conv2d"
+        yield Layer(part.name, role, kind, part.name.removeprefix(conv.name), block, place)
+    if conv.norm:
+        yield Layer(conv.norm.name, role, "batch_normalization", "", block, place)
+
+
+OURS = Naming("jeffnet", lambda plan, present: {name: name for name in _with_classifier(plan)})
 
 
 def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan) -> dict[str, Stored]:
@@ -48,14 +121,14 @@ def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan)
       plan: of the model.
     """
     specs = _with_classifier(plan)
-    ours = {theirs: specs[name] for name, theirs in _names(naming, plan, arrays).items()}
+    ours = {theirs: specs[name] for name, theirs in naming.names(plan, arrays).items()}
     renamed = {}
     for name, array in arrays.items():
         if name in ours:
             spec = ours[name]
             array = _from_layout(array, spec, naming.layout)
             # Of TensorFlow's 1,001 classes the first is the background, which ImageNet's scores do not count.
-            if naming.background and spec.name.startswith("classifier.") and array.shape[-1] == 1001:
+            if naming.background and spec.name in CLASSIFIER and array.shape[-1] == 1001:
                 array = array.map(lambda values: values[..., 1:])
             renamed[spec.name] = array
         elif not (naming.ignored and naming.ignored.search(name)):
@@ -79,15 +152,10 @@ def to_source_names(
     return {names[name]: _to_layout(np.asarray(arrays[name]), spec, naming) for name, spec in specs.items()}
 
 
-def _names(naming: Naming, plan: Plan, present: Iterable[str]) -> dict[str, str]:
-    specs = _with_classifier(plan)
-    return {name: theirs for name, theirs in naming.names(plan, present).items() if name in specs}
-
-
 def _with_classifier(plan: Plan) -> dict[str, ArraySpec]:
     """The model's arrays and a classifier's: one that it does not have is an excess under our name, not foreign."""
-    classifier = {name: ArraySpec(name, ()) for name in CLASSIFIER}
-    return classifier | array_specs(plan)
+    specs = array_specs(plan)
+    return specs | {name: ArraySpec(name, ()) for name in CLASSIFIER if name not in specs}
 
 
 def _from_layout(array: Stored, spec: ArraySpec, layout: str) -> Stored:

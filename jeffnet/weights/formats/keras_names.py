@@ -4,25 +4,23 @@ Source: keras-team/keras, keras/src/applications.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import assert_never
 
-from jeffnet.arch.operations import Conv, SqueezeExcite
+from jeffnet.arch.operations import SqueezeExcite
 from jeffnet.arch.plan import Plan
-from jeffnet.arch.summary import array_specs
 from jeffnet.errors import WeightsError
-from jeffnet.weights.naming import CLASSIFIER, Naming
+from jeffnet.weights.naming import Layer, Naming, array_names
 
 
 @dataclass(frozen=True)
 class _Family:
-    """How a family's layers are called.
+    """The names of a family's layers.
 
     Attributes:
-      first: what the names in the first block begin with.
-      block: in the others: `place` among all blocks, `stage` from 1, and `letter`, the place in the stage.
-      layers: of each of our operations, the names of the layers of the convolution and of the norm.
+      first: prefix of the layers of the first block.
+      block: prefix of those of the others, with `place` among all blocks, `stage` from 1, and `letter` in the stage.
+      layers: by the role of a layer: a convolution and its norm.
     """
 
     first: str
@@ -53,13 +51,15 @@ _MOBILENETV3 = _Family(
     {
         "stem": ("conv", "conv_bn"), "expand": ("expand", "expand_bn"), "depthwise": ("depthwise", "depthwise_bn"),
         "reduce": ("squeeze_excite_conv", ""), "gate": ("squeeze_excite_conv_1", ""),
-        "project": ("project", "project_bn"), "last": ("conv_1", "conv_1_bn"), "head": ("conv_2", ""),
+        "project": ("project", "project_bn"), "single": ("conv_1", "conv_1_bn"), "head": ("conv_2", ""),
         "classifier": ("logits", ""),
     },
 )  # fmt: skip
 STEMS = {family.layers["stem"][0] for family in (_EFFICIENTNET, _MOBILENETV2, _MOBILENETV3)}
-_LEAVES = {"kernel": "kernel", "bias": "bias"}
-_NORM_LEAVES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+LEAVES = {
+    "kernel": "/kernel", "bias": "/bias", "scale": "/gamma", "batch_normalization.bias": "/beta",
+    "mean": "/moving_mean", "var": "/moving_variance",
+}  # fmt: skip
 
 
 def _family(plan: Plan) -> _Family:
@@ -78,60 +78,28 @@ def _family(plan: Plan) -> _Family:
     )
 
 
-def _operations(plan: Plan, family: _Family) -> Iterator[tuple[Conv, str, str]]:
-    """Every convolution in order, its key in the family's layers, and what their names begin with."""
-    yield plan.stem, "stem", ""
-    for place, block in enumerate(plan.blocks):
-        stage, index = (int(number) for number in block.name.split(".")[1:])
-        prefix = family.block.format(place=place, stage=stage + 1, letter=chr(ord("a") + index))
-        prefix = prefix if place else family.first
-        before = "expand"
-        for op in block.ops:
-            match op:
-                case SqueezeExcite():
-                    yield op.reduce, "reduce", prefix
-                    yield op.expand, "gate", prefix
-                case Conv() if op.is_depthwise:
-                    yield op, "depthwise", prefix
-                    before = "project"
-                case Conv():
-                    yield (op, before, prefix) if len(block.ops) > 1 else (op, "last", "")
-                case _:
-                    assert_never(op)
-    yield plan.head, "head", ""
-
-
 def _names(plan: Plan, present: Iterable[str]) -> dict[str, str]:
     family, present = _family(plan), set(present)
-    counted = "conv2d/kernel" in present and f"{family.layers['stem'][0]}/kernel" not in present
-    counters = Counter()
+    is_counted = "conv2d/kernel" in present and f"{family.layers['stem'][0]}/kernel" not in present
+    counts = Counter()
 
-    def layer(kind: str, name: str) -> str:
-        """The layer's name, or that of the next layer of a kind in a file that has counted them."""
-        if not counted:
-            return name
-        place = counters[kind]
-        counters[kind] += 1
-        return f"{kind}_{place}" if place else kind
+    def name(layer: Layer) -> str:
+        if is_counted:  # in a file without names of layers
+            kind = "conv2d" if plan.pool_first and layer.kind == "dense" else layer.kind
+            counts[kind] += 1
+            return f"{kind}_{counts[kind] - 1}" if counts[kind] > 1 else kind
+        if not layer.block or layer.role == "single":
+            return layer.look_up(family.layers)
+        stage, index = map(int, layer.block.split(".")[1:])
+        prefix = family.block.format(place=layer.place, stage=stage + 1, letter=chr(ord("a") + index))
+        return (prefix if layer.place else family.first) + layer.look_up(family.layers)
 
-    names = {}
-    for op, key, prefix in _operations(plan, family):
-        conv, norm = family.layers[key]
-        part = op.parts[0]
-        conv = layer("depthwise_conv2d" if op.is_depthwise else "conv2d", prefix + conv)
-        names |= {f"{part.name}.{ours}": f"{conv}/{theirs}" for ours, theirs in _LEAVES.items()}
-        if op.norm:
-            norm = layer("batch_normalization", prefix + norm)
-            names |= {f"{op.norm.name}.{ours}": f"{norm}/{theirs}" for ours, theirs in _NORM_LEAVES.items()}
+    names = array_names(plan, name, LEAVES)
     if present and plan.pool_first and names["conv_head.kernel"] not in present:
         raise WeightsError(
             "a MobileNetV3 without its top lacks the convolution after the pooling: build it with include_top=True"
         )
-    classifier = layer("conv2d" if plan.pool_first else "dense", family.layers["classifier"][0])
-    names |= {f"classifier.{ours}": f"{classifier}/{theirs}" for ours, theirs in _LEAVES.items()}
-    # Which of the convolutions have a bias is the Plan's to say.
-    wanted = {*array_specs(plan), *CLASSIFIER}
-    return {ours: theirs for ours, theirs in names.items() if ours in wanted}
+    return names
 
 
 KERAS = Naming("file of Keras", _names, "tensorflow")

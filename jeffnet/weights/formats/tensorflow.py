@@ -6,23 +6,23 @@
 
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 
 from jeffnet._tensorflow import on_cpu, tensorflow
-from jeffnet.arch.operations import Conv, SqueezeExcite
-from jeffnet.arch.plan import Block, Plan
+from jeffnet.arch.plan import Plan
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.system.extras import install
 from jeffnet.system.reading import MOST_TEXT, read_file
 from jeffnet.weights.formats.interface import OF_ARRAYS, Contents, Probe, WeightsFile, reading
-from jeffnet.weights.naming import Naming, to_source_names
+from jeffnet.weights.formats.keras_names import LEAVES
+from jeffnet.weights.naming import Layer, Naming, array_names, to_source_names
 from jeffnet.weights.stored import Stored
 
 _log = logging.getLogger("jeffnet")
@@ -41,7 +41,13 @@ _LAYER = re.compile(
     r"^(?P<scope>.*)/(?P<layer>(?:tpu_)?(?P<kind>conv2d|depthwise_conv2d|batch_normalization|dense)(?:_(?P<number>\d+))?)/\w+$"
 )
 _TPU_NORM = "tpu_batch_normalization"
-_LEAVES = {"kernel": "kernel", "bias": "bias", "scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
+_SLIM_LEAVES = {
+    "kernel": "/weights", "depthwise_conv2d.kernel": "/depthwise_weights", "bias": "/biases",
+    "batch_normalization.bias": "/BatchNorm/beta", "scale": "/BatchNorm/gamma",
+    "mean": "/BatchNorm/moving_mean", "var": "/BatchNorm/moving_variance",
+}  # fmt: skip
+# By the role of a layer in a block, where it is not the role itself.
+_SLIM_LAYERS = {"reduce": "squeeze_excite/Conv", "gate": "squeeze_excite/Conv_1"}
 # Lite and EdgeTPU were trained on pixels with these constants, whose rounded values timm uses.
 _EDGE = ((127 / 255,) * 3, (128 / 255,) * 3)
 # Our models by the name under which the authors' variables are.
@@ -203,95 +209,41 @@ def _averaged(arrays: Mapping[str, Stored], prefix: Path) -> dict[str, Stored]:
 
 def _names_of_tpu(plan: Plan, present: Iterable[str]) -> dict[str, str]:
     present = list(present)
-    match = next((match for match in map(_STEM.match, present) if match), None)
-    root, mnas = (match["root"], match["mnas"] or "") if match else ("", "")
+    root = next((f"{match['root']}{match['mnas'] or ''}" for match in map(_STEM.match, present) if match), "")
     layers: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for found in map(_LAYER.match, present):
-        if found:
-            layers[found["scope"], found["kind"]][int(found["number"] or 0)] = found["layer"]
-    counters: dict[tuple[str, str], int] = defaultdict(int)
-    norm_layer = _TPU_NORM if any(_TPU_NORM in name for name in present) else "batch_normalization"
+    for match in map(_LAYER.match, present):
+        if match:
+            layers[match["scope"], match["kind"]][int(match["number"] or 0)] = match["layer"]
+    counts: dict[tuple[str, str], int] = Counter()
+    norm = _TPU_NORM if any(_TPU_NORM in name for name in present) else "batch_normalization"
 
-    def layer(scope: str, kind: str) -> str:
+    def name(layer: Layer) -> str:
         """The next layer of a kind: some of TensorFlow's layers count up in their scope, others in the whole graph."""
-        place = counters[scope, kind]
-        counters[scope, kind] += 1
-        there = sorted(layers[scope, kind].items())
-        if place < len(there):
-            return f"{scope}/{there[place][1]}"
-        return f"{scope}/{norm_layer if kind in norm_layer else kind}" + (f"_{place}" if place else "")
+        module = f"blocks_{layer.place}" if layer.block else layer.role.replace("classifier", "head")
+        scope, kind = f"{root}{module}" + ("/se" if layer.role in ("reduce", "gate") else ""), layer.kind
+        place = counts[scope, kind]
+        counts[scope, kind] += 1
+        if place < len(layers[scope, kind]):
+            return f"{scope}/{sorted(layers[scope, kind].items())[place][1]}"
+        return f"{scope}/{norm if kind == 'batch_normalization' else kind}" + (f"_{place}" if place else "")
 
-    names: dict[str, str] = {}
-
-    def conv(op: Conv, scope: str) -> None:
-        for part in op.parts:
-            name = layer(scope, "depthwise_conv2d" if part.is_depthwise else "conv2d")
-            names[f"{part.name}.kernel"] = f"{name}/{'depthwise_kernel' if part.is_depthwise else 'kernel'}"
-            if op.bias:
-                names[f"{part.name}.bias"] = f"{name}/bias"
-        if op.norm:
-            name = layer(scope, "batch_normalization")
-            for leaf in ("scale", "mean", "var"):
-                names[f"{op.norm.name}.{leaf}"] = f"{name}/{_LEAVES[leaf]}"
-            names[f"{op.norm.name}.bias"] = f"{name}/beta"
-
-    conv(plan.stem, f"{root}{mnas}stem")
-    for place, block in enumerate(plan.blocks):
-        scope = f"{root}{mnas}blocks_{place}"
-        for op in block.ops:
-            match op:
-                case Conv():
-                    conv(op, scope)
-                case SqueezeExcite():
-                    conv(op.reduce, f"{scope}/se")
-                    conv(op.expand, f"{scope}/se")
-                case _:
-                    assert_never(op)
-    head = f"{root}{mnas}head"
-    conv(plan.head, head)
-    dense = layer(head, "dense")
-    return names | {f"classifier.{leaf}": f"{dense}/{leaf}" for leaf in ("kernel", "bias")}
+    return array_names(plan, name, LEAVES | {"depthwise_conv2d.kernel": "/depthwise_kernel"})
 
 
 def _names_of_slim(plan: Plan, present: Iterable[str]) -> dict[str, str]:
-    match = next((match for match in map(_SLIM.match, present) if match), None)
-    root = match["root"] if match else f"MobilenetV{3 if plan.pool_first else 2}"
-    names: dict[str, str] = {}
+    default = f"MobilenetV{3 if plan.pool_first else 2}"
+    root = next((match["root"] for match in map(_SLIM.match, present) if match), default)
+    ends = [*(block.name for block in plan.blocks if len(block.ops) == 1), ""]  # the head is in no block
 
-    def conv(op: Conv, scope: str) -> None:
-        names[f"{op.parts[0].name}.kernel"] = f"{scope}/{'depthwise_weights' if op.is_depthwise else 'weights'}"
-        if op.bias:
-            names[f"{op.parts[0].name}.bias"] = f"{scope}/biases"
-        if op.norm:
-            for leaf in ("scale", "mean", "var"):
-                names[f"{op.norm.name}.{leaf}"] = f"{scope}/BatchNorm/{_LEAVES[leaf]}"
-            names[f"{op.norm.name}.bias"] = f"{scope}/BatchNorm/beta"
+    def name(layer: Layer) -> str:
+        if layer.role in ("stem", "classifier"):
+            return f"{root}/{'Conv' if layer.role == 'stem' else 'Logits/Conv2d_1c_1x1'}"
+        if layer.role in ("single", "head"):
+            return f"{root}/Conv_{1 + ends.index(layer.block)}"
+        block = "expanded_conv" + (f"_{layer.place}" if layer.place else "")
+        return f"{root}/{block}/{_SLIM_LAYERS.get(layer.role, layer.role)}"
 
-    conv(plan.stem, f"{root}/Conv")
-    residuals = [block for block in plan.blocks if len(block.ops) > 1]
-    for place, block in enumerate(residuals):
-        _slim_block(block, f"{root}/expanded_conv" + (f"_{place}" if place else ""), conv)
-    ends = [op for block in plan.blocks if len(block.ops) == 1 for op in block.ops if isinstance(op, Conv)]
-    for place, op in enumerate([*ends, plan.head]):
-        conv(op, f"{root}/Conv_{place + 1}")
-    logits = f"{root}/Logits/Conv2d_1c_1x1"
-    return names | {"classifier.kernel": f"{logits}/weights", "classifier.bias": f"{logits}/biases"}
-
-
-def _slim_block(block: Block, scope: str, conv: Any) -> None:
-    seen_depthwise = False
-    for op in block.ops:
-        match op:
-            case SqueezeExcite():
-                conv(op.reduce, f"{scope}/squeeze_excite/Conv")
-                conv(op.expand, f"{scope}/squeeze_excite/Conv_1")
-            case Conv() if op.is_depthwise:
-                seen_depthwise = True
-                conv(op, f"{scope}/depthwise")
-            case Conv():
-                conv(op, f"{scope}/project" if seen_depthwise else f"{scope}/expand")
-            case _:
-                assert_never(op)
+    return array_names(plan, name, _SLIM_LEAVES)
 
 
 TPU = Naming("checkpoint of tensorflow/tpu", _names_of_tpu, "tensorflow", background=True)
