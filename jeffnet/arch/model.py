@@ -1,11 +1,15 @@
 """What the zoo has of a model: its architecture, its preprocessing and its published weights."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.spec import ModelSpec, as_tensorflow
 
 RELEASE = "https://github.com/rwightman/efficientnet-jax/releases/download/weights/"
+# What these weight sets were called before timm gave them tags, after the name of the architecture.
+_OLD_NAMES = {"ap_in1k": "_ap", "ns_jft_in1k": "_ns", "ns_jft_in1k_475": "_ns_475"}
 
 
 @dataclass(frozen=True)
@@ -19,16 +23,13 @@ class WeightSet:
       top1: per cent of the pictures whose most probable class is right.
       top5: per cent of the pictures with the right class among the five most probable.
       sha256: first 8 digits of the hash of the npz file in the original release.
-      preprocessing: None if it is the architecture's.
-      name: our name of the model with these weights. None stands for the architecture's name if the set is its first,
-        and for `architecture.tag` otherwise.
+      preprocessing: the entries of `Preprocessing` in which it differs from the architecture's.
     """
 
     top1: float
     top5: float
     sha256: str
-    preprocessing: Preprocessing | None = None
-    name: str | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,28 @@ class Architecture:
     """An entry of a family's table.
 
     Args:
-      spec: the network.
-      preprocessing: of the weights that have no other.
+      spec: the network; names that start with `tf_` mean `jeffnet.arch.spec.as_tensorflow` of it.
+      preprocessing: of the weights; 224 pixels and the other defaults unless given.
       **weights: by timm's tag; the first is the default.
     """
 
-    def __init__(self, spec: ModelSpec, preprocessing: Preprocessing, **weights: WeightSet) -> None:
-        self.spec, self.preprocessing, self.weights = spec, preprocessing, weights
+    def __init__(self, spec: ModelSpec, preprocessing: Preprocessing | None = None, **weights: WeightSet) -> None:
+        self.spec, self.preprocessing, self.weights = spec, preprocessing or Preprocessing(), weights
 
     def models(self, name: str) -> dict[str, Model]:
         """The architecture's models by our names: one for every weight set, or one without weights.
 
+        The first set has the architecture's name and the others `name.tag`, except those of `_OLD_NAMES`.
+
         Args:
           name: the architecture's: timm's, with a leading `pt_` unless it starts with `tf_`.
         """
+        spec = as_tensorflow(self.spec) if name.startswith("tf_") else self.spec
         if not self.weights:
-            return {name: Model(self.spec, self.preprocessing)}
+            return {name: Model(spec, self.preprocessing)}
         models = {}
         for number, (tag, weights) in enumerate(self.weights.items()):
-            ours = weights.name or (f"{name}.{tag}" if number else name)
-            preprocessing = weights.preprocessing or self.preprocessing
-            models[ours] = Model(self.spec, preprocessing, f"{name.removeprefix('pt_')}.{tag}", weights)
+            suffix = _OLD_NAMES.get(tag, f".{tag}" if number else "")
+            preprocessing = replace(self.preprocessing, **weights.preprocessing)
+            models[name + suffix] = Model(spec, preprocessing, f"{name.removeprefix('pt_')}.{tag}", weights)
         return models

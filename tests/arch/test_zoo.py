@@ -13,6 +13,7 @@ from jeffnet.arch.lower import lower
 from jeffnet.arch.model import Architecture, Model, WeightSet
 from jeffnet.arch.operations import Conv, SqueezeExcite
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import as_tensorflow
 from jeffnet.arch.summary import array_specs, count_macs, count_parameters, layers
 from jeffnet.arch.zoo import MODELS, list_models, model_plan, model_preprocessing, model_spec, resolve_name
 from jeffnet.errors import ArchitectureError, JeffnetError, UnknownModelError
@@ -236,16 +237,19 @@ def test_published_weights_are_known_with_their_scores():
 
 
 def test_weight_sets_of_one_architecture_are_models():
-    """The first is called like the architecture; the others have the tag in their name, unless the entry names them."""
-    other = Preprocessing(96, 1.0)
-    sets = {"a": WeightSet(1, 2, "0"), "b": WeightSet(3, 4, "1", other), "c": WeightSet(5, 6, "2", name="pt_net_c")}
+    """The first is called like the architecture; the others have the tag in their name, or what it replaced."""
+    sets = {
+        "a": WeightSet(1, 2, "0"),
+        "b": WeightSet(3, 4, "1", {"image_size": 96}),
+        "ns_jft_in1k": WeightSet(5, 6, "2"),
+    }
     spec, preprocessing = model_spec("pt_efficientnet_b0"), Preprocessing(64, 1.0)
     assert Architecture(spec, preprocessing, **sets).models("pt_net") == {
         "pt_net": Model(spec, preprocessing, "net.a", sets["a"]),
-        "pt_net.b": Model(spec, other, "net.b", sets["b"]),
-        "pt_net_c": Model(spec, preprocessing, "net.c", sets["c"]),
+        "pt_net.b": Model(spec, Preprocessing(96, 1.0), "net.b", sets["b"]),
+        "pt_net_ns": Model(spec, preprocessing, "net.ns_jft_in1k", sets["ns_jft_in1k"]),
     }
-    assert Architecture(spec, preprocessing).models("tf_net") == {"tf_net": Model(spec, preprocessing)}
+    assert Architecture(spec).models("tf_net") == {"tf_net": Model(as_tensorflow(spec), Preprocessing())}
 
 
 def test_a_model_defined_twice_is_an_error():

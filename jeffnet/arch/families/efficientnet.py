@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from jeffnet.arch.model import Architecture, WeightSet
 from jeffnet.arch.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Preprocessing
-from jeffnet.arch.spec import ModelSpec, as_tensorflow
+from jeffnet.arch.spec import ModelSpec
 
 B0 = ModelSpec(
     stages=(
@@ -22,7 +22,6 @@ B0 = ModelSpec(
     ),
     act="silu",
     scale_features=True,
-    drop_rate=0.2,
     drop_path_rate=0.2,
 )
 B1 = replace(B0, depth=1.1)
@@ -47,7 +46,6 @@ ES = ModelSpec(
     ),
     act="relu",
     scale_features=True,
-    drop_rate=0.2,
     drop_path_rate=0.2,
 )
 EM = replace(ES, depth=1.1)
@@ -66,7 +64,6 @@ LITE0 = ModelSpec(
     act="relu6",
     scale_stem=False,
     scale_ends=False,
-    drop_rate=0.2,
     drop_path_rate=0.2,
 )
 LITE1 = replace(LITE0, depth=1.1)
@@ -74,13 +71,15 @@ LITE2 = replace(LITE0, width=1.1, depth=1.2, drop_rate=0.3)
 LITE3 = replace(LITE0, width=1.2, depth=1.4, drop_rate=0.3)
 LITE4 = replace(LITE0, width=1.4, depth=1.8, drop_rate=0.3)
 
+INCEPTION = {"mean": INCEPTION_MEAN, "std": INCEPTION_STD}
+
 
 def _inception(image_size: int, crop_pct: float, interpolation: str = "bicubic") -> Preprocessing:
     return Preprocessing(image_size, crop_pct, interpolation, INCEPTION_MEAN, INCEPTION_STD)
 
 
 MODELS = {
-    "pt_efficientnet_b0": Architecture(B0, Preprocessing(224, 0.875), ra_in1k=WeightSet(77.698, 93.538, "d480c9de")),
+    "pt_efficientnet_b0": Architecture(B0, ra_in1k=WeightSet(77.698, 93.538, "d480c9de")),
     "pt_efficientnet_b1": Architecture(B1, Preprocessing(240, 0.875), ft_in1k=WeightSet(78.698, 94.144, "44dd2799")),
     "pt_efficientnet_b2": Architecture(B2, Preprocessing(260, 0.875), ra_in1k=WeightSet(80.392, 95.076, "3ab3711f")),
     "pt_efficientnet_b3": Architecture(B3, Preprocessing(300, 0.904), ra2_in1k=WeightSet(82.076, 96.02, "2c86e358")),
@@ -90,106 +89,60 @@ MODELS = {
     "pt_efficientnet_b7": Architecture(B7, Preprocessing(600, 0.949)),
     "pt_efficientnet_b8": Architecture(B8, Preprocessing(672, 0.954)),
     "pt_efficientnet_l2": Architecture(L2, Preprocessing(800, 0.961)),
-    "pt_efficientnet_es": Architecture(ES, Preprocessing(224, 0.875), ra_in1k=WeightSet(78.1, 93.928, "d7c5fd59")),
+    "pt_efficientnet_es": Architecture(ES, ra_in1k=WeightSet(78.1, 93.928, "d7c5fd59")),
     "pt_efficientnet_em": Architecture(EM, Preprocessing(240, 0.882), ra2_in1k=WeightSet(79.256, 94.794, "e36de59a")),
     "pt_efficientnet_el": Architecture(EL, Preprocessing(300, 0.904)),
-    "pt_efficientnet_lite0": Architecture(
-        LITE0, Preprocessing(224, 0.875), ra_in1k=WeightSet(75.488, 92.508, "6115ce63")
-    ),
+    "pt_efficientnet_lite0": Architecture(LITE0, ra_in1k=WeightSet(75.488, 92.508, "6115ce63")),
     "pt_efficientnet_lite1": Architecture(LITE1, Preprocessing(240, 0.882)),
     "pt_efficientnet_lite2": Architecture(LITE2, Preprocessing(260, 0.89)),
     "pt_efficientnet_lite3": Architecture(LITE3, Preprocessing(300, 0.904)),
     "pt_efficientnet_lite4": Architecture(LITE4, Preprocessing(380, 0.922)),
-    "tf_efficientnet_b0": Architecture(
-        as_tensorflow(B0),
-        Preprocessing(224, 0.875),
+    "tf_efficientnet_b0": Architecture(B0,
         aa_in1k=WeightSet(76.882, 93.27, "71d7115d"),
-        ap_in1k=WeightSet(77.1, 93.258, "d860b743", _inception(224, 0.875), "tf_efficientnet_b0_ap"),
-        ns_jft_in1k=WeightSet(78.68, 94.372, "6f64c20c", name="tf_efficientnet_b0_ns"),
-    ),
-    "tf_efficientnet_b1": Architecture(
-        as_tensorflow(B1),
-        Preprocessing(240, 0.882),
+        ap_in1k=WeightSet(77.1, 93.258, "d860b743", INCEPTION),
+        ns_jft_in1k=WeightSet(78.68, 94.372, "6f64c20c")),
+    "tf_efficientnet_b1": Architecture(B1, Preprocessing(240, 0.882),
         aa_in1k=WeightSet(78.84, 94.202, "83ec238a"),
-        ap_in1k=WeightSet(79.288, 94.316, "95cb042f", _inception(240, 0.882), "tf_efficientnet_b1_ap"),
-        ns_jft_in1k=WeightSet(81.388, 95.756, "9f8b5df2", name="tf_efficientnet_b1_ns"),
-    ),
-    "tf_efficientnet_b2": Architecture(
-        as_tensorflow(B2),
-        Preprocessing(260, 0.89),
+        ap_in1k=WeightSet(79.288, 94.316, "95cb042f", INCEPTION),
+        ns_jft_in1k=WeightSet(81.388, 95.756, "9f8b5df2")),
+    "tf_efficientnet_b2": Architecture(B2, Preprocessing(260, 0.89),
         aa_in1k=WeightSet(80.074, 94.906, "1d1f6c3a"),
-        ap_in1k=WeightSet(80.3, 95.032, "c2e62974", _inception(260, 0.89), "tf_efficientnet_b2_ap"),
-        ns_jft_in1k=WeightSet(82.412, 96.238, "6729f09d", name="tf_efficientnet_b2_ns"),
-    ),
-    "tf_efficientnet_b3": Architecture(
-        as_tensorflow(B3),
-        Preprocessing(300, 0.904),
+        ap_in1k=WeightSet(80.3, 95.032, "c2e62974", INCEPTION),
+        ns_jft_in1k=WeightSet(82.412, 96.238, "6729f09d")),
+    "tf_efficientnet_b3": Architecture(B3, Preprocessing(300, 0.904),
         aa_in1k=WeightSet(81.648, 95.724, "2ac427e3"),
-        ap_in1k=WeightSet(81.842, 95.614, "e62198e7", _inception(300, 0.904), "tf_efficientnet_b3_ap"),
-        ns_jft_in1k=WeightSet(84.054, 96.926, "b43b9f62", name="tf_efficientnet_b3_ns"),
-    ),
-    "tf_efficientnet_b4": Architecture(
-        as_tensorflow(B4),
-        Preprocessing(380, 0.922),
+        ap_in1k=WeightSet(81.842, 95.614, "e62198e7", INCEPTION),
+        ns_jft_in1k=WeightSet(84.054, 96.926, "b43b9f62")),
+    "tf_efficientnet_b4": Architecture(B4, Preprocessing(380, 0.922),
         aa_in1k=WeightSet(83.04, 96.298, "716d81f1"),
-        ap_in1k=WeightSet(83.246, 96.392, "e65a2ef8", _inception(380, 0.922), "tf_efficientnet_b4_ap"),
-        ns_jft_in1k=WeightSet(85.156, 97.482, "bfc84391", name="tf_efficientnet_b4_ns"),
-    ),
-    "tf_efficientnet_b5": Architecture(
-        as_tensorflow(B5),
-        Preprocessing(456, 0.934),
+        ap_in1k=WeightSet(83.246, 96.392, "e65a2ef8", INCEPTION),
+        ns_jft_in1k=WeightSet(85.156, 97.482, "bfc84391")),
+    "tf_efficientnet_b5": Architecture(B5, Preprocessing(456, 0.934),
         ra_in1k=WeightSet(83.834, 96.764, "6092c165"),
-        ap_in1k=WeightSet(84.258, 96.984, "1924f949", _inception(456, 0.934), "tf_efficientnet_b5_ap"),
-        ns_jft_in1k=WeightSet(86.096, 97.744, "0dc1453c", name="tf_efficientnet_b5_ns"),
-    ),
-    "tf_efficientnet_b6": Architecture(
-        as_tensorflow(B6),
-        Preprocessing(528, 0.942),
+        ap_in1k=WeightSet(84.258, 96.984, "1924f949", INCEPTION),
+        ns_jft_in1k=WeightSet(86.096, 97.744, "0dc1453c")),
+    "tf_efficientnet_b6": Architecture(B6, Preprocessing(528, 0.942),
         aa_in1k=WeightSet(84.124, 96.89, "27e6732d"),
-        ap_in1k=WeightSet(84.794, 97.138, "28daec82", _inception(528, 0.942), "tf_efficientnet_b6_ap"),
-        ns_jft_in1k=WeightSet(86.476, 97.864, "2f311b5f", name="tf_efficientnet_b6_ns"),
-    ),
-    "tf_efficientnet_b7": Architecture(
-        as_tensorflow(B7),
-        Preprocessing(600, 0.949),
+        ap_in1k=WeightSet(84.794, 97.138, "28daec82", INCEPTION),
+        ns_jft_in1k=WeightSet(86.476, 97.864, "2f311b5f")),
+    "tf_efficientnet_b7": Architecture(B7, Preprocessing(600, 0.949),
         ra_in1k=WeightSet(84.926, 97.22, "7bbc9e2b"),
-        ap_in1k=WeightSet(85.132, 97.256, "c7218e34", _inception(600, 0.949), "tf_efficientnet_b7_ap"),
-        ns_jft_in1k=WeightSet(86.85, 98.08, "feca4a8a", name="tf_efficientnet_b7_ns"),
-    ),
-    "tf_efficientnet_b8": Architecture(
-        as_tensorflow(B8),
-        Preprocessing(672, 0.954),
+        ap_in1k=WeightSet(85.132, 97.256, "c7218e34", INCEPTION),
+        ns_jft_in1k=WeightSet(86.85, 98.08, "feca4a8a")),
+    "tf_efficientnet_b8": Architecture(B8, Preprocessing(672, 0.954),
         ra_in1k=WeightSet(85.344, 97.392, "67bfcabf"),
-        ap_in1k=WeightSet(85.358, 97.298, "afc6b624", _inception(672, 0.954), "tf_efficientnet_b8_ap"),
-    ),
-    "tf_efficientnet_l2": Architecture(
-        as_tensorflow(L2),
-        Preprocessing(800, 0.96),
-        ns_jft_in1k=WeightSet(88.36, 98.656, "7a2c14f2", name="tf_efficientnet_l2_ns"),
-        ns_jft_in1k_475=WeightSet(88.246, 98.554, "72254c39", Preprocessing(475, 0.936), "tf_efficientnet_l2_ns_475"),
-    ),
-    "tf_efficientnet_es": Architecture(
-        as_tensorflow(ES), _inception(224, 0.875), in1k=WeightSet(77.258, 93.594, "6e146728")
-    ),
-    "tf_efficientnet_em": Architecture(
-        as_tensorflow(EM), _inception(240, 0.882), in1k=WeightSet(78.708, 94.314, "21a4e831")
-    ),
-    "tf_efficientnet_el": Architecture(
-        as_tensorflow(EL), _inception(300, 0.904), in1k=WeightSet(80.44, 95.164, "02387067")
-    ),
-    "tf_efficientnet_lite0": Architecture(
-        as_tensorflow(LITE0), _inception(224, 0.875), in1k=WeightSet(74.846, 92.18, "49febd06")
-    ),
-    "tf_efficientnet_lite1": Architecture(
-        as_tensorflow(LITE1), _inception(240, 0.882), in1k=WeightSet(76.674, 93.232, "529d9b59")
-    ),
-    "tf_efficientnet_lite2": Architecture(
-        as_tensorflow(LITE2), _inception(260, 0.89), in1k=WeightSet(77.47, 93.756, "a185f6b2")
-    ),
-    "tf_efficientnet_lite3": Architecture(
-        as_tensorflow(LITE3), _inception(300, 0.904, "bilinear"), in1k=WeightSet(79.808, 94.908, "df8fe453")
-    ),
-    "tf_efficientnet_lite4": Architecture(
-        as_tensorflow(LITE4), _inception(380, 0.92, "bilinear"), in1k=WeightSet(81.54, 95.668, "615dfa42")
-    ),
-}
+        ap_in1k=WeightSet(85.358, 97.298, "afc6b624", INCEPTION)),
+    "tf_efficientnet_l2": Architecture(L2, Preprocessing(800, 0.96),
+        ns_jft_in1k=WeightSet(88.36, 98.656, "7a2c14f2"),
+        ns_jft_in1k_475=WeightSet(88.246, 98.554, "72254c39", {"image_size": 475, "crop_pct": 0.936})),
+    "tf_efficientnet_es": Architecture(ES, _inception(224, 0.875), in1k=WeightSet(77.258, 93.594, "6e146728")),
+    "tf_efficientnet_em": Architecture(EM, _inception(240, 0.882), in1k=WeightSet(78.708, 94.314, "21a4e831")),
+    "tf_efficientnet_el": Architecture(EL, _inception(300, 0.904), in1k=WeightSet(80.44, 95.164, "02387067")),
+    "tf_efficientnet_lite0": Architecture(LITE0, _inception(224, 0.875), in1k=WeightSet(74.846, 92.18, "49febd06")),
+    "tf_efficientnet_lite1": Architecture(LITE1, _inception(240, 0.882), in1k=WeightSet(76.674, 93.232, "529d9b59")),
+    "tf_efficientnet_lite2": Architecture(LITE2, _inception(260, 0.89), in1k=WeightSet(77.47, 93.756, "a185f6b2")),
+    "tf_efficientnet_lite3": Architecture(LITE3, _inception(300, 0.904, "bilinear"),
+        in1k=WeightSet(79.808, 94.908, "df8fe453")),
+    "tf_efficientnet_lite4": Architecture(LITE4, _inception(380, 0.92, "bilinear"),
+        in1k=WeightSet(81.54, 95.668, "615dfa42")),
+}  # fmt: skip

@@ -6,8 +6,7 @@ Source: Tan and Le, "MixConv: Mixed Depthwise Convolutional Kernels", arXiv:1907
 from dataclasses import replace
 
 from jeffnet.arch.model import Architecture, WeightSet
-from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.spec import ModelSpec, as_tensorflow
+from jeffnet.arch.spec import ModelSpec
 
 S = ModelSpec(
     stages=(
@@ -20,7 +19,6 @@ S = ModelSpec(
     ),
     stem=16,
     features=1536,
-    drop_rate=0.2,
 )
 M = ModelSpec(
     stages=(
@@ -39,14 +37,12 @@ M = ModelSpec(
 L = replace(M, width=1.3)
 XL = replace(M, width=1.6, depth=1.2)
 
-_PREPROCESSING = Preprocessing(224, 0.875)
-
 MODELS = {
-    "pt_mixnet_s": Architecture(S, _PREPROCESSING, ft_in1k=WeightSet(76.0, 92.796, "1cf350a7")),
-    "pt_mixnet_m": Architecture(M, _PREPROCESSING, ft_in1k=WeightSet(77.268, 93.418, "fbbd9e8a")),
-    "pt_mixnet_l": Architecture(L, _PREPROCESSING, ft_in1k=WeightSet(78.97, 94.18, "27554ae7")),
-    "pt_mixnet_xl": Architecture(XL, _PREPROCESSING, ra_in1k=WeightSet(80.494, 94.938, "13d7aeef")),
-    "tf_mixnet_s": Architecture(as_tensorflow(S), _PREPROCESSING, in1k=WeightSet(75.656, 92.632, "60afe3e1")),
-    "tf_mixnet_m": Architecture(as_tensorflow(M), _PREPROCESSING, in1k=WeightSet(76.952, 93.164, "3c049458")),
-    "tf_mixnet_l": Architecture(as_tensorflow(L), _PREPROCESSING, in1k=WeightSet(78.774, 94.0, "49daedd5")),
+    "pt_mixnet_s": Architecture(S, ft_in1k=WeightSet(76.0, 92.796, "1cf350a7")),
+    "pt_mixnet_m": Architecture(M, ft_in1k=WeightSet(77.268, 93.418, "fbbd9e8a")),
+    "pt_mixnet_l": Architecture(L, ft_in1k=WeightSet(78.97, 94.18, "27554ae7")),
+    "pt_mixnet_xl": Architecture(XL, ra_in1k=WeightSet(80.494, 94.938, "13d7aeef")),
+    "tf_mixnet_s": Architecture(S, in1k=WeightSet(75.656, 92.632, "60afe3e1")),
+    "tf_mixnet_m": Architecture(M, in1k=WeightSet(76.952, 93.164, "3c049458")),
+    "tf_mixnet_l": Architecture(L, in1k=WeightSet(78.774, 94.0, "49daedd5")),
 }

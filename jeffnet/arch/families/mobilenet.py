@@ -24,7 +24,6 @@ V2 = ModelSpec(
         ("ir_r1_k3_s1_e6_c320",),
     ),
     act="relu6",
-    drop_rate=0.2,
 )
 
 
@@ -46,11 +45,9 @@ V3_LARGE = ModelSpec(
         ("cn_r1_k1_s1_c960",),
     ),
     stem=16,
-    features=1280,
     act="hard_swish",
     se=SqueezeRule(from_expanded=True, divisor=8, act="relu", gate="hard_sigmoid"),
     pool_first=True,
-    drop_rate=0.2,
 )
 V3_LARGE_MINIMAL = replace(
     V3_LARGE,
@@ -90,47 +87,36 @@ V3_SMALL_MINIMAL = replace(
     act="relu",
 )
 
-_PYTORCH = Preprocessing(224, 0.875)
-_TENSORFLOW = Preprocessing(224, 0.875, "bilinear", INCEPTION_MEAN, INCEPTION_STD)
+_TENSORFLOW = Preprocessing(interpolation="bilinear", mean=INCEPTION_MEAN, std=INCEPTION_STD)
 
 MODELS = {
-    "pt_mobilenetv2_100": Architecture(V2, _PYTORCH, ra_in1k=WeightSet(72.91, 91.0, "39fce4c0")),
-    "pt_mobilenetv2_110d": Architecture(
-        replace(V2_DEEPER, width=1.1, depth=1.2), _PYTORCH, ra_in1k=WeightSet(75.056, 92.186, "fbaf9685")
-    ),
-    "pt_mobilenetv2_120d": Architecture(
-        replace(V2_DEEPER, width=1.2, depth=1.4), _PYTORCH, ra_in1k=WeightSet(77.3, 93.516, "eaa01988")
-    ),
-    "pt_mobilenetv2_140": Architecture(_scaled_v2(1.4), _PYTORCH, ra_in1k=WeightSet(76.528, 93.008, "9b7c5e30")),
-    "pt_mobilenetv3_large_075": Architecture(replace(V3_LARGE, width=0.75), _PYTORCH),
-    "pt_mobilenetv3_large_100": Architecture(V3_LARGE, _PYTORCH, ra_in1k=WeightSet(75.784, 92.528, "0e2a5d09")),
-    "pt_mobilenetv3_small_075": Architecture(replace(V3_SMALL, width=0.75), _PYTORCH),
-    "pt_mobilenetv3_small_100": Architecture(V3_SMALL, _PYTORCH),
-    "tf_mobilenetv2_035": Architecture(as_tensorflow(_scaled_v2(0.35)), _TENSORFLOW),
-    "tf_mobilenetv2_050": Architecture(as_tensorflow(_scaled_v2(0.5)), _TENSORFLOW),
-    "tf_mobilenetv2_075": Architecture(as_tensorflow(_scaled_v2(0.75)), _TENSORFLOW),
-    "tf_mobilenetv2_100": Architecture(as_tensorflow(V2), _TENSORFLOW),
-    "tf_mobilenetv2_130": Architecture(as_tensorflow(_scaled_v2(1.3)), _TENSORFLOW),
-    "tf_mobilenetv2_140": Architecture(as_tensorflow(_scaled_v2(1.4)), _TENSORFLOW),
-    "tf_mobilenetv3_large_075": Architecture(
-        as_tensorflow(replace(V3_LARGE, width=0.75)), _TENSORFLOW, in1k=WeightSet(73.442, 91.332, "86b186f9")
-    ),
-    "tf_mobilenetv3_large_100": Architecture(
-        as_tensorflow(V3_LARGE), _TENSORFLOW, in1k=WeightSet(75.51, 92.6, "4db08e68")
-    ),
-    "tf_mobilenetv3_large_minimal_100": Architecture(
-        as_tensorflow(V3_LARGE_MINIMAL), _TENSORFLOW, in1k=WeightSet(72.27, 90.664, "bb99a4f0")
-    ),
-    "tf_mobilenetv3_small_075": Architecture(
-        as_tensorflow(replace(V3_SMALL, width=0.75)), _TENSORFLOW, in1k=WeightSet(65.706, 86.13, "bb7ad439")
-    ),
-    "tf_mobilenetv3_small_100": Architecture(
-        as_tensorflow(V3_SMALL), _TENSORFLOW, in1k=WeightSet(67.922, 87.686, "18a48cb4")
-    ),
-    "tf_mobilenetv3_small_minimal_100": Architecture(
-        as_tensorflow(V3_SMALL_MINIMAL), _TENSORFLOW, in1k=WeightSet(62.892, 84.27, "666b8e3b")
-    ),
-}
+    "pt_mobilenetv2_100": Architecture(V2, ra_in1k=WeightSet(72.91, 91.0, "39fce4c0")),
+    "pt_mobilenetv2_110d": Architecture(replace(V2_DEEPER, width=1.1, depth=1.2),
+        ra_in1k=WeightSet(75.056, 92.186, "fbaf9685")),
+    "pt_mobilenetv2_120d": Architecture(replace(V2_DEEPER, width=1.2, depth=1.4),
+        ra_in1k=WeightSet(77.3, 93.516, "eaa01988")),
+    "pt_mobilenetv2_140": Architecture(_scaled_v2(1.4), ra_in1k=WeightSet(76.528, 93.008, "9b7c5e30")),
+    "pt_mobilenetv3_large_075": Architecture(replace(V3_LARGE, width=0.75)),
+    "pt_mobilenetv3_large_100": Architecture(V3_LARGE, ra_in1k=WeightSet(75.784, 92.528, "0e2a5d09")),
+    "pt_mobilenetv3_small_075": Architecture(replace(V3_SMALL, width=0.75)),
+    "pt_mobilenetv3_small_100": Architecture(V3_SMALL),
+    "tf_mobilenetv2_035": Architecture(_scaled_v2(0.35), _TENSORFLOW),
+    "tf_mobilenetv2_050": Architecture(_scaled_v2(0.5), _TENSORFLOW),
+    "tf_mobilenetv2_075": Architecture(_scaled_v2(0.75), _TENSORFLOW),
+    "tf_mobilenetv2_100": Architecture(V2, _TENSORFLOW),
+    "tf_mobilenetv2_130": Architecture(_scaled_v2(1.3), _TENSORFLOW),
+    "tf_mobilenetv2_140": Architecture(_scaled_v2(1.4), _TENSORFLOW),
+    "tf_mobilenetv3_large_075": Architecture(replace(V3_LARGE, width=0.75), _TENSORFLOW,
+        in1k=WeightSet(73.442, 91.332, "86b186f9")),
+    "tf_mobilenetv3_large_100": Architecture(V3_LARGE, _TENSORFLOW, in1k=WeightSet(75.51, 92.6, "4db08e68")),
+    "tf_mobilenetv3_large_minimal_100": Architecture(V3_LARGE_MINIMAL, _TENSORFLOW,
+        in1k=WeightSet(72.27, 90.664, "bb99a4f0")),
+    "tf_mobilenetv3_small_075": Architecture(replace(V3_SMALL, width=0.75), _TENSORFLOW,
+        in1k=WeightSet(65.706, 86.13, "bb7ad439")),
+    "tf_mobilenetv3_small_100": Architecture(V3_SMALL, _TENSORFLOW, in1k=WeightSet(67.922, 87.686, "18a48cb4")),
+    "tf_mobilenetv3_small_minimal_100": Architecture(V3_SMALL_MINIMAL, _TENSORFLOW,
+        in1k=WeightSet(62.892, 84.27, "666b8e3b")),
+}  # fmt: skip
 
 _SCALED = re.compile(r"(pt|tf)_mobilenetv2_(?!000)(\d{3})")
 
@@ -142,7 +128,7 @@ def scaled(name: str) -> Model | None:
         return None
     width = int(match[2]) / 100
     if match[1] == "pt":
-        return Model(_scaled_v2(width), _PYTORCH)
+        return Model(_scaled_v2(width), Preprocessing())
     return Model(as_tensorflow(_scaled_as_keras(width)), _TENSORFLOW)
 
 

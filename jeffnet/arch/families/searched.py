@@ -6,7 +6,7 @@ Sources: Tan et al., "MnasNet", arXiv:1807.11626; Stamoulis et al., "Single-Path
 
 from jeffnet.arch.model import Architecture, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.spec import ModelSpec, as_tensorflow
+from jeffnet.arch.spec import ModelSpec
 
 MNASNET_A1 = ModelSpec(
     stages=(
@@ -67,20 +67,14 @@ FBNET_C = ModelSpec(
     features=1984,
 )
 
+_BILINEAR = Preprocessing(interpolation="bilinear")
+
 MODELS = {
-    "pt_fbnetc_100": Architecture(
-        FBNET_C, Preprocessing(224, 0.875, "bilinear"), rmsp_in1k=WeightSet(75.12, 92.384, "21618080")
-    ),
-    "pt_mnasnet_100": Architecture(
-        MNASNET_B1, Preprocessing(224, 0.875), rmsp_in1k=WeightSet(74.672, 92.108, "3580d9fc")
-    ),
-    "pt_mnasnet_small": Architecture(MNASNET_SMALL, Preprocessing(224, 0.875)),
-    "pt_semnasnet_100": Architecture(
-        MNASNET_A1, Preprocessing(224, 0.875), rmsp_in1k=WeightSet(75.452, 92.608, "e8c37d5d")
-    ),
-    "pt_spnasnet_100": Architecture(
-        SPNASNET, Preprocessing(224, 0.875, "bilinear"), rmsp_in1k=WeightSet(74.086, 91.826, "886fba67")
-    ),
-    "tf_mnasnet_100": Architecture(as_tensorflow(MNASNET_B1), Preprocessing(224, 0.875)),
-    "tf_semnasnet_100": Architecture(as_tensorflow(MNASNET_A1), Preprocessing(224, 0.875)),
+    "pt_fbnetc_100": Architecture(FBNET_C, _BILINEAR, rmsp_in1k=WeightSet(75.12, 92.384, "21618080")),
+    "pt_mnasnet_100": Architecture(MNASNET_B1, rmsp_in1k=WeightSet(74.672, 92.108, "3580d9fc")),
+    "pt_mnasnet_small": Architecture(MNASNET_SMALL),
+    "pt_semnasnet_100": Architecture(MNASNET_A1, rmsp_in1k=WeightSet(75.452, 92.608, "e8c37d5d")),
+    "pt_spnasnet_100": Architecture(SPNASNET, _BILINEAR, rmsp_in1k=WeightSet(74.086, 91.826, "886fba67")),
+    "tf_mnasnet_100": Architecture(MNASNET_B1),
+    "tf_semnasnet_100": Architecture(MNASNET_A1),
 }
