@@ -78,6 +78,11 @@ def check_choice(
         raise error(f"{name} {value!r} is not one of {', '.join(map(str, choices))}")
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; the name of its class if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, cut to 500 characters; the name of its class if it says nothing."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]

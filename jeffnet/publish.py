@@ -17,12 +17,11 @@ from typing import Any
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.summary import count_macs, count_parameters
 from jeffnet.checkpoints import save_checkpoint
-from jeffnet.errors import OutputError
+from jeffnet.errors import OutputError, one_line
 from jeffnet.system.files import write_file
 from jeffnet.system.network import is_offline
 from jeffnet.text.names import markdown, printable, shell_word
 from jeffnet.weights.card import ModelCard
-from jeffnet.weights.download import one_line
 from jeffnet.weights.load import MODEL_FILE
 
 _README = "README.md"

@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from jeffnet.errors import ImageError
+from jeffnet.errors import ImageError, one_line
 from jeffnet.system.network import is_offline
-from jeffnet.weights.download import one_line, without_password
+from jeffnet.weights.download import without_password
 
 # A photograph in full size has 10 to 30 MB.
 MOST_BYTES = 2**26

@@ -4,20 +4,18 @@ huggingface_hub downloads what is on the hub. For URLs it has no cache, does not
 body without asking whether the file is still the same.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
-from jeffnet.errors import WeightsError
-from jeffnet.system.files import cache_folder, move_durably, partial_folder
+from jeffnet.errors import OutputError, WeightsError, one_line
+from jeffnet.system.files import cache_folder, move_durably, partial_folder, write_file
 from jeffnet.system.network import is_offline
 from jeffnet.system.reading import parse_json, read_text
 
@@ -63,7 +61,7 @@ def wrong_hash(path: Path, expected: str | None = None) -> str | None:
     algorithm = _algorithm(expected)
     if known and known.startswith(algorithm) and (size, time_of_change) == (status.st_size, status.st_mtime_ns):
         return None if not expected or known.startswith(expected) else known
-    actual = _digest(path, algorithm)
+    actual = file_hash(path, algorithm)
     if expected and not actual.startswith(expected):
         return actual
     _remember(path, status, actual)
@@ -75,9 +73,11 @@ def is_remembered(path: Path) -> bool:
     return os.path.realpath(path) in _remembered()
 
 
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's content, after `sha256:`."""
-    return _digest(path, "sha256")
+def file_hash(path: Path, algorithm: str) -> str:
+    """The hash of a file's content by 'sha256' or 'git', after `sha256:` or `git:`."""
+    with open(path, "rb") as file:
+        start = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size) if algorithm == "git" else hashlib.sha256()
+        return f"{algorithm}:{hashlib.file_digest(file, lambda: start).hexdigest()}"
 
 
 def fetch(url: str, path: Path, expected: str | None = None) -> Path:
@@ -106,12 +106,13 @@ def fetch(url: str, path: Path, expected: str | None = None) -> Path:
                 unavailable=True,
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _new_file(path) as (file, partial):
-            _receive(url, source, file)
-            file.flush()
-            actual = _digest(partial, _algorithm(expected))
+        with partial_folder(path) as folder:
+            with open(folder / path.name, "xb") as file:
+                _receive(url, source, file)
+            actual = file_hash(folder / path.name, _algorithm(expected))
             if expected and not actual.startswith(expected):
                 raise _other_file(source, path.name, expected, actual)
+            move_durably(folder / path.name, path)
         _remember(path, path.stat(), actual)
         return path
     except OSError as error:
@@ -130,11 +131,6 @@ def without_password(url: str) -> str:
     return url.replace(user + at, "", 1) if at else url
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks; its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _other_file(source: str, name: str, expected: str, actual: str) -> FetchError:
     remedy = "it came damaged or is another file: try again, or check address and hash"
     if expected.removeprefix("sha256:") in name:
@@ -144,21 +140,8 @@ def _other_file(source: str, name: str, expected: str, actual: str) -> FetchErro
     return FetchError(source, f"its hash is {actual}, not {expected}", remedy)
 
 
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A file that takes its final name when the block ends, and is gone when the block fails."""
-    with partial_folder(path) as folder:
-        with open(folder / path.name, "xb") as file:
-            yield file, folder / path.name
-        move_durably(folder / path.name, path)
-
-
 def _receive(url: str, source: str, file: BinaryIO) -> None:
-    """Write what a URL has, in as many tries as it takes.
-
-    huggingface_hub's client repeats requests that fail. What it does not do is continue a body that was cut only if the
-    server says that the file is still the same.
-    """
+    """Write what a URL has, in as many tries as it takes; huggingface_hub's client repeats only failed requests."""
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -219,8 +202,7 @@ def _write_body(response: "httpx2.Response", source: str, file: BinaryIO, header
 
 def _refused(source: str, status: int) -> FetchError:
     reason, remedy = {
-        401: ("access is refused (401)", "download it by hand and give its path"),
-        403: ("access is refused (403)", "download it by hand and give its path"),
+        **dict.fromkeys((401, 403), (f"access is refused ({status})", "download it by hand and give its path")),
         404: ("there is no such file (404)", "check the address"),
         410: ("the file is gone (410)", "give another address"),
     }.get(status, (f"the server answers {status}", "try again later"))
@@ -229,13 +211,6 @@ def _refused(source: str, status: int) -> FetchError:
 
 def _algorithm(expected: str | None) -> str:
     return expected.partition(":")[0] if expected else "sha256"
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    """The hash of a file's content, after the name of the algorithm."""
-    with open(path, "rb") as file:
-        start = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size) if algorithm == "git" else hashlib.sha256()
-        return f"{algorithm}:{hashlib.file_digest(file, lambda: start).hexdigest()}"
 
 
 def _memory() -> Path:
@@ -256,7 +231,6 @@ def _remember(path: Path, status: os.stat_result, digest: str) -> None:
     entries[os.path.realpath(path)] = (status.st_size, status.st_mtime_ns, digest)
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with _new_file(_memory()) as (file, _):
-            file.write(json.dumps(entries).encode())
-    except OSError as error:
+        write_file(_memory(), json.dumps(entries))
+    except (OSError, OutputError) as error:
         _log.debug("%s cannot be written: %s", _memory(), error)

@@ -11,17 +11,17 @@ import logging
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from jeffnet.arch.model import RELEASE
 from jeffnet.arch.zoo import find_model, list_models, resolve_name
-from jeffnet.errors import WeightsError
+from jeffnet.errors import WeightsError, one_line
 from jeffnet.system.network import is_offline
 from jeffnet.weights import download
-from jeffnet.weights.download import FetchError, cache_folder, fetch, one_line, wrong_hash
+from jeffnet.weights.download import FetchError, cache_folder, fetch, wrong_hash
 from jeffnet.weights.hub_config import CONFIG_FILE, HubConfig, parse_config, read_config
 
 # In order of preference.
@@ -119,11 +119,10 @@ def _of_url(source: str) -> Located:
     digits = fragment.removeprefix("sha256=").lower()
     if fragment and not (fragment.startswith("sha256=") and re.fullmatch("[0-9a-f]{8,64}", digits)):
         raise WeightsError(f"weights {shown!r}: '#{fragment}' is not '#sha256=' with 8 to 64 hexadecimal digits")
-    in_name = _HASH_IN_NAME.search(name)
+    in_name = match[1] if (match := _HASH_IN_NAME.search(name)) else ""
     # A number in the name may be a date: it is taken for a hash only if the file has that hash.
-    may_be_number = not digits and in_name is not None and in_name[1].isdecimal()
-    if not digits and in_name and not may_be_number:
-        digits = in_name[1]
+    may_be_date = in_name.isdecimal()
+    digits = digits or ("" if may_be_date else in_name)
     # Two URLs may end in the same name.
     folder = cache_folder() / "url" / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / (re.sub(r"[^\w.+-]", "_", name)[-100:].lstrip(".") or "weights")
@@ -131,8 +130,8 @@ def _of_url(source: str) -> Located:
         return Located(fetch(url, path, f"sha256:{digits}"), shown, HubConfig())
     is_new = not (path.is_file() and download.is_remembered(path))
     fetch(url, path)
-    actual = download.file_hash(path) if is_new or may_be_number else ""
-    if may_be_number and in_name and actual.removeprefix("sha256:").startswith(in_name[1]):
+    actual = download.file_hash(path, "sha256") if is_new or may_be_date else ""
+    if may_be_date and actual.startswith(f"sha256:{in_name}"):
         return Located(path, shown, HubConfig())
     if is_new:
         _log.warning(
@@ -178,33 +177,31 @@ class _Repository:
 
     def weights(self, files: tuple[str, ...]) -> Path:
         """The first of some files that the repository has."""
-        lacking = None
+        unreached = None
         for file in files:
             try:
                 # If the hub cannot be reached for one file, others are looked for in the cache only.
-                path = self.fetch(file, is_offline() or lacking is not None)
+                if path := self.fetch(file, is_offline() or unreached is not None):
+                    return path
             except FetchError as error:
                 if not error.unavailable:
                     raise
-                lacking = lacking or error
-                continue
-            if path:
-                return path
-        raise lacking or self._without(files)
+                unreached = unreached or error
+        raise unreached or self._without(files)
 
     def config(self, weights: Path) -> dict[str, Any]:
         """The `config.json` of the repository that a weights file is of; empty if it has none."""
         offline = is_offline()
         # Of the file's commit: the branch may have moved on.
-        repository = _Repository(self.source, self.name, self.commit(weights))
+        repository = replace(self, revision=self.commit(weights))
         try:
             path = repository.fetch(CONFIG_FILE, offline)
+            return read_config(path, self.source) if path else {}
         except FetchError as error:
             if not (offline and error.unavailable):
                 raise
             _log.warning("weights %r: %s; what the weights expect of pictures is not known", self.source, error.reason)
             return {}
-        return read_config(path, self.source) if path else {}
 
     def fetch(self, file: str, offline: bool) -> Path | None:
         """A file of the repository, verified; None if the repository has no such file."""
@@ -238,10 +235,9 @@ class _Repository:
         return Path(cached) if isinstance(cached, str) else cached is None
 
     def _cached(self, file: str) -> Path | None:
-        if isinstance(found := self._look_up(file), Path):
-            return found
-        if not found:
-            return None
+        cached = self._look_up(file)
+        if isinstance(cached, Path) or not cached:
+            return cached or None
         folder = self._folder() / "snapshots" / (self.revision or "*")
         command = f"hf download {self.name} {file}" + (f" --revision {self.revision}" if self.revision else "")
         raise self._error(
@@ -257,8 +253,7 @@ class _Repository:
         # A commit never changes.
         if re.fullmatch("[0-9a-f]{40}", self.revision or "") and self._look_up(file) is False:
             return None
-        last = False
-        while True:
+        for is_last in (False, True):
             try:
                 return Path(hf_hub_download(self.name, file, revision=self.revision, library_name="jeffnet"))
             except RemoteEntryNotFoundError:
@@ -267,13 +262,13 @@ class _Repository:
                 # The client itself retries only some of these.
                 cut = isinstance(error, httpx2.TransportError) or one_line(error).startswith("Consistency check")
                 may_pass = cut or (isinstance(error, HfHubHTTPError) and error.response.status_code >= 500)
-                if last and cut and isinstance(found := self._look_up(file), Path):
-                    return found
-                if last or not may_pass:
+                if is_last and cut and isinstance(cached := self._look_up(file), Path):
+                    return cached
+                if is_last or not may_pass:
                     raise self._explained(error) from error
                 _log.warning("weights %r: %s; trying again", self.source, one_line(error))
                 time.sleep(download.WAIT_SECONDS)
-                last = True
+        raise AssertionError("the last try returns or raises")
 
     def _hash(self, path: Path, file: str, offline: bool) -> str | None:
         """The hash that the hub states for a cached file: SHA-256 for large files, git's for small ones."""
@@ -290,9 +285,8 @@ class _Repository:
                 mark = get_hf_file_metadata(hf_hub_url(self.name, file, revision=self.commit(path))).etag or ""
             except (httpx2.HTTPError, OSError) as error:
                 raise self._explained(error) from error
-        for digits, algorithm in ((64, "sha256"), (40, "git")):
-            if re.fullmatch(f"[0-9a-f]{{{digits}}}", mark):
-                return f"{algorithm}:{mark}"
+        if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", mark):
+            return f"{'git' if len(mark) == 40 else 'sha256'}:{mark}"
         raise self._error(f"the hub gives no hash of {file} but {mark!r}", "download it by hand and give its path")
 
     def _folder(self) -> Path:

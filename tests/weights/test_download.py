@@ -291,8 +291,8 @@ def test_a_truncated_file_in_the_cache_is_noticed(server, path):
 @pytest.fixture
 def digests(monkeypatch):
     """The paths that were read to hash them."""
-    read, digest = [], download._digest
-    monkeypatch.setattr(download, "_digest", lambda path, algorithm: read.append(path) or digest(path, algorithm))
+    read, digest = [], download.file_hash
+    monkeypatch.setattr(download, "file_hash", lambda path, algorithm: read.append(path) or digest(path, algorithm))
     return read
 
 
@@ -387,7 +387,13 @@ def test_an_interrupt_leaves_nothing(server, path, monkeypatch):
 def test_a_failed_memory_leaves_nothing(path, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
-    _fail_to_write(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+
+    def full(path, content):
+        with path.open("xb") as file:
+            file.write(content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert wrong_hash(path, f"sha256:{HASH}") is None
     assert left_in(cache_folder()) == ["files"]
 

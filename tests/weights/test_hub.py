@@ -650,8 +650,10 @@ def test_a_gated_repository(token, hub, monkeypatch):
 
 
 def test_an_unchanged_file_is_hashed_once(hub, monkeypatch):
-    read, digest = [], download._digest
-    monkeypatch.setattr(download, "_digest", lambda path, algorithm: read.append(path.name) or digest(path, algorithm))
+    read, digest = [], download.file_hash
+    monkeypatch.setattr(
+        download, "file_hash", lambda path, algorithm: read.append(path.name) or digest(path, algorithm)
+    )
     for _ in range(3):
         located = locate("hf:me/mine")
     assert len(read) == 2, "weights and configuration"
