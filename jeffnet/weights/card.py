@@ -69,10 +69,8 @@ def parse_card(text: str, source: str) -> ModelCard:
         entry = json.loads(text)
         if entry.pop("format") != _FORMAT:
             raise WeightsError(f"weights {source!r} are of another format than this jeffnet reads: update jeffnet")
-        preprocessing = entry["preprocessing"]
-        entry["preprocessing"] = Preprocessing(
-            **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
-        )
+        stated = entry["preprocessing"]
+        entry["preprocessing"] = Preprocessing(**{**stated, "mean": tuple(stated["mean"]), "std": tuple(stated["std"])})
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
         if not all(isinstance(name, str) for name in card.classes) or len(card.classes) not in (0, card.num_classes):
             raise ValueError(f"its classes are not the names of {card.num_classes}")

@@ -10,6 +10,7 @@ from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
 from jeffnet.errors import WeightsError
 from jeffnet.text.names import listed
+from jeffnet.weights.naming import CLASSIFIER
 from jeffnet.weights.stored import Stored
 
 _log = logging.getLogger("jeffnet")
@@ -51,18 +52,16 @@ def fit(
     missing = [name for name in specs if name not in fitted]
     left_over = [name for name in fitted if name not in specs]
     misshapen = [
-        f"{name} is {fitted[name].shape}, the model has {spec.shape}"
-        f"{_remedy(name, fitted[name].shape, spec.shape, plan)}"
+        f"{name} is {shape}, the model has {spec.shape}{_remedy(name, shape, spec.shape, plan)}"
         for name, spec in specs.items()
-        if name in fitted and fitted[name].shape != spec.shape
+        if name in fitted and (shape := fitted[name].shape) != spec.shape
     ]
     if missing or left_over or misshapen:
         raise WeightsError(
             f"weights {source!r} do not fit {model}:\n"
             f"  missing    {_listed(missing)}\n  left over  {_listed(left_over)}\n  misshapen  {_listed(misshapen)}"
         )
-    kinds = [f"{name} ({fitted[name].dtype})" for name in specs if not _is_float(fitted[name].dtype)]
-    if kinds:
+    if kinds := [f"{name} ({fitted[name].dtype})" for name in specs if not _is_float(fitted[name].dtype)]:
         raise WeightsError(f"weights {source!r}: not floating point: {_listed(kinds)}")
     read, broken = {}, []
     for name, spec in specs.items():
@@ -83,7 +82,7 @@ def _adapt(
     initial: Mapping[str, np.ndarray],
     source: str,
 ) -> None:
-    kernel, bias = "classifier.kernel", "classifier.bias"
+    kernel, bias = CLASSIFIER
     if plan.classifier is None:
         arrays.pop(kernel, None)
         arrays.pop(bias, None)
@@ -92,8 +91,7 @@ def _adapt(
         _log.warning("%s: new classifier of %d classes (the file has %s)", source, plan.classifier.out_features, was)
         arrays[kernel], arrays[bias] = initial[kernel], initial[bias]
     stem = f"{plan.stem.name}.kernel"
-    if stem in arrays and arrays[stem].ndim == 4 and arrays[stem].shape[2] != plan.in_chans:
-        channels = arrays[stem].shape[2]
+    if stem in arrays and arrays[stem].ndim == 4 and (channels := arrays[stem].shape[2]) != plan.in_chans:
         _log.warning("%s: first convolution adapted from %d to %d input channels", source, channels, plan.in_chans)
         arrays[stem] = adapt_input_channels(np.asarray(arrays[stem]), plan.in_chans)
 

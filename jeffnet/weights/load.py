@@ -1,5 +1,6 @@
 """Loading weights of any source and format, and fitting them to a model."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -171,14 +172,14 @@ def open_weights(
 
 
 def describe_weights(source: Source, name: str | None = None) -> tuple[WeightsFile, ModelCard]:
-    """Weights, without reading their arrays, and the card of their model.
+    """A weights file, without reading its arrays, and the card of its model.
 
     Args:
       source: see `find_weights`.
       name: the model's, if the source does not state it.
 
     Returns:
-      The file, and the model's card.
+      The file, and the card.
 
     Raises:
       UnknownModelError: no such model.
@@ -208,10 +209,10 @@ def _describe(file: WeightsFile, model: str) -> ModelCard:
     # `fit` reports what is missing or has another rank.
     num_classes = 0 if bias is None else bias.size if bias.ndim == 1 else 1000
     in_chans = 3 if stem is None or stem.ndim != 4 else stem.shape[2]
-    for what, own, said in (("classes", num_classes, config.num_classes), ("channels", in_chans, config.in_chans)):
-        if said not in (None, own):
+    for what, count, stated in (("classes", num_classes, config.num_classes), ("channels", in_chans, config.in_chans)):
+        if stated not in (None, count):
             raise WeightsError(
-                f"weights {file.source!r} have {own} {what}, their config.json says {said}: the two do not belong "
+                f"weights {file.source!r} have {count} {what}, their config.json says {stated}: the two do not belong "
                 "together; correct the entry, or move the weights away from it"
             )
     # Of 1,000 classes without names, ImageNet's are assumed.
@@ -235,10 +236,8 @@ def _describe(file: WeightsFile, model: str) -> ModelCard:
 def _check_model(file: WeightsFile, plan: Plan, model: str) -> None:
     """Raises WeightsError where weights say that they are of a model whose arrays compute something else in `plan`."""
     stated = file.stated_model
-    if stated is None:
-        return
     output_stride = min(max(plan.output_stride, OUTPUT_STRIDES[0]), OUTPUT_STRIDES[-1])
-    if trunk(model_plan(stated, output_stride=output_stride)) != trunk(plan):
+    if stated is not None and trunk(model_plan(stated, output_stride=output_stride)) != trunk(plan):
         raise WeightsError(
             f"weights {file.source!r} are of {stated}, not of {model}, which would compute something else with them: "
             f"give weights of {model}, or the name {stated} (--model, or --model.name to train)"
@@ -259,8 +258,8 @@ def load_weights(
     Args:
       source: see `find_weights`.
       plan: the model.
-      model: its name, which is also what messages call it.
-      initial: where given, another number of classes or input channels is adapted, see `jeffnet.weights.fit.fit`, and
+      model: its name, also in messages.
+      initial: if given, another number of classes or input channels is adapted, see `jeffnet.weights.fit.fit`, and
         another pooling or output stride than the weights were made with is only a warning.
       classes: names of the model's classes, for adapting: weights of the same names in another order get this one, and
         those of other classes a new classifier.
@@ -280,8 +279,9 @@ def load_weights(
     """
     file = find_weights(source, model)
     _check_model(file, plan, model)
-    card = _description(file, model)
-    if card:
+    card = None
+    with contextlib.suppress(UnknownModelError):  # a plan may be of a model that has no name
+        card = _describe(file, file.stated_model or resolve_name(model))
         _check_options(file, card, plan, model, adapt=initial is not None)
     arrays = to_canonical_names(file.arrays, file.naming, plan)
     if initial is not None and classes:
@@ -289,49 +289,37 @@ def load_weights(
     return fit(arrays, plan, source=file.source, model=model, initial=initial, put=put)
 
 
-def _description(file: WeightsFile, model: str) -> ModelCard | None:
-    """See `_describe`; None where the model is one that nobody has named."""
-    try:
-        return _describe(file, file.stated_model or resolve_name(model))
-    except UnknownModelError:
-        return None
-
-
 def _check_options(file: WeightsFile, card: ModelCard, plan: Plan, model: str, adapt: bool) -> None:
     """Raises WeightsError where weights were made for other options than the defaults and than the model's."""
     for option, default in (("test_window", 0), ("global_pool", "avg"), ("output_stride", 32)):
         # Test-time pooling is an option of cards alone: a model made by name has none.
-        stated, own = getattr(card, option), getattr(plan, option, default)
-        if stated == default or getattr(card.plan(), option, stated) == own:
+        stated, ours = getattr(card, option), getattr(plan, option, default)
+        if stated == default or getattr(card.plan(), option, stated) == ours:
             continue
         if not adapt:
             way_out = f"pass {option}={stated!r}" if option != "test_window" else "load them by from_pretrained"
             raise WeightsError(
-                f"weights {file.source!r} are of a model with {option} {stated!r}, this {model} has {own!r} and would "
+                f"weights {file.source!r} are of a model with {option} {stated!r}, this {model} has {ours!r} and would "
                 f"compute something else: {way_out}, or adapt=True to have it so"
             )
-        _log.warning("%s: made with %s %r, and used with %r", file.source, option, stated, own)
+        _log.warning("%s: made with %s %r, and used with %r", file.source, option, stated, ours)
 
 
 def _match_classifier(
-    arrays: dict[str, Any],
-    own: Sequence[str],
-    classes: Sequence[str],
-    initial: Mapping[str, np.ndarray],
-    source: str,
+    arrays: dict[str, Any], known: Sequence[str], classes: Sequence[str], initial: Mapping[str, np.ndarray], source: str
 ) -> None:
-    """Put a classifier's classes into the order of the model's, or a new one in place of one of other classes."""
+    """Put a classifier's known classes into the order of `classes`, or a new one in place of one of other classes."""
     bias = arrays.get("classifier.bias")
     if bias is None or bias.shape != (len(classes),) or any(name not in initial for name in CLASSIFIER):
         return  # `fit` reports it or starts a new classifier
-    indices = class_indices(classes, len(classes), own)
+    indices = class_indices(classes, len(classes), known)
     if indices is None:
-        difference = class_difference(own or tuple(imagenet_classes()), classes)
+        difference = class_difference(known or tuple(imagenet_classes()), classes)
         _log.warning("%s: new classifier: its classes are %s", source, difference)
         arrays.update({name: initial[name] for name in CLASSIFIER})
     elif indices != tuple(range(len(classes))):
         _log.warning("%s: its classes are put into the order %s", source, listed(classes))
         for name in CLASSIFIER:
             arrays[name] = arrays[name].map(lambda values: values[..., list(indices)])
-    elif doubt := order_doubt(classes, len(classes), own):
+    elif doubt := order_doubt(classes, len(classes), known):
         _log.warning("%s: %s: name them if it is timm's (save_checkpoint(..., classes=...))", source, doubt)

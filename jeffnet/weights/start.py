@@ -1,5 +1,6 @@
 """Everything needed to build a model, in any module system: its Plan, options and arrays."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -65,16 +66,10 @@ class ModelOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Start:
-    """What a backend needs to build a model.
+    """What a backend needs to build a model: its Plan, all arrays by canonical name, and options.
 
-    Attributes:
-      plan: what it computes.
-      arrays: all of its arrays by canonical name.
-      dtype: in which layers compute.
-      param_dtype: of parameters.
-      remat: compute blocks again in the backward pass.
-      rng: seed or key of the random numbers that the model draws itself.
-      execution: how a pass runs.
+    For `dtype`, `param_dtype` and `remat` see `ModelOptions`. `rng` is the seed or key of the random numbers that the
+    model draws itself.
     """
 
     plan: Plan
@@ -98,18 +93,7 @@ def start_model(
     abstract: bool = False,
     **architecture: Any,
 ) -> Start:
-    """The start of a model of the zoo; takes no forward pass.
-
-    Args:
-      name: ours or timm's.
-      dtype: this and all others: see `ModelOptions`.
-      param_dtype: likewise.
-      remat: likewise.
-      rng: likewise.
-      pretrained: likewise.
-      adapt: likewise.
-      abstract: likewise.
-      architecture: likewise; those of `jeffnet.arch.lower.lower`.
+    """The start of a model of the zoo, by our name or timm's; takes no forward pass. Options: see `ModelOptions`.
 
     Raises:
       UnknownModelError: no such model.
@@ -122,11 +106,14 @@ def start_model(
         raise UnknownOptionError(
             f"no option {', '.join(map(repr, unknown))}; there are {', '.join(ModelOptions.__annotations__)}"
         )
-    for option, kind in (("dtype", dtype), ("param_dtype", param_dtype)):
-        _check_float(option, kind)
+    _check_float("dtype", dtype)
+    _check_float("param_dtype", param_dtype)
     plan = model_plan(name, **architecture)
     if abstract:
-        arrays = abstract_arrays(plan, param_dtype)
+        arrays = {
+            name: jax.ShapeDtypeStruct(spec.shape, array_dtype(spec, param_dtype))
+            for name, spec in array_specs(plan).items()
+        }
     else:
         arrays = start_arrays(plan, rng, param_dtype, model=name, pretrained=pretrained, adapt=adapt)
     # NNX and Objax take no integers of NumPy.
@@ -143,8 +130,8 @@ def start_pretrained(
     """The start of the model of these weights, with their number of classes and input channels.
 
     Args:
-      source: any that `jeffnet.weights.load.find_weights` takes.
-      name: of the model; not needed where the weights state it.
+      source: see `jeffnet.weights.load.find_weights`.
+      name: the model's, if the source does not state it.
       dtype: in which layers compute.
       place: puts an array on devices, before the next is read.
 
@@ -158,11 +145,9 @@ def start_pretrained(
 
 
 def with_test_pooling(start: Start, image_size: int) -> Start:
-    """The same model for pictures larger than those of its training; see `Execution.test_window`.
+    """The same model for larger pictures than those of its training, which had this height and width.
 
-    Args:
-      start: the model.
-      image_size: height and width of its training pictures; windows are as large as the last map of these.
+    The windows (`Execution.test_window`) are as large as the last map of the training pictures.
     """
     window = -(-image_size // start.plan.output_stride)
     return replace(start, execution=replace(start.execution, test_window=window))
@@ -170,12 +155,10 @@ def with_test_pooling(start: Start, image_size: int) -> Start:
 
 def _check_float(option: str, dtype: DTypeLike) -> None:
     """Raises ArchitectureError where something is no dtype of floating point numbers."""
-    try:
-        is_float = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        is_float = False
-    if not is_float:
-        raise ArchitectureError(f"{option} {dtype!r} is no dtype of floating point numbers, such as 'bfloat16'")
+    with contextlib.suppress(TypeError):
+        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return
+    raise ArchitectureError(f"{option} {dtype!r} is no dtype of floating point numbers, such as 'bfloat16'")
 
 
 def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
@@ -186,12 +169,6 @@ def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
 def statistics(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The running statistics among arrays by canonical name."""
     return {name: array for name, array in arrays.items() if name.rpartition(".")[2] in STATISTICS}
-
-
-def abstract_arrays(plan: Plan, param_dtype: DTypeLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every array by canonical name; allocates nothing."""
-    specs = array_specs(plan)
-    return {name: jax.ShapeDtypeStruct(spec.shape, array_dtype(spec, param_dtype)) for name, spec in specs.items()}
 
 
 def start_arrays(

@@ -30,14 +30,7 @@ _log = logging.getLogger("jeffnet")
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A state dict of a network.
-
-    Attributes:
-      path: its keys in what was saved.
-      prefix: of its names.
-      arrays: by name without the prefix.
-      others: arrays beside these that are not the network's.
-    """
+    """A state dict of a network: at which keys, its arrays by name without a prefix, and others beside them."""
 
     path: tuple[str, ...]
     prefix: str
@@ -114,14 +107,10 @@ def _candidates(content: Mapping, path: tuple[str, ...]) -> Iterator[_Candidate]
         # If two would get the same name, both keep theirs.
         arrays[key if name in arrays else name] = array
     for prefix in sorted({match["prefix"] for match in map(_STEM.fullmatch, arrays) if match})[:_MOST]:
-        own, others = {}, {}
-        for name, array in arrays.items():
-            short = name.removeprefix(prefix)
-            if name.startswith(prefix) and _MODULES.match(short):
-                own[short] = array
-            else:
-                others[name] = array
-        yield _Candidate(path, prefix, own, others)
+        names = {name for name in arrays if name.startswith(prefix) and _MODULES.match(name, len(prefix))}
+        others = {name: array for name, array in arrays.items() if name not in names}
+        kept = {name.removeprefix(prefix): array for name, array in arrays.items() if name in names}
+        yield _Candidate(path, prefix, kept, others)
 
 
 def _arrays(content: Mapping) -> dict[str, Any]:

@@ -6,7 +6,7 @@ others wrote, are read too.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,9 @@ def tree_checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def tree_file(source: str, tree: Mapping[str, Any], sums: Mapping[str, str] | None) -> WeightsFile:
-    """What a checkpoint holds.
+    """What a checkpoint holds, from its variables and, if it has them, the checksums of `tree_checksums`.
 
     Names that no model has are kept for `jeffnet.weights.fit.fit` to report; an NNX model's random numbers are dropped.
-
-    Args:
-      source: what to call it.
-      tree: its variables; those of a training state are taken out of it.
-      sums: see `tree_checksums`; None if it has none.
     """
     if "params" in tree:
         # `TrainState` and the like have an optimizer's state beside the variables.
@@ -47,17 +42,15 @@ def tree_file(source: str, tree: Mapping[str, Any], sums: Mapping[str, str] | No
     return WeightsFile(source, checked(arrays, expected, source), checksums=OF_ARRAYS)
 
 
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    leaves = []
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in tree.items():
-        leaves += _leaves(value, (*path, str(key))) if isinstance(value, Mapping) else [((*path, str(key)), value)]
-    return leaves
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value
 
 
 def _tree_name(path: tuple[str, ...]) -> str:
-    words = list(path)
-    if words[0] in _COLLECTIONS:
-        words = words[1:]
-    if words[-1:] == ["value"]:  # an NNX variable's
-        words = words[:-1]
+    words = path[path[0] in _COLLECTIONS :]
+    words = words[:-1] if words[-1:] == ("value",) else words  # an NNX variable's
     return ".".join(re.sub(r"_(\d+)", r".\1", word) for word in words)

@@ -1,7 +1,7 @@
 """HDF5 files, in which Keras keeps the arrays of a model's layers. Reading them needs h5py.
 
-HDF5 trusts its files: a damaged one may crash it, and a crafted one do worse. So another process reads a file and sends
-back bytes, and a broken file can end only that process.
+HDF5 trusts its files: a damaged one may crash it, and a crafted one do worse. So another process reads the file and
+sends back its bytes.
 """
 
 import importlib.util
@@ -45,8 +45,8 @@ class LayersFile:
     """What such a file holds.
 
     Attributes:
-      layers: arrays by layer and by what they are, `kernel` for instance.
-      config: Keras's description of the model in JSON, where there is one.
+      layers: arrays by layer and leaf, such as `kernel`.
+      config: Keras's configuration of the model in JSON, if there is one.
       has_checksums: whether every array has one, which is compared when it is read.
     """
 
@@ -71,12 +71,12 @@ def read_layers(path: Path, content: BinaryIO, stems: set[str]) -> LayersFile:
         raise WeightsError(f"weights {str(path)!r} are in HDF5: pip install h5py to read them") from missing
     with tempfile.TemporaryFile() as output:
         _copy_by_process(path, content, output, stems)
-        found = np.memmap(output, np.uint8, "r")
-    length = int.from_bytes(found[-8:].tobytes(), "little")
-    listing = json.loads(found[-8 - length : -8].tobytes())
+        output_bytes = np.memmap(output, np.uint8, "r")
+    length = int.from_bytes(output_bytes[-8:].tobytes(), "little")
+    listing = json.loads(output_bytes[-8 - length : -8].tobytes())
     if "error" in listing:
         raise WeightsError(f"weights {str(path)!r} {BROKEN}: {listing['error']}")
-    return _listed(path, found, listing)
+    return _listed(path, output_bytes, listing)
 
 
 def _copy_by_process(path: Path, content: BinaryIO, output: BinaryIO, stems: set[str]) -> None:
@@ -111,13 +111,13 @@ def with_checksums(content: bytes) -> bytes:
     return changed.getvalue()
 
 
-def _listed(path: Path, found: np.ndarray, listing: dict[str, Any]) -> LayersFile:
+def _listed(path: Path, content: np.ndarray, listing: dict[str, Any]) -> LayersFile:
     layers: Layers = {}
     for layer, leaf, shape, dtype, start, digits in listing["arrays"]:
         shape, dtype = tuple(shape), np.dtype(dtype)
         end = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
-        def read(part: np.ndarray = found[start:end], shape: tuple = shape, dtype: np.dtype = dtype) -> np.ndarray:
+        def read(part: np.ndarray = content[start:end], shape: tuple = shape, dtype: np.dtype = dtype) -> np.ndarray:
             return np.array(part).view(dtype).reshape(shape)
 
         array, name = Stored(shape, dtype, read), f"{layer}/{leaf}"
@@ -131,11 +131,11 @@ def _listed(path: Path, found: np.ndarray, listing: dict[str, Any]) -> LayersFil
 def main() -> None:
     """The process: `copy_layers` from its standard input to its standard output."""
     output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what else is printed shall not get in between
+    os.dup2(2, 1)  # so that nothing else is printed in between
     _limit()
     with open(0, "rb") as content:
         copy_layers(content, output, set(json.loads(sys.argv[1])))
-    os._exit(0)  # what HDF5 does at the end is of no interest
+    os._exit(0)  # without what HDF5 does at the end
 
 
 def copy_layers(content: BinaryIO, output: BinaryIO, stems: set[str]) -> None:
@@ -188,21 +188,21 @@ def _layers(file: Any, stems: set[str]) -> dict[str, dict[str, Any]]:
     """Datasets by layer and by what they are, from either arrangement."""
     root = _child(file, "model_weights")
     root = file if root is None else root
-    if listed := _texts(root, "layer_names"):
-        return _listed_layers(root, listed)
-    found = list(_nested_layers(file, set()))
-    named = bool(stems & {name for _, name, _ in found})
+    if names := _texts(root, "layer_names"):
+        return _listed_layers(root, names)
+    nested = list(_nested_layers(file, set()))
+    is_named = bool(stems & {name for _, name, _ in nested})
     layers: dict[str, dict[str, Any]] = {}
-    for place, name, arrays in found:
-        short = name if named else place.rpartition("/")[2]
+    for place, name, arrays in nested:
+        short = name if is_named else place.rpartition("/")[2]
         layers[place if short in layers else short] = arrays
     return layers
 
 
-def _listed_layers(root: Any, listed: list[str]) -> dict[str, dict[str, Any]]:
+def _listed_layers(root: Any, names: list[str]) -> dict[str, dict[str, Any]]:
     """The older arrangement: attributes list the layers and their weights, of a model in a model all together."""
     layers: dict[str, dict[str, Any]] = {}
-    for layer in listed:
+    for layer in names:
         group = _child(root, layer)
         weights = _texts(group, "weight_names")
         is_model = len({weight.rpartition("/")[0] for weight in weights}) > 1

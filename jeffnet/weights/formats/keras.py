@@ -37,7 +37,7 @@ from jeffnet.weights.formats.hdf5 import BROKEN, MAGIC, Layers, read_layers, wit
 from jeffnet.weights.formats.interface import OF_ARRAYS, Contents, Probe, WeightsFile, reading
 from jeffnet.weights.formats.keras_layers import Layer, check_head, described, pixels
 from jeffnet.weights.formats.keras_names import KERAS, STEMS
-from jeffnet.weights.naming import to_canonical_names, to_source_names
+from jeffnet.weights.naming import CLASSIFIER, to_canonical_names, to_source_names
 from jeffnet.weights.stored import Stored
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -72,10 +72,10 @@ def read(path: Path) -> WeightsFile:
                 shutil.copyfileobj(member, content)  # which compares the checksum at its end
             content.flush()
         content.seek(0)
-        found = read_layers(path, content, STEMS)
-        config = found.config if config is None else config
-        file = _weights_file(path, found.layers, json.loads(config) if config is not None else None)
-        return replace(file, checksums=OF_ARRAYS if is_zip or found.has_checksums else "")
+        stored = read_layers(path, content, STEMS)
+        config = stored.config if config is None else config
+        file = _weights_file(path, stored.layers, json.loads(config) if config is not None else None)
+        return replace(file, checksums=OF_ARRAYS if is_zip or stored.has_checksums else "")
 
 
 def write(path: Path, contents: Contents) -> None:
@@ -143,9 +143,9 @@ def _weights_file(path: Path, layers: Layers, config: Any) -> WeightsFile:
         for leaf, array in leaves.items()
         if array.dtype.kind not in "iub"  # a counter, or the state of a source of random numbers
     }
-    model, others = _nearest(arrays)
-    if model is None:
+    if (nearest := _nearest(arrays)) is None:
         return WeightsFile(str(path), arrays, KERAS)
+    model, others = nearest
     try:
         _check_layers(others, arrays, dense)
         if around is not None:
@@ -157,7 +157,7 @@ def _weights_file(path: Path, layers: Layers, config: Any) -> WeightsFile:
 
 
 def _check_layers(others: list[str], arrays: Mapping[str, Stored], dense: list[str]) -> None:
-    """Raises WeightsError where there are layers besides a network's and one classifier, or that one is none."""
+    """Raises WeightsError if there are layers besides a network's and one classifier of at least two classes."""
     names = list(dict.fromkeys(dense[0] if name == "predictions" and dense else name for name in others))
     if names:
         raise WeightsError(
@@ -186,19 +186,21 @@ def _preprocessing(
         leaves = next(iter(statistics.values())) if len(statistics) == 1 else statistics[name]
         return np.asarray(leaves["mean"]), np.asarray(leaves["variance"])
 
-    found = pixels(around, moments, stem.shape[2])
-    return replace(preprocessing, mean=_known(found[0]), std=_known(found[1])) if found else preprocessing
+    if (constants := pixels(around, moments, stem.shape[2])) is None:
+        return preprocessing
+    mean, std = map(_known, constants)
+    return replace(preprocessing, mean=mean, std=std)
 
 
-def _nearest(arrays: Mapping[str, Stored]) -> tuple[str | None, list[str]]:
-    """The model of whose arrays none is missing and the fewest are left over, and the layers of these."""
-    nearest: tuple[str | None, list[str]] = (None, [])
+def _nearest(arrays: Mapping[str, Stored]) -> tuple[str, list[str]] | None:
+    """The model that has all of its arrays in a file and leaves the fewest over, and the layers of the latter."""
+    nearest = None
     for model in _candidates(arrays):
         others = _others(arrays, model)
-        if others is not None and (nearest[0] is None or len(others) < len(nearest[1])):
+        if others == []:
+            return model, []
+        if others is not None and (nearest is None or len(others) < len(nearest[1])):
             nearest = model, others
-            if not others:
-                break
     return nearest
 
 
@@ -214,35 +216,32 @@ def _candidates(arrays: Mapping[str, Stored]) -> Iterator[str]:
 
 
 def _others(arrays: Mapping[str, Stored], model: str) -> list[str] | None:
-    """Which layers of a file are none of a model's; None where it has not all of the model's, as they should be."""
+    """The layers of a file that are not a model's; None if an array of the model is missing or has another shape."""
     plan = model_plan(model)
     try:
         renamed = to_canonical_names(arrays, KERAS, plan)
     except WeightsError:
         return None
-    # How many channels its pictures have, and how many classes there are, is left open.
-    different = {"conv_stem.kernel", "classifier.kernel", "classifier.bias"}
+    # The numbers of channels and of classes are not the model's.
     specs = array_specs(plan)
-    if any(name not in renamed or renamed[name].shape != specs[name].shape for name in specs.keys() - different):
+    names = specs.keys() - {"conv_stem.kernel", *CLASSIFIER}
+    if any(name not in renamed or renamed[name].shape != specs[name].shape for name in names):
         return None
     return [name.rpartition("/")[0] for name in renamed if name not in specs]
 
 
 def _image_size(layers: Iterable[Layer]) -> int | None:
-    """The height of square pictures, where that is what the model is made for."""
-    for layer in layers:
-        if layer.kind == "InputLayer":
-            shape = layer.options.get("batch_shape") or layer.options.get("batch_input_shape") or ()
-            channels_last, channels_first = shape[1:3], shape[2:4]
-            return next((size[0] for size in (channels_last, channels_first) if size and size[0] == size[-1]), None)
-    return None
+    """The height of the pictures that a model takes, if they are square."""
+    options = next((layer.options for layer in layers if layer.kind == "InputLayer"), {})
+    shape = options.get("batch_shape") or options.get("batch_input_shape") or ()
+    channels_last, channels_first = shape[1:3], shape[2:4]
+    return next((size[0] for size in (channels_last, channels_first) if size and size[0] == size[-1]), None)
 
 
 def _moments(statistics: Mapping[str, Stored]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """By what a model normalises pixels in [0, 1] whose file has its weights alone.
+    """The mean and standard deviation of pixels in [0, 1], from a file of weights alone.
 
-    Where the layer of EfficientNet's published weights should have a variance it has the standard deviation, and a
-    Rescaling after it makes up for that.
+    EfficientNet's published weights have the standard deviation in place of the variance; a Rescaling makes up for it.
     """
     mean, variance = (np.asarray(statistics[leaf], np.float64).reshape(-1) for leaf in ("mean", "variance"))
     std = np.maximum(np.sqrt(variance), 1e-7)
@@ -251,7 +250,7 @@ def _moments(statistics: Mapping[str, Stored]) -> tuple[tuple[float, ...], tuple
 
 
 def _known(values: np.ndarray) -> tuple[float, ...]:
-    """Numbers as they were before they were rounded to float32, where they are well known."""
+    """Well-known numbers as they were before they were rounded to float32."""
     for known in (IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN):
         if len(values) == len(known) and np.allclose(values, known, rtol=2e-7, atol=0):
             return known
@@ -259,19 +258,17 @@ def _known(values: np.ndarray) -> tuple[float, ...]:
 
 
 def _keras() -> Any:
-    """Keras, with a backend that is there where the user chose none."""
-    asks_for_tensorflow = "KERAS_BACKEND" not in os.environ and "keras" not in sys.modules
-    if not asks_for_tensorflow or importlib.util.find_spec("tensorflow") is not None:
-        import keras
-
-        return keras
-    os.environ["KERAS_BACKEND"] = "jax"
+    """Keras, on JAX if it would choose TensorFlow, which is not installed."""
+    has_choice = "KERAS_BACKEND" in os.environ or "keras" in sys.modules
+    if not has_choice and importlib.util.find_spec("tensorflow") is None:
+        os.environ["KERAS_BACKEND"] = "jax"
     try:
         import keras
 
         return keras
     finally:
-        del os.environ["KERAS_BACKEND"]
+        if not has_choice:
+            os.environ.pop("KERAS_BACKEND", None)
 
 
 def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
@@ -286,9 +283,9 @@ def _set_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _constructor(card: ModelCard) -> tuple[str, dict[str, Any]]:
-    """By what function of keras.applications, and with what options, a card's model is built."""
-    found = _WRITTEN.fullmatch(card.model)
-    if found is None or card.global_pool != "avg" or card.output_stride != 32:
+    """The function of keras.applications that builds a card's model, and its options."""
+    match = _WRITTEN.fullmatch(card.model)
+    if match is None or card.global_pool != "avg" or card.output_stride != 32:
         raise OutputError(
             f"keras.applications has no {card.model} with pooling {card.global_pool!r} and output stride "
             f"{card.output_stride}: only its EfficientNet B0 to B7, MobileNetV2 and V3 can be written, as tf_ models"
@@ -297,18 +294,18 @@ def _constructor(card: ModelCard) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {"weights": None, "input_shape": (pixels.image_size, pixels.image_size, card.in_chans)}
     if card.num_classes:
         options["classes"] = card.num_classes
-    elif found["v3"]:
+    elif match["v3"]:
         raise OutputError("MobileNetV3 without a classifier lacks its last convolution in Keras: it cannot be written")
     else:
         options |= {"include_top": False, "pooling": "avg"}
-    if found["b"]:
-        return f"EfficientNet{found['b'].upper()}", options
+    if match["b"]:
+        return f"EfficientNet{match['b'].upper()}", options
     if {*pixels.mean, *pixels.std} != {0.5}:
         raise OutputError(
             f"Keras's MobileNets take pixels with mean and standard deviation 0.5, but {card.model} here has "
             f"mean {pixels.mean} and std {pixels.std}: it cannot be written"
         )
-    if found["v2"]:
-        return "MobileNetV2", {**options, "alpha": int(found["v2"]) / 100}
-    options |= {"alpha": int(found["alpha"]) / 100, "minimalistic": bool(found["minimal"])}
-    return f"MobileNetV3{found['v3'].capitalize()}", options
+    if match["v2"]:
+        return "MobileNetV2", {**options, "alpha": int(match["v2"]) / 100}
+    options |= {"alpha": int(match["alpha"]) / 100, "minimalistic": bool(match["minimal"])}
+    return f"MobileNetV3{match['v3'].capitalize()}", options

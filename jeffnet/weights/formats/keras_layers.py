@@ -1,7 +1,6 @@
-"""What a model of Keras does before and after the network in it, by its own description: followed, or refused by name.
+"""The layers around the network in a Keras model, from its configuration: they are followed or refused by name.
 
-The network's own layers are known by their arrays. Around them people put layers that have none, and which change what
-comes out: other pixels, another pooling, other probabilities.
+The network's layers are recognised by their arrays. Layers without arrays may change its pixels, pooling or outputs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from jeffnet.errors import WeightsError
 
 _CONTAINERS = {"Functional", "Sequential", "Model", "InputLayer"}
-# Those that do nothing but in training; so do all whose names begin with Random, but for the cropping one.
+# Layers that act in training only, as do all whose names begin with Random, except RandomCrop.
 _FOR_TRAINING = {
     *("Dropout", "SpatialDropout2D", "AlphaDropout", "GaussianDropout", "GaussianNoise", "ActivityRegularization"),
     *("AugMix", "AutoContrast", "CutMix", "MixUp", "RandAugment", "Identity"),
@@ -22,18 +21,12 @@ _SHAPES = {"Flatten", "Reshape"}
 _ACTIVATIONS = {"Activation", "ReLU"}
 # MobileNetV3's hard swish in older versions.
 _OLD_ACTIVATIONS = {"Multiply", "TFOpLambda", "Add"}
-_IN_PLACE_OF_A_DEVIATION = 1e-7  # where the variance is zero
+_LEAST_DEVIATION = 1e-7  # Keras's, where the variance is zero
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer in a model's description.
-
-    Attributes:
-      kind: its class.
-      name: its own.
-      options: the rest of its description.
-    """
+    """A layer in a model's configuration: its class, its name, and its options."""
 
     kind: str
     name: str
@@ -41,19 +34,19 @@ class Layer:
 
     @property
     def activation(self) -> str:
-        """Which function its output goes through."""
+        """Name of the function that its output goes through."""
         function = self.options.get("activation") or "linear"
         return str(function.get("config") if isinstance(function, dict) else function)
 
     @property
     def is_for_training(self) -> bool:
-        """Whether it leaves everything as it is when a model only computes."""
+        """Whether it changes nothing in inference."""
         is_random = self.kind.startswith("Random") and self.kind != "RandomCrop"
         return is_random or self.kind in _FOR_TRAINING or self.kind in _CONTAINERS
 
 
 def described(config: Any) -> Iterator[Layer]:
-    """Every layer of a model's description, in order, those of models in it at their place."""
+    """Every layer of a model's configuration in order; those of nested models in their place."""
     options = config["config"]
     yield Layer(str(config["class_name"]), str(options.get("name", config["class_name"])), options)
     for layer in options.get("layers", ()):
@@ -63,11 +56,11 @@ def described(config: Any) -> Iterator[Layer]:
 def pixels(
     layers: Sequence[Layer], moments: Callable[[str], tuple[np.ndarray, np.ndarray]], channels: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """By what mean and standard deviation a model normalises pixels in [0, 1]; None where it takes them as they come.
+    """The mean and standard deviation by which a model normalises pixels in [0, 1]; None if it does not.
 
     Args:
       layers: of the model.
-      moments: the mean and the variance that a Normalization has among its arrays, by its name.
+      moments: gives the mean and the variance among the arrays of the Normalization of a name.
       channels: of the pictures.
 
     Raises:
@@ -83,7 +76,7 @@ def pixels(
             stated = layer.options.get("mean"), layer.options.get("variance")
             mean, variance = moments(layer.name) if None in stated else stated
             mean, variance = (np.asarray(value, np.float64).reshape(-1) for value in (mean, variance))
-            factor = 1 / np.maximum(np.sqrt(variance), _IN_PLACE_OF_A_DEVIATION)
+            factor = 1 / np.maximum(np.sqrt(variance), _LEAST_DEVIATION)
             shift = -mean * factor
         elif layer.is_for_training or layer.kind == "ZeroPadding2D":
             continue
@@ -101,22 +94,19 @@ def pixels(
     return mean, std
 
 
-def check_head(layers: Sequence[Layer], convolutions: bool) -> None:
-    """Refuse a model that makes something else of the network's last map than the probabilities that ours do.
+def check_head(layers: Sequence[Layer], pool_first: bool) -> None:
+    """Raises WeightsError if a model makes other outputs of the network's last map than the probabilities of ours.
 
     Args:
       layers: of the model.
-      convolutions: whether the network pools before its last convolutions, as MobileNetV3.
-
-    Raises:
-      WeightsError: such a layer, by name.
+      pool_first: whether the network pools before its last convolutions, as MobileNetV3.
     """
     last = max((place for place, layer in enumerate(layers) if layer.kind == "BatchNormalization"), default=-1)
     pooled = classifier = None
     softmax, activations = False, 0
     for layer in layers[last + 1 :]:
-        is_last_convolution = convolutions and pooled and layer.kind == "Conv2D" and layer.activation == "linear"
-        is_own_activation = layer.kind in _ACTIVATIONS or (convolutions and layer.kind in _OLD_ACTIVATIONS)
+        is_last_convolution = pool_first and pooled and layer.kind == "Conv2D" and layer.activation == "linear"
+        is_activation = layer.kind in _ACTIVATIONS or (pool_first and layer.kind in _OLD_ACTIVATIONS)
         if layer.is_for_training or is_last_convolution or (pooled and layer.kind in _SHAPES):
             if layer.name == "logits" and is_last_convolution:
                 classifier = layer
@@ -126,7 +116,7 @@ def check_head(layers: Sequence[Layer], convolutions: bool) -> None:
             classifier, softmax = layer, _is_softmax(layer)
         elif layer.kind in ("Activation", "Softmax") and classifier and not softmax:
             softmax = layer.kind == "Softmax" or _is_softmax(layer)
-        elif is_own_activation and classifier is None and (convolutions or not (pooled or activations)):
+        elif is_activation and classifier is None and (pool_first or not (pooled or activations)):
             activations += 1
         else:
             raise _refusal(
