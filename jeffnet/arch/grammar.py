@@ -92,11 +92,8 @@ def parse_block(text: str) -> BlockSpec:
     # Authors write `e1` in some depthwise separable blocks, where nothing expands; any other value would be ignored.
     if kind in ("ds", "dsa") and values.get("e", 1.0) != 1.0:
         raise ArchitectureError(f"block string {text!r}: field 'e' of a {kind!r} block can only be 1")
-    names = {
-        "r": "repeats", "k": "kernels", "s": "stride", "c": "channels", "e": "expansion", "se": "se_ratio", "n": "act",
-        "a": "expand_kernels", "p": "project_kernels", "fc": "expand_from",
-    }  # fmt: skip
-    return BlockSpec(kind=kind, skip=skip, **{names[key]: value for key, value in values.items()})  # pyright: ignore[reportArgumentType]
+    fields = {_FIELDS[key][0]: value for key, value in values.items()}
+    return BlockSpec(kind=kind, skip=skip, **fields)  # pyright: ignore[reportArgumentType]
 
 
 def parse_stages(stages: tuple[tuple[str, ...], ...]) -> tuple[tuple[BlockSpec, ...], ...]:
@@ -116,9 +113,9 @@ def _check_fields(text: str, kind: str, present: set[str]) -> None:
 def _parse_field(text: str, field: str) -> tuple[str, object]:
     match = _FIELD.fullmatch(field)
     key, value = (match["key"], match["value"]) if match else (field, "")
-    if key not in _VALUES:
-        raise ArchitectureError(f"block string {text!r}: unknown field {field!r}; known are {', '.join(_VALUES)}")
-    parse, expected = _VALUES[key]
+    if key not in _FIELDS:
+        raise ArchitectureError(f"block string {text!r}: unknown field {field!r}; known are {', '.join(_FIELDS)}")
+    _, parse, expected = _FIELDS[key]
     try:
         return key, parse(value)
     except (ValueError, KeyError):
@@ -129,10 +126,6 @@ def _positive_int(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise ValueError(value)
     return int(value)
-
-
-def _stride(value: str) -> int:
-    return {"1": 1, "2": 2}[value]
 
 
 def _kernels(value: str) -> tuple[int, ...]:
@@ -154,15 +147,16 @@ def _share(value: str) -> float:
     return float(value)
 
 
-_VALUES = {
-    "r": (_positive_int, "'r' and a positive whole number"),
-    "k": (_kernels, "'k' and odd sizes joined by dots, as k3 or k3.5.7"),
-    "s": (_stride, "s1 or s2"),
-    "e": (_ratio, "'e' and a positive number"),
-    "c": (_positive_int, "'c' and a positive whole number"),
-    "se": (_share, "'se' and a number in (0, 1]"),
-    "n": (ACTIVATION_CODES.__getitem__, "one of " + ", ".join("n" + code for code in ACTIVATION_CODES)),
-    "a": (_kernels, "'a' and odd sizes joined by dots, as a1.1"),
-    "p": (_kernels, "'p' and odd sizes joined by dots, as p1.1"),
-    "fc": (_positive_int, "'fc' and a positive whole number"),
+# The attribute of each field, how its value is parsed, and what it must be.
+_FIELDS = {
+    "r": ("repeats", _positive_int, "'r' and a positive whole number"),
+    "k": ("kernels", _kernels, "'k' and odd sizes joined by dots, as k3 or k3.5.7"),
+    "s": ("stride", {"1": 1, "2": 2}.__getitem__, "s1 or s2"),
+    "e": ("expansion", _ratio, "'e' and a positive number"),
+    "c": ("channels", _positive_int, "'c' and a positive whole number"),
+    "se": ("se_ratio", _share, "'se' and a number in (0, 1]"),
+    "n": ("act", ACTIVATION_CODES.__getitem__, "one of " + ", ".join("n" + code for code in ACTIVATION_CODES)),
+    "a": ("expand_kernels", _kernels, "'a' and odd sizes joined by dots, as a1.1"),
+    "p": ("project_kernels", _kernels, "'p' and odd sizes joined by dots, as p1.1"),
+    "fc": ("expand_from", _positive_int, "'fc' and a positive whole number"),
 }

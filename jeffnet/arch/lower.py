@@ -7,7 +7,7 @@ from jeffnet.arch.blocks import BlockLowering, lower_conv, round_channels
 from jeffnet.arch.grammar import BlockSpec, parse_stages
 from jeffnet.arch.plan import Block, FeatureInfo, Plan, with_classes
 from jeffnet.arch.spec import ModelSpec
-from jeffnet.errors import ArchitectureError
+from jeffnet.errors import ArchitectureError, check_choice
 
 GLOBAL_POOLS = ("avg", "max", "avgmax", "none")
 OUTPUT_STRIDES = (8, 16, 32)
@@ -80,19 +80,15 @@ def _check_options(
     for name, rate in rates.items():
         if not isinstance(rate, Real) or not 0 <= rate < 1:
             raise ArchitectureError(f"{name} {rate!r} is outside [0, 1)")
-    if global_pool not in GLOBAL_POOLS:
-        raise ArchitectureError(f"global_pool {global_pool!r} is not one of {', '.join(GLOBAL_POOLS)}")
-    if output_stride not in OUTPUT_STRIDES:
-        raise ArchitectureError(f"output_stride {output_stride} is not one of {', '.join(map(str, OUTPUT_STRIDES))}")
+    check_choice("global_pool", global_pool, GLOBAL_POOLS, ArchitectureError)
+    check_choice("output_stride", output_stride, OUTPUT_STRIDES, ArchitectureError)
 
 
 def scale_repeats(repeats: list[int], depth: float, rounding: str) -> list[int]:
-    """A stage's repetitions multiplied by `depth`, its total rounded, shared out from the last block spec to the first.
+    """The repetitions of a stage's block specs, multiplied by `depth`.
 
-    Args:
-      repeats: of each block spec of the stage.
-      depth: the multiplier.
-      rounding: 'ceil' (EfficientNet) or 'round' (MixNet-XL), of the stage's total.
+    Their total is rounded, by 'ceil' (EfficientNet) or 'round' (MixNet-XL), and shared out from the last spec to the
+    first.
     """
     total = sum(repeats)
     scaled_total = math.ceil(total * depth) if rounding == "ceil" else max(1, round(total * depth))

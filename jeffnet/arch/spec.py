@@ -1,5 +1,7 @@
 """The description of an architecture, as in its paper."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 
@@ -61,6 +63,12 @@ class ModelSpec:
     pool_first: bool = False
     drop_rate: float = 0.2
     drop_path_rate: float = 0.0
+
+
+def with_blocks(spec: ModelSpec, pattern: str, replacement: str | Callable[[re.Match], str]) -> ModelSpec:
+    """`spec` with a pattern replaced in every block string, as by `re.sub`."""
+    stages = tuple(tuple(re.sub(pattern, replacement, block) for block in stage) for stage in spec.stages)
+    return replace(spec, stages=stages)
 
 
 def as_tensorflow(spec: ModelSpec) -> ModelSpec:

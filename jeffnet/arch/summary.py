@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from jeffnet.arch.operations import BatchNorm, Conv, ConvPart, Norm, Op, SqueezeExcite
@@ -84,12 +84,7 @@ def count_macs(plan: Plan, image_size: int) -> int:
 
 
 def layers(plan: Plan, image_size: int) -> list[Layer]:
-    """One row for each operation, in the order in which they run.
-
-    Args:
-      plan: the model.
-      image_size: height and width of its input in pixels.
-    """
+    """One row for each operation in the order in which they run, for an input of this height and width in pixels."""
     rows = [_conv_layer(plan.stem, image_size)]
     for block in plan.blocks:
         for op in block.ops:
@@ -97,12 +92,8 @@ def layers(plan: Plan, image_size: int) -> list[Layer]:
     pooled = plan.global_pool != "none"
     rows.append(_conv_layer(plan.head, 1 if plan.pool_first and pooled else rows[-1].out_size))
     if plan.classifier:
-        dense = plan.classifier
-        size = 1 if pooled else rows[-1].out_size
-        products = dense.in_features * dense.out_features
-        rows.append(
-            Layer(dense.name, "dense", size, dense.out_features, products + dense.out_features, products * size * size)
-        )
+        row = _conv_layer(plan.classifier.conv, 1 if pooled else rows[-1].out_size)
+        rows.append(replace(row, kind="dense"))
     return rows
 
 
@@ -157,10 +148,9 @@ def _layer(op: Op, size: int) -> Layer:
 
 def _conv_layer(conv: Conv, size: int) -> Layer:
     out = output_size(conv.parts[0], conv.stride, conv.dilation, size)
-    kernels = sum(
-        part.kernel_size**2 * part.in_channels // part.groups * part.out_channels for part in conv.parts
-    )  # fmt: skip
-    parameters = sum(math.prod(spec.shape) for spec in _conv_arrays(conv) if spec.is_parameter)
+    specs = list(_conv_arrays(conv))
+    kernels = sum(math.prod(spec.shape) for spec in specs if spec.leaf == "kernel")
+    parameters = sum(math.prod(spec.shape) for spec in specs if spec.is_parameter)
     sizes = "+".join(f"{part.kernel_size}x{part.kernel_size}" for part in conv.parts)
     kind = "depthwise" if conv.is_depthwise else "conv"
     stride = f" /{conv.stride}" if conv.stride > 1 else ""

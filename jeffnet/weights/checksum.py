@@ -13,11 +13,7 @@ _BLOCK = 2**15  # words, few enough for the processor's cache
 
 
 def checksum(array: np.ndarray) -> int:
-    """The sum modulo 2**64 of an array's words (its elements' bits), each times an odd number for its place.
-
-    Args:
-      array: of any shape, of elements of 1, 2, 4 or 8 bytes.
-    """
+    """The sum modulo 2**64 of an array's words (its elements' bits), each times an odd number for its place."""
     words = np.ascontiguousarray(array).reshape(-1)
     words = words.view(f"u{words.itemsize}")
     factors, total = 2 * np.arange(min(_BLOCK, words.size), dtype=np.uint64) + np.uint64(1), 0
@@ -29,13 +25,7 @@ def checksum(array: np.ndarray) -> int:
 
 
 def checksum_of_part(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
-    """What a part of an array adds to the checksum of the whole, modulo 2**64.
-
-    Args:
-      values: the part.
-      index: where it is in the array.
-      shape: of the array.
-    """
+    """What the part at an index of an array of a shape adds to the checksum of the whole, modulo 2**64."""
     if values.shape == shape:
         return checksum(values)
     words = values.view(f"u{values.itemsize}")
@@ -49,12 +39,7 @@ def checksum_of_part(values: np.ndarray, index: tuple[slice, ...], shape: tuple[
 
 
 def checked(arrays: Mapping[str, Stored], expected: Mapping[str, int], source: str) -> dict[str, Stored]:
-    """Arrays that raise a WeightsError when they are read and their checksums differ.
-
-    Args:
-      arrays: of a file.
-      expected: their checksums, as the file states them.
-      source: what to call the file.
+    """A file's arrays, which raise a WeightsError when they are read and their checksums are not the expected ones.
 
     Raises:
       WeightsError: an array without a checksum, or a checksum without an array.

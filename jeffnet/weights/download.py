@@ -81,12 +81,7 @@ def file_hash(path: Path, algorithm: str) -> str:
 
 
 def fetch(url: str, path: Path, expected: str | None = None) -> Path:
-    """Download a file unless it is in the cache with the right hash.
-
-    Args:
-      url: http or https.
-      path: where the cache has it, which is returned.
-      expected: its hash; see `wrong_hash`.
+    """Download a file to a path in the cache, which is returned, unless it is there with the expected hash.
 
     Raises:
       FetchError: it cannot be downloaded, has another hash, or cannot be written.

@@ -97,12 +97,10 @@ def _adapt(
 
 
 def adapt_input_channels(kernel: np.ndarray, in_chans: int) -> np.ndarray:
-    """The first convolution's kernel for another number of input channels.
+    """The first convolution's kernel `(height, width, C, features)` for another number of input channels.
 
-    Args:
-      kernel: `(height, width, C, features)`.
-      in_chans: for 1 the sum over `C`; otherwise the channels repeat in order, scaled so that a picture with equal
-        channels gives the same response.
+    For 1 it is the sum over `C`. Otherwise the channels repeat in order, scaled so that a picture with equal channels
+    gives the same response.
     """
     channels = kernel.shape[2]
     if in_chans == 1:

@@ -163,13 +163,7 @@ def _of_hub(source: str) -> Located:
 
 @dataclass(frozen=True)
 class _Repository:
-    """A model repository of the hub.
-
-    Attributes:
-      source: what to call it in messages.
-      name: `owner/name`.
-      revision: branch, tag or commit; None for the main branch.
-    """
+    """A model repository of the hub, `owner/name`, at a branch, tag or commit, or on the main branch."""
 
     source: str
     name: str

@@ -77,12 +77,7 @@ def read_config(path: Path, source: str) -> dict[str, Any]:
 
 
 def parse_config(config: Mapping[str, Any], source: str, repository: str | None = None) -> HubConfig:
-    """Interpret the entries of a `config.json`.
-
-    Args:
-      config: the entries.
-      source: what to call it in messages.
-      repository: on the hub; it may be of a model's published weights.
+    """Interpret the entries of a `config.json`, of a repository of the hub if it is one.
 
     Raises:
       WeightsError: an entry asks for something that jeffnet does not compute.
@@ -115,18 +110,12 @@ def parse_config(config: Mapping[str, Any], source: str, repository: str | None 
 
 
 def check_arguments(config: HubConfig, model: str, source: str) -> None:
-    """Raises WeightsError if a configuration's arguments make another network than a model.
-
-    Args:
-      config: of the hub.
-      model: its name in the zoo.
-      source: of the configuration, for the message.
-    """
+    """Raises WeightsError if a configuration's arguments make another network than a model of the zoo."""
     spec = model_spec(model)
     for name, value in config.arguments.items():
-        own = _COMPARED[name](spec)
-        if (_ACTIVATIONS.get(value, value) if isinstance(value, str) else value) not in own:
-            raise _refused(source, f"model_args.{name}", value, f"{model} has {own[0]!r}")
+        equal = _COMPARED[name](spec)
+        if (_ACTIVATIONS.get(value, value) if isinstance(value, str) else value) not in equal:
+            raise _refused(source, f"model_args.{name}", value, f"{model} has {equal[0]!r}")
 
 
 # The values that arguments of timm must have for a model.
@@ -159,12 +148,12 @@ def _preprocessing(source: str, weights: Mapping[str, Any], model: str | None) -
         others = {name: kind(stated[name]) for name, kind in kinds.items() if stated.get(name)}
         if height == width:
             return Preprocessing(int(height), **others)
-        own = model_preprocessing(model).image_size if model else 224
+        default = model_preprocessing(model).image_size if model else 224
         _log.warning(
             "weights %r: config.json says pictures of %s x %s, which are not square: %d px are taken; give a size for "
-            "another", source, height, width, own,
+            "another", source, height, width, default,
         )  # fmt: skip
-        return Preprocessing(own, **others)
+        return Preprocessing(default, **others)
     except (TypeError, ValueError) as error:
         raise WeightsError(
             f"weights {source!r}: config.json says of pictures what jeffnet does not do: {first_line(error)}; download "
@@ -181,9 +170,8 @@ def _classes(source: str, config: Mapping[str, Any], weights: Mapping[str, Any])
     if names and not isinstance(names, list):
         _log.warning(
             "weights %r: the names of the classes in config.json are neither a list nor an object from 0, 1, ...: they "
-            "are left aside",
-            source,
-        )
+            "are left aside", source,
+        )  # fmt: skip
         return ()
     return tuple(str(name) for name in names or ())
 

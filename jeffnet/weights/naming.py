@@ -113,13 +113,7 @@ OURS = Naming("jeffnet", lambda plan, present: {name: name for name in _with_cla
 
 
 def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan) -> dict[str, Stored]:
-    """A source's arrays under canonical names and in our layouts; what the model does not have keeps its name.
-
-    Args:
-      arrays: by the source's names.
-      naming: of the source.
-      plan: of the model.
-    """
+    """A source's arrays under canonical names and in our layouts; what the model does not have keeps its name."""
     specs = _with_classifier(plan)
     ours = {theirs: specs[name] for name, theirs in naming.names(plan, arrays).items()}
     renamed = {}
@@ -141,11 +135,7 @@ def to_source_names(
 ) -> dict[str, np.ndarray]:
     """The inverse: arrays by canonical name under a source's names and in its layouts, in the order of the Plan.
 
-    Args:
-      arrays: by canonical name.
-      naming: the source's.
-      plan: the model.
-      present: names that tell which of its namings a source with several uses.
+    For `present`, names that tell which of its namings a source with several uses, see `Naming.names`.
     """
     specs = array_specs(plan)
     names = naming.names(plan, present)

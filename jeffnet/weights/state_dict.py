@@ -64,11 +64,8 @@ class _Candidate:
 def find_state_dict(content: Any, source: str) -> dict[str, Any]:
     """The arrays of a network's state dict, by name without what training loops and wrappers add.
 
-    The log says what was taken and what was left out. Averaged (EMA) weights are preferred.
-
-    Args:
-      content: what was saved: nested mappings of anything. Arrays are what has a shape.
-      source: what to call it.
+    The log says what was taken and what was left out. Averaged (EMA) weights are preferred. The content is nested
+    mappings of anything; arrays are what has a shape.
 
     Raises:
       WeightsError: there is no state dict of a network of ours, or there are several of equal rank.

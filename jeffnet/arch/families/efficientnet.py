@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from jeffnet.arch.model import Architecture, WeightSet
 from jeffnet.arch.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Preprocessing
-from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.spec import ModelSpec, with_blocks
 
 B0 = ModelSpec(
     stages=(
@@ -51,21 +51,7 @@ ES = ModelSpec(
 EM = replace(ES, depth=1.1)
 EL = replace(ES, width=1.2, depth=1.4, drop_rate=0.3)
 
-LITE0 = ModelSpec(
-    stages=(
-        ("ds_r1_k3_s1_e1_c16",),
-        ("ir_r2_k3_s2_e6_c24",),
-        ("ir_r2_k5_s2_e6_c40",),
-        ("ir_r3_k3_s2_e6_c80",),
-        ("ir_r3_k5_s1_e6_c112",),
-        ("ir_r4_k5_s2_e6_c192",),
-        ("ir_r1_k3_s1_e6_c320",),
-    ),
-    act="relu6",
-    scale_stem=False,
-    scale_ends=False,
-    drop_path_rate=0.2,
-)
+LITE0 = replace(with_blocks(B0, "_se0.25", ""), act="relu6", scale_stem=False, scale_features=False, scale_ends=False)
 LITE1 = replace(LITE0, depth=1.1)
 LITE2 = replace(LITE0, width=1.1, depth=1.2, drop_rate=0.3)
 LITE3 = replace(LITE0, width=1.2, depth=1.4, drop_rate=0.3)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from jeffnet.arch.blocks import round_channels
 from jeffnet.arch.model import Architecture, Model, WeightSet
 from jeffnet.arch.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Preprocessing
-from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow
+from jeffnet.arch.spec import ModelSpec, SqueezeRule, as_tensorflow, with_blocks
 
 V2 = ModelSpec(
     stages=(
@@ -49,19 +49,6 @@ V3_LARGE = ModelSpec(
     se=SqueezeRule(from_expanded=True, divisor=8, act="relu", gate="hard_sigmoid"),
     pool_first=True,
 )
-V3_LARGE_MINIMAL = replace(
-    V3_LARGE,
-    stages=(
-        ("ds_r1_k3_s1_e1_c16",),
-        ("ir_r1_k3_s2_e4_c24", "ir_r1_k3_s1_e3_c24"),
-        ("ir_r3_k3_s2_e3_c40",),
-        ("ir_r1_k3_s2_e6_c80", "ir_r1_k3_s1_e2.5_c80", "ir_r2_k3_s1_e2.3_c80"),
-        ("ir_r2_k3_s1_e6_c112",),
-        ("ir_r3_k3_s2_e6_c160",),
-        ("cn_r1_k1_s1_c960",),
-    ),
-    act="relu",
-)
 V3_SMALL = replace(
     V3_LARGE,
     stages=(
@@ -74,18 +61,12 @@ V3_SMALL = replace(
     ),
     features=1024,
 )
-V3_SMALL_MINIMAL = replace(
-    V3_SMALL,
-    stages=(
-        ("ds_r1_k3_s2_e1_c16",),
-        ("ir_r1_k3_s2_e4.5_c24", "ir_r1_k3_s1_e3.67_c24"),
-        ("ir_r1_k3_s2_e4_c40", "ir_r2_k3_s1_e6_c40"),
-        ("ir_r2_k3_s1_e3_c48",),
-        ("ir_r3_k3_s2_e6_c96",),
-        ("cn_r1_k1_s1_c576",),
-    ),
-    act="relu",
-)
+
+
+def _minimal(spec: ModelSpec) -> ModelSpec:
+    """Without squeeze-and-excitation, 5x5 kernels and hard swish."""
+    return replace(with_blocks(with_blocks(spec, "_se0.25|_nre", ""), "_k5", "_k3"), act="relu")
+
 
 _TENSORFLOW = Preprocessing(interpolation="bilinear", mean=INCEPTION_MEAN, std=INCEPTION_STD)
 
@@ -109,12 +90,12 @@ MODELS = {
     "tf_mobilenetv3_large_075": Architecture(replace(V3_LARGE, width=0.75), _TENSORFLOW,
         in1k=WeightSet(73.442, 91.332, "86b186f9")),
     "tf_mobilenetv3_large_100": Architecture(V3_LARGE, _TENSORFLOW, in1k=WeightSet(75.51, 92.6, "4db08e68")),
-    "tf_mobilenetv3_large_minimal_100": Architecture(V3_LARGE_MINIMAL, _TENSORFLOW,
+    "tf_mobilenetv3_large_minimal_100": Architecture(_minimal(V3_LARGE), _TENSORFLOW,
         in1k=WeightSet(72.27, 90.664, "bb99a4f0")),
     "tf_mobilenetv3_small_075": Architecture(replace(V3_SMALL, width=0.75), _TENSORFLOW,
         in1k=WeightSet(65.706, 86.13, "bb7ad439")),
     "tf_mobilenetv3_small_100": Architecture(V3_SMALL, _TENSORFLOW, in1k=WeightSet(67.922, 87.686, "18a48cb4")),
-    "tf_mobilenetv3_small_minimal_100": Architecture(V3_SMALL_MINIMAL, _TENSORFLOW,
+    "tf_mobilenetv3_small_minimal_100": Architecture(_minimal(V3_SMALL), _TENSORFLOW,
         in1k=WeightSet(62.892, 84.27, "666b8e3b")),
 }  # fmt: skip
 
@@ -138,7 +119,5 @@ def _scaled_as_keras(width: float) -> ModelSpec:
     def channels(field: re.Match) -> str:
         return f"_c{max(1, int(int(field[1]) * width))}"
 
-    stages = tuple(tuple(re.sub(r"_c(\d+)", channels, block) for block in stage) for stage in V2.stages)
-    return replace(
-        V2, stages=stages, stem=round_channels(V2.stem, width), features=round_channels(V2.features, max(1, width))
-    )
+    stem, features = round_channels(V2.stem, width), round_channels(V2.features, max(1, width))
+    return replace(with_blocks(V2, r"_c(\d+)", channels), stem=stem, features=features)

@@ -83,12 +83,7 @@ class Contents:
 
 @contextmanager
 def reading(path: str | Path, fault: str) -> Iterator[None]:
-    """Turn whatever exception a broken file makes a library raise into a WeightsError that names the file.
-
-    Args:
-      path: of the file.
-      fault: what to say of it, before the library's reason.
-    """
+    """Turn whatever a broken file makes a library raise into a WeightsError with the file, its fault and the reason."""
     try:
         yield
     except WeightsError:

@@ -60,12 +60,7 @@ def write(path: Path, contents: Contents) -> None:
 
 
 def save_model(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    """Write a file of jeffnet's own format, in place of one that exists; half a file never has the name.
-
-    Args:
-      path: of the file; its folder must exist.
-      arrays: by canonical name.
-      card: of the model.
+    """Write arrays by canonical name and their model's card in jeffnet's own format, in place of a file that exists.
 
     Raises:
       OutputError: the file cannot be written.

@@ -70,9 +70,8 @@ def sniff(probe: Probe) -> bool:
 def find_checkpoint(path: Path) -> Path | None:
     """The prefix of the checkpoint that a path means, or None where it means none.
 
-    Args:
-      path: a prefix (`model.ckpt-1000`, which is no file itself), one of the checkpoint's files, or a folder with one
-        checkpoint, or with a file `checkpoint` that says which is the latest.
+    The path may be a prefix (`model.ckpt-1000`, which is no file itself), one of the checkpoint's files, or a folder
+    with one checkpoint or with a file `checkpoint` that says which is the latest.
 
     Raises:
       WeightsError: a folder with several checkpoints, of which it does not say the latest.
@@ -82,9 +81,10 @@ def find_checkpoint(path: Path) -> Path | None:
         indices = sorted(index for index in path.glob(f"*{_INDEX}") if index.is_file())
         latest = path / "checkpoint"
         if latest.is_file() and indices:
-            found = re.search(r'^model_checkpoint_path: "(.*)"', _text(latest), re.MULTILINE)
-            if found and (path / (Path(found[1]).name + _INDEX)).is_file():
-                return path / Path(found[1]).name
+            text = read_file(latest, MOST_TEXT).decode(errors="replace")
+            match = re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE)
+            if match and (path / (Path(match[1]).name + _INDEX)).is_file():
+                return path / Path(match[1]).name
         if len(indices) > 1:
             names = ", ".join(index.name.removesuffix(_INDEX) for index in indices)
             raise WeightsError(f"weights {str(path)!r} have several checkpoints: give one of {names}")
@@ -93,10 +93,6 @@ def find_checkpoint(path: Path) -> Path | None:
         return _prefix(path)
     index = path.with_name(path.name + _INDEX)
     return path if index.is_file() else None
-
-
-def _text(path: Path) -> str:
-    return read_file(path, MOST_TEXT).decode(errors="replace")
 
 
 def _prefix(path: Path) -> Path | None:
