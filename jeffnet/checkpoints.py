@@ -68,7 +68,7 @@ def save_checkpoint(
     names = (classes,) if isinstance(classes, str) else tuple(() if classes is None else classes)
     if not names and known and known.num_classes == num_classes:
         names = known.classes
-    if wrong := [each for each in names if not isinstance(each, str)]:
+    if wrong := [entry for entry in names if not isinstance(entry, str)]:
         raise WeightsError(f"names of classes are text, and {wrong[0]!r} is a {type(wrong[0]).__name__}")
     if len(names) not in (0, num_classes):
         raise WeightsError(f"{len(names)} names of classes do not fit a model of {num_classes}")

@@ -4,6 +4,7 @@ A new kind is one method of `BlockLowering`, its entry in `operations`, and one 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from jeffnet.arch.grammar import BlockSpec
 from jeffnet.arch.operations import BatchNorm, Conv, ConvPart, Op, Padding, SqueezeExcite
@@ -126,29 +127,11 @@ class BlockLowering:
         name, norm = f"{self.name}.{name}", f"{self.name}.{norm}"
         return lower_conv(self.spec, name, in_channels, out_channels, kernels, norm, act)
 
-    def spatial(
-        self,
-        name: str,
-        in_channels: int,
-        out_channels: int,
-        norm: str,
-        depthwise: bool = False,
-        padding: str | None = None,
-    ) -> Conv:
-        """The convolution with the block's kernels, activation, stride and dilation."""
-        return lower_conv(
-            self.spec,
-            f"{self.name}.{name}",
-            in_channels,
-            out_channels,
-            self.block.kernels,
-            f"{self.name}.{norm}",
-            self.act,
-            stride=self.stride,
-            dilation=self.dilation,
-            depthwise=depthwise,
-            padding=padding,
-        )
+    def spatial(self, name: str, in_channels: int, out_channels: int, norm: str, **options: Any) -> Conv:
+        """The convolution with the block's kernels, activation, stride and dilation; see `lower_conv` for options."""
+        name, norm = f"{self.name}.{name}", f"{self.name}.{norm}"
+        options |= {"stride": self.stride, "dilation": self.dilation}
+        return lower_conv(self.spec, name, in_channels, out_channels, self.block.kernels, norm, self.act, **options)
 
     def squeeze_excite(self, channels: int) -> tuple[SqueezeExcite, ...]:
         """Squeeze-and-excitation of so many channels, if the block has it."""

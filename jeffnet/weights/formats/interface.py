@@ -81,6 +81,16 @@ class Contents:
     build: Callable[[str], Any]
 
 
+def guarded(array: Stored, path: str | Path, fault: str) -> Stored:
+    """An array whose reading is within `reading`."""
+
+    def read() -> np.ndarray:
+        with reading(path, fault):
+            return array.read()
+
+    return Stored(array.shape, array.dtype, read)
+
+
 @contextmanager
 def reading(path: str | Path, fault: str) -> Iterator[None]:
     """Turn whatever a broken file makes a library raise into a WeightsError with the file, its fault and the reason."""

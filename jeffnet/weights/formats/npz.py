@@ -7,6 +7,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from jeffnet.arch.summary import array_specs
 from jeffnet.errors import WeightsError
 from jeffnet.weights.archive import open_zip
-from jeffnet.weights.formats.interface import OF_MEMBERS, Contents, Probe, WeightsFile, reading
+from jeffnet.weights.formats.interface import OF_MEMBERS, Contents, Probe, WeightsFile, guarded, reading
 from jeffnet.weights.naming import OURS, to_source_names
 from jeffnet.weights.stored import Stored
 from jeffnet.weights.timm import RELEASE
@@ -54,7 +55,9 @@ def read(path: Path) -> WeightsFile:
                 f"{len(surplus)} have no name"
             )
         arrays = {
-            name.decode() if isinstance(name, bytes) else name: _stored(archive, number, path)
+            name.decode() if isinstance(name, bytes) else name: guarded(
+                Stored(*_header(archive, f"{number}.npy"), partial(_load, archive, number)), path, _FAULT
+            )
             for name, number in zip(names.tolist(), numbers, strict=True)
         }
     is_release = keys >= _RELEASE_KEYS
@@ -102,16 +105,6 @@ def _from_objax(variables: Mapping[str, Stored]) -> dict[str, Stored]:
     return arrays
 
 
-def _stored(archive: zipfile.ZipFile, key: str, path: Path) -> Stored:
-    shape, dtype = _header(archive, f"{key}.npy")
-
-    def read() -> np.ndarray:
-        with reading(path, _FAULT):
-            return _load(archive, key)
-
-    return Stored(shape, dtype, read)
-
-
 def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
@@ -121,10 +114,8 @@ def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.
     if dtype.hasobject:
         raise ValueError(f"{member} is a pickle, which might run a program: refused")
     # Before memory is taken for it.
-    if (
-        any(length < 0 for length in shape)
-        or math.prod(shape) * dtype.itemsize != archive.getinfo(member).file_size - start
-    ):
+    size = archive.getinfo(member).file_size - start
+    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"{member} has another size than its header says")
     return shape, dtype
 

@@ -7,10 +7,10 @@
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.system.extras import install
 from jeffnet.system.reading import MOST_TEXT, read_file
-from jeffnet.weights.formats.interface import OF_ARRAYS, Contents, Probe, WeightsFile, reading
+from jeffnet.weights.formats.interface import OF_ARRAYS, Contents, Probe, WeightsFile, guarded, reading
 from jeffnet.weights.formats.keras_names import LEAVES
 from jeffnet.weights.naming import Layer, Naming, array_names, to_source_names
 from jeffnet.weights.stored import Stored
@@ -121,11 +121,11 @@ def read(path: Path) -> WeightsFile:
         reader = tf.train.load_checkpoint(str(prefix))
         dtypes = reader.get_variable_to_dtype_map()
         stored = {
-            name: Stored(tuple(shape), np.dtype(dtypes[name].as_numpy_dtype), _reading(reader, name, prefix))
+            name: Stored(tuple(shape), np.dtype(dtypes[name].as_numpy_dtype), partial(reader.get_tensor, name))
             for name, shape in reader.get_variable_to_shape_map().items()
             if dtypes[name].is_numpy_compatible and dtypes[name] != tf.string
         }
-    arrays = _averaged(stored, prefix)
+    arrays = _averaged({name: guarded(array, prefix, _FAULT) for name, array in stored.items()}, prefix)
     naming = naming_of(arrays)
     if naming is None:
         raise WeightsError(
@@ -137,8 +137,7 @@ def read(path: Path) -> WeightsFile:
     model = _MODELS.get(root.rpartition("/")[2])
     preprocessing = None
     if model and ("lite" in root or "edgetpu" in root):
-        mean, std = _EDGE
-        preprocessing = replace(model_preprocessing(model), mean=mean, std=std)
+        preprocessing = replace(model_preprocessing(model), mean=_EDGE[0], std=_EDGE[1])
     return WeightsFile(str(prefix), arrays, naming, model=model, preprocessing=preprocessing, checksums=OF_ARRAYS)
 
 
@@ -177,14 +176,6 @@ def hints_of(model: str) -> tuple[str, ...]:
     raise WeightsError(
         f"the authors' TensorFlow code has no {model}: only tf_ models can be written as its checkpoints"
     )
-
-
-def _reading(reader: Any, name: str, prefix: Path) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        with reading(prefix, _FAULT):
-            return reader.get_tensor(name)
-
-    return read
 
 
 def _averaged(arrays: Mapping[str, Stored], prefix: Path) -> dict[str, Stored]:
