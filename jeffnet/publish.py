@@ -65,7 +65,7 @@ def save_pretrained(
     for file in (MODEL_FILE, _README):
         if (folder / file).exists():
             raise OutputError(f"{str(folder / file)!r} exists: remove it, or give another folder")
-    made = not folder.exists()
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -75,7 +75,7 @@ def save_pretrained(
         except BaseException:
             for file in (MODEL_FILE, _README):
                 (folder / file).unlink(missing_ok=True)
-            if made:
+            if is_new:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     except OSError as error:

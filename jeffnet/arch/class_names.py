@@ -13,20 +13,12 @@ from jeffnet.text.names import listed
 
 
 def class_indices(names: Sequence[str], num_classes: int, model_classes: Sequence[str] = ()) -> tuple[int, ...] | None:
-    """Which of a model's classes each name means.
+    """Which of a model's classes each name means; None if that cannot be told.
 
-    Names decide, where the model has any (of 1,000 classes without names, ImageNet's WordNet identifiers): a part of
-    the model's classes will do. ImageNet's 1,000 titles in their order count as its identifiers. Numbers from 0 on
-    count as names for a model without names; for ImageNet's classes only all 1,000, or ten digits would be ten kinds of
-    fish. Where neither says anything and there are as many of each, the order decides.
-
-    Args:
-      names: such as those of a data set's classes.
-      num_classes: of the model.
-      model_classes: the names of the model's classes in the order of its logits; empty where unknown.
-
-    Returns:
-      One index for each name; None where there is no telling which class is which.
+    Names decide if the model has any, in the order of its logits (1,000 classes without names have ImageNet's WordNet
+    identifiers); a part of the model's classes is enough. ImageNet's 1,000 titles in their order count as its
+    identifiers. Numbers from 0 on count as names for a model without names; for ImageNet's classes only all 1,000, or
+    ten digits would be ten kinds of fish. If neither says anything and there are as many of each, the order decides.
     """
     imagenet = tuple(imagenet_classes())
     known = tuple(model_classes) or (imagenet if num_classes == len(imagenet) else ())

@@ -64,10 +64,8 @@ class Architecture:
     def models(self, name: str) -> dict[str, Model]:
         """The architecture's models by our names: one for every weight set, or one without weights.
 
-        The first set has the architecture's name and the others `name.tag`, except those of `_OLD_NAMES`.
-
-        Args:
-          name: the architecture's: timm's, with a leading `pt_` unless it starts with `tf_`.
+        The architecture's name is timm's, with a leading `pt_` unless it starts with `tf_`. The first weight set has
+        it too, the others are `name.tag`, except those of `_OLD_NAMES`.
         """
         spec = as_tensorflow(self.spec) if name.startswith("tf_") else self.spec
         if not self.weights:

@@ -12,13 +12,7 @@ Padding = str | tuple[tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Normalises channels by statistics of the batch, then scales and shifts them (arXiv:1502.03167).
-
-    Attributes:
-      name: canonical name.
-      channels: of its input.
-      epsilon: added to the variance under the root.
-    """
+    """Normalises channels by statistics of the batch, then scales and shifts them (arXiv:1502.03167)."""
 
     name: str
     channels: int

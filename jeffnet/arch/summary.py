@@ -48,8 +48,7 @@ class Layer:
     Attributes:
       name: canonical name.
       kind: such as `conv 3x3`, `depthwise 5x5 /2`, `squeeze 48 -> 12`, `dense`.
-      out_size: height and width of the output.
-      out_channels: of the output.
+      out_size: height and width of the output, which has `out_channels`.
       parameters: trained ones, of the operation and its norm.
       macs: multiply-accumulates of convolutions and matrix products for one picture.
     """
@@ -66,8 +65,7 @@ def array_specs(plan: Plan) -> dict[str, ArraySpec]:
     """Every array of a model by canonical name, in the order in which a forward pass uses them."""
     ops = (plan.stem, *(op for block in plan.blocks for op in block.ops), plan.head)
     specs = [spec for op in ops for spec in _arrays(op)]
-    if plan.classifier:
-        dense = plan.classifier
+    if dense := plan.classifier:
         specs.append(ArraySpec(f"{dense.name}.kernel", (dense.in_features, dense.out_features)))
         specs.append(ArraySpec(f"{dense.name}.bias", (dense.out_features,)))
     return {spec.name: spec for spec in specs}
@@ -92,8 +90,8 @@ def layers(plan: Plan, image_size: int) -> list[Layer]:
     pooled = plan.global_pool != "none"
     rows.append(_conv_layer(plan.head, 1 if plan.pool_first and pooled else rows[-1].out_size))
     if plan.classifier:
-        row = _conv_layer(plan.classifier.conv, 1 if pooled else rows[-1].out_size)
-        rows.append(replace(row, kind="dense"))
+        size = 1 if pooled else rows[-1].out_size
+        rows.append(replace(_conv_layer(plan.classifier.conv, size), kind="dense"))
     return rows
 
 

@@ -86,15 +86,10 @@ def model_preprocessing(name: str) -> Preprocessing:
 
 
 def model_plan(name: str, **options) -> Plan:
-    """The Plan of a model of the zoo.
-
-    Args:
-      name: ours or timm's.
-      **options: see `jeffnet.arch.lower.lower`.
+    """The Plan of a model, by our name or timm's; for the options and errors see `jeffnet.arch.lower.lower`.
 
     Raises:
       UnknownModelError: no such model.
-      ArchitectureError: an option outside its range.
     """
     return lower(model_spec(name), **options)
 

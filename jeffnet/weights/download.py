@@ -45,14 +45,11 @@ class FetchError(WeightsError):
 
 
 def wrong_hash(path: Path, expected: str | None = None) -> str | None:
-    """The hash of a file if it is the wrong one, else None.
+    """The hash of an existing file if it is the wrong one, else None.
 
     The right hash is remembered with the file's size and time of change, and computed again when one of these differs.
-
-    Args:
-      path: the file, which must exist.
-      expected: its hash or the beginning of it, after `sha256:` or `git:` (git's SHA-1 of a blob). None expects the
-        remembered hash; without one every hash is right.
+    What is expected is a hash or the beginning of one, after `sha256:` or `git:` (git's SHA-1 of a blob); otherwise the
+    remembered hash, and without one every hash is right.
     """
     path = Path(os.path.realpath(path))
     status = path.stat()

@@ -99,9 +99,8 @@ def _published(name: str | None) -> Located:
     path = cache_folder() / "release" / file
     _log.warning("weights %r: %s; using those of the original release, %s", repository.source, of_hub.reason, url)
     try:
-        return Located(
-            fetch(url, path, f"sha256:{entry.weights.sha256}"), download.without_password(url), HubConfig(model)
-        )
+        fetch(url, path, f"sha256:{entry.weights.sha256}")
+        return Located(path, download.without_password(url), HubConfig(model))
     except FetchError as error:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "
@@ -157,8 +156,7 @@ def _of_hub(source: str) -> Located:
         raise WeightsError(f"weights {source!r}: {one_line(error)}") from error
     repository = _Repository(source, parts["repo"], parts["revision"])
     path = repository.weights((parts["file"],) if parts["file"] else WEIGHTS_FILES)
-    config = repository.config(path)
-    return Located(path, source, parse_config(config, source, parts["repo"]))
+    return Located(path, source, parse_config(repository.config(path), source, parts["repo"]))
 
 
 @dataclass(frozen=True)

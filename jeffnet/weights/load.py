@@ -107,9 +107,8 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     if format:
         return format.read(path)
     if path.is_dir():
-        for name in WEIGHTS_FILES:
-            if (path / name).is_file():
-                return read_weights(path / name)
+        if file := next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None):
+            return read_weights(file)
         raise WeightsError(
             f"weights {str(path)!r}: is a folder, but no checkpoint of Orbax, and there is no "
             f"{' and no '.join(map(repr, WEIGHTS_FILES))} in it; give a weights file"

@@ -40,7 +40,7 @@ class Naming:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that has arrays: one kernel of a convolution, a norm or the classifier.
+    """A layer with arrays: one kernel of a convolution, a norm or the classifier.
 
     Attributes:
       name: canonical name.

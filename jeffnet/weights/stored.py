@@ -13,13 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Stored:
-    """One array of a file.
-
-    Attributes:
-      shape: its shape.
-      dtype: its dtype.
-      read: reads it; may be called again.
-    """
+    """One array of a file; `read` may be called again."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

@@ -38,6 +38,7 @@ def _names_of_timm(plan: Plan, present: Iterable[str]) -> dict[str, str]:
 
 
 def _names_of_release(plan: Plan, present: Iterable[str]) -> dict[str, str]:
+    # Depthwise separable blocks have no expansion, and another name for the projection.
     separable = {block.name for block in plan.blocks if isinstance(op := block.ops[0], Conv) and op.is_depthwise}
 
     def name(layer: Layer) -> str:

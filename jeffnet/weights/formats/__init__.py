@@ -37,8 +37,8 @@ class Format:
 
     Attributes:
       module: its name in this package.
-      forms: what it can write: whose names and layouts the arrays get.
-      endings: of the names of its files, in lower case; the first form is the default for them.
+      forms: whose names and layouts it can write; the first is the default.
+      endings: extensions of its files, in lower case.
     """
 
     module: str

@@ -51,12 +51,9 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a format is detected by.
+    """What a format is detected by: a path, the first bytes if it is of a file, and the names in a zip archive.
 
-    Attributes:
-      path: of a file or a folder, or the prefix of several files.
-      start: the first bytes of a file, else empty.
-      members: the names in a zip archive, else empty.
+    The path may also be of a folder, or the prefix of several files.
     """
 
     path: Path
@@ -66,13 +63,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Contents:
-    """A model to write.
+    """A model to write, in one of the format's `forms`.
 
-    Attributes:
-      arrays: by canonical name.
-      card: the model's.
-      form: one of the format's `forms`.
-      build: gives the model as the module system of a name builds it.
+    Its arrays have canonical names. `build` gives the model as the module system of a name builds it.
     """
 
     arrays: Mapping[str, np.ndarray]

@@ -29,8 +29,7 @@ def read(path: Path) -> WeightsFile:
 
     with reading(path, "are not a whole MessagePack file of Flax"):
         tree: Any = msgpack_restore(path.read_bytes())
-        sums = tree.pop(_CHECKSUMS, None)
-        if sums is not None:
+        if (sums := tree.pop(_CHECKSUMS, None)) is not None:
             sums = {name: np.asarray(digits, np.uint8).tobytes().hex() for name, digits in sums.items()}
         return tree_file(str(path), tree, sums)
 
