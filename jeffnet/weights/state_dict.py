@@ -91,10 +91,8 @@ def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping]]:
         if isinstance(value, Mapping) and id(value) not in seen:
             seen.add(id(value))
             yield path, value
-            if len(path) < _DEEPEST:
-                waiting += [
-                    ((*path, str(key)), part) for key, part in value.items() if not _OPTIMIZERS.search(str(key))
-                ]
+            parts = value.items() if len(path) < _DEEPEST else ()
+            waiting += [((*path, str(key)), part) for key, part in parts if not _OPTIMIZERS.search(str(key))]
 
 
 def _candidates(content: Mapping, path: tuple[str, ...]) -> Iterator[_Candidate]:
@@ -127,8 +125,7 @@ def _report(content: Any, source: str, taken: _Candidate, was_choice: bool) -> N
     if not any(name.startswith(("classifier.", "_fc.")) for name in taken.arrays) and taken.others:
         what += ", which have no classifier"
     if left or taken.path or taken.prefix:
-        is_notable = was_choice or taken.others or taken.is_averaged
-        level = logging.WARNING if is_notable else logging.INFO
+        level = logging.WARNING if was_choice or taken.others or taken.is_averaged else logging.INFO
         _log.log(level, "%s: %s%s", source, what, f"; left out {text}" if left else "")
 
 
@@ -139,8 +136,7 @@ def _none_found(content: Any, source: str) -> WeightsError:
             f"weights {source!r} are neither jeffnet's nor a timm or efficientnet_pytorch state dict: no "
             f"'conv_stem.weight' among {len(arrays)} arrays ({', '.join(list(arrays)[:3])}, ...)"
         )
+    saved = f"a {type(content).__name__}"
     if isinstance(content, Mapping):
         saved = f"a dictionary of {', '.join(map(str, list(content)[:8])) or 'nothing'}"
-    else:
-        saved = f"a {type(content).__name__}"
     return WeightsError(f"weights {source!r} have no state dict in them: what was saved is {saved}")
