@@ -51,12 +51,7 @@ def add_switch(group: Any, name: str, default: bool, text: str) -> None:
 
 
 def open_model(options: argparse.Namespace):
-    """Load the model that the options choose.
-
-    Returns:
-      A pure function of variables and normalised images, the variables, and the model's card with the preprocessing
-      that the options choose.
-    """
+    """A pure function of variables and normalised images, the variables, and the card with the chosen preprocessing."""
     from dataclasses import replace
 
     import jax.numpy as jnp

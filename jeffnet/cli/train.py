@@ -64,7 +64,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one object, or a list with --seeds")
     add_device_options(parser)
     add_process_options(parser)
-    parser.set_defaults(run=run, overrides=[], own=parser.options)
+    parser.set_defaults(run=run, overrides=[], known=parser.options)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -104,11 +104,11 @@ def _supervised(options: argparse.Namespace) -> int:
 
 def _same_command(arguments: Sequence[str] | None) -> list[str]:
     """The command line that runs this command in another process."""
-    own = sys.argv[1:]
-    if arguments is None and sys.orig_argv[len(sys.orig_argv) - len(own) :] == own:
+    words = sys.argv[1:]
+    if arguments is None and sys.orig_argv[len(sys.orig_argv) - len(words) :] == words:
         return [sys.executable, *sys.orig_argv[1:]]
     # A program called `main`: the process gets its import path.
-    return [sys.executable, "-c", _START, json.dumps(sys.path), *(own if arguments is None else arguments)]
+    return [sys.executable, "-c", _START, json.dumps(sys.path), *(words if arguments is None else arguments)]
 
 
 def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -120,7 +120,7 @@ def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
 def _run(options: argparse.Namespace) -> None:
     from jeffnet.train.recipe import load_recipe, override
 
-    overrides = _pairs(options.overrides, options.own)
+    overrides = _pairs(options.overrides, options.known)
     if options.resume:
         _refuse(options, "config", "output", "continue", "seeds", "print-config", "plot-schedule", "plot-augment")
         from jeffnet.train.loop import resume
@@ -222,26 +222,26 @@ def _print_result(result: "Result") -> None:
         print(f"average of the best: top-1 {result.averaged.top1:.2f} %")
 
 
-def _pairs(arguments: list[str], own: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """`['--epochs', '3', '--seed=1']` as names of entries and values; names in `own` are suggested too."""
+def _pairs(arguments: list[str], known: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """`['--epochs', '3', '--seed=1']` as names of entries and values; names in `known` are suggested too."""
     pairs, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             raise UsageError(f"{word!r} is not an option: set entries of the recipe by --name value")
         name, equals, value = word[2:].partition("=")
-        entry = _entry(name, own)
+        entry = _entry(name, known)
         if not equals and (not rest or rest[0].startswith("--")):
             raise UsageError(f"option --{name} needs a value")
         pairs.append((entry, value if equals else rest.pop(0)))
     return pairs
 
 
-def _entry(name: str, own: Sequence[str]) -> str:
+def _entry(name: str, known: Sequence[str]) -> str:
     """The entry of the recipe that an option names, with dashes or underscores."""
     from jeffnet.train.recipe import entry_type
 
     plain = name.replace("-", "_")
     plain = {"img_size": "data.image_size", "image_size": "data.image_size"}.get(plain, plain)  # as of other commands
-    entry_type(plain, name, own)  # or a UsageError
+    entry_type(plain, name, known)  # or a UsageError
     return plain

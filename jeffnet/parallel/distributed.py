@@ -154,15 +154,15 @@ def gathered_bytes(content: bytes) -> list[bytes]:
     count = jax.process_count()
     if count == 1:
         return [content]
-    client, own, number = coordination().client, jax.process_index(), next(_rounds)
+    client, process, number = coordination().client, jax.process_index(), next(_rounds)
     assert client is not None
     parts = [content[start : start + _PART] for start in range(0, max(len(content), 1), _PART)]
     for part, piece in enumerate(parts):
         # The service keeps no empty values.
-        client.key_value_set_bytes(_key(number, own, part), bytes([part + 1 < len(parts)]) + piece)
+        client.key_value_set_bytes(_key(number, process, part), bytes([part + 1 < len(parts)]) + piece)
     if number > 1:  # all came to the round before this one, and so have read what was given before that
-        client.key_value_delete(f"{_key(number - 2, own)}/")
-    return [_received(client, number, process) for process in range(count)]
+        client.key_value_delete(f"{_key(number - 2, process)}/")
+    return [_received(client, number, other) for other in range(count)]
 
 
 def _received(client: Any, number: int, process: int) -> bytes:

@@ -100,8 +100,8 @@ class Layout:
 
     def padded_rows(self, rows: int) -> int:
         """The least number of rows, from `rows` on, that this process's devices can share evenly."""
-        own = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
-        return -(-rows // own) * own
+        local = sum(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
+        return -(-rows // local) * local
 
     def _sharding_of(self, shape: tuple[int, ...]) -> NamedSharding:
         able = [axis for axis, size in enumerate(shape) if size % self.fsdp == 0]

@@ -101,11 +101,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: TrainState, progress: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint, unless there is one of this step.
-
-        Args:
-          state: whose arrays are copied before this returns.
-          progress: values for JSON.
+        """Begin to write a checkpoint, with values for JSON, unless there is one of this step; arrays are copied first.
 
         Raises:
           OutputError: this checkpoint, or the one before it, could not be written; earlier ones are as they were.
@@ -233,14 +229,14 @@ def _flat(state: TrainState) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _check_fits(wanted: Mapping[str, Any], found: Mapping[str, Any], source: Path) -> None:
+def _check_fits(wanted: Mapping[str, Any], stored: Mapping[str, Any], source: Path) -> None:
     """Raises ConfigError where a checkpoint has other arrays than the state."""
-    missing = [name for name in wanted if name not in found]
-    left_over = [name for name in found if name not in wanted]
+    missing = [name for name in wanted if name not in stored]
+    left_over = [name for name in stored if name not in wanted]
     misfits = [
-        f"{name} is {found[name].dtype}{list(found[name].shape)}, not {leaf.dtype}{list(leaf.shape)}"
+        f"{name} is {stored[name].dtype}{list(stored[name].shape)}, not {leaf.dtype}{list(leaf.shape)}"
         for name, leaf in wanted.items()
-        if name in found and (tuple(found[name].shape), found[name].dtype) != (leaf.shape, leaf.dtype)
+        if name in stored and (tuple(stored[name].shape), stored[name].dtype) != (leaf.shape, leaf.dtype)
     ]
     if missing or left_over or misfits:
         parts = [("missing", missing), ("left over", left_over), ("misshapen", misfits)]

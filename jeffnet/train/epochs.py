@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,16 +82,14 @@ class Epochs:
     def _run_phase(self, phase: Phase, state: TrainState, end: int) -> TrainState:
         if len(self.setup.phases) > 1:
             self.progress.say(f"from epoch {phase.first_epoch + 1}: {phase.description}")
-        step, loader = self.setup.step(phase), self.setup.batches(phase, self.position)
-        try:
+        step = self.setup.step(phase)
+        with closing(self.setup.batches(phase, self.position)) as loader:
             feed = _Feed(loader, self.requests.place)
             while (done := int(state.step)) < end:
                 epoch_end = (done // self.setup.steps_per_epoch + 1) * self.setup.steps_per_epoch
                 state = self._train_epoch(step, feed, state, done, epoch_end)
                 self._save(state)
                 self._score(state)
-        finally:
-            loader.close()
         return state
 
     def _train_epoch(self, step: TrainStep, feed: _Feed, state: TrainState, done: int, end: int) -> TrainState:

@@ -26,10 +26,9 @@ class Phase:
     def description(self) -> str:
         """What may differ between phases, for a person to read."""
         augment, drop_rate = self.config.augment, self.config.model.drop_rate
-        parts = [f"{self.image_size} px", f"mixup {augment.mixup:g}", f"cutmix {augment.cutmix:g}"]
-        parts += [] if augment.policy is None else [augment.policy]
-        parts += [] if drop_rate is None else [f"dropout {drop_rate:g}"]
-        return ", ".join(parts)
+        parts = [f"{self.image_size} px", f"mixup {augment.mixup:g}", f"cutmix {augment.cutmix:g}", augment.policy]
+        parts.append(None if drop_rate is None else f"dropout {drop_rate:g}")
+        return ", ".join(filter(None, parts))
 
 
 def make_phases(config: Config, preprocessing: Preprocessing) -> list[Phase]:

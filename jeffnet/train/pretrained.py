@@ -46,12 +46,8 @@ def settled(config: Config) -> Config:
     entries = [entry for entry in OF_PICTURES if fits or entry not in ("mean", "std")]
     data = {entry: getattr(expected, entry) for entry in entries if getattr(expected, entry) != getattr(usual, entry)}
     settled = _filled(config, model, data)
-    taken = [
-        f"{part}.{entry} {value}"
-        for part, entries in (("model", model), ("data", data))
-        for entry, value in entries.items()
-        if getattr(getattr(config, part), entry) is None
-    ]
+    taken = [f"model.{entry} {value}" for entry, value in model.items() if getattr(config.model, entry) is None]
+    taken += [f"data.{entry} {value}" for entry, value in data.items() if getattr(config.data, entry) is None]
     if taken:
         _log.info("%s: taken from the weights: %s", file.source, ", ".join(taken))
     return settled
@@ -67,11 +63,11 @@ def continued(config: Config, begun: Config) -> Config:
 
 def _filled(config: Config, model: Mapping[str, Any], data: Mapping[str, Any]) -> Config:
     """The configuration with these values for entries that are None."""
-    parts = {
-        name: replace(part, **{entry: value for entry, value in values.items() if getattr(part, entry) is None})
-        for name, part, values in (("model", config.model, model), ("data", config.data, data))
-    }
-    return replace(config, **parts)
+
+    def filled(part: Any, values: Mapping[str, Any]) -> Any:
+        return replace(part, **{entry: value for entry, value in values.items() if getattr(part, entry) is None})
+
+    return replace(config, model=filled(config.model, model), data=filled(config.data, data))
 
 
 def in_order(arrays: Arrays, card: ModelCard, classes: Sequence[str], teacher: str) -> Arrays:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,6 @@ from jeffnet.validation.answers import answer
 from jeffnet.validation.metrics import Scores, score
 from jeffnet.weights.formats.safetensors import save_model
 
-_NAMED = 5  # skipped pictures in a message
 # How many batches re-estimate the running statistics of an average, where the configuration does not say.
 _BATCHES_OF_AVERAGE = 50
 
@@ -102,34 +102,26 @@ class Scorer:
         self._journal.write(row | score_entries(AVERAGED, scores))
 
     def _scores(self, models: list[Arrays], state: TrainState) -> list[Scores]:
-        pairs, hook = [(self._forward, arrays) for arrays in models], partial(self._before_batch, state)
-        answers = answer(pairs, self._setup.val_batches, layout=self._setup.layout, before_batch=hook)
+        pairs, before_batch = [(self._forward, arrays) for arrays in models], partial(self._before_batch, state)
+        answers = answer(pairs, self._setup.val_batches, layout=self._setup.layout, before_batch=before_batch)
         self._log_skipped(answers[0].skipped)
         return [score(model_answers.predictions) for model_answers in answers]
 
     def _log_skipped(self, skipped: list[int]) -> None:
-        """Log, once, which validation pictures cannot be decoded.
-
-        Raises:
-          ImageError: all of them.
-        """
+        """Log, once, which validation pictures cannot be decoded; raises ImageError if that is all of them."""
         loader = self._setup.val_batches
         if len(skipped) == loader.num_examples:
-            raise ImageError(
-                f"none of the {len(skipped)} validation pictures can be decoded, such as {loader.name(0)!r}"
-            )
+            first = loader.name(0)
+            raise ImageError(f"none of the {len(skipped)} validation pictures can be decoded, such as {first!r}")
         if skipped and not self._logged_skipped and is_primary():
             text = "%d of %d validation pictures cannot be decoded and are left out of the scores: %s"
-            _log.warning(text, len(skipped), loader.num_examples, listed(list(map(loader.name, skipped)), _NAMED))
-        self._logged_skipped = self._logged_skipped or bool(skipped)
+            _log.warning(text, len(skipped), loader.num_examples, listed(list(map(loader.name, skipped))))
+        self._logged_skipped |= bool(skipped)
 
     def _reestimated(self, models: list[Arrays], position: LoaderState | None, batches: int) -> list[Arrays]:
         """The models with running statistics of the next training batches, which the training still gets too."""
-        loader = self._setup.batches(self._setup.phases[-1], position)
-        try:
+        with closing(self._setup.batches(self._setup.phases[-1], position)) as loader:
             return self._estimate(models, map(self._setup.layout.place_batch, islice(loader, batches)))
-        finally:
-            loader.close()
 
     def _keep(self, rows: Rows, models: Mapping[str, Arrays]) -> None:
         """Save the models of the last row if they are among the best. The journal gets that row only afterwards."""

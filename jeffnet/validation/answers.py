@@ -280,7 +280,7 @@ def _placement(layout: Layout, variables: list[Any]) -> tuple[Callable[[np.ndarr
 
 
 def _bar(batches: EvalLoader, models: int, progress: bool | None) -> tqdm:
-    what = "validating" if models == 1 else f"validating {models} models"
+    text = "validating" if models == 1 else f"validating {models} models"
     disable = None if progress is None else not progress
     total = batches.num_examples if jax.process_count() == 1 else None
-    return tqdm(total=total, desc=what, unit="image", leave=False, disable=disable, mininterval=0.2)
+    return tqdm(total=total, desc=text, unit="image", leave=False, disable=disable, mininterval=0.2)

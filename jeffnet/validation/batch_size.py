@@ -41,17 +41,16 @@ class BatchSize:
 
     def run(self, work: Callable[[int], Any]) -> Any:
         """Call `work` with the batch size, which is halved whenever memory runs out."""
+        is_alone = jax.process_count() == 1
         while True:
             try:
                 return work(self.value)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if not self._is_free or self.value == 1 or jax.process_count() > 1:
-                    raise ConfigError(
-                        f"a batch of {self.value} does not fit the device's memory: give a smaller one"
-                        + ("" if jax.process_count() > 1 else ", or 'auto'")
-                    ) from error
+                if not self._is_free or self.value == 1 or not is_alone:
+                    text = f"a batch of {self.value} does not fit the device's memory: give a smaller one"
+                    raise ConfigError(text + (", or 'auto'" if is_alone else "")) from error
             self.value //= 2
             LOG.warning("out of memory: going on with a batch size of %d", self.value)
 

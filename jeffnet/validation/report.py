@@ -65,15 +65,15 @@ def _write_per_class(
     writer = csv.writer(text)
     writer.writerow(["class", "title", "pictures", "top1", "top5", "precision", "most_confused_with"])
     for label in np.flatnonzero(table.sum(1)).tolist():
-        own = predictions.label == label
+        labelled = predictions.label == label
         guessed, others = table[:, label].sum(), table[label].copy()
         others[label] = 0
         writer.writerow([
             utf8(classes[label]),
             utf8(titles[label]),
-            int(own.sum()),
-            f"{100 * predictions.right1[own].mean():.2f}",
-            f"{100 * predictions.right5[own].mean():.2f}",
+            int(labelled.sum()),
+            f"{100 * predictions.right1[labelled].mean():.2f}",
+            f"{100 * predictions.right5[labelled].mean():.2f}",
             f"{100 * table[label, label] / guessed:.2f}" if guessed else "",
             utf8(titles[int(others.argmax())]) if others.any() else "",
         ])  # fmt: skip

@@ -147,10 +147,10 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
         what = f"weights {candidate.weights or candidate.name!r}"
         raise ConfigError(f"{what} have {card.num_classes} classes, not num_classes {settings.num_classes}")
     if settings.test_pool:
-        own = card.preprocessing.image_size
-        if min(transform.shape) <= own:
-            raise ConfigError(f"test-time pooling of {card.model} needs pictures larger than its {own} px")
-        start = with_test_pooling(start, own)
+        trained = card.preprocessing.image_size
+        if min(transform.shape) <= trained:
+            raise ConfigError(f"test-time pooling of {card.model} needs pictures larger than its {trained} px")
+        start = with_test_pooling(start, trained)
     model = backend.build(start)
     apply, variables = backend.inference(*(model if isinstance(model, tuple) else (model,)))
     forward = make_forward(apply, transform.preprocessing, settings.jit)

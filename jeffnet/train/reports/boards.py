@@ -52,8 +52,8 @@ def check_boards(log: LogConfig) -> None:
 class TensorBoard(Board):
     """An event file for TensorBoard. A killed process loses the rows of the last seconds."""
 
-    def __init__(self, folder: Path, first_step: int | None) -> None:
-        """Begins a new file. `first_step` of a resumed run and later ones are dropped from earlier files."""
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Begins a new file. TensorBoard drops `first_step` and later ones from files of the run that are there."""
         # tensorboardX's SummaryWriter waits forever on a full disk, and names files after the host.
         with _without_torch():
             from tensorboardX import RecordWriter
@@ -66,9 +66,8 @@ class TensorBoard(Board):
             self._file = RecordWriter(str(self._path))
         try:
             self._add(file_version="brain.Event:2")
-            if first_step is not None:
-                start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
-                self._add(step=first_step, session_log=start)
+            session_log = self._protocol.SessionLog
+            self._add(step=first_step, session_log=session_log(status=session_log.START))
             self._flush()
         except OutputError:
             with suppress(OSError):

@@ -211,9 +211,7 @@ def _best(rows: Rows) -> str:
 
 def _spread(values: Sequence[np.ndarray]) -> str:
     best = [_finite(y).max() for y in values]
-    if len(best) < 2:
-        return ""
-    return f": best {np.mean(best):.2f} ± {np.std(best, ddof=1):.2f} %"
+    return f": best {np.mean(best):.2f} ± {np.std(best, ddof=1):.2f} %" if len(best) > 1 else ""
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ class Journal:
     """Where a run writes its metrics. Close it at the end."""
 
     def __init__(
-        self, folder: Path, log: LogConfig, config: Mapping[str, Any], after_step: int | None, writes: bool = True
+        self, folder: Path, log: LogConfig, config: Mapping[str, Any], after_step: int, writes: bool = True
     ) -> None:
         """Opens the files of a new or a resumed run.
 
@@ -36,12 +36,11 @@ class Journal:
           folder: of the run.
           log: outputs besides `metrics.jsonl`.
           config: of the run, for Weights & Biases.
-          after_step: the step from which the run continues: rows of later steps are dropped, as these steps are taken
-            again. None for a new run, where all rows are dropped.
+          after_step: how many steps were taken: rows of later ones, which are taken again, are dropped.
           writes: write files; of several processes one does, the others keep rows in memory only.
         """
         path = folder / METRICS_FILE
-        self._rows = [] if after_step is None else [row for row in read_rows(folder) if row["step"] <= after_step]
+        self._rows = [row for row in read_rows(folder) if row["step"] <= after_step]
         self._boards: list[Board] = []
         self._lines, self._opened = None, ExitStack()
         if not writes:
@@ -54,20 +53,16 @@ class Journal:
                 self._boards.append(WeightsAndBiases(folder, log.wandb_project, config))
                 stack.callback(self._boards[-1].close)
             if log.tensorboard:
-                self._boards.append(TensorBoard(folder, None if after_step is None else after_step + 1))
+                self._boards.append(TensorBoard(folder, after_step + 1))
                 stack.callback(self._boards[-1].close)
             self._lines = _Lines(path)
             stack.callback(self._lines.close)
             self._opened = stack.pop_all()
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append a row to the file at once, and to the other outputs.
+        """Append a row, `step` and other numbers by name, to the file at once, and to the other outputs.
 
-        Args:
-          row: `step` and other numbers by name; `train_`, `val_`, `ema_val_` and `averaged_val_` group them.
-
-        Raises:
-          OutputError: the row cannot be written; the file has all rows before it.
+        Raises OutputError where it cannot be written; the file has all rows before it.
         """
         row = {name: _number(value) for name, value in row.items()}
         if self._lines is not None:
@@ -93,10 +88,8 @@ class Journal:
 def read_rows(folder: str | Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl` in a run's folder; none if there is no such file.
 
-    An unfinished last line is skipped, and so is, with a warning, any other line that is not a row.
-
-    Raises:
-      OutputError: the file cannot be read.
+    An unfinished last line is skipped, and so is, with a warning, any other line that is not a row. Raises
+    OutputError where the file cannot be read.
     """
     path = Path(folder) / METRICS_FILE
     lines = _content(path).split(b"\n")

@@ -34,11 +34,11 @@ ROWS = [
 ]
 
 
-def open_journal(folder, log=QUIET, after_step=None):
+def open_journal(folder, log=QUIET, after_step=0):
     return Journal(folder, log, {"seed": 3}, after_step)
 
 
-def write_some(folder, log=QUIET, after_step=None, rows=ROWS):
+def write_some(folder, log=QUIET, after_step=0, rows=ROWS):
     journal = open_journal(folder, log, after_step)
     for row in rows:
         journal.write(row)
@@ -59,7 +59,7 @@ def test_a_folder_without_metrics_has_no_rows(tmp_path):
     assert read_rows(tmp_path) == []
 
 
-@pytest.mark.parametrize(("after_step", "kept"), [(None, 0), (0, 0), (3, 1), (4, 3), (5, 3), (6, 4), (100, 4)])
+@pytest.mark.parametrize(("after_step", "kept"), [(0, 0), (3, 1), (4, 3), (5, 3), (6, 4), (100, 4)])
 def test_later_rows_are_taken_back(after_step, kept, tmp_path):
     write_some(tmp_path)
     lines = (tmp_path / METRICS_FILE).read_bytes().splitlines(keepends=True)
@@ -211,7 +211,7 @@ def test_a_run_that_goes_on_takes_later_events_back(tmp_path):
     write_some(tmp_path, LogConfig())
     write_some(tmp_path, LogConfig(), after_step=4, rows=[{"step": 6, "train_loss": 1.0}])
     restarts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
-    assert restarts == [5]
+    assert restarts == [1, 5]
     assert len(list(tmp_path.glob("events*"))) == 2
 
 
@@ -265,7 +265,7 @@ import sys, types
 import importlib.util
 from pathlib import Path
 from jeffnet.train.reports.boards import TensorBoard
-TensorBoard(Path(sys.argv[1]), None).close()
+TensorBoard(Path(sys.argv[1]), 1).close()
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
@@ -339,7 +339,7 @@ def test_weights_and_biases_get_the_rows_and_the_configuration(wandb, tmp_path):
 
 
 def test_the_configuration_may_be_json(wandb, tmp_path):
-    Journal(tmp_path, SENT, {"optimizer": {"name": "sgd"}}, None).close()
+    Journal(tmp_path, SENT, {"optimizer": {"name": "sgd"}}, 0).close()
     assert wandb.options[0]["config"] == {"optimizer": {"name": "sgd"}}
 
 
