@@ -17,9 +17,10 @@ from jeffnet.text.names import printable
 from jeffnet.train.config import ScheduleConfig
 from jeffnet.train.reports.curves import draw_curves, draw_schedule, draw_seeds
 from jeffnet.train.schedule import make_schedule
-from jeffnet.validation.answers import Mistake
+from jeffnet.validation.answers import Answers, Mistake
 from jeffnet.validation.metrics import Predictions
 from jeffnet.validation.report import write_report
+from jeffnet.validation.validate import Outcome
 
 ODD = ["$^$ bill_{", "$x$ \\frac{ %_#& a\n\x1b[31m 日本\u202e \ud800" + os.fsdecode(b"caf\xe9")]
 
@@ -43,7 +44,7 @@ def _report(path: Path, name: str) -> None:
     )
     mistakes = [Mistake(0.9, 2, 1, 0, np.zeros((5, 5, 3), np.uint8))]
     row = {"model": "m", "data": name, "split": name}
-    write_report(path.parent, predictions, mistakes, (name, "cat"), lambda index: name, row)
+    write_report(path.parent, Outcome(row, Answers(predictions, mistakes), (name, "cat"), lambda index: name))
     (path.parent / "confusion.png").rename(path)
     (path.parent / "per_class.csv").read_text(encoding="utf-8")
 
