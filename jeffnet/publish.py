@@ -169,7 +169,7 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
         model_name=title if results else None,
         eval_results=results or None,
     )
-    pre, plan = card.preprocessing, card.plan()
+    pre, plan, measured_on = card.preprocessing, card.plan(), f" on {markdown(dataset)}" if dataset else ""
     rows = [
         ("architecture", f"`{card.model}`"),
         ("parameters", f"{count_parameters(plan):,}"),
@@ -177,10 +177,7 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
         ("classes", f"{card.num_classes}" + (f": {_shown(card.classes)}" if card.classes else "")),
         ("pictures", f"{pre.image_size} px, {card.in_chans} channels, crop {pre.crop_pct}, {pre.interpolation}"),
         ("mean, std", f"{tuple(pre.mean)}, {tuple(pre.std)}, of pixels in [0, 1]"),
-        *(
-            (metric, f"{value:g} %" + (f" on {markdown(dataset)}" if dataset else ""))
-            for metric, value in scores.items()
-        ),
+        *((metric, f"{value:g} %{measured_on}") for metric, value in scores.items()),
     ]
     table = "\n".join(f"| {left} | {right} |" for left, right in rows)
     shape = f"(1, {pre.image_size}, {pre.image_size}, {card.in_chans})"

@@ -26,17 +26,8 @@ def lower(
 ) -> Plan:
     """Make every number of an architecture concrete.
 
-    Args:
-      spec: the architecture.
-      num_classes: width of the logits; 0 for no classifier.
-      in_chans: channels of the input pictures.
-      drop_rate: dropout before the classifier, in [0, 1); None takes the architecture's.
-      drop_path_rate: stochastic depth, in [0, 1), of which block `i` of `n`, from 0, has `i / n`; None takes the
-        architecture's.
-      global_pool: 'avg', 'max', 'avgmax' (mean of both) or 'none' (head and classifier apply to every position).
-      output_stride: 32, or 16 or 8, where later strides become dilations (arXiv:1706.05587).
-      bn_momentum: share in [0, 1) of the old running statistics that a training step keeps; None takes the
-        architecture's.
+    For the options see `jeffnet.weights.start.ModelOptions`; None takes the architecture's value. Block `i` of `n`,
+    from 0, has the stochastic depth `drop_path_rate * i / n`. Output strides of 16 and 8 are as in arXiv:1706.05587.
 
     Raises:
       ArchitectureError: an option outside its range, or a block string that cannot be parsed.

@@ -29,17 +29,9 @@ _WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True)
 class HubConfig:
-    """The entries of a `config.json`; None or empty if it lacks them.
+    """The entries of a `config.json`, as in `jeffnet.weights.card.ModelCard`; None or empty if it lacks them.
 
-    Attributes:
-      model: our name of the model, if it is one of ours.
-      preprocessing: what the weights expect of pictures.
-      classes: names of the classes in the order of the logits.
-      num_classes: width of the logits.
-      in_chans: channels of the pictures.
-      global_pool: how the last map is pooled.
-      output_stride: of the last map.
-      arguments: others of the network, which `check_arguments` compares with the model.
+    `arguments` are other options of the network, which `check_arguments` compares with the model.
     """
 
     model: str | None = None

@@ -184,15 +184,8 @@ def start_arrays(
 ) -> dict[str, Array]:
     """Every array of a model by canonical name: initial values, or those of a weights file.
 
-    Args:
-      plan: the model.
-      rng: seed or key of the initial values.
-      param_dtype: of parameters.
-      model: its name, for messages.
-      pretrained: see `ModelOptions`.
-      adapt: see `ModelOptions`.
-      classes: names of the model's classes, see `jeffnet.weights.load.load_weights`.
-      place: puts an array on devices, before the next is read.
+    For `rng`, `param_dtype`, `pretrained` and `adapt` see `ModelOptions`, for `model` and `classes`
+    `jeffnet.weights.load.load_weights`. `place` puts an array on devices, before the next is read.
 
     Raises:
       WeightsError: the file cannot be read or does not fit.
