@@ -9,10 +9,13 @@ Where JAX has no such sharding, no array can have it, and the question is answer
 batch does their work.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 
 from jeffnet.system.extras import install
 
@@ -42,6 +45,34 @@ def mend(package: ModuleType) -> bool:
 def _shape_on_no_device(array: Any) -> tuple[None, tuple[int, ...]]:
     """Objax's answer for an array that `pmap` did not make: the number of its devices, and its shape on each."""
     return None, array.shape
+
+
+def with_tensors(
+    variables: objax.VarCollection, tensors: list[Array], function: Callable[[], Array]
+) -> tuple[Array, list[Array]]:
+    """What a function returns while the variables have other values, and what it leaves in them."""
+    before = variables.tensors()
+    try:
+        variables.assign(tensors)
+        return function(), variables.tensors()
+    finally:
+        for var, tensor in zip(variables, before, strict=True):
+            # Unchecked: what was there may stand there again, shapes without arrays too.
+            var.assign(tensor, check=False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def generator_of(rng: int | Array) -> objax.random.Generator:
+    """A generator of Objax that starts with a seed, or with a key of `jax.random` of any kind."""
+    if isinstance(rng, int):
+        return objax.random.Generator(rng)
+    generator = objax.random.Generator(0)
+    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        if jax.random.key_impl(rng) != jax.random.key_impl(jax.random.key(0)):
+            # Objax's keys are bare numbers, which JAX takes for a key of its default kind.
+            rng = jax.random.key(jax.random.bits(rng, (), jnp.uint32))
+        rng = jax.random.key_data(rng)
+    generator.key.assign(rng)
+    return generator
 
 
 mend(objax)

@@ -23,15 +23,14 @@ from jax.typing import DTypeLike
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.operations import BatchNorm, Conv, ConvPart, Norm, Op, SqueezeExcite
 from jeffnet.arch.plan import Block, Plan
-from jeffnet.arch.summary import STATISTICS, array_specs
-from jeffnet.backends.common import ImageModel, documented
-from jeffnet.errors import ArchitectureError, WeightsError
+from jeffnet.backends.common import ImageModel, conversions, documented
+from jeffnet.errors import ArchitectureError
 from jeffnet.inference.fused import fuse as fuse
 from jeffnet.inference.fused import load_fused as load_fused
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.network import Output, apply_block, apply_conv, apply_network, apply_squeeze
-from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
+from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path, dropout
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
@@ -40,6 +39,8 @@ from jeffnet.weights.start import ModelOptions, Start, start_arrays, start_model
 Variables = dict[str, dict[str, Any]]
 _Trees = Mapping[str, Mapping[str, Array]]
 _Keys = Mapping[str, Array]
+
+to_variables, to_canonical = conversions(lambda name: (name,))
 
 
 @documented
@@ -77,41 +78,6 @@ def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
     model, variables = build(start)
     logits, updated = model.apply(variables, images, train=True, rngs={"dropout": jnp.asarray(start.rng)})
     return logits, updated["batch_stats"]
-
-
-def to_variables(arrays: Mapping[str, Any]) -> Variables:
-    """Variables from arrays by canonical name; `to_canonical` is the inverse.
-
-    Args:
-      arrays: such as `blocks.2.1.conv_dw.kernel`.
-
-    Returns:
-      `{'params': ..., 'batch_stats': ...}`.
-    """
-    variables: Variables = {"params": {}, "batch_stats": {}}
-    for name, array in arrays.items():
-        variables["batch_stats" if name.rpartition(".")[2] in STATISTICS else "params"][name] = array
-    return variables
-
-
-def to_canonical(variables: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The arrays of `variables` by canonical name, in the Plan's order.
-
-    Args:
-      variables: `{'params': ..., 'batch_stats': ...}`.
-      plan: of their model.
-
-    Returns:
-      The arrays, as they are.
-
-    Raises:
-      WeightsError: an array that the Plan has is missing.
-    """
-    arrays = {**variables["params"], **variables["batch_stats"]}
-    missing = [name for name in array_specs(plan) if name not in arrays]
-    if missing:
-        raise WeightsError(f"variables have no {missing[0]!r}")
-    return {name: arrays[name] for name in array_specs(plan)}
 
 
 @dataclass(frozen=True)
@@ -182,18 +148,9 @@ class _Run:
 
     def outputs(self, images: Array, output: Output, indices: Sequence[int] | None = None) -> Any:
         """The outputs of `apply_network`; in training, with the updated statistics."""
-        model = self.model
-        outputs = apply_network(
-            model.plan,
-            images,
-            model.dtype,
-            self._conv,
-            self._block,
-            self._classifier if model.plan.classifier else None,
-            execution=model.execution,
-            output=output,
-            indices=indices,
-        )
+        plan, dtype, execution = self.model.plan, self.model.dtype, self.model.execution
+        layers = self._conv, self._block, self._classifier if plan.classifier else None
+        outputs = apply_network(plan, images, dtype, *layers, execution=execution, output=output, indices=indices)
         return (outputs, {"batch_stats": {**self.stats, **self.updated}}) if self.train else outputs
 
     def _operation(self, op: Op, x: Array) -> Array:
@@ -206,20 +163,16 @@ class _Run:
                 assert_never(op)
 
     def _block(self, block: Block, x: Array) -> Array:
+        rate = block.drop_path_rate
+
         def call(x: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
             # A rematerialised function has to return its statistics: stored on the way, they would be tracers of it.
             outer, self.updated = self.updated, {}
-            x = apply_block(
-                block,
-                x,
-                self._operation,
-                lambda x: x if key is None else drop_path(x, block.drop_path_rate, key),
-            )
+            x = apply_block(block, x, self._operation, lambda x: x if key is None else drop_path(x, rate, key))
             updated, self.updated = self.updated, outer
             return x, updated
 
-        key = self._key(block.name, block.drop_path_rate)
-        x, updated = (jax.checkpoint(call) if self.model.remat else call)(x, key)
+        x, updated = (jax.checkpoint(call) if self.model.remat else call)(x, self._key(block.name, rate))
         self.updated |= updated
         return x
 
@@ -245,14 +198,13 @@ class _Run:
                 assert_never(norm)
 
     def _batch_norm(self, norm: BatchNorm, x: Array, act: str | None) -> Array:
-        name, dtype, execution = norm.name, self.model.dtype, self.model.execution
-        mean, var = self.stats[f"{name}.mean"], self.stats[f"{name}.var"]
-        scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
-        if not self.train or name in execution.frozen_norms:
-            return norm_inference(x, mean, var, scale, bias, norm.epsilon, dtype, act)
-        y, *batch = norm_train(x, scale, bias, norm.epsilon, dtype, act, groups=execution.norm_groups)
-        for leaf, old, new in zip(("mean", "var"), (mean, var), batch, strict=True):
-            self.updated[f"{name}.{leaf}"] = moved_statistics(old, new, self.model.plan.bn_momentum)
+        name, model = norm.name, self.model
+        arrays = [self.stats[f"{name}.mean"], self.stats[f"{name}.var"]]
+        arrays += [self.params[f"{name}.scale"], self.params[f"{name}.bias"]]
+        keep = model.plan.bn_momentum if self.train and name not in model.execution.frozen_norms else None
+        y, moved = batch_norm(x, arrays, norm.epsilon, model.dtype, act, keep, groups=model.execution.norm_groups)
+        if moved:
+            self.updated |= {f"{name}.mean": moved[0], f"{name}.var": moved[1]}
         return y
 
     def _classifier(self, x: Array) -> Array:

@@ -10,6 +10,8 @@ random numbers of `model.rngs`, until `model.eval()`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Unpack, assert_never
 
@@ -21,20 +23,11 @@ from jax.typing import DTypeLike
 
 from jeffnet.arch import operations
 from jeffnet.arch import plan as arch
-from jeffnet.backends.common import (
-    ImageModel,
-    Layers,
-    SqueezeExciteLayers,
-    apply_layers,
-    documented,
-    has_classifier,
-    start_of,
-    submodule,
-)
+from jeffnet.backends.common import ImageModel, Layers, SqueezeLayers, apply_layers, apply_model, documented, start_of
 from jeffnet.errors import ArchitectureError
 from jeffnet.ops.conv import conv_general_dilated
-from jeffnet.ops.network import Output, apply_block, apply_network
-from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
+from jeffnet.ops.network import Output, apply_block
+from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
@@ -61,7 +54,7 @@ def build(start: Start) -> "ImageClassifier":
 
 @documented
 def to_start(model: "ImageClassifier") -> Start:
-    return start_of(model, lambda name: submodule(model, name).get_value())
+    return start_of(model, lambda layer, leaf: getattr(layer, leaf).get_value())
 
 
 @documented
@@ -126,23 +119,11 @@ class ImageClassifier(ImageModel, nnx.Module):
         rngs = self.rngs if rngs is None else rngs
         call_block = nnx.remat(Block.__call__) if self.remat else Block.__call__
 
-        def apply(block: arch.Block, x: Array) -> Array:
-            module = submodule(self, block.name)
+        def apply(block: Block, x: Array) -> Array:
             # Drawn outside the block, so that a block that is computed again drops the same examples.
-            return call_block(module, x, rngs.dropout() if module.drop_path.is_active else None)
+            return call_block(block, x, rngs.dropout() if block.drop_path.is_active else None)
 
-        return apply_network(
-            self.plan,
-            images,
-            self.dtype,
-            lambda op, x: apply_layers(self, op, x),
-            apply,
-            # Or the one that its user has put in its place.
-            (lambda x: self.classifier(self.dropout(x, rngs=rngs))) if has_classifier(self) else None,
-            execution=self.execution,
-            output=output,
-            indices=indices,
-        )
+        return apply_model(self, images, apply, lambda x: self.dropout(x, rngs=rngs), output, indices)
 
 
 class Block(nnx.Module):
@@ -150,16 +131,15 @@ class Block(nnx.Module):
 
     def __init__(self, block: arch.Block, layers: "_Layers") -> None:
         self.block = block
-        for op in block.ops:
-            layers.add(self, op)
+        layers.add(self, *block.ops)
         self.drop_path = DropPath(block.drop_path_rate)
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         """`(N, H, W, C)` to `(N, H', W', C')`; `key` decides which examples are dropped."""
-        return apply_block(self.block, x, lambda op, x: apply_layers(self, op, x), lambda x: self.drop_path(x, key))
+        return apply_block(self.block, x, partial(apply_layers, self), lambda x: self.drop_path(x, key))
 
 
-class SqueezeExcite(SqueezeExciteLayers, nnx.Module):
+class SqueezeExcite(SqueezeLayers, nnx.Module):
     """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
 
 
@@ -203,9 +183,8 @@ class BatchNorm(nnx.BatchNorm):
         groups: int = 1,
     ) -> None:
         # NNX's constructor would compile zeros and ones of every width first.
-        self.mean, self.var, self.scale, self.bias = (
-            nnx.BatchStat(mean), nnx.BatchStat(var), nnx.Param(scale), nnx.Param(bias),
-        )  # fmt: skip
+        self.mean, self.var = nnx.BatchStat(mean), nnx.BatchStat(var)
+        self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
         self.num_features, self.param_dtype = scale.shape[0], scale.dtype
         self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
         self.use_running_average, self.axis_name, self.frozen, self.groups = True, None, frozen, groups
@@ -217,19 +196,27 @@ class BatchNorm(nnx.BatchNorm):
         if mask is not None:
             raise ArchitectureError("BatchNorm takes no mask")
         assert self.scale is not None and self.bias is not None
-        mean, var, scale, bias = (each.get_value() for each in (self.mean, self.var, self.scale, self.bias))
-        dtype = self.dtype or x.dtype
+        arrays = [variable.get_value() for variable in (self.mean, self.var, self.scale, self.bias)]
         use_running = self.use_running_average if use_running_average is None else use_running_average
-        if use_running or self.frozen:
-            return norm_inference(x, mean, var, scale, bias, self.epsilon, dtype, act)
-        y, batch_mean, unbiased = norm_train(x, scale, bias, self.epsilon, dtype, act, self.axis_name, self.groups)
-        self.mean.set_value(jax.lax.stop_gradient(moved_statistics(mean, batch_mean, self.momentum)))
-        self.var.set_value(jax.lax.stop_gradient(moved_statistics(var, unbiased, self.momentum)))
+        keep = None if use_running or self.frozen else self.momentum
+        y, moved = batch_norm(x, arrays, self.epsilon, self.dtype or x.dtype, act, keep, self.axis_name, self.groups)
+        if moved:
+            self.mean.set_value(jax.lax.stop_gradient(moved[0]))
+            self.var.set_value(jax.lax.stop_gradient(moved[1]))
         return y
 
 
+@dataclass(frozen=True)
 class _Layers(Layers):
-    list_class, squeeze_excite_class = nnx.List, SqueezeExcite
+    start: Start
+    list_class = nnx.List
+
+    def module(self, op: operations.ModuleOp) -> nnx.Module:
+        match op:
+            case operations.SqueezeExcite():
+                return SqueezeExcite(op, self)
+            case _:
+                assert_never(op)
 
     def dense(self, dense: operations.Dense) -> nnx.Linear:
         return nnx.Linear(dense.in_features, dense.out_features, **self._arrays(dense.name, "kernel", "bias"))

@@ -11,6 +11,7 @@ paths with random numbers of `model.generator`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Unpack, assert_never
 
 import jax
@@ -18,23 +19,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jeffnet._objax_compat import objax
+from jeffnet._objax_compat import generator_of, objax, with_tensors
 from jeffnet.arch import operations
 from jeffnet.arch import plan as arch
-from jeffnet.backends.common import (
-    ImageModel,
-    Layers,
-    SqueezeExciteLayers,
-    apply_layers,
-    documented,
-    has_classifier,
-    start_of,
-    submodule,
-)
+from jeffnet.backends.common import ImageModel, Layers, SqueezeLayers, apply_layers, apply_model, documented, start_of
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
-from jeffnet.ops.network import Output, apply_block, apply_network
-from jeffnet.ops.norm import moved_statistics, norm_inference, norm_train
+from jeffnet.ops.network import Output, apply_block
+from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
@@ -64,10 +56,7 @@ def build(start: Start) -> "ImageClassifier":
 
 @documented
 def to_start(model: "ImageClassifier") -> Start:
-
-    def array(name: str) -> Array:
-        path, _, leaf = name.rpartition(".")
-        layer = submodule(model, path)
+    def array(layer: Any, leaf: str) -> Array:
         return (layer.beta if leaf == "bias" and hasattr(layer, "beta") else getattr(layer, _VARS[leaf])).value
 
     return start_of(model, array)
@@ -78,7 +67,7 @@ def inference(model: "ImageClassifier") -> tuple[Callable[[list[Array], Array], 
     variables = model.vars()
 
     def apply(tensors: list[Array], images: Array) -> Array:
-        return _with_tensors(variables, tensors, lambda: model(images))[0]
+        return with_tensors(variables, tensors, lambda: model(images))[0]
 
     return apply, variables.tensors()
 
@@ -109,7 +98,7 @@ class ImageClassifier(ImageModel, objax.Module):
             objax.ModuleList(Block(block, layers) for block in stage) for stage in plan.stages
         )
         layers.add(self, plan.head)
-        self.generator = _generator(start.rng)
+        self.generator = generator_of(start.rng)
         self.dropout = objax.nn.Dropout(1 - plan.drop_rate, self.generator)
         if plan.classifier:
             self.classifier = layers.dense(plan.classifier)
@@ -135,24 +124,12 @@ class ImageClassifier(ImageModel, objax.Module):
         return self._forward(images, training, "features", indices)
 
     def _forward(self, images: Array, training: bool, output: Output, indices: Sequence[int] | None = None) -> Any:
-        def apply(block: arch.Block, x: Array) -> Array:
+        def apply(block: Block, x: Array) -> Array:
             # Drawn outside the block, so that a block that is computed again drops the same examples.
-            key = self.generator() if training and block.drop_path_rate else None
-            module = submodule(self, block.name)
-            return _remat(module, x, training, key) if self.remat else module(x, training, key)
+            key = self.generator() if training and block.block.drop_path_rate else None
+            return _remat(block, x, training, key) if self.remat else block(x, training, key)
 
-        return apply_network(
-            self.plan,
-            images,
-            self.dtype,
-            lambda op, x: apply_layers(self, op, x, training),
-            apply,
-            # Or the one that its user has put in its place.
-            (lambda x: self.classifier(self.dropout(x, training))) if has_classifier(self) else None,
-            execution=self.execution,
-            output=output,
-            indices=indices,
-        )
+        return apply_model(self, images, apply, lambda x: self.dropout(x, training), output, indices, training)
 
 
 class Block(objax.Module):
@@ -160,8 +137,7 @@ class Block(objax.Module):
 
     def __init__(self, block: arch.Block, layers: "_Layers") -> None:
         self.block = block
-        for op in block.ops:
-            layers.add(self, op)
+        layers.add(self, *block.ops)
 
     def __call__(self, x: Array, training: bool, key: Array | None = None) -> Array:
         """`(N, H, W, C)` to `(N, H', W', C')`; `key` decides which examples are dropped, None drops none."""
@@ -173,7 +149,7 @@ class Block(objax.Module):
         )
 
 
-class SqueezeExcite(SqueezeExciteLayers, objax.Module):
+class SqueezeExcite(SqueezeLayers, objax.Module):
     """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
 
 
@@ -226,17 +202,25 @@ class BatchNorm(objax.nn.BatchNorm):
 
     def __call__(self, x: Array, training: bool, act: str | None = None) -> Array:
         """Normalised `x` `(..., C)`, after the activation `act`, if any."""
-        mean, var, scale, bias = (each.value for each in (self.running_mean, self.running_var, self.gamma, self.beta))
-        if not training or self.frozen:
-            return norm_inference(x, mean, var, scale, bias, self.eps, x.dtype, act)
-        y, batch_mean, unbiased = norm_train(x, scale, bias, self.eps, x.dtype, act, groups=self.groups)
-        self.running_mean.value = moved_statistics(mean, batch_mean, self.momentum)
-        self.running_var.value = moved_statistics(var, unbiased, self.momentum)
+        arrays = [variable.value for variable in (self.running_mean, self.running_var, self.gamma, self.beta)]
+        keep = self.momentum if training and not self.frozen else None
+        y, moved = batch_norm(x, arrays, self.eps, x.dtype, act, keep, groups=self.groups)
+        if moved:
+            self.running_mean.value, self.running_var.value = moved
         return y
 
 
+@dataclass(frozen=True)
 class _Layers(Layers):
-    list_class, squeeze_excite_class = objax.ModuleList, SqueezeExcite
+    start: Start
+    list_class = objax.ModuleList
+
+    def module(self, op: operations.ModuleOp) -> objax.Module:
+        match op:
+            case operations.SqueezeExcite():
+                return SqueezeExcite(op, self)
+            case _:
+                assert_never(op)
 
     def dense(self, dense: operations.Dense) -> Linear:
         arrays = self.start.arrays
@@ -272,35 +256,8 @@ def _remat(block: Block, x: Array, training: bool, key: Array | None) -> Array:
     variables = block.vars()
 
     def call(tensors: list[Array], x: Array, key: Array | None) -> tuple[Array, list[Array]]:
-        return _with_tensors(variables, tensors, lambda: block(x, training, key))
+        return with_tensors(variables, tensors, lambda: block(x, training, key))
 
     y, tensors = jax.checkpoint(call)(variables.tensors(), x, key)
     variables.assign(tensors)
     return y
-
-
-def _with_tensors(
-    variables: objax.VarCollection, tensors: list[Array], function: Callable[[], Array]
-) -> tuple[Array, list[Array]]:
-    """What a function returns while the variables have other values, and what it leaves in them."""
-    before = variables.tensors()
-    try:
-        variables.assign(tensors)
-        return function(), variables.tensors()
-    finally:
-        for var, tensor in zip(variables, before, strict=True):
-            # Unchecked: what was there may stand there again, shapes without arrays too.
-            var.assign(tensor, check=False)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _generator(rng: int | Array) -> objax.random.Generator:
-    if isinstance(rng, int):
-        return objax.random.Generator(rng)
-    generator = objax.random.Generator(0)
-    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        if jax.random.key_impl(rng) != jax.random.key_impl(jax.random.key(0)):
-            # Objax's keys are bare numbers, which JAX takes for a key of its default kind.
-            rng = jax.random.key(jax.random.bits(rng, (), jnp.uint32))
-        rng = jax.random.key_data(rng)
-    generator.key.assign(rng)
-    return generator

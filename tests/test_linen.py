@@ -122,6 +122,8 @@ def test_names_become_paths_and_back(small):
     jax.tree.map(np.testing.assert_array_equal, again, variables)
     assert variables["params"]["blocks_2_1"]["conv_dw_1"]["kernel"] is arrays["blocks.2.1.conv_dw.1.kernel"]
     assert variables["batch_stats"]["blocks_2_1"]["bn3"]["var"] is arrays["blocks.2.1.bn3.var"]
+    kernel = model.bind(variables).blocks[2][1].conv_dw[1].variables["params"]["kernel"]
+    assert kernel is arrays["blocks.2.1.conv_dw.1.kernel"]
 
 
 def test_a_missing_variable_is_named():

@@ -117,7 +117,9 @@ class SqueezeExcite:
         return self.reduce, self.expand
 
 
-Op = Conv | SqueezeExcite
+# A backend makes one module of each of these; of a convolution it makes several, beside each other.
+ModuleOp = SqueezeExcite
+Op = Conv | ModuleOp
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """What the backends share: documentation, and models that hold their layers under the Plan's names."""
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, TypeVar, assert_never
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from typing import Any, TypeVar
 
 from jax import Array
 
-from jeffnet.arch.operations import Conv, ConvPart, Dense, Norm, Op, SqueezeExcite
+from jeffnet.arch.operations import Conv, ConvPart, Dense, ModuleOp, Norm, Op, SqueezeExcite
 from jeffnet.arch.plan import FeatureInfo, Plan, with_classes
-from jeffnet.arch.summary import array_specs
+from jeffnet.arch.summary import STATISTICS, array_specs
 from jeffnet.backends import Backend
 from jeffnet.errors import WeightsError
-from jeffnet.ops.network import apply_conv, apply_squeeze
+from jeffnet.ops.network import Output, apply_conv, apply_network, apply_squeeze
 from jeffnet.weights.start import Start
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -54,17 +56,63 @@ class ImageModel:
         """
 
 
-class Layers(ABC):
-    """Makes the layers of a framework whose modules hold their arrays.
+def conversions(
+    place: Callable[[str], Sequence[str]],
+) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], Callable[[Mapping[str, Any], Plan], dict[str, Any]]]:
+    """`to_variables` and `to_canonical` of a backend, where `place` says under which keys a collection has an array."""
 
-    They get the arrays of a start, instead of drawing initial values and throwing them away.
+    def keys_of(name: str) -> tuple[str, ...]:
+        return "batch_stats" if name.rpartition(".")[2] in STATISTICS else "params", *place(name)
+
+    def to_variables(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables from arrays by canonical name; `to_canonical` is the inverse.
+
+        Args:
+          arrays: such as `blocks.2.1.conv_dw.kernel`.
+
+        Returns:
+          `{'params': ..., 'batch_stats': ...}`.
+        """
+        variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+        for name, array in arrays.items():
+            *parents, leaf = keys_of(name)
+            reduce(lambda tree, key: tree.setdefault(key, {}), parents, variables)[leaf] = array
+        return variables
+
+    def to_canonical(variables: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+        """The arrays of `variables` by canonical name, in the Plan's order.
+
+        Args:
+          variables: `{'params': ..., 'batch_stats': ...}`.
+          plan: of their model.
+
+        Returns:
+          The arrays, as they are.
+
+        Raises:
+          WeightsError: an array that the Plan has is missing.
+        """
+        arrays: dict[str, Any] = {}
+        for name in array_specs(plan):
+            try:
+                arrays[name] = reduce(operator.getitem, keys_of(name), variables)
+            except (LookupError, TypeError):
+                path = "/".join(place(name))
+                at = "" if path == name else f" (at {path})"
+                raise WeightsError(f"variables have no {name!r}{at}") from None
+        return arrays
+
+    return to_variables, to_canonical
+
+
+class Layers(ABC):
+    """Makes the layers of a framework.
+
+    Where modules hold their arrays, layers get those of a start, instead of drawing initial values and throwing them
+    away.
     """
 
     list_class: type[Any]
-    squeeze_excite_class: type[Any]
-
-    def __init__(self, start: Start) -> None:
-        self.start = start
 
     @abstractmethod
     def conv(self, op: Conv, part: ConvPart) -> Any:
@@ -78,42 +126,37 @@ class Layers(ABC):
     def dense(self, dense: Dense) -> Any:
         """The classifier."""
 
-    def add(self, module: Any, op: Op) -> None:
-        """Give a module the layers of an operation."""
-        match op:
-            case Conv():
-                convs = [self.conv(op, part) for part in op.parts]
-                setattr(module, local_name(op.name), convs[0] if len(convs) == 1 else self.list_class(convs))
-                if op.norm:
-                    setattr(module, local_name(op.norm.name), self.norm(op.norm))
-            case SqueezeExcite():
-                setattr(module, local_name(op.name), self.squeeze_excite_class(op, self))
-            case _:
-                assert_never(op)
+    @abstractmethod
+    def module(self, op: ModuleOp) -> Any:
+        """A module that computes an operation; called with `(N, H, W, C)`."""
+
+    def add(self, module: Any, *ops: Op) -> None:
+        """Give a module the layers of operations."""
+        for op in ops:
+            match op:
+                case Conv():
+                    convs = [self.conv(op, part) for part in op.parts]
+                    setattr(module, local_name(op.name), convs[0] if len(convs) == 1 else self.list_class(convs))
+                    if op.norm:
+                        setattr(module, local_name(op.norm.name), self.norm(op.norm))
+                case _:
+                    setattr(module, local_name(op.name), self.module(op))
 
 
-class SqueezeExciteLayers:
+class SqueezeLayers:
     """Channels weighted by what the whole picture holds (arXiv:1709.01507); the base of NNX's and Objax's modules."""
 
     def __init__(self, op: SqueezeExcite, layers: Layers) -> None:
         self.op = op
-        for conv in op.convolutions:
-            layers.add(self, conv)
+        layers.add(self, *op.convolutions)
 
     def __call__(self, x: Array) -> Array:
         """`(N, H, W, C)` to the same."""
-        return apply_squeeze(self.op, x, lambda op, x: apply_layers(self, op, x))
+        return apply_squeeze(self.op, x, partial(apply_layers, self))
 
 
 def apply_layers(module: Any, op: Op, x: Array, *norm_arguments: Any) -> Array:
-    """An operation, by the layers that `Layers.add` gave a module.
-
-    Args:
-      module: the module.
-      op: what to compute.
-      x: `(N, H, W, C)`.
-      norm_arguments: for norms, after their input.
-    """
+    """An operation, by the layers that `Layers.add` gave a module; norms get `norm_arguments` after their input."""
     prefix = len(op.name) - len(local_name(op.name))
     match op:
         case Conv():
@@ -123,10 +166,32 @@ def apply_layers(module: Any, op: Op, x: Array, *norm_arguments: Any) -> Array:
                 lambda part, x: submodule(module, part.name[prefix:])(x),
                 lambda norm, x, act: submodule(module, local_name(norm.name))(x, *norm_arguments, act=act),
             )
-        case SqueezeExcite():
-            return submodule(module, local_name(op.name))(x)
         case _:
-            assert_never(op)
+            return submodule(module, local_name(op.name))(x)
+
+
+def apply_model(
+    model: Any,
+    images: Array,
+    call_block: Callable[[Any, Array], Array],
+    dropout: Callable[[Array], Array],
+    output: Output,
+    indices: Sequence[int] | None,
+    *norm_arguments: Any,
+) -> Any:
+    """The outputs of `apply_network`, by the layers of a model; `call_block` calls the module of a block."""
+    return apply_network(
+        model.plan,
+        images,
+        model.dtype,
+        lambda op, x: apply_layers(model, op, x, *norm_arguments),
+        lambda block, x: call_block(submodule(model, block.name), x),
+        # The classifier of the Plan, or the one that its user has put in its place.
+        (lambda x: model.classifier(dropout(x))) if has_classifier(model) else None,
+        execution=model.execution,
+        output=output,
+        indices=indices,
+    )
 
 
 def submodule(module: Any, name: str) -> Any:
@@ -146,20 +211,21 @@ def has_classifier(model: Any) -> bool:
     return getattr(model, "classifier", None) is not None
 
 
-def start_of(model: Any, array: Callable[[str], Any]) -> Start:
+def start_of(model: Any, array: Callable[[Any, str], Any]) -> Start:
     """From what a module can be built again, in any backend. A classifier that was replaced counts as it is.
 
     Args:
       model: one with `plan`, `dtype`, `param_dtype`, `remat` and `execution`.
-      array: its arrays by canonical name; raises LookupError, AttributeError or TypeError where it has none.
+      array: the array of a layer, such as its `kernel`.
 
     Raises:
       WeightsError: an array that the Plan has is missing.
     """
 
     def checked(name: str) -> Any:
+        path, _, leaf = name.rpartition(".")
         try:
-            return array(name)
+            return array(submodule(model, path), leaf)
         except (LookupError, AttributeError, TypeError):
             raise WeightsError(f"the model has no array {name!r}") from None
 

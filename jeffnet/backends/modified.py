@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import FunctionType
-from typing import Any, assert_never
+from typing import Any
 
 import jax
 
-from jeffnet.arch.operations import Conv, Op, SqueezeExcite
+from jeffnet.arch.operations import Conv, Op
 from jeffnet.arch.plan import Block, Plan
 from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.backends.common import submodule
@@ -60,7 +60,7 @@ def _check_methods(module: Any, expected: type) -> None:
 
 
 def _owner(kind: type, name: str) -> type | None:
-    return next((each for each in kind.__mro__ if name in vars(each)), None)
+    return next((base for base in kind.__mro__ if name in vars(base)), None)
 
 
 def _check_options(name: str, own: Any, other: Any, ignored: frozenset[str]) -> None:
@@ -94,14 +94,7 @@ def _layers(plan: Plan) -> Iterator[str]:
     yield "dropout"
     for block in plan.blocks:
         yield block.name
-        for op in block.ops:
-            match op:
-                case Conv():
-                    pass  # its parts are modules, see below
-                case SqueezeExcite():
-                    yield op.name
-                case _:
-                    assert_never(op)
+        yield from (op.name for op in block.ops if not isinstance(op, Conv))
     for conv in plan.convolutions:
         yield from (part.name for part in conv.parts)
         if conv.norm:

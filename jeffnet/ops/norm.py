@@ -1,5 +1,7 @@
 """Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167), over all axes but the last."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -89,22 +91,33 @@ def norm_train(
     return ACTIVATIONS[act](y) if act else y, mean, unbiased
 
 
-def norm_inference(
+def batch_norm(
     x: Array,
-    mean: Array,
-    var: Array,
-    scale: Array,
-    bias: Array,
+    arrays: Sequence[Array],
     epsilon: float,
     dtype: DTypeLike,
-    act: str | None = None,
-) -> Array:
-    """Normalise by given statistics, and activate: `batch_normalize`, then the activation `act`, if any."""
-    y = batch_normalize(x, mean, var, scale, bias, epsilon, dtype)
-    return ACTIVATIONS[act](y) if act else y
+    act: str | None,
+    keep: float | None,
+    axis_name: str | None = None,
+    groups: int = 1,
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """Normalise in training or in evaluation, activate, and move the running statistics.
+
+    `arrays` are running mean, running variance, scale and bias, each `(C,)`. `keep` is the share of the running
+    statistics that training keeps; None evaluates. For the other arguments see `norm_train`.
+
+    Returns:
+      Outputs `(..., C)`; the running mean and variance after training, None after evaluation.
+    """
+    mean, var, scale, bias = arrays
+    if keep is None:
+        y = batch_normalize(x, mean, var, scale, bias, epsilon, dtype)
+        return ACTIVATIONS[act](y) if act else y, None
+    y, batch_mean, unbiased = norm_train(x, scale, bias, epsilon, dtype, act, axis_name, groups)
+    return y, (_moved(mean, batch_mean, keep), _moved(var, unbiased, keep))
 
 
-def moved_statistics(running: Array, batch: Array, keep: float) -> Array:
+def _moved(running: Array, batch: Array, keep: float) -> Array:
     """Running statistics after a batch: `keep * running + (1 - keep) * batch`, of the dtype of `running`."""
     compute = at_least_float32(running.dtype, batch.dtype)
     return (keep * running.astype(compute) + (1 - keep) * batch.astype(compute)).astype(running.dtype)
