@@ -13,12 +13,21 @@
 | `n` | activation instead of the model's: `nre` ReLU, `nr6` ReLU6, `nhs` hard swish, `nsw` SiLU | `nre` |
 | `a`, `p` | kernels of the expanding and the projecting convolution; several share the channels | `a1.1` |
 | `fc` | channels that the expansion multiplies instead of the real input's (EdgeTPU) | `fc24` |
+| `gs` | output channels of a group of the convolution with kernel `k`; else 1 (`ir`, `ds`) or all (`er`) | `gs64` |
+| `d` | 1: the block starts with 2x2 positions packed into channels (`ds`); in `mqa` the width of a head | `d1`, `d64` |
+| `cc` | experts whose kernels are mixed for each picture (arXiv:1904.04971) | `cc4` |
+| `h`, `v` | in `mqa`: heads, and the stride of keys and values | `h4`, `v2` |
+| `x`, `q` | exact widths, not rounded: of the expansion, of squeeze-and-excitation (pruned networks) | `x48`, `q4` |
 | `skip`, `noskip` | with or without the residual connection | |
 
 Kinds: `ir` inverted residual (arXiv:1801.04381), `ds` depthwise separable, `dsa` the same with an activation at the
-end, `er` edge residual (a full convolution expands), `cn` convolution, norm and activation.
+end, `er` edge residual (a full convolution expands), `cn` convolution, norm and activation, `uir` universal inverted
+residual (arXiv:2404.10518): up to three depthwise convolutions, of kernels `a` before the expansion, `k` after it and
+`p` at the end, where 0 stands for none; `mqa` multi-query attention, with kernel `k` where keys and values have a
+stride.
 
-Source of the notation: tensorflow/tpu, models/official/mnasnet.
+Source of the notation: tensorflow/tpu, models/official/mnasnet; of `cn`, `uir`, `mqa` and the fields `gs`, `cc`, `d`:
+timm.
 """
 
 import re
@@ -45,6 +54,14 @@ class BlockSpec:
     expand_kernels: tuple[int, ...] = (1,)
     project_kernels: tuple[int, ...] = (1,)
     expand_from: int | None = None
+    group_size: int | None = None
+    experts: int = 0
+    space_to_depth: bool = False
+    heads: int = 1
+    head_width: int = 0
+    key_stride: int = 1
+    expanded: int | None = None
+    squeezed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +72,15 @@ class _Kind:
 
 
 _KINDS = {
-    "ir": _Kind(frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "a", "p"}), skip=True),
-    "ds": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "se", "n", "p"}), skip=True),
-    "dsa": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "se", "n", "p"}), skip=False),
-    "er": _Kind(frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "p", "fc"}), skip=True),
-    "cn": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"n"}), skip=False),
+    "ir": _Kind(
+        frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "a", "p", "gs", "cc", "x", "q"}), skip=True
+    ),
+    "ds": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "se", "n", "p", "gs", "d", "q"}), skip=True),
+    "dsa": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "se", "n", "p", "gs"}), skip=False),
+    "er": _Kind(frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "p", "fc", "gs"}), skip=True),
+    "cn": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "n"}), skip=False),
+    "mqa": _Kind(frozenset({"r", "k", "s", "c", "h", "d"}), frozenset({"v", "n"}), skip=True),
+    "uir": _Kind(frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "a", "p"}), skip=True),
 }
 
 _FIELD = re.compile(r"(?P<key>n(?=[a-z])|[a-z]+)(?P<value>.*)")
@@ -86,10 +107,24 @@ def parse_block(text: str) -> BlockSpec:
             raise ArchitectureError(f"block string {text!r}: field {key!r} stands twice")
         values[key] = value
     _check_fields(text, kind, set(values))
-    # Authors write `e1` in some depthwise separable blocks, where nothing expands; any other value would be ignored.
-    if kind in ("ds", "dsa") and values.get("e", 1.0) != 1.0:
+    if kind == "uir":
+        values = {"a": (0,), "p": (0,)} | values
+        if any(len(values[key]) > 1 for key in "akp"):  # pyright: ignore[reportArgumentType]
+            raise ArchitectureError(f"block string {text!r}: the kernels of a 'uir' block have one size each")
+        if values["s"] == 2 and not any((*values["a"], *values["k"], *values["p"])):  # pyright: ignore
+            raise ArchitectureError(f"block string {text!r}: a stride needs a kernel: give 'a', 'k' or 'p'")
+    elif kind == "ds" and values.get("d", 1) != 1:
+        raise ArchitectureError(f"block string {text!r}: field 'd' of a 'ds' block can only be 1")
+    elif kind == "mqa" and values["s"] != 1:
+        raise ArchitectureError(f"block string {text!r}: attention has no stride: give s1")
+    elif any(0 in values.get(key, ()) for key in "akp"):  # pyright: ignore[reportOperatorIssue]
+        raise ArchitectureError(f"block string {text!r}: only a 'uir' block can do without a kernel")
+    # Authors write `e1` in some blocks where nothing expands; any other value would be ignored.
+    if kind in ("ds", "dsa", "cn") and values.get("e", 1.0) != 1.0:
         raise ArchitectureError(f"block string {text!r}: field 'e' of a {kind!r} block can only be 1")
     fields = {_FIELDS[key][0]: value for key, value in values.items()}
+    if kind == "mqa":
+        fields["head_width"] = fields.pop("space_to_depth")
     return BlockSpec(kind=kind, skip=skip, **fields)  # pyright: ignore[reportArgumentType]
 
 
@@ -126,6 +161,8 @@ def _positive_int(value: str) -> int:
 
 
 def _kernels(value: str) -> tuple[int, ...]:
+    if value == "0":
+        return (0,)
     sizes = tuple(_positive_int(part) for part in value.split("."))
     if any(size % 2 == 0 for size in sizes):  # no "same" padding is symmetric around an even kernel
         raise ValueError(value)
@@ -156,4 +193,11 @@ _FIELDS = {
     "a": ("expand_kernels", _kernels, "'a' and odd sizes joined by dots, as a1.1"),
     "p": ("project_kernels", _kernels, "'p' and odd sizes joined by dots, as p1.1"),
     "fc": ("expand_from", _positive_int, "'fc' and a positive whole number"),
+    "gs": ("group_size", _positive_int, "'gs' and a positive whole number"),
+    "cc": ("experts", _positive_int, "'cc' and a positive whole number"),
+    "d": ("space_to_depth", _positive_int, "'d' and a positive whole number"),
+    "h": ("heads", _positive_int, "'h' and a positive whole number"),
+    "v": ("key_stride", {"1": 1, "2": 2}.__getitem__, "v1 or v2"),
+    "x": ("expanded", _positive_int, "'x' and a positive whole number"),
+    "q": ("squeezed", _positive_int, "'q' and a positive whole number"),
 }

@@ -1,18 +1,50 @@
-"""The 1,000 classes of ImageNet-1k (Russakovsky et al., arXiv:1409.0575); names are WordNet's."""
+"""The classes of ImageNet: the 1,000 of ImageNet-1k, and the sets of ImageNet-21k that weights are trained on.
 
+Sources: Russakovsky et al., arXiv:1409.0575; Ridnik et al., "ImageNet-21K Pretraining for the Masses",
+arXiv:2104.10972; timm for `imagenet12k`. Names are WordNet's.
+"""
+
+import gzip
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
+# How many classes each set has. All sets but the first are part of `imagenet21k`, in its order.
+LABEL_SETS = {"imagenet1k": 1000, "imagenet12k": 11_821, "imagenet21k_miil": 11_221, "imagenet21k": 21_843}
+_FLAGS = {"imagenet12k": "k", "imagenet21k_miil": "m", "imagenet21k": ""}
+_IDENTIFIER = re.compile(r"n\d{8}")
+
 
 @cache
 def imagenet_classes() -> dict[str, str]:
-    """Name of each class by WordNet identifier (`n01440764`), in the order of the logits."""
+    """Name of each class of ImageNet-1k by WordNet identifier (`n01440764`), in the order of the logits."""
     text = (files("jeffnet.arch") / "imagenet_classes.tsv").read_text(encoding="utf-8")
     return dict(line.split("\t") for line in text.splitlines())
+
+
+@cache
+def label_set(name: str) -> dict[str, str]:
+    """Name of each class by WordNet identifier, in the order of the logits.
+
+    Args:
+      name: one of `LABEL_SETS`.
+    """
+    if name == "imagenet1k":
+        return imagenet_classes()
+    packed = (files("jeffnet.arch") / "imagenet21k.tsv.gz").read_bytes()
+    rows = (line.split("\t") for line in gzip.decompress(packed).decode().splitlines())
+    return {identifier: title for identifier, flags, title in rows if _FLAGS[name] in flags}
+
+
+def known_classes(num_classes: int) -> tuple[str, ...]:
+    """WordNet identifiers of the set of ImageNet's classes that has this many; empty if none has."""
+    return next((tuple(label_set(name)) for name, count in LABEL_SETS.items() if count == num_classes), ())
 
 
 def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
     """Names for people: WordNet's first where a class is one of ImageNet's identifiers, else the class itself."""
     known = imagenet_classes()
+    if any(name not in known and _IDENTIFIER.fullmatch(name) for name in classes):
+        known = label_set("imagenet21k") | known
     return tuple(known[name].partition(",")[0] if name in known else name for name in classes)

@@ -1,10 +1,12 @@
 """Lowering of a `ModelSpec` to a `Plan`; `jeffnet.arch.blocks` has the block kinds."""
 
 import math
+from dataclasses import replace
 from numbers import Integral, Real
 
-from jeffnet.arch.blocks import BlockLowering, lower_conv, round_channels
+from jeffnet.arch.blocks import BlockLowering, lower_conv, scaled_channels
 from jeffnet.arch.grammar import BlockSpec, parse_stages
+from jeffnet.arch.operations import Conv
 from jeffnet.arch.plan import Block, FeatureInfo, Plan, with_classes
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.errors import ArchitectureError, check_choice
@@ -37,17 +39,14 @@ def lower(
     bn_momentum = spec.bn_momentum if bn_momentum is None else bn_momentum
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "bn_momentum": bn_momentum}
     _check_options(num_classes, in_chans, rates, global_pool, output_stride)
-    stem_channels = round_channels(spec.stem, spec.width if spec.scale_stem else 1.0)
-    stem = lower_conv(spec, "conv_stem", in_chans, stem_channels, (3,), "bn1", spec.act, stride=2)
+    stem_channels = scaled_channels(spec, spec.stem) if spec.scale_stem else spec.stem
+    stem = lower_conv(spec, "conv_stem", in_chans, stem_channels, (spec.stem_kernel,), "bn1", spec.act, stride=2)
     stages, features = _lower_stages(spec, stem_channels, drop_path_rate, output_stride)
-    num_features = round_channels(spec.features, spec.width if spec.scale_features else 1.0)
-    norm, last_channels = None if spec.pool_first else "bn2", stages[-1][-1].out_channels
-    head = lower_conv(spec, "conv_head", last_channels, num_features, (1,), norm, spec.act, bias=spec.pool_first)
     plan = Plan(
         in_chans=in_chans,
         stem=stem,
         stages=stages,
-        head=head,
+        head=_lower_head(spec, stages[-1][-1].out_channels),
         pool_first=spec.pool_first,
         global_pool=global_pool,
         drop_rate=drop_rate,
@@ -56,6 +55,16 @@ def lower(
         features=features,
     )
     return with_classes(plan, num_classes)
+
+
+def _lower_head(spec: ModelSpec, in_channels: int) -> Conv | None:
+    if spec.features == 0:
+        return None
+    channels = scaled_channels(spec, spec.features) if spec.scale_features else spec.features
+    has_norm = not spec.pool_first if spec.head_norm is None else spec.head_norm
+    has_bias = not has_norm if spec.head_bias is None else spec.head_bias
+    norm = ("norm_head" if spec.pool_first else "bn2") if has_norm else None
+    return lower_conv(spec, "conv_head", in_channels, channels, (1,), norm, spec.act, bias=has_bias)
 
 
 def _check_options(
@@ -98,7 +107,9 @@ def _expand_stages(spec: ModelSpec) -> list[list[BlockSpec]]:
     expanded = []
     for index, stage in enumerate(stages):
         at_end = index in (0, len(stages) - 1)
-        depth = 1.0 if at_end and not spec.scale_ends else spec.depth
+        depth = spec.depth[index] if isinstance(spec.depth, tuple) else spec.depth
+        if at_end and not spec.scale_ends:
+            depth = 1.0
         repeats = scale_repeats([block.repeats for block in stage], depth, spec.depth_rounding)
         expanded.append([block for block, repeat in zip(stage, repeats, strict=True) for _ in range(repeat)])
     return expanded
@@ -111,24 +122,32 @@ def _lower_stages(
     total = sum(len(stage) for stage in specs)
     channels, stride, dilation, index = stem_channels, 2, 1, 0
     # The map at a stride is the output of the last module before the next stride.
-    features = [FeatureInfo("bn1", stem_channels, 2, -1)] if specs[0][0].stride > 1 else []
-    stages = []
+    first = specs[0][0]
+    features = [FeatureInfo("bn1", stem_channels, 2, -1)] if first.stride > 1 or first.space_to_depth else []
+    stages, packed = [], False
     for stage_index, stage in enumerate(specs):
         blocks = []
         for block_index, block in enumerate(stage):
             block_stride = block.stride if block_index == 0 else 1
             block_dilation = dilation
+            packs = block.space_to_depth and not packed
+            if packs:
+                packed, stride = True, stride * 2
+            elif packed and block_stride == 2:
+                # The stride is done: the block takes the packed positions apart, by its expansion.
+                packed, block_stride = False, 1
+                block = replace(block, expansion=block.expansion / 4)
             if block_stride > 1 and stride * block_stride > output_stride:
                 # This block still sees its input at the old density; those after it need the wider reach.
                 dilation, block_stride = dilation * block_stride, 1
             stride *= block_stride
             name = f"blocks.{stage_index}.{block_index}"
             rate = drop_path_rate * index / total
-            lowering = BlockLowering(spec, name, block, channels, block_stride, block_dilation)
+            lowering = BlockLowering(spec, name, block, channels, block_stride, block_dilation, packed, packs)
             blocks.append(lowering.lower(rate))
             channels = blocks[-1].out_channels
             index += 1
         stages.append(tuple(blocks))
-        if stage_index + 1 == len(specs) or specs[stage_index + 1][0].stride > 1:
+        if stage_index + 1 == len(specs) or (specs[stage_index + 1][0].stride > 1 and not packed):
             features.append(FeatureInfo(f"blocks.{stage_index}", channels, stride, stage_index))
     return tuple(stages), tuple(features)

@@ -8,28 +8,30 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec, as_tensorflow
 
 RELEASE = "https://github.com/rwightman/efficientnet-jax/releases/download/weights/"
-# What these weight sets were called before timm gave them tags, after the name of the architecture.
-_OLD_NAMES = {"ap_in1k": "_ap", "ns_jft_in1k": "_ns", "ns_jft_in1k_475": "_ns_475"}
+# What models with these weights were called before timm gave weights tags, after the name of the architecture.
+OLD_NAMES = {"ap_in1k": "_ap", "ns_jft_in1k": "_ns", "ns_jft_in1k_475": "_ns_475"}
 
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One set of published weights of an architecture.
+    """One set of published weights of an architecture; its licence is Apache 2.0.
 
     Scores are timm's, on the 50,000 validation pictures of ImageNet-1k with the model's preprocessing
     (huggingface/pytorch-image-models, results/results-imagenet.csv).
 
     Attributes:
-      top1: per cent of the pictures whose most probable class is right.
+      top1: per cent of the pictures whose most probable class is right; None for weights of other classes.
       top5: per cent of the pictures with the right class among the five most probable.
-      sha256: first 8 digits of the hash of the npz file in the original release.
+      sha256: first 8 digits of the hash of the npz file in the original release; None where that has none.
       preprocessing: the entries of `Preprocessing` in which it differs from the architecture's.
+      classes: which classes the logits are of, see `jeffnet.arch.imagenet.LABEL_SETS`.
     """
 
-    top1: float
-    top5: float
-    sha256: str
+    top1: float | None = None
+    top5: float | None = None
+    sha256: str | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    classes: str = "imagenet1k"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Architecture:
     """An entry of a family's table.
 
     Args:
-      spec: the network; names that start with `tf_` mean `jeffnet.arch.spec.as_tensorflow` of it.
+      spec: the network; names that start with `tf_` mean `jeffnet.arch.spec.as_tensorflow` of it, unless it is padded
+        like that already.
       preprocessing: of the weights; 224 pixels and the other defaults unless given.
       **weights: by timm's tag; the first is the default.
     """
@@ -62,17 +65,16 @@ class Architecture:
         self.spec, self.preprocessing, self.weights = spec, preprocessing or Preprocessing(), weights
 
     def models(self, name: str) -> dict[str, Model]:
-        """The architecture's models by our names: one for every weight set, or one without weights.
+        """The architecture's models: `name` has the default weights, or none; `name.tag` has others.
 
-        The architecture's name is timm's, with a leading `pt_` unless it starts with `tf_`. The first weight set has
-        it too, the others are `name.tag`, except those of `_OLD_NAMES`.
+        Args:
+          name: the architecture's, as in timm.
         """
-        spec = as_tensorflow(self.spec) if name.startswith("tf_") else self.spec
-        if not self.weights:
-            return {name: Model(spec, self.preprocessing)}
-        models = {}
-        for number, (tag, weights) in enumerate(self.weights.items()):
-            suffix = _OLD_NAMES.get(tag, f".{tag}" if number else "")
+        spec = self.spec
+        if name.startswith("tf_") and spec.padding != "same":
+            spec = as_tensorflow(spec)
+        models = {} if self.weights else {name: Model(spec, self.preprocessing)}
+        for tag, weights in self.weights.items():
             preprocessing = replace(self.preprocessing, **weights.preprocessing)
-            models[name + suffix] = Model(spec, preprocessing, f"{name.removeprefix('pt_')}.{tag}", weights)
+            models[f"{name}.{tag}" if models else name] = Model(spec, preprocessing, f"{name}.{tag}", weights)
         return models

@@ -46,7 +46,7 @@ class Plan:
       in_chans: channels of the input pictures.
       stem: the first convolution, stride 2.
       stages: blocks, grouped by stage.
-      head: the last convolution; after the global pooling when `pool_first`.
+      head: the last convolution, if there is one; after the global pooling when `pool_first`.
       classifier: None when features are wanted.
       global_pool: 'avg', 'max', 'avgmax' (mean of the two) or 'none'.
       drop_rate: dropout before the classifier.
@@ -57,7 +57,7 @@ class Plan:
     in_chans: int
     stem: Conv
     stages: tuple[tuple[Block, ...], ...]
-    head: Conv
+    head: Conv | None
     pool_first: bool
     global_pool: str
     drop_rate: float
@@ -68,7 +68,7 @@ class Plan:
     @property
     def num_features(self) -> int:
         """Width of the pre-logits."""
-        return self.head.out_channels
+        return self.head.out_channels if self.head else self.stages[-1][-1].out_channels
 
     @property
     def output_stride(self) -> int:
@@ -85,13 +85,19 @@ class Plan:
         return (block for stage in self.stages for block in stage)
 
     @property
-    def convolutions(self) -> Iterator[Conv]:
-        """All of them in the order in which they run, those inside other operations included."""
+    def operations(self) -> Iterator[Op]:
+        """All but the classifier, in the order in which they run."""
         yield self.stem
         for block in self.blocks:
-            for op in block.ops:
-                yield from op.convolutions
-        yield self.head
+            yield from block.ops
+        if self.head:
+            yield self.head
+
+    @property
+    def convolutions(self) -> Iterator[Conv]:
+        """All of them in the order in which they run, those inside other operations included."""
+        for op in self.operations:
+            yield from op.convolutions
 
 
 def with_classes(plan: Plan, num_classes: int) -> Plan:

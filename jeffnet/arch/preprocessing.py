@@ -11,6 +11,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INCEPTION_MEAN = (0.5, 0.5, 0.5)
 INCEPTION_STD = (0.5, 0.5, 0.5)
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+# Pixels from -1 to 1, as Inception has them.
+INCEPTION = {"mean": INCEPTION_MEAN, "std": INCEPTION_STD}
 
 LARGEST_IMAGE = 2**15  # pixels along a side
 
@@ -23,13 +26,14 @@ class Preprocessing:
     """The preprocessing that weights were trained for.
 
     Attributes:
-      image_size: height and width of the input, in pixels.
+      image_size: height and width of the input, in pixels: the size at which the weights are tested.
       crop_pct: share of the resized picture that the centre crop keeps, in (0, 1]: the short side is resized to
         `floor(image_size / crop_pct)` before the crop.
       interpolation: 'bicubic' or 'bilinear'.
       mean: per channel, subtracted from pixel values in [0, 1].
       std: per channel, divides the difference.
       crop_mode: 'center', 'squash' or 'border', see `jeffnet.data.preprocess.EvalTransform`.
+      train_size: height and width in training, in pixels; None for the same.
 
     Raises:
       ArchitectureError: a value outside its range.
@@ -41,10 +45,11 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     crop_mode: str = "center"
+    train_size: int | None = None
 
     def __post_init__(self) -> None:
         # NumPy's scalars and arrays cannot be compared or written to JSON like Python's numbers.
-        for name in ("image_size", "crop_pct"):
+        for name in ("image_size", "crop_pct", "train_size"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -56,10 +61,13 @@ class Preprocessing:
                 raise ArchitectureError(f"{name} {values!r}: give a number for each channel, such as (0.5, 0.5, 0.5)")
             object.__setattr__(self, name, numbers)
         # Sizes also come from files, and pictures of these sizes are allocated.
-        if not isinstance(self.image_size, Integral) or not 1 <= self.image_size <= LARGEST_IMAGE:
-            raise ArchitectureError(
-                f"image_size {self.image_size!r} is not a size: give a number of pixels from 1 to {LARGEST_IMAGE:,}"
-            )
+        for name, size in (("image_size", self.image_size), ("train_size", self.train_size)):
+            if size is None and name == "train_size":
+                continue
+            if not isinstance(size, Integral) or not 1 <= size <= LARGEST_IMAGE:
+                raise ArchitectureError(
+                    f"{name} {size!r} is not a size: give a number of pixels from 1 to {LARGEST_IMAGE:,}"
+                )
         in_range = isinstance(self.crop_pct, Real) and 0 < self.crop_pct <= 1
         if not in_range or self.image_size / self.crop_pct > LARGEST_IMAGE:
             raise ArchitectureError(
@@ -74,6 +82,16 @@ class Preprocessing:
     def changed(self, **values: Any) -> "Preprocessing":
         """The same with these values, where they are not None."""
         return replace(self, **{name: value for name, value in values.items() if value is not None})
+
+
+def sized(image_size: int, crop_pct: float, train_size: int | None = None, **others: Any) -> dict[str, Any]:
+    """Entries of a `Preprocessing` for weights of another size than the architecture's first."""
+    return {"image_size": image_size, "crop_pct": crop_pct, "train_size": train_size, **others}
+
+
+def inception(image_size: int, crop_pct: float, interpolation: str = "bicubic", **others: Any) -> Preprocessing:
+    """With pixels from -1 to 1."""
+    return Preprocessing(image_size, crop_pct, interpolation, **INCEPTION, **others)
 
 
 def _plain(number: Any) -> Any:

@@ -5,7 +5,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from jeffnet.arch.operations import BatchNorm, Conv, ConvPart, Norm, Op, SqueezeExcite
+from jeffnet.arch.operations import (
+    Attention,
+    BatchNorm,
+    Conv,
+    ConvPart,
+    Downsample,
+    ExpertConv,
+    GlobalContext,
+    GroupNorm,
+    LayerNorm,
+    LayerScale,
+    Norm,
+    Normalize,
+    Op,
+    Routing,
+    SqueezeExcite,
+)
 from jeffnet.arch.plan import Plan
 
 STATISTICS = ("mean", "var")
@@ -63,8 +79,7 @@ class Layer:
 
 def array_specs(plan: Plan) -> dict[str, ArraySpec]:
     """Every array of a model by canonical name, in the order in which a forward pass uses them."""
-    ops = (plan.stem, *(op for block in plan.blocks for op in block.ops), plan.head)
-    specs = [spec for op in ops for spec in _arrays(op)]
+    specs = [spec for op in plan.operations for spec in _arrays(op)]
     if dense := plan.classifier:
         specs.append(ArraySpec(f"{dense.name}.kernel", (dense.in_features, dense.out_features)))
         specs.append(ArraySpec(f"{dense.name}.bias", (dense.out_features,)))
@@ -88,7 +103,8 @@ def layers(plan: Plan, image_size: int) -> list[Layer]:
         for op in block.ops:
             rows.append(_layer(op, rows[-1].out_size))
     pooled = plan.global_pool != "none"
-    rows.append(_conv_layer(plan.head, 1 if plan.pool_first and pooled else rows[-1].out_size))
+    if plan.head:
+        rows.append(_conv_layer(plan.head, 1 if plan.pool_first and pooled else rows[-1].out_size))
     if plan.classifier:
         size = 1 if pooled else rows[-1].out_size
         rows.append(replace(_conv_layer(plan.classifier.conv, size), kind="dense"))
@@ -106,9 +122,22 @@ def _arrays(op: Op) -> Iterator[ArraySpec]:
     match op:
         case Conv():
             yield from _conv_arrays(op)
-        case SqueezeExcite():
+        case SqueezeExcite() | GlobalContext() | Attention():
             for conv in op.convolutions:
                 yield from _conv_arrays(conv)
+        case Normalize():
+            yield from _norm_arrays(op.norm)
+        case LayerScale():
+            yield ArraySpec(f"{op.name}.scale", (op.channels,))
+        case Routing():
+            yield ArraySpec(f"{op.name}.kernel", (op.channels, op.experts))
+            yield ArraySpec(f"{op.name}.bias", (op.experts,))
+        case ExpertConv():
+            kernel, *norm = _conv_arrays(op.conv)
+            yield replace(kernel, shape=(op.experts, *kernel.shape))
+            yield from norm
+        case Downsample():
+            pass
         case _:
             assert_never(op)
 
@@ -128,20 +157,63 @@ def _norm_arrays(norm: Norm) -> Iterator[ArraySpec]:
         case BatchNorm():
             for leaf in ("scale", "bias", "mean", "var"):
                 yield ArraySpec(f"{norm.name}.{leaf}", (norm.channels,))
+        case GroupNorm() | LayerNorm():
+            for leaf in ("scale", "bias"):
+                yield ArraySpec(f"{norm.name}.{leaf}", (norm.channels,))
         case _:
             assert_never(norm)
 
 
 def _layer(op: Op, size: int) -> Layer:
+    parameters = sum(math.prod(spec.shape) for spec in _arrays(op) if spec.is_parameter)
     match op:
         case Conv():
             return _conv_layer(op, size)
         case SqueezeExcite():
             products = 2 * op.channels * op.reduced
             kind = f"squeeze {op.channels} -> {op.reduced}"
-            return Layer(op.name, kind, size, op.channels, products + op.channels + op.reduced, products)
+            return Layer(op.name, kind, size, op.channels, parameters, products)
+        case GlobalContext():
+            products = op.reduce.out_channels * 2 * op.reduce.in_channels + 2 * op.context.in_channels * size * size
+            kind = f"context {op.reduce.in_channels} -> {op.reduce.out_channels}"
+            return Layer(op.name, kind, size, op.expand.out_channels, parameters, products)
+        case Attention():
+            keys = size
+            for conv in op.key:
+                keys = output_size(conv.parts[0], conv.stride, conv.dilation, keys)
+            mixing = 2 * op.query.out_channels * size * size * keys * keys
+            ends = _macs(op.query, size) + _macs(op.output, size)
+            shared = sum(_macs_of_chain(chain, size) for chain in (op.key, op.value))
+            kind = f"attention {op.heads} heads"
+            return Layer(op.name, kind, size, op.output.out_channels, parameters, ends + shared + mixing)
+        case Normalize():
+            return Layer(op.name, "norm", size, op.norm.channels, parameters, 0)
+        case LayerScale():
+            return Layer(op.name, "layer scale", size, op.channels, parameters, 0)
+        case Routing():
+            return Layer(op.name, f"routing {op.experts}", size, op.channels, parameters, op.channels * op.experts)
+        case ExpertConv():
+            layer = _conv_layer(op.conv, size)
+            mixing = math.prod(next(_arrays(op)).shape)
+            return replace(layer, kind=f"{layer.kind} x{op.experts}", parameters=parameters, macs=layer.macs + mixing)
+        case Downsample():
+            taps = len(op.taps)
+            out = (size + 2 * op.padding - taps) // 2 + 1
+            return Layer(op.name, f"downsample {taps}x{taps} /2", out, op.channels, 0, 0)
         case _:
             assert_never(op)
+
+
+def _macs(conv: Conv, size: int) -> int:
+    return _conv_layer(conv, size).macs
+
+
+def _macs_of_chain(chain: tuple[Conv, ...], size: int) -> int:
+    macs = 0
+    for conv in chain:
+        layer = _conv_layer(conv, size)
+        macs, size = macs + layer.macs, layer.out_size
+    return macs
 
 
 def _conv_layer(conv: Conv, size: int) -> Layer:

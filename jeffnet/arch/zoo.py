@@ -4,15 +4,43 @@ import difflib
 import fnmatch
 from collections.abc import Iterable
 
-from jeffnet.arch.families import efficientnet, mixnet, mobilenet, searched
+from jeffnet.arch.families import (
+    edgetpu,
+    efficientnet,
+    efficientnet_v2,
+    efficientnet_variants,
+    fbnetv3,
+    hardcorenas,
+    lcnet,
+    mixnet,
+    mobilenet,
+    mobilenet_v4,
+    pruned,
+    searched,
+    tinynet,
+)
 from jeffnet.arch.lower import lower
-from jeffnet.arch.model import Model
+from jeffnet.arch.model import OLD_NAMES, Model
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.errors import ArchitectureError, UnknownModelError
 
-_FAMILIES = (efficientnet, mixnet, mobilenet, searched)
+_FAMILIES = (
+    edgetpu,
+    efficientnet,
+    efficientnet_v2,
+    efficientnet_variants,
+    fbnetv3,
+    hardcorenas,
+    lcnet,
+    mixnet,
+    mobilenet,
+    mobilenet_v4,
+    pruned,
+    searched,
+    tinynet,
+)
 
 
 def _merge(tables: Iterable[dict[str, Model]]) -> dict[str, Model]:
@@ -27,28 +55,47 @@ def _merge(tables: Iterable[dict[str, Model]]) -> dict[str, Model]:
 
 MODELS = _merge(entry.models(name) for family in _FAMILIES for name, entry in family.MODELS.items())
 
-# Names of timm for our models, besides ours without `pt_` and those with a published tag.
-_OTHER_NAMES = {"mnasnet_a1": "pt_semnasnet_100", "mnasnet_b1": "pt_mnasnet_100"}
-_TIMM_NAMES = {model.timm: name for name, model in MODELS.items() if model.timm}
+
+def _aliases() -> dict[str, str]:
+    """Names that mean a model of another name: with the default tag, with `pt_`, and older ones."""
+    aliases = {"mnasnet_a1": "semnasnet_100", "mnasnet_b1": "mnasnet_100"}
+    for name, model in MODELS.items():
+        architecture, _, tag = (model.timm or name).partition(".")
+        old = architecture + OLD_NAMES[tag] if tag in OLD_NAMES else None
+        for other in filter(None, (name, model.timm, old)):
+            aliases[other] = name
+            if not other.startswith("tf_"):
+                aliases[f"pt_{other}"] = name
+    return aliases
+
+
+_ALIASES = _aliases()
 
 
 def resolve_name(name: str) -> str:
-    """Our name of a model, from our name or timm's.
+    """The name of a model, from any of its names.
 
     Args:
-      name: ours (`tf_efficientnet_b0_ns`), timm's with its tag (`tf_efficientnet_b0.ns_jft_in1k`) or without
-        (`mobilenetv3_large_100`, which is `pt_mobilenetv3_large_100`). MobileNetV2 also has names for widths that are
-        not listed, see `jeffnet.arch.families.mobilenet.scaled`.
+      name: of an architecture (`efficientnet_b0`, which has its default weights) or of an architecture with other
+        weights (`tf_efficientnet_b0.ns_jft_in1k`), as in timm; earlier names of ours (`pt_efficientnet_b0`,
+        `tf_efficientnet_b0_ns`). MobileNetV2 also has names for widths that are not listed, see
+        `jeffnet.arch.families.mobilenet.scaled`.
+
+    Returns:
+      `architecture`, or `architecture.tag` for other weights than the default.
 
     Raises:
       UnknownModelError: no such model; the message has the nearest names.
     """
     if not isinstance(name, str):
-        raise UnknownModelError(f"unknown model {name!r}: a name is text, such as 'pt_efficientnet_b0'")
-    for candidate in (name, _TIMM_NAMES.get(name), _OTHER_NAMES.get(name), f"pt_{name}"):
-        if candidate and _find(candidate):
-            return candidate
-    known = [*MODELS, *_TIMM_NAMES]
+        raise UnknownModelError(f"unknown model {name!r}: a name is text, such as 'efficientnet_b0'")
+    if name in MODELS:
+        return name
+    if name in _ALIASES:
+        return _ALIASES[name]
+    if mobilenet.scaled(name):
+        return name.removeprefix("pt_")
+    known = [*MODELS, *(model.timm for model in MODELS.values() if model.timm)]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     # A tag is long: compared with it, models of other architectures but similar tags would seem near.
     near += [other for other in difflib.get_close_matches(name.partition(".")[0], MODELS, n=4) if other not in near]
@@ -57,15 +104,19 @@ def resolve_name(name: str) -> str:
     raise UnknownModelError(f"unknown model {name!r}; {hint}")
 
 
-def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+def list_models(pattern: str = "*", pretrained: bool = False, tags: bool = False) -> list[str]:
     """Names of the zoo, sorted.
 
     Args:
-      pattern: our names, with shell wildcards (`tf_*_b[0-3]`).
+      pattern: names, with shell wildcards (`tf_*_b[0-3]`).
       pretrained: only models with published weights.
+      tags: a name for every set of weights (`efficientnet_b0.ra_in1k`) instead of one for every architecture;
+        architectures without weights are left out.
     """
-    names = fnmatch.filter(MODELS, pattern)
-    return [name for name in names if MODELS[name].weights] if pretrained else names
+    if tags:
+        return sorted(fnmatch.filter([model.timm for model in MODELS.values() if model.timm], pattern))
+    names = [name for name, model in MODELS.items() if "." not in name and (model.weights or not pretrained)]
+    return fnmatch.filter(names, pattern)
 
 
 def find_model(name: str) -> Model:

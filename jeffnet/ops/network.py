@@ -144,10 +144,10 @@ def as_floats(images: Any, dtype: DTypeLike) -> Array:
 def _head(
     plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier: Layer | None, test_window: int
 ) -> Array:
-    if not plan.pool_first:
+    if plan.head and not plan.pool_first:
         x = conv(plan.head, x)
     x = pool_windows(x, test_window) if test_window else global_pool(x, plan.global_pool)
-    if plan.pool_first:
+    if plan.head and plan.pool_first:
         x = conv(plan.head, x)
     if not test_window and plan.global_pool != "none":
         x = x.reshape(x.shape[0], x.shape[-1])

@@ -45,3 +45,22 @@ def pool_windows(x: Array, side: int) -> Array:
         )
     sums = lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, (1, side, side, 1), (1, 1, 1, 1), "VALID")
     return sums / side**2
+
+
+def downsample(x: Array, taps: tuple[float, ...], padding: int) -> Array:
+    """Every channel filtered by the same fixed window, at every second position (arXiv:1904.11486).
+
+    Args:
+      x: `(N, H, W, C)`.
+      taps: the window along one side; the window is its product with itself.
+      padding: rows and columns of zeros on every side.
+
+    Returns:
+      `(N, H', W', C)`, with `H' = (H + 2 * padding - len(taps)) // 2 + 1`.
+    """
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    for axis in (1, 2):
+        count = (x.shape[axis] - len(taps)) // 2 + 1
+        shifted = (lax.slice_in_dim(x, start, start + 2 * count - 1, 2, axis) for start in range(len(taps)))
+        x = sum(jnp.asarray(tap, x.dtype) * part for tap, part in zip(taps, shifted, strict=True))  # pyright: ignore
+    return x

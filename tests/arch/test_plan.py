@@ -1,16 +1,17 @@
 """Lowering: widths, depths, strides, dilations, drop rates and options."""
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
 
 from jeffnet.arch.blocks import round_channels
 from jeffnet.arch.lower import GLOBAL_POOLS, lower, scale_repeats
-from jeffnet.arch.operations import Conv
+from jeffnet.arch.operations import Conv, Downsample, ExpertConv
 from jeffnet.arch.spec import ModelSpec, as_tensorflow
 from jeffnet.arch.summary import array_specs, count_macs, layers, output_size
-from jeffnet.arch.zoo import MODELS, model_plan, model_spec
+from jeffnet.arch.zoo import list_models, model_plan, model_spec
 from jeffnet.errors import ArchitectureError, JeffnetError
 
 pytestmark = pytest.mark.numbers
@@ -75,13 +76,13 @@ def test_scale_repeats(repeats, depth, rounding, scaled):
 @pytest.mark.parametrize(
     ("name", "depths"),
     [
-        ("pt_efficientnet_b0", [1, 2, 2, 3, 3, 4, 1]),
-        ("pt_efficientnet_b4", [2, 4, 4, 6, 6, 8, 2]),
-        ("pt_efficientnet_b7", [4, 7, 7, 10, 10, 13, 4]),
+        ("efficientnet_b0", [1, 2, 2, 3, 3, 4, 1]),
+        ("efficientnet_b4", [2, 4, 4, 6, 6, 8, 2]),
+        ("efficientnet_b7", [4, 7, 7, 10, 10, 13, 4]),
         ("tf_efficientnet_l2_ns", [6, 11, 11, 16, 16, 22, 6]),
-        ("pt_efficientnet_lite4", [1, 4, 4, 6, 6, 8, 1]),  # its ends are not scaled
-        ("pt_mobilenetv2_120d", [1, 3, 5, 6, 5, 5, 1]),
-        ("pt_mixnet_xl", [1, 2, 5, 5, 5, 5]),  # rounded, not ceiled
+        ("efficientnet_lite4", [1, 4, 4, 6, 6, 8, 1]),  # its ends are not scaled
+        ("mobilenetv2_120d", [1, 3, 5, 6, 5, 5, 1]),
+        ("mixnet_xl", [1, 2, 5, 5, 5, 5]),  # rounded, not ceiled
     ],
 )
 def test_depths_of_the_papers(name, depths):
@@ -89,7 +90,7 @@ def test_depths_of_the_papers(name, depths):
 
 
 def test_only_the_first_block_of_a_stage_strides():
-    for name in MODELS:
+    for name in list_models():
         for stage in model_plan(name).stages:
             assert all(op.stride == 1 for block in stage[1:] for op in block.ops if isinstance(op, Conv))
 
@@ -104,7 +105,7 @@ def test_a_residual_needs_equal_shapes():
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", list_models())
 def test_strides_never_exceed_the_output_stride(name, output_stride):
     """Strides become dilations, and the widths, names and parameters stay what they are."""
     plain, plan = model_plan(name), model_plan(name, output_stride=output_stride)
@@ -114,7 +115,13 @@ def test_strides_never_exceed_the_output_stride(name, output_stride):
     ]
     assert array_specs(plan) == array_specs(plain)
     reached = 1
-    for conv in convs(plan):
+    for op in plan.operations:
+        if isinstance(op, Downsample):
+            reached *= 2
+            continue
+        if not isinstance(op, Conv | ExpertConv):
+            continue  # keys and values of attention have a stride of their own
+        conv = op.conv if isinstance(op, ExpertConv) else op
         reached *= conv.stride
         assert reached <= output_stride
         # A larger kernel reaches as far as it would on the map that the stride would have made.
@@ -131,7 +138,7 @@ def test_dilation_starts_behind_the_stride_it_replaces():
     dilations = {
         stride: [
             [next(op for op in block.ops if op.name.endswith("conv_dw")).dilation for block in stage]
-            for stage in model_plan("pt_efficientnet_b0", output_stride=stride).stages
+            for stage in model_plan("efficientnet_b0", output_stride=stride).stages
         ]
         for stride in (8, 16, 32)
     }
@@ -147,14 +154,14 @@ def test_paddings():
     assert symmetric.stages[1][0].ops[1].parts[0].padding == ((2, 2), (2, 2))
     assert symmetric.head.parts[0].padding == ((0, 0), (0, 0))
     assert {part.padding for conv in convs(same) for part in conv.parts} == {"SAME"}
-    dilated = model_plan("pt_efficientnet_b0", output_stride=16).stages[5][1].ops[1]
+    dilated = model_plan("efficientnet_b0", output_stride=16).stages[5][1].ops[1]
     assert (dilated.dilation, dilated.parts[0].padding) == (2, ((4, 4), (4, 4)))
     edge = {op.name: op for block in model_plan("tf_efficientnet_es").blocks for op in block.ops}
     assert edge["blocks.1.0.conv_exp"].parts[0].padding == ((1, 1), (1, 1))
     assert edge["blocks.1.0.conv_exp"].stride == 2 and edge["blocks.1.0.conv_pwl"].stride == 1
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", list_models())
 def test_features_are_the_last_maps_before_each_stride(name):
     plan = model_plan(name)
     widths = {f"blocks.{index}": stage[-1].out_channels for index, stage in enumerate(plan.stages)}
@@ -163,14 +170,14 @@ def test_features_are_the_last_maps_before_each_stride(name):
     assert [feature.stride for feature in plan.features] == [2, 4, 8, 16, 32]
     # Stage -1 is the stem's, which is a feature of its own only where the first block strides.
     assert [feature.name == "bn1" for feature in plan.features] == [feature.stage == -1 for feature in plan.features]
-    assert (plan.features[0].name == "bn1") == ("v3_small" in name)
+    assert (plan.features[0].name == "bn1") == bool(re.search(r"v3_small|v4|efficientnet_[xh]_", name))
     assert plan.features[-1].stage == len(plan.stages) - 1
 
 
 @pytest.mark.parametrize("rate", [None, 0.0, 0.3])
 def test_drop_path_rates_grow_linearly(rate):
     """Block i of n has i / n of the rate where it has a shortcut; None is the paper's 0.2."""
-    blocks = list(model_plan("pt_efficientnet_b0", drop_path_rate=rate).blocks)
+    blocks = list(model_plan("efficientnet_b0", drop_path_rate=rate).blocks)
     total = 0.2 if rate is None else rate
     rates = [total * index / len(blocks) if block.residual else 0.0 for index, block in enumerate(blocks)]
     assert [block.drop_path_rate for block in blocks] == pytest.approx(rates)
@@ -178,16 +185,16 @@ def test_drop_path_rates_grow_linearly(rate):
 
 
 def test_drop_rates_of_the_papers():
-    assert [model_plan(f"pt_efficientnet_b{index}").drop_rate for index in range(9)] == [
+    assert [model_plan(f"efficientnet_b{index}").drop_rate for index in range(9)] == [
         0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5,
     ]  # fmt: skip
-    assert model_plan("pt_efficientnet_b0", drop_rate=0.0).drop_rate == 0.0
-    assert model_plan("pt_efficientnet_b0", drop_rate=0.7).drop_rate == 0.7
+    assert model_plan("efficientnet_b0", drop_rate=0.0).drop_rate == 0.0
+    assert model_plan("efficientnet_b0", drop_rate=0.7).drop_rate == 0.7
 
 
 def test_batch_norm_constants():
     """TensorFlow's originals keep 99 % of their statistics a step, and add 1e-3 to the variance."""
-    for name, momentum, epsilon in (("pt_mixnet_s", 0.9, 1e-5), ("tf_mixnet_s", 0.99, 1e-3)):
+    for name, momentum, epsilon in (("mixnet_s", 0.9, 1e-5), ("tf_mixnet_s", 0.99, 1e-3)):
         plan = model_plan(name)
         assert plan.bn_momentum == momentum
         assert {conv.norm.epsilon for conv in plan.convolutions if conv.norm} == {epsilon}
@@ -205,13 +212,13 @@ def test_options_reach_the_plan():
 
 def test_costs_follow_the_pooling():
     """Without pooling the classifier, and MobileNetV3's head convolution, run at every position of the last map."""
-    pooled, mapped = (layers(model_plan("pt_mobilenetv3_small_100", global_pool=kind), 64) for kind in ("avg", "none"))
+    pooled, mapped = (layers(model_plan("mobilenetv3_small_100", global_pool=kind), 64) for kind in ("avg", "none"))
     for name in ("conv_head", "classifier"):
         one, many = (next(row for row in rows if row.name == name) for rows in (pooled, mapped))
         assert (one.out_size, many.out_size, many.macs) == (1, 2, 4 * one.macs)
 
 
-@pytest.mark.parametrize("name", ["pt_efficientnet_b0", "tf_efficientnet_b0"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "tf_efficientnet_b0"])
 def test_costs_grow_with_the_picture(name):
     """The convolutions' cost goes with the area; 'SAME' and symmetric padding keep the same number of positions."""
     rows = {size: layers(model_plan(name), size) for size in (63, 64, 65, 128)}
@@ -237,11 +244,11 @@ def test_costs_grow_with_the_picture(name):
 )
 def test_impossible_options_are_errors(options, fault):
     with pytest.raises(ArchitectureError) as raised:
-        model_plan("pt_efficientnet_b0", **options)
+        model_plan("efficientnet_b0", **options)
     assert fault in str(raised.value)
     assert isinstance(raised.value, JeffnetError)
 
 
 def test_a_broken_block_string_is_an_error():
     with pytest.raises(ArchitectureError, match="'ir_r1_k4_s1_e6_c24'"):
-        lower(replace(model_spec("pt_efficientnet_b0"), stages=(("ir_r1_k4_s1_e6_c24",),)))
+        lower(replace(model_spec("efficientnet_b0"), stages=(("ir_r1_k4_s1_e6_c24",),)))

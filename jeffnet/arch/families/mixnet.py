@@ -1,6 +1,7 @@
-"""MixNet S, M, L and XL: depthwise kernels of several sizes side by side.
+"""MixNet S, M, L, XL and XXL: depthwise kernels of several sizes side by side.
 
-Source: Tan and Le, "MixConv: Mixed Depthwise Convolutional Kernels", arXiv:1907.09595; XL is timm's scaling of M.
+Source: Tan and Le, "MixConv: Mixed Depthwise Convolutional Kernels", arXiv:1907.09595; XL and XXL are timm's
+scalings of M.
 """
 
 from dataclasses import replace
@@ -36,12 +37,14 @@ M = ModelSpec(
 )
 L = replace(M, width=1.3)
 XL = replace(M, width=1.6, depth=1.2)
+XXL = replace(M, width=2.4, depth=1.3)
 
 MODELS = {
-    "pt_mixnet_s": Architecture(S, ft_in1k=WeightSet(76.0, 92.796, "1cf350a7")),
-    "pt_mixnet_m": Architecture(M, ft_in1k=WeightSet(77.268, 93.418, "fbbd9e8a")),
-    "pt_mixnet_l": Architecture(L, ft_in1k=WeightSet(78.97, 94.18, "27554ae7")),
-    "pt_mixnet_xl": Architecture(XL, ra_in1k=WeightSet(80.494, 94.938, "13d7aeef")),
+    "mixnet_s": Architecture(S, ft_in1k=WeightSet(76.0, 92.796, "1cf350a7")),
+    "mixnet_m": Architecture(M, ft_in1k=WeightSet(77.268, 93.418, "fbbd9e8a")),
+    "mixnet_l": Architecture(L, ft_in1k=WeightSet(78.97, 94.18, "27554ae7")),
+    "mixnet_xl": Architecture(XL, ra_in1k=WeightSet(80.494, 94.938, "13d7aeef")),
+    "mixnet_xxl": Architecture(XXL),
     "tf_mixnet_s": Architecture(S, in1k=WeightSet(75.656, 92.632, "60afe3e1")),
     "tf_mixnet_m": Architecture(M, in1k=WeightSet(76.952, 93.164, "3c049458")),
     "tf_mixnet_l": Architecture(L, in1k=WeightSet(78.774, 94.0, "49daedd5")),

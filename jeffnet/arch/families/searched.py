@@ -4,6 +4,8 @@ Sources: Tan et al., "MnasNet", arXiv:1807.11626; Stamoulis et al., "Single-Path
 "FBNet", arXiv:1812.03443.
 """
 
+from dataclasses import replace
+
 from jeffnet.arch.model import Architecture, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
@@ -70,11 +72,17 @@ FBNET_C = ModelSpec(
 _BILINEAR = Preprocessing(interpolation="bilinear")
 
 MODELS = {
-    "pt_fbnetc_100": Architecture(FBNET_C, _BILINEAR, rmsp_in1k=WeightSet(75.12, 92.384, "21618080")),
-    "pt_mnasnet_100": Architecture(MNASNET_B1, rmsp_in1k=WeightSet(74.672, 92.108, "3580d9fc")),
-    "pt_mnasnet_small": Architecture(MNASNET_SMALL),
-    "pt_semnasnet_100": Architecture(MNASNET_A1, rmsp_in1k=WeightSet(75.452, 92.608, "e8c37d5d")),
-    "pt_spnasnet_100": Architecture(SPNASNET, _BILINEAR, rmsp_in1k=WeightSet(74.086, 91.826, "886fba67")),
+    "fbnetc_100": Architecture(FBNET_C, _BILINEAR, rmsp_in1k=WeightSet(75.12, 92.384, "21618080")),
+    "mnasnet_100": Architecture(MNASNET_B1, rmsp_in1k=WeightSet(74.672, 92.108, "3580d9fc")),
+    "mnasnet_050": Architecture(replace(MNASNET_B1, width=0.5)),
+    "mnasnet_075": Architecture(replace(MNASNET_B1, width=0.75)),
+    "mnasnet_140": Architecture(replace(MNASNET_B1, width=1.4)),
+    "mnasnet_small": Architecture(MNASNET_SMALL, lamb_in1k=WeightSet(66.204, 86.47)),
+    "semnasnet_100": Architecture(MNASNET_A1, rmsp_in1k=WeightSet(75.452, 92.608, "e8c37d5d")),
+    "semnasnet_050": Architecture(replace(MNASNET_A1, width=0.5)),
+    "semnasnet_075": Architecture(replace(MNASNET_A1, width=0.75), rmsp_in1k=WeightSet(73.0, 91.124)),
+    "semnasnet_140": Architecture(replace(MNASNET_A1, width=1.4)),
+    "spnasnet_100": Architecture(SPNASNET, _BILINEAR, rmsp_in1k=WeightSet(74.086, 91.826, "886fba67")),
     "tf_mnasnet_100": Architecture(MNASNET_B1),
     "tf_semnasnet_100": Architecture(MNASNET_A1),
 }

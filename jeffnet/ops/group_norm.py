@@ -1,0 +1,57 @@
+"""Norms of each picture by itself, which need no running statistics."""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.precision import at_least_float32
+
+
+def group_norm(
+    x: Array, scale: Array, bias: Array, groups: int, epsilon: float, dtype: DTypeLike, act: str | None = None
+) -> Array:
+    """Normalise groups of neighbouring channels over all positions of a picture (arXiv:1803.08494).
+
+    Args:
+      x: `(N, H, W, C)`.
+      scale: `(C,)`.
+      bias: `(C,)`.
+      groups: divides C.
+      epsilon: added to the variance under the root.
+      dtype: of the result; statistics are at least float32.
+      act: activation after it.
+
+    Returns:
+      An array shaped like `x`.
+    """
+    grouped = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    return _affine(_normalized(grouped, (1, 2, 4), epsilon).reshape(x.shape), scale, bias, dtype, act)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike, act: str | None = None) -> Array:
+    """Normalise the channels of every position (arXiv:1607.06450).
+
+    Args:
+      x: `(..., C)`.
+      scale: `(C,)`.
+      bias: `(C,)`.
+      epsilon: added to the variance under the root.
+      dtype: of the result; statistics are at least float32.
+      act: activation after it.
+
+    Returns:
+      An array shaped like `x`.
+    """
+    return _affine(_normalized(x, (-1,), epsilon), scale, bias, dtype, act)
+
+
+def _normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+    x = x.astype(at_least_float32(x.dtype))
+    centered = x - x.mean(axes, keepdims=True)
+    return centered * (jnp.square(centered).mean(axes, keepdims=True) + epsilon) ** -0.5
+
+
+def _affine(x: Array, scale: Array, bias: Array, dtype: DTypeLike, act: str | None) -> Array:
+    y = (x * scale.astype(x.dtype) + bias.astype(x.dtype)).astype(dtype)
+    return ACTIVATIONS[act](y) if act else y
