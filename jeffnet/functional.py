@@ -21,7 +21,23 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jeffnet.arch.execution import Execution
-from jeffnet.arch.operations import BatchNorm, Conv, ConvPart, Norm, Op, SqueezeExcite
+from jeffnet.arch.operations import (
+    Attention,
+    BatchNorm,
+    Conv,
+    ConvPart,
+    Downsample,
+    ExpertConv,
+    GlobalContext,
+    GroupNorm,
+    LayerNorm,
+    LayerScale,
+    Norm,
+    Normalize,
+    Op,
+    Routing,
+    SqueezeExcite,
+)
 from jeffnet.arch.plan import Block, Plan
 from jeffnet.backends.common import ImageModel, conversions, documented
 from jeffnet.errors import ArchitectureError
@@ -29,8 +45,18 @@ from jeffnet.inference.fused import fuse as fuse
 from jeffnet.inference.fused import load_fused as load_fused
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
-from jeffnet.ops.network import Output, apply_block, apply_conv, apply_network, apply_squeeze
+from jeffnet.ops.group_norm import sample_norm
+from jeffnet.ops.network import (
+    Output,
+    apply_block,
+    apply_composite,
+    apply_conv,
+    apply_experts,
+    apply_network,
+    apply_routing,
+)
 from jeffnet.ops.norm import batch_norm
+from jeffnet.ops.pool import downsample
 from jeffnet.ops.stochastic import drop_path, dropout
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
@@ -153,12 +179,24 @@ class _Run:
         outputs = apply_network(plan, images, dtype, *layers, execution=execution, output=output, indices=indices)
         return (outputs, {"batch_stats": {**self.stats, **self.updated}}) if self.train else outputs
 
-    def _operation(self, op: Op, x: Array) -> Array:
+    def _operation(self, op: Op, x: Array, weights: Array | None) -> Array:
         match op:
             case Conv():
                 return self._conv(op, x)
-            case SqueezeExcite():
-                return apply_squeeze(op, x, self._conv)
+            case ExpertConv():
+                kernels = self._param(f"{op.name}.kernel")
+                assert weights is not None
+                return apply_conv(op.conv, x, lambda _, x: apply_experts(op.conv, x, kernels, weights), self._norm)
+            case SqueezeExcite() | GlobalContext() | Attention():
+                return apply_composite(op, x, self._conv)
+            case Normalize():
+                return self._norm(op.norm, x, op.act)
+            case LayerScale():
+                return x * over_channels(self._param(f"{op.name}.scale"), x)
+            case Routing():
+                return apply_routing(x, lambda x: self._dense(op.name, x))
+            case Downsample():
+                return downsample(x, op.taps, op.padding)
             case _:
                 assert_never(op)
 
@@ -194,6 +232,9 @@ class _Run:
         match norm:
             case BatchNorm():
                 return self._batch_norm(norm, x, act)
+            case GroupNorm() | LayerNorm():
+                scale, bias = (self.params[f"{norm.name}.{leaf}"] for leaf in ("scale", "bias"))
+                return sample_norm(norm, x, scale, bias, self.model.dtype, act)
             case _:
                 assert_never(norm)
 
@@ -211,8 +252,11 @@ class _Run:
         rate = self.model.plan.drop_rate
         key = self._key("dropout", rate)
         x = x if key is None else dropout(x, rate, key)
-        x = x @ self._param("classifier.kernel")
-        return x + over_channels(self._param("classifier.bias"), x)
+        return self._dense("classifier", x)
+
+    def _dense(self, name: str, x: Array) -> Array:
+        x = x @ self._param(f"{name}.kernel")
+        return x + over_channels(self._param(f"{name}.bias"), x)
 
     def _param(self, name: str) -> Array:
         return jnp.asarray(self.params[name], self.model.dtype)

@@ -12,7 +12,6 @@ mutable=['batch_stats'])` gives the logits and the updated statistics.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Unpack, assert_never
 
 import flax.linen as nn
@@ -25,9 +24,11 @@ from jeffnet.arch import plan as arch
 from jeffnet.arch.execution import Execution
 from jeffnet.backends.common import ImageModel, Layers, apply_layers, apply_model, conversions, documented
 from jeffnet.errors import ArchitectureError
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
+from jeffnet.ops.group_norm import sample_norm
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
-from jeffnet.ops.network import Output, apply_block, apply_squeeze
+from jeffnet.ops.network import Output, apply_block, apply_composite, apply_experts
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.ops.stochastic import drop_path
@@ -119,7 +120,7 @@ class ImageClassifier(ImageModel, nn.Module):
         block_class = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         layers.add(self, plan.stem)
         self.blocks = [[block_class(block, layers) for block in stage] for stage in plan.stages]
-        layers.add(self, plan.head)
+        layers.add(self, *plan.head_ops)
         self.dropout = nn.Dropout(plan.drop_rate)
         if plan.classifier:
             self.classifier = layers.dense(plan.classifier)
@@ -146,23 +147,66 @@ class Block(nn.Module):
         return apply_block(
             self.block,
             x,
-            lambda op, x: apply_layers(self, op, x, not train),
+            lambda op, x, weights: apply_layers(self, op, x, weights, not train),
             lambda x: drop_path(x, rate, self.make_rng("dropout")) if rate > 0 else x,
         )
 
 
-class SqueezeExcite(nn.Module):
-    """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
+class Composite(nn.Module):
+    """Squeeze-and-excitation, global context or attention: an operation that consists of convolutions."""
 
-    op: operations.SqueezeExcite
+    op: operations.Composite
     layers: "_Layers"
 
     def setup(self) -> None:
         self.layers.add(self, *self.op.convolutions)
 
+    def __call__(self, x: Array, use_running_average: bool = True) -> Array:
+        """`(N, H, W, C)` to `(N, H, W, C')`."""
+        return apply_composite(self.op, x, lambda op, x: apply_layers(self, op, x, None, use_running_average))
+
+
+class SampleNorm(nn.Module):
+    """GroupNorm or LayerNorm: normalises every picture by itself. Its arrays are `(C,)`."""
+
+    norm: operations.GroupNorm | operations.LayerNorm
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array, *_: Any, act: str | None = None) -> Array:
+        """Normalised `x` `(N, H, W, C)`, after the activation `act`, if any."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        return sample_norm(self.norm, x, scale, bias, self.dtype, act)
+
+
+class LayerScale(nn.Module):
+    """A trained factor for each channel (arXiv:2103.17239)."""
+
+    op: operations.LayerScale
+    param_dtype: DTypeLike
+
+    @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`(N, H, W, C)` to the same."""
-        return apply_squeeze(self.op, x, partial(apply_layers, self))
+        """`(..., C)` to the same."""
+        init = nn.initializers.constant(self.op.initial)
+        return x * over_channels(self.param("scale", init, (x.shape[-1],), self.param_dtype).astype(x.dtype), x)
+
+
+class ExpertConv(nn.Module):
+    """A convolution of every picture with a mixture of kernels (CondConv, arXiv:1904.04971)."""
+
+    op: operations.ExpertConv
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array, weights: Array) -> Array:
+        """`(N, H, W, C)` to `(N, H', W', C')`; `weights` of the experts are `(N, experts)`."""
+        conv, part = self.op.conv, self.op.conv.parts[0]
+        shape = (self.op.experts, *(part.kernel_size,) * 2, part.in_channels // part.groups, part.out_channels)
+        kernels = self.param("kernel", conv_kernel_init(part.groups), shape, self.param_dtype)
+        return apply_experts(conv, x, kernels.astype(x.dtype), weights)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -222,11 +266,11 @@ class _Layers(Layers):
             use_bias=op.bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=conv_kernel_init(part.groups),
+            kernel_init=conv_kernel_init(part.groups, op.xavier),
             conv_general_dilated=conv_general_dilated,
         )
 
-    def norm(self, norm: operations.Norm) -> BatchNorm:
+    def norm(self, norm: operations.Norm) -> nn.Module:
         match norm:
             case operations.BatchNorm():
                 return BatchNorm(
@@ -237,12 +281,16 @@ class _Layers(Layers):
                     groups=self.execution.norm_groups,
                     frozen=norm.name in self.execution.frozen_norms,
                 )
+            case operations.GroupNorm() | operations.LayerNorm():
+                return SampleNorm(norm, self.dtype, self.param_dtype)
             case _:
                 assert_never(norm)
 
-    def module(self, op: operations.ModuleOp) -> nn.Module:
-        match op:
-            case operations.SqueezeExcite():
-                return SqueezeExcite(op, self)
-            case _:
-                assert_never(op)
+    def layer_scale(self, op: operations.LayerScale) -> LayerScale:
+        return LayerScale(op, self.param_dtype)
+
+    def expert_conv(self, op: operations.ExpertConv) -> ExpertConv:
+        return ExpertConv(op, self.param_dtype)
+
+    def composite(self, op: operations.Composite) -> Composite:
+        return Composite(op, self)

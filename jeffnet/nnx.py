@@ -23,10 +23,12 @@ from jax.typing import DTypeLike
 
 from jeffnet.arch import operations
 from jeffnet.arch import plan as arch
-from jeffnet.backends.common import ImageModel, Layers, SqueezeLayers, apply_layers, apply_model, documented, start_of
+from jeffnet.backends.common import CompositeLayers, ImageModel, Layers, apply_layers, apply_model, documented, start_of
 from jeffnet.errors import ArchitectureError
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
-from jeffnet.ops.network import Output, apply_block
+from jeffnet.ops.group_norm import sample_norm
+from jeffnet.ops.network import Output, apply_block, apply_experts
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
@@ -87,7 +89,7 @@ class ImageClassifier(ImageModel, nnx.Module):
         self.plan, self.dtype, self.param_dtype, self.remat = plan, start.dtype, start.param_dtype, start.remat
         layers.add(self, plan.stem)
         self.blocks = nnx.List([nnx.List([Block(block, layers) for block in stage]) for stage in plan.stages])
-        layers.add(self, plan.head)
+        layers.add(self, *plan.head_ops)
         self.dropout = nnx.Dropout(plan.drop_rate, deterministic=True)
         if plan.classifier:
             self.classifier = layers.dense(plan.classifier)
@@ -139,8 +141,44 @@ class Block(nnx.Module):
         return apply_block(self.block, x, partial(apply_layers, self), lambda x: self.drop_path(x, key))
 
 
-class SqueezeExcite(SqueezeLayers, nnx.Module):
-    """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
+class Composite(CompositeLayers, nnx.Module):
+    """Squeeze-and-excitation, global context or attention: an operation that consists of convolutions."""
+
+
+class SampleNorm(nnx.Module):
+    """GroupNorm or LayerNorm: normalises every picture by itself. Its arrays are `(C,)`."""
+
+    def __init__(
+        self, norm: operations.GroupNorm | operations.LayerNorm, scale: Array, bias: Array, dtype: DTypeLike
+    ) -> None:
+        self.norm, self.dtype = norm, dtype
+        self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
+
+    def __call__(self, x: Array, act: str | None = None) -> Array:
+        """Normalised `x` `(N, H, W, C)`, after the activation `act`, if any."""
+        return sample_norm(self.norm, x, self.scale.get_value(), self.bias.get_value(), self.dtype, act)
+
+
+class LayerScale(nnx.Module):
+    """A trained factor for each channel (arXiv:2103.17239)."""
+
+    def __init__(self, scale: Array) -> None:
+        self.scale = nnx.Param(scale)
+
+    def __call__(self, x: Array) -> Array:
+        """`(..., C)` to the same."""
+        return x * over_channels(self.scale.get_value().astype(x.dtype), x)
+
+
+class ExpertConv(nnx.Module):
+    """A convolution of every picture with a mixture of kernels (CondConv, arXiv:1904.04971)."""
+
+    def __init__(self, conv: operations.Conv, kernel: Array) -> None:
+        self.conv, self.kernel = conv, nnx.Param(kernel)
+
+    def __call__(self, x: Array, weights: Array) -> Array:
+        """`(N, H, W, C)` to `(N, H', W', C')`; `weights` of the experts are `(N, experts)`."""
+        return apply_experts(self.conv, x, self.kernel.get_value().astype(x.dtype), weights)
 
 
 class DropPath(nnx.Module):
@@ -211,12 +249,14 @@ class _Layers(Layers):
     start: Start
     list_class = nnx.List
 
-    def module(self, op: operations.ModuleOp) -> nnx.Module:
-        match op:
-            case operations.SqueezeExcite():
-                return SqueezeExcite(op, self)
-            case _:
-                assert_never(op)
+    def composite(self, op: operations.Composite) -> Composite:
+        return Composite(op, self)
+
+    def layer_scale(self, op: operations.LayerScale) -> LayerScale:
+        return LayerScale(self.start.arrays[f"{op.name}.scale"])
+
+    def expert_conv(self, op: operations.ExpertConv) -> ExpertConv:
+        return ExpertConv(op.conv, self.start.arrays[f"{op.name}.kernel"])
 
     def dense(self, dense: operations.Dense) -> nnx.Linear:
         return nnx.Linear(dense.in_features, dense.out_features, **self._arrays(dense.name, "kernel", "bias"))
@@ -235,7 +275,7 @@ class _Layers(Layers):
             **self._arrays(part.name, "kernel", *(("bias",) if op.bias else ())),
         )
 
-    def norm(self, norm: operations.Norm) -> BatchNorm:
+    def norm(self, norm: operations.Norm) -> nnx.Module:
         start = self.start
         match norm:
             case operations.BatchNorm():
@@ -247,6 +287,9 @@ class _Layers(Layers):
                     frozen=norm.name in start.execution.frozen_norms,
                     groups=start.execution.norm_groups,
                 )
+            case operations.GroupNorm() | operations.LayerNorm():
+                scale, bias = (start.arrays[f"{norm.name}.{leaf}"] for leaf in ("scale", "bias"))
+                return SampleNorm(norm, scale, bias, start.dtype)
             case _:
                 assert_never(norm)
 

@@ -22,10 +22,11 @@ from jax.typing import DTypeLike
 from jeffnet._objax_compat import generator_of, objax, with_tensors
 from jeffnet.arch import operations
 from jeffnet.arch import plan as arch
-from jeffnet.backends.common import ImageModel, Layers, SqueezeLayers, apply_layers, apply_model, documented, start_of
+from jeffnet.backends.common import CompositeLayers, ImageModel, Layers, apply_layers, apply_model, documented, start_of
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
-from jeffnet.ops.network import Output, apply_block
+from jeffnet.ops.group_norm import sample_norm
+from jeffnet.ops.network import Output, apply_block, apply_experts
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
@@ -97,7 +98,7 @@ class ImageClassifier(ImageModel, objax.Module):
         self.blocks = objax.ModuleList(
             objax.ModuleList(Block(block, layers) for block in stage) for stage in plan.stages
         )
-        layers.add(self, plan.head)
+        layers.add(self, *plan.head_ops)
         self.generator = generator_of(start.rng)
         self.dropout = objax.nn.Dropout(1 - plan.drop_rate, self.generator)
         if plan.classifier:
@@ -144,13 +145,46 @@ class Block(objax.Module):
         return apply_block(
             self.block,
             x,
-            lambda op, x: apply_layers(self, op, x, training),
+            lambda op, x, weights: apply_layers(self, op, x, weights, training),
             lambda x: x if key is None else drop_path(x, self.block.drop_path_rate, key),
         )
 
 
-class SqueezeExcite(SqueezeLayers, objax.Module):
-    """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
+class Composite(CompositeLayers, objax.Module):
+    """Squeeze-and-excitation, global context or attention: an operation that consists of convolutions."""
+
+
+class SampleNorm(objax.Module):
+    """GroupNorm or LayerNorm: normalises every picture by itself. Its arrays are `(C,)`."""
+
+    def __init__(self, norm: operations.GroupNorm | operations.LayerNorm, gamma: Array, beta: Array) -> None:
+        self.norm, self.gamma, self.beta = norm, objax.TrainVar(gamma), objax.TrainVar(beta)
+
+    def __call__(self, x: Array, *_: Any, act: str | None = None) -> Array:
+        """Normalised `x` `(N, H, W, C)`, after the activation `act`, if any."""
+        return sample_norm(self.norm, x, self.gamma.value, self.beta.value, x.dtype, act)
+
+
+class LayerScale(objax.Module):
+    """A trained factor for each channel (arXiv:2103.17239)."""
+
+    def __init__(self, gamma: Array) -> None:
+        self.gamma = objax.TrainVar(gamma)
+
+    def __call__(self, x: Array) -> Array:
+        """`(..., C)` to the same."""
+        return x * over_channels(self.gamma.value.astype(x.dtype), x)
+
+
+class ExpertConv(objax.Module):
+    """A convolution of every picture with a mixture of kernels (CondConv, arXiv:1904.04971)."""
+
+    def __init__(self, conv: operations.Conv, w: Array) -> None:
+        self.conv, self.w = conv, objax.TrainVar(w)
+
+    def __call__(self, x: Array, weights: Array) -> Array:
+        """`(N, H, W, C)` to `(N, H', W', C')`; `weights` of the experts are `(N, experts)`."""
+        return apply_experts(self.conv, x, self.w.value.astype(x.dtype), weights)
 
 
 class Conv2D(objax.nn.Conv2D):
@@ -215,12 +249,14 @@ class _Layers(Layers):
     start: Start
     list_class = objax.ModuleList
 
-    def module(self, op: operations.ModuleOp) -> objax.Module:
-        match op:
-            case operations.SqueezeExcite():
-                return SqueezeExcite(op, self)
-            case _:
-                assert_never(op)
+    def composite(self, op: operations.Composite) -> Composite:
+        return Composite(op, self)
+
+    def layer_scale(self, op: operations.LayerScale) -> LayerScale:
+        return LayerScale(self.start.arrays[f"{op.name}.scale"])
+
+    def expert_conv(self, op: operations.ExpertConv) -> ExpertConv:
+        return ExpertConv(op.conv, self.start.arrays[f"{op.name}.kernel"])
 
     def dense(self, dense: operations.Dense) -> Linear:
         arrays = self.start.arrays
@@ -236,7 +272,7 @@ class _Layers(Layers):
         layer.b = objax.TrainVar(arrays[bias]) if op.bias else None  # Objax's bias is shaped for NCHW
         return layer
 
-    def norm(self, norm: operations.Norm) -> BatchNorm:
+    def norm(self, norm: operations.Norm) -> objax.Module:
         start = self.start
         match norm:
             case operations.BatchNorm():
@@ -247,6 +283,8 @@ class _Layers(Layers):
                     frozen=norm.name in start.execution.frozen_norms,
                     groups=start.execution.norm_groups,
                 )
+            case operations.GroupNorm() | operations.LayerNorm():
+                return SampleNorm(norm, *(start.arrays[f"{norm.name}.{leaf}"] for leaf in ("scale", "bias")))
             case _:
                 assert_never(norm)
 

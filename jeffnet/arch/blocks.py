@@ -238,7 +238,8 @@ class BlockLowering:
             kernels = options.pop("kernels", (1,))
             inputs = options.pop("inputs", channels)
             norm = options.pop("norm", None)
-            return lower_conv(self.spec, f"{attention}.{name}", inputs, outputs, kernels, norm, None, **options)
+            conv = lower_conv(self.spec, f"{attention}.{name}", inputs, outputs, kernels, norm, None, **options)
+            return replace(conv, xavier=True)
 
         def shared(name: str) -> tuple[Conv, ...]:
             if block.key_stride == 1:

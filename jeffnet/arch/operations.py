@@ -79,7 +79,7 @@ class Conv:
     """A convolution, then a norm and an activation, where there are any.
 
     With several parts (MixNet, arXiv:1907.09595) the input's channels are split between them in order and their outputs
-    concatenated.
+    concatenated. `xavier` says how the kernel of a new model is drawn, see `jeffnet.ops.init`.
     """
 
     name: str
@@ -89,6 +89,7 @@ class Conv:
     bias: bool
     norm: Norm | None
     act: str | None
+    xavier: bool = False
 
     @property
     def in_channels(self) -> int:

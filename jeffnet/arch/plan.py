@@ -85,13 +85,17 @@ class Plan:
         return (block for stage in self.stages for block in stage)
 
     @property
+    def head_ops(self) -> tuple[Conv, ...]:
+        """The head convolution, if there is one."""
+        return (self.head,) if self.head else ()
+
+    @property
     def operations(self) -> Iterator[Op]:
         """All but the classifier, in the order in which they run."""
         yield self.stem
         for block in self.blocks:
             yield from block.ops
-        if self.head:
-            yield self.head
+        yield from self.head_ops
 
     @property
     def convolutions(self) -> Iterator[Conv]:

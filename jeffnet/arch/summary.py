@@ -35,11 +35,15 @@ class ArraySpec:
       name: the Plan's path and the kind of array, such as `blocks.2.1.conv_dw.kernel`. The last part is the leaf.
       shape: kernels are `(height, width, in channels / groups, out channels)`, the classifier's `(features, classes)`.
       groups: of the convolution whose kernel it is.
+      reach: bound of the uniform distribution that a new model's values are from; None for that of `jeffnet.ops.init`.
+      constant: the value in a new model; None where it is drawn, or is that of its kind.
     """
 
     name: str
     shape: tuple[int, ...]
     groups: int = 1
+    reach: float | None = None
+    constant: float | None = None
 
     @property
     def leaf(self) -> str:
@@ -128,9 +132,10 @@ def _arrays(op: Op) -> Iterator[ArraySpec]:
         case Normalize():
             yield from _norm_arrays(op.norm)
         case LayerScale():
-            yield ArraySpec(f"{op.name}.scale", (op.channels,))
+            yield ArraySpec(f"{op.name}.scale", (op.channels,), constant=op.initial)
         case Routing():
-            yield ArraySpec(f"{op.name}.kernel", (op.channels, op.experts))
+            reach = 1 / math.sqrt(op.channels + op.experts)
+            yield ArraySpec(f"{op.name}.kernel", (op.channels, op.experts), reach=reach)
             yield ArraySpec(f"{op.name}.bias", (op.experts,))
         case ExpertConv():
             kernel, *norm = _conv_arrays(op.conv)
@@ -145,7 +150,9 @@ def _arrays(op: Op) -> Iterator[ArraySpec]:
 def _conv_arrays(conv: Conv) -> Iterator[ArraySpec]:
     for part in conv.parts:
         shape = (part.kernel_size, part.kernel_size, part.in_channels // part.groups, part.out_channels)
-        yield ArraySpec(f"{part.name}.kernel", shape, part.groups)
+        # The square root of 6 / (fan_in + fan_out).
+        area = part.kernel_size**2 * (part.in_channels // part.groups + part.out_channels)
+        yield ArraySpec(f"{part.name}.kernel", shape, part.groups, math.sqrt(6 / area) if conv.xavier else None)
         if conv.bias:
             yield ArraySpec(f"{part.name}.bias", (part.out_channels,))
     if conv.norm:

@@ -3,17 +3,33 @@
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
-from typing import Any, TypeVar
+from functools import reduce
+from typing import Any, TypeVar, assert_never
 
 from jax import Array
 
-from jeffnet.arch.operations import Conv, ConvPart, Dense, ModuleOp, Norm, Op, SqueezeExcite
+from jeffnet.arch.operations import (
+    Attention,
+    Composite,
+    Conv,
+    ConvPart,
+    Dense,
+    Downsample,
+    ExpertConv,
+    GlobalContext,
+    LayerScale,
+    Norm,
+    Normalize,
+    Op,
+    Routing,
+    SqueezeExcite,
+)
 from jeffnet.arch.plan import FeatureInfo, Plan, with_classes
 from jeffnet.arch.summary import STATISTICS, array_specs
 from jeffnet.backends import Backend
 from jeffnet.errors import WeightsError
-from jeffnet.ops.network import Output, apply_conv, apply_network, apply_squeeze
+from jeffnet.ops.network import Output, apply_composite, apply_conv, apply_network, apply_routing
+from jeffnet.ops.pool import downsample
 from jeffnet.weights.start import Start
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -127,8 +143,16 @@ class Layers(ABC):
         """The classifier."""
 
     @abstractmethod
-    def module(self, op: ModuleOp) -> Any:
-        """A module that computes an operation; called with `(N, H, W, C)`."""
+    def layer_scale(self, op: LayerScale) -> Any:
+        """A factor for each channel."""
+
+    @abstractmethod
+    def expert_conv(self, op: ExpertConv) -> Any:
+        """A convolution with a mixture of kernels; called with the map and the weights of the experts."""
+
+    @abstractmethod
+    def composite(self, op: Composite) -> Any:
+        """A module with the convolutions of an operation, called with a map and with what norms are called with."""
 
     def add(self, module: Any, *ops: Op) -> None:
         """Give a module the layers of operations."""
@@ -137,37 +161,72 @@ class Layers(ABC):
                 case Conv():
                     convs = [self.conv(op, part) for part in op.parts]
                     setattr(module, local_name(op.name), convs[0] if len(convs) == 1 else self.list_class(convs))
-                    if op.norm:
-                        setattr(module, local_name(op.norm.name), self.norm(op.norm))
+                    self._add_norm(module, op.norm)
+                case ExpertConv():
+                    setattr(module, local_name(op.name), self.expert_conv(op))
+                    self._add_norm(module, op.conv.norm)
+                case SqueezeExcite() | GlobalContext() | Attention():
+                    setattr(module, local_name(op.name), self.composite(op))
+                case Normalize():
+                    self._add_norm(module, op.norm)
+                case LayerScale():
+                    setattr(module, local_name(op.name), self.layer_scale(op))
+                case Routing():
+                    setattr(module, local_name(op.name), self.dense(Dense(op.name, op.channels, op.experts)))
+                case Downsample():
+                    pass
                 case _:
-                    setattr(module, local_name(op.name), self.module(op))
+                    assert_never(op)
+
+    def _add_norm(self, module: Any, norm: Norm | None) -> None:
+        if norm:
+            setattr(module, local_name(norm.name), self.norm(norm))
 
 
-class SqueezeLayers:
-    """Channels weighted by what the whole picture holds (arXiv:1709.01507); the base of NNX's and Objax's modules."""
+class CompositeLayers:
+    """An operation that consists of convolutions; the base of NNX's and Objax's modules."""
 
-    def __init__(self, op: SqueezeExcite, layers: Layers) -> None:
+    def __init__(self, op: Composite, layers: Layers) -> None:
         self.op = op
         layers.add(self, *op.convolutions)
 
-    def __call__(self, x: Array) -> Array:
-        """`(N, H, W, C)` to the same."""
-        return apply_squeeze(self.op, x, partial(apply_layers, self))
+    def __call__(self, x: Array, *norm_arguments: Any) -> Array:
+        """`(N, H, W, C)` to `(N, H, W, C')`."""
+        return apply_composite(self.op, x, lambda op, x: apply_layers(self, op, x, None, *norm_arguments))
 
 
-def apply_layers(module: Any, op: Op, x: Array, *norm_arguments: Any) -> Array:
-    """An operation, by the layers that `Layers.add` gave a module; norms get `norm_arguments` after their input."""
+def apply_layers(module: Any, op: Op, x: Array, weights: Array | None = None, *norm_arguments: Any) -> Array:
+    """An operation, by the layers that `Layers.add` gave a module.
+
+    Args:
+      module: the module.
+      op: what to compute.
+      x: `(N, H, W, C)`.
+      weights: of the block's experts, see `jeffnet.ops.network.apply_block`.
+      norm_arguments: what norms are called with after their input.
+    """
     prefix = len(op.name) - len(local_name(op.name))
+
+    def norm(norm: Norm, x: Array, act: str | None) -> Array:
+        return submodule(module, local_name(norm.name))(x, *norm_arguments, act=act)
+
     match op:
         case Conv():
-            return apply_conv(
-                op,
-                x,
-                lambda part, x: submodule(module, part.name[prefix:])(x),
-                lambda norm, x, act: submodule(module, local_name(norm.name))(x, *norm_arguments, act=act),
-            )
-        case _:
+            return apply_conv(op, x, lambda part, x: submodule(module, part.name[prefix:])(x), norm)
+        case ExpertConv():
+            return apply_conv(op.conv, x, lambda part, x: submodule(module, part.name[prefix:])(x, weights), norm)
+        case SqueezeExcite() | GlobalContext() | Attention():
+            return submodule(module, local_name(op.name))(x, *norm_arguments)
+        case Normalize():
+            return norm(op.norm, x, op.act)
+        case LayerScale():
             return submodule(module, local_name(op.name))(x)
+        case Routing():
+            return apply_routing(x, submodule(module, local_name(op.name)))
+        case Downsample():
+            return downsample(x, op.taps, op.padding)
+        case _:
+            assert_never(op)
 
 
 def apply_model(
@@ -184,7 +243,7 @@ def apply_model(
         model.plan,
         images,
         model.dtype,
-        lambda op, x: apply_layers(model, op, x, *norm_arguments),
+        lambda op, x: apply_layers(model, op, x, None, *norm_arguments),
         lambda block, x: call_block(submodule(model, block.name), x),
         # The classifier of the Plan, or the one that its user has put in its place.
         (lambda x: model.classifier(dropout(x))) if has_classifier(model) else None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jeffnet.arch.operations import Conv, Op
+from jeffnet.arch.operations import Conv, Downsample, ExpertConv, Op
 from jeffnet.arch.plan import Block, Plan
 from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.backends.common import submodule
@@ -94,7 +94,9 @@ def _layers(plan: Plan) -> Iterator[str]:
     yield "dropout"
     for block in plan.blocks:
         yield block.name
-        yield from (op.name for op in block.ops if not isinstance(op, Conv))
+        # What `Downsample` computes, no module holds.
+        yield from (op.name for op in block.ops if not isinstance(op, Conv | Downsample))
+        yield from (op.conv.norm.name for op in block.ops if isinstance(op, ExpertConv) and op.conv.norm)
     for conv in plan.convolutions:
         yield from (part.name for part in conv.parts)
         if conv.norm:

@@ -1,9 +1,12 @@
 """Norms of each picture by itself, which need no running statistics."""
 
+from typing import assert_never
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jeffnet.arch.operations import GroupNorm, LayerNorm
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.precision import at_least_float32
 
@@ -44,6 +47,19 @@ def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float, dtype: DType
       An array shaped like `x`.
     """
     return _affine(_normalized(x, (-1,), epsilon), scale, bias, dtype, act)
+
+
+def sample_norm(
+    norm: GroupNorm | LayerNorm, x: Array, scale: Array, bias: Array, dtype: DTypeLike, act: str | None = None
+) -> Array:
+    """The norm of a plan, see `group_norm` and `layer_norm`."""
+    match norm:
+        case GroupNorm():
+            return group_norm(x, scale, bias, norm.groups, norm.epsilon, dtype, act)
+        case LayerNorm():
+            return layer_norm(x, scale, bias, norm.epsilon, dtype, act)
+        case _:
+            assert_never(norm)
 
 
 def _normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:

@@ -1,7 +1,8 @@
 """Initial values, as in the papers' own code.
 
 Convolutions: normal, variance `2 / fan_out`, with `fan_out = height * width * out channels / groups`. Classifier:
-uniform within `1 / sqrt(classes)`. Biases and means 0, scales and variances 1.
+uniform within `1 / sqrt(classes)`. Attention: uniform within `sqrt(6 / (fan_in + fan_out))`, as in timm. Biases and
+means 0, scales and variances 1.
 
 Source: tensorflow/tpu, models/official/efficientnet/efficientnet_model.py; there a depthwise kernel's fan-out is its
 height times its width.
@@ -24,10 +25,13 @@ from jeffnet.errors import ArchitectureError
 Initializer = Callable[..., Array]
 
 
-def conv_kernel_init(groups: int = 1) -> Initializer:
-    """A `(key, shape, dtype) -> array` initialiser of convolution kernels `(height, width, in / groups, out)`."""
+def conv_kernel_init(groups: int = 1, xavier: bool = False) -> Initializer:
+    """A `(key, shape, dtype) -> array` initialiser of convolution kernels `(..., height, width, in / groups, out)`."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        if xavier:
+            reach = math.sqrt(6 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))
+            return jax.random.uniform(key, shape, dtype, -reach, reach)
         return jax.random.normal(key, shape, dtype) * jnp.asarray(_conv_deviation(shape, groups), dtype)
 
     return init
@@ -63,6 +67,8 @@ def initial_arrays(
 def _initial_array(spec: ArraySpec, words: list[int], dtype: np.dtype) -> np.ndarray:
     if not spec.is_parameter:
         dtype = np.promote_types(dtype, np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else np.dtype("float32")
+    if spec.constant is not None:
+        return np.full(spec.shape, spec.constant, dtype)
     if spec.leaf in ("bias", "mean"):
         return np.zeros(spec.shape, dtype)
     if spec.leaf in ("scale", "var"):
@@ -70,15 +76,16 @@ def _initial_array(spec: ArraySpec, words: list[int], dtype: np.dtype) -> np.nda
     draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([*words, zlib.crc32(spec.name.encode())])))
     # float32 draws are twice as fast and are what lower precisions are rounded from.
     precision = np.float64 if dtype == np.float64 else np.float32
-    if len(spec.shape) == 2:
-        values = (2 * draw.random(spec.shape, precision) - 1) * precision(_dense_reach(spec.shape))
+    if spec.reach is not None or len(spec.shape) == 2:
+        reach = _dense_reach(spec.shape) if spec.reach is None else spec.reach
+        values = (2 * draw.random(spec.shape, precision) - 1) * precision(reach)
     else:
         values = draw.standard_normal(spec.shape, precision) * precision(_conv_deviation(spec.shape, spec.groups))
     return values.astype(dtype, copy=False)
 
 
 def _conv_deviation(shape: tuple[int, ...], groups: int) -> float:
-    height, width, _, features = shape
+    height, width, _, features = shape[-4:]
     return math.sqrt(2 / (height * width * features // groups))
 
 

@@ -1,18 +1,32 @@
 """The order of operations in a network, which every backend shares; the layers come from the backend, as functions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import reduce
+from typing import Any, Literal, assert_never
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jeffnet.arch.execution import Execution
-from jeffnet.arch.operations import Conv, ConvPart, Norm, Op, SqueezeExcite
+from jeffnet.arch.operations import (
+    Attention,
+    Composite,
+    Conv,
+    ConvPart,
+    GlobalContext,
+    Norm,
+    Op,
+    Routing,
+    SqueezeExcite,
+)
 from jeffnet.arch.plan import Block, Plan
 from jeffnet.errors import ArchitectureError
 from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.attention import attended_mean, multi_query_attention
+from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.pool import global_pool, pool_windows
 
 Layer = Callable[[Array], Array]
@@ -45,21 +59,33 @@ def apply_conv(
     return ACTIVATIONS[op.act](x) if op.act else x
 
 
-def apply_squeeze(op: SqueezeExcite, x: Array, conv: Callable[[Conv, Array], Array]) -> Array:
-    """Channels weighted by what the whole picture holds (arXiv:1709.01507).
+def apply_composite(op: Composite, x: Array, conv: Callable[[Conv, Array], Array]) -> Array:
+    """An operation that consists of convolutions.
 
     Args:
       op: what to compute.
       x: `(N, H, W, C)`.
-      conv: applies a convolution with its activation.
+      conv: applies a convolution with its norm and activation.
+
+    Returns:
+      `(N, H, W, C')`.
     """
-    return x * conv(op.expand, conv(op.reduce, x.mean((1, 2), keepdims=True)))
+    match op:
+        case SqueezeExcite():
+            return x * conv(op.expand, conv(op.reduce, x.mean((1, 2), keepdims=True)))
+        case GlobalContext():
+            return x * conv(op.expand, conv(op.reduce, attended_mean(x, conv(op.context, x))))
+        case Attention():
+            query, key, value = (reduce(lambda x, op: conv(op, x), ops, x) for ops in ((op.query,), op.key, op.value))
+            return conv(op.output, multi_query_attention(query, key, value, op.heads))
+        case _:
+            assert_never(op)
 
 
 def apply_block(
     block: Block,
     x: Array,
-    apply: Callable[[Op, Array], Array],
+    apply: Callable[[Op, Array, Array | None], Array],
     drop_path: Layer,
 ) -> Array:
     """The operations of one block, with its residual connection.
@@ -67,13 +93,46 @@ def apply_block(
     Args:
       block: what to compute.
       x: `(N, H, W, C)`.
-      apply: applies an operation.
+      apply: applies an operation, with the weights of the block's experts `(N, experts)` where it has any. Of a
+        `Routing` it gives these weights.
       drop_path: applied to the residual branch before the input is added.
     """
-    shortcut = x
+    shortcut, weights = x, None
     for op in block.ops:
-        x = apply(op, x)
+        if isinstance(op, Routing):
+            weights = apply(op, x, None)
+        else:
+            x = apply(op, x, weights)
     return drop_path(x) + shortcut if block.residual else x
+
+
+def apply_routing(x: Array, dense: Layer) -> Array:
+    """Weights of experts `(N, experts)` from a map `(N, H, W, C)`, by a dense layer of its mean."""
+    return jax.nn.sigmoid(dense(x.mean((1, 2))))
+
+
+def apply_experts(conv: Conv, x: Array, kernels: Array, weights: Array) -> Array:
+    """A convolution of every picture with a mixture of kernels, without norm and activation (arXiv:1904.04971).
+
+    Args:
+      conv: what to compute; it has one part and no bias.
+      x: `(N, H, W, C)`.
+      kernels: `(experts, height, width, C / groups, C')`, in the dtype of `x`.
+      weights: of the experts, `(N, experts)`.
+
+    Returns:
+      `(N, H', W', C')`.
+    """
+    (part,) = conv.parts
+    strides, dilation = (conv.stride,) * 2, (conv.dilation,) * 2
+
+    def one(x: Array, kernel: Array) -> Array:
+        y = conv_general_dilated(
+            x[None], kernel, strides, part.padding, rhs_dilation=dilation, feature_group_count=part.groups
+        )
+        return y[0]
+
+    return jax.vmap(one)(x, jnp.einsum("ne,ehwio->nhwio", weights, kernels))
 
 
 def apply_network(

@@ -7,9 +7,20 @@ from typing import assert_never
 
 import numpy as np
 
-from jeffnet.arch.operations import Conv, SqueezeExcite
+from jeffnet.arch.operations import (
+    Attention,
+    Conv,
+    Downsample,
+    ExpertConv,
+    GlobalContext,
+    LayerScale,
+    Normalize,
+    Routing,
+    SqueezeExcite,
+)
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import ArraySpec, array_specs
+from jeffnet.errors import WeightsError
 from jeffnet.weights.stored import Stored
 
 CLASSIFIER = ("classifier.kernel", "classifier.bias")
@@ -95,9 +106,14 @@ def _layers(plan: Plan) -> Iterator[Layer]:
                     yield from _conv_layers(op, "depthwise", block.name, place)
                 case Conv():
                     yield from _conv_layers(op, "expand" if op is block.ops[0] else "project", block.name, place)
+                case GlobalContext() | Attention() | Normalize() | LayerScale() | Routing() | ExpertConv():
+                    raise WeightsError(f"only timm has names for the {type(op).__name__} of {block.name}")
+                case Downsample():
+                    pass
                 case _:
                     assert_never(op)
-    yield from _conv_layers(plan.head, "head")
+    for head in plan.head_ops:
+        yield from _conv_layers(head, "head")
     yield Layer("classifier", "classifier", "dense")
 
 
@@ -136,9 +152,14 @@ def to_source_names(
     """The inverse: arrays by canonical name under a source's names and in its layouts, in the order of the Plan.
 
     For `present`, names that tell which of its namings a source with several uses, see `Naming.names`.
+
+    Raises:
+      WeightsError: the source has no names for such a model.
     """
     specs = array_specs(plan)
     names = naming.names(plan, present)
+    if len({names[name] for name in specs}) < len(specs):
+        raise WeightsError(f"a {naming.title} has no names for all layers of this architecture: choose another form")
     return {names[name]: _to_layout(np.asarray(arrays[name]), spec, naming) for name, spec in specs.items()}
 
 
@@ -150,6 +171,13 @@ def _with_classifier(plan: Plan) -> dict[str, ArraySpec]:
 
 def _from_layout(array: Stored, spec: ArraySpec, layout: str) -> Stored:
     if spec.leaf != "kernel" or layout == "ours":
+        return array
+    if layout == "torch" and len(spec.shape) == 5:
+        # The kernels of all experts, each `(out, in, height, width)` in one row.
+        experts, height, width, inputs, outputs = spec.shape
+        if array.shape == (experts, height * width * inputs * outputs):
+            shape = (experts, outputs, inputs, height, width)
+            return array.map(lambda values: values.reshape(shape).transpose(0, 3, 4, 2, 1))
         return array
     if layout == "torch":
         axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
@@ -164,6 +192,8 @@ def _from_layout(array: Stored, spec: ArraySpec, layout: str) -> Stored:
 def _to_layout(array: np.ndarray, spec: ArraySpec, naming: Naming) -> np.ndarray:
     if spec.leaf != "kernel" or naming.layout == "ours":
         return array
+    if naming.layout == "torch" and array.ndim == 5:
+        return array.transpose(0, 4, 3, 1, 2).reshape(len(array), -1)
     if naming.layout == "torch":
         return array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
     if naming.conv_classifier and spec.name == "classifier.kernel":

@@ -11,9 +11,10 @@ import numpy as np
 
 from jeffnet.arch.operations import Conv
 from jeffnet.arch.plan import Plan
+from jeffnet.arch.summary import array_specs
 from jeffnet.errors import WeightsError
 from jeffnet.weights.formats.interface import Contents
-from jeffnet.weights.naming import Layer, Naming, array_names, to_source_names
+from jeffnet.weights.naming import CLASSIFIER, Layer, Naming, array_names, to_source_names
 
 _LEAVES = {
     "kernel": ".weight", "scale": ".weight", "bias": ".bias", "mean": ".running_mean", "var": ".running_var",
@@ -33,8 +34,28 @@ _EFFICIENTNET_PYTORCH = {
 }  # fmt: skip
 
 
+# timm's names of modules that are not ours.
+_TIMM = (
+    (re.compile(r"\.(dw_start|pw_exp|dw_mid|pw_proj|dw_end)_bn$"), r".\1.bn"),
+    (re.compile(r"\.(dw_start|pw_exp|dw_mid|pw_proj|dw_end)$"), r".\1.conv"),
+    (re.compile(r"\.attn\.(query|key|value|output)$"), r".attn.\1.proj"),
+    (re.compile(r"\.attn\.(key|value)_down$"), r".attn.\1.down_conv"),
+    (re.compile(r"\.attn\.(key|value)_norm$"), r".attn.\1.norm"),
+    (re.compile(r"\.se\.context$"), ".se.conv_attn"),
+    (re.compile(r"\.se\.reduce$"), ".se.mlp_scale.fc1"),
+    (re.compile(r"\.se\.norm$"), ".se.mlp_scale.norm"),
+    (re.compile(r"\.se\.expand$"), ".se.mlp_scale.fc2"),
+)
+
+
 def _names_of_timm(plan: Plan, present: Iterable[str]) -> dict[str, str]:
-    return array_names(plan, lambda layer: layer.name, _LEAVES)
+    names = {}
+    for name in (*array_specs(plan), *CLASSIFIER):
+        module, _, leaf = name.rpartition(".")
+        for pattern, theirs in _TIMM:
+            module = pattern.sub(theirs, module)
+        names[name] = f"{module}.gamma" if module.endswith(".layer_scale") else module + _LEAVES[leaf]
+    return names
 
 
 def _names_of_release(plan: Plan, present: Iterable[str]) -> dict[str, str]:
