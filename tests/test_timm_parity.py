@@ -101,9 +101,12 @@ def _reference(timm, name, **options):
             value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
         elif key.endswith(".bias"):
             value.normal_(0, 0.1, generator=generator)
-        elif key.endswith(".weight"):
+        elif key.endswith((".weight", ".gamma")):
             value.uniform_(0.5, 1.5, generator=generator)
     for module in reference.modules():
+        if hasattr(module, "filt"):  # of blur pooling, which is no part of the state
+            taps = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
+            module.filt = (taps[:, None] * taps).expand(module.filt.shape).clone()
         if isinstance(module, torch.nn.Hardsigmoid):
             # torch's own has a gradient of 1/6 rounded to float32, in float64 too: an error of 3e-8.
             module.forward = lambda x: torch.nn.functional.relu6(x + 3) / 6
