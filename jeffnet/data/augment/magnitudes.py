@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jeffnet.data.augment import operations
 from jeffnet.data.augment.operations import Fill
 
 FULL = 10.0
 GREY: Fill = (128, 128, 128)
-
-_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-_FILTER = {"bilinear": _FILTERS[0], "bicubic": _FILTERS[1]}
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,8 @@ class Canvas:
 
     def resample(self, rng: np.random.Generator) -> Image.Resampling:
         """Pillow's filter for one operation."""
-        return _FILTERS[rng.integers(2)] if self.interpolation == "random" else _FILTER[self.interpolation]
+        name = ("bilinear", "bicubic")[rng.integers(2)] if self.interpolation == "random" else self.interpolation
+        return Image.Resampling[name.upper()]
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,12 @@ EXACT = Noise()
 
 @dataclass(frozen=True)
 class Operation:
-    """A function of `jeffnet.data.augment.operations` and what it takes at a magnitude.
+    """A function of a picture and what it takes at a magnitude.
 
     Attributes:
       function: of a picture, then of the argument if there is one, then of fill and filter if it moves pixels.
-      argument: of the magnitude and of a number drawn uniformly from [0, 1), which settles what is left to chance: the
-        sign, mostly. None where the operation has no strength.
+      argument: of the magnitude and of a number drawn uniformly from [0, 1), which mostly decides the sign; None where
+        the operation has no strength.
       moves: whether pixels move.
     """
 
@@ -146,9 +144,9 @@ def _moves(function: Callable[..., Image.Image], most: float) -> Operation:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "auto_contrast": Operation(operations.autocontrast),
-    "equalize": Operation(operations.equalize),
-    "invert": Operation(operations.invert),
+    "auto_contrast": Operation(ImageOps.autocontrast),
+    "equalize": Operation(ImageOps.equalize),
+    "invert": Operation(ImageOps.invert),
     "rotate": _moves(operations.rotate, 30),
     "posterize": Operation(operations.posterize, _bits),
     "posterize_increasing": Operation(operations.posterize, lambda magnitude, draw: 4 - _bits(magnitude, draw)),

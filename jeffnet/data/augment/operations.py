@@ -2,27 +2,12 @@
 
 Pictures keep their size and mode. Where an operation moves pixels, `fill` is the colour, 0 to 255 by channel, of what
 comes in from outside: one value serves all channels, and grey pictures take the mean of three. `resample` is Pillow's
-filter.
+filter. What `PIL.ImageOps` has as it is needed (autocontrast, equalize, invert) is not here again.
 """
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 Fill = tuple[int, ...]
-
-
-def autocontrast(image: Image.Image) -> Image.Image:
-    """Stretches every channel so that its darkest pixel becomes 0 and its lightest 255; an even channel stays."""
-    return ImageOps.autocontrast(image)
-
-
-def equalize(image: Image.Image) -> Image.Image:
-    """Makes the histogram of every channel flat."""
-    return ImageOps.equalize(image)
-
-
-def invert(image: Image.Image) -> Image.Image:
-    """The negative."""
-    return ImageOps.invert(image)
 
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
