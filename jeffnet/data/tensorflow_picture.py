@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jeffnet import _tensorflow
+from jeffnet._tensorflow import tf
 from jeffnet.data.choices import RESIZES
 from jeffnet.data.images import FORMATS, image_mode, orientation
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import ConfigError, DatasetError, check_choice
-from jeffnet.system.extras import install
+from jeffnet.errors import ConfigError, check_choice
 
 # The authors keep image_size / (image_size + 32) of the shorter side.
 _PADDING = 32
 # First bytes of a file.
 _PNG, _GIF, _BMP, _RIFF = b"\x89PNG", b"GIF8", b"BM", b"RIFF"
-# What `_assert` said; and what TensorFlow adds to a message, which is about its graph.
+# What `Assert` said; and what TensorFlow adds to a message, which is about its graph.
 _ASSERTION = re.compile(r"assertion failed: \[(.*?)\]", re.DOTALL)
 _NOISE = re.compile(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", re.DOTALL)
 
@@ -47,12 +46,13 @@ class Picture:
         self._share = _share(transform.preprocessing.image_size, transform.preprocessing.crop_pct)
         self._interpolation = transform.preprocessing.interpolation
         self._resize = resize
+        # The default, as the authors: INTEGER_FAST. Pillow is accurate.
+        self._jpeg_method = "INTEGER_ACCURATE" if self._filter else ""
         self._exif = transform.exif
         self._traced: Any = None
 
     def pixels(self, picture: Any) -> Any:
         """Float32 `(H, W, C)` of the contents of a file, or of a picture's uint8 pixels `(h, w, C)`."""
-        tf = tensorflow()
         if picture.dtype != tf.string:
             return self._from_whole(picture)
         if not self._exif:
@@ -66,7 +66,6 @@ class Picture:
         )
 
     def _from_file(self, content: Any) -> Any:
-        tf = tensorflow()
         return tf.cond(
             tf.io.is_jpeg(content),
             lambda: self._from_jpeg(content),
@@ -76,48 +75,35 @@ class Picture:
     def traced_pixels(self, picture: Any) -> Any:
         """`pixels`, by the very operations that tf.data runs."""
         if self._traced is None:
-            tf = tensorflow()
             shape = [] if picture.dtype == tf.string else [None, None, self.shape[2]]
             function = tf.function(self.pixels, autograph=False)
             self._traced = function.get_concrete_function(tf.TensorSpec(shape, picture.dtype))
         return self._traced(picture)
 
     def _from_jpeg(self, content: Any) -> Any:
-        tf = tensorflow()
-        height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
-        with tf.control_dependencies([_refuse_large(tf.cast(height, tf.int64) * tf.cast(width, tf.int64))]):
-            window = tf.stack(self._filter.window(height, width) if self._filter else self._window(height, width))
-            image = tf.io.decode_and_crop_jpeg(
-                content, window, channels=self.shape[2], dct_method=self._decoding_of_jpeg
-            )
-        return self._filter(image, height, width, window) if self._filter else self._resized(image)
+        height, width, refusal = _jpeg_size(content)
+        with tf.control_dependencies([refusal]):
+            window = self._window(height, width)
+            image = tf.io.decode_and_crop_jpeg(content, window, channels=self.shape[2], dct_method=self._jpeg_method)
+        return self._resized(image, height, width, window)
 
     def _from_whole(self, image: Any) -> Any:
-        tf = tensorflow()
         height, width = tf.unstack(tf.shape(image)[:2])
-        window = tf.stack(self._filter.window(height, width) if self._filter else self._window(height, width))
+        window = self._window(height, width)
         image = image[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
-        return self._filter(image, height, width, window) if self._filter else self._resized(image)
-
-    @property
-    def _decoding_of_jpeg(self) -> str:
-        # The default, as the authors: INTEGER_FAST. Pillow is accurate.
-        return "INTEGER_ACCURATE" if self._filter else ""
+        return self._resized(image, height, width, window)
 
     def _whole(self, content: Any) -> Any:
         """The whole picture of any format."""
-        tf = tensorflow()
 
         def jpeg() -> Any:
-            height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
-            with tf.control_dependencies([_refuse_large(tf.cast(height, tf.int64) * tf.cast(width, tf.int64))]):
-                return tf.io.decode_jpeg(content, channels=self.shape[2], dct_method=self._decoding_of_jpeg)
+            with tf.control_dependencies([_jpeg_size(content)[2]]):
+                return tf.io.decode_jpeg(content, channels=self.shape[2], dct_method=self._jpeg_method)
 
         return tf.cond(tf.io.is_jpeg(content), jpeg, lambda: self._decoded(content))
 
     def _decoded(self, content: Any) -> Any:
         """The whole picture of any format but JPEG."""
-        tf = tensorflow()
 
         def in_colour() -> Any:
             image = tf.io.decode_image(content, channels=3, expand_animations=False)
@@ -129,9 +115,10 @@ class Picture:
             # Of grey pictures only this decoder keeps every value; the others know no grey.
             return tf.cond(_starts(content, _PNG), lambda: tf.io.decode_png(content, channels=1), in_colour)
 
-    def _window(self, height: Any, width: Any) -> tuple[Any, Any, Any, Any]:
-        """Top, left, height and width of what is kept of a picture; int32 like its size."""
-        tf = tensorflow()
+    def _window(self, height: Any, width: Any) -> Any:
+        """Top, left, height and width of what the result needs of a picture, int32 `(4,)`."""
+        if self._filter:
+            return tf.stack(self._filter.window(height, width))
         rows, columns = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
         if not self._squash:
             proportion = self.shape[0] / self.shape[1]
@@ -140,10 +127,12 @@ class Picture:
         sides = self._share * rows, self._share * columns
         # Of a picture of a single pixel nothing would be left.
         kept_height, kept_width = (tf.maximum(tf.cast(side, tf.int32), 1) for side in sides)
-        return (height - kept_height + 1) // 2, (width - kept_width + 1) // 2, kept_height, kept_width
+        return tf.stack([(height - kept_height + 1) // 2, (width - kept_width + 1) // 2, kept_height, kept_width])
 
-    def _resized(self, image: Any) -> Any:
-        tf = tensorflow()
+    def _resized(self, image: Any, height: Any, width: Any, window: Any) -> Any:
+        """The result, from what `window` shows of a picture of this size."""
+        if self._filter:
+            return self._filter(image, height, width, window)
         size = list(self.shape[:2])
         if self._resize == "legacy":
             # What tf.compat.v1.image.resize_bicubic and resize_bilinear call, which warn that they are old.
@@ -174,21 +163,12 @@ class PillowFilter:
 
     def window(self, height: Any, width: Any) -> tuple[Any, Any, Any, Any]:
         """Top, left, height and width of all that the result depends on in a picture of this size; int32."""
-        rows, columns = (
-            self._span(*each) for each in zip((height, width), self._places(height, width), self.shape, strict=False)
-        )
+        sides = zip((height, width), self._places(height, width), self.shape, strict=False)
+        rows, columns = (self._span(*side) for side in sides)
         return rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0]
 
     def __call__(self, image: Any, height: Any, width: Any, window: Any) -> Any:
-        """Float32 `(H, W, C)`, whole numbers of 0 to 255.
-
-        Args:
-          image: uint8 `(h, w, C)`, what `window` shows of the picture.
-          height: of the whole picture, int32.
-          width: likewise.
-          window: int32 `(4,)`.
-        """
-        tf = tensorflow()
+        """Float32 `(H, W, C)`, whole numbers of 0 to 255, from what `window` shows of a picture, uint8 `(h, w, C)`."""
         (new_height, top), (new_width, left) = self._places(height, width)
         sides, new_sides = tf.stack([height, width]), tf.stack([new_height, new_width])
         scale = tf.cast(new_sides, tf.float64) / tf.cast(sides, tf.float64)
@@ -205,7 +185,6 @@ class PillowFilter:
 
     def _places(self, height: Any, width: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         """Height of the resized picture and top of the result in it, and width and left."""
-        tf = tensorflow()
         if self._squash:
             new_height, new_width = (tf.constant(side, tf.int32) for side in self._targets)
         elif self._targets[0] == self._targets[1]:
@@ -226,7 +205,6 @@ class PillowFilter:
 
     def _span(self, side: Any, place: tuple[Any, Any], kept: int) -> tuple[Any, Any]:
         """First and past the last of a side's pixels that the kept ones depend on."""
-        tf = tensorflow()
         new_side, start = place
         step = tf.cast(side, tf.float64) / tf.cast(new_side, tf.float64)
         reach = self._radius * tf.maximum(step, 1) + 1
@@ -247,7 +225,6 @@ def _orientation(content: bytes) -> np.int32:
 
 def _upright(image: Any, orientation: Any) -> Any:
     """As `jeffnet.data.images.upright`, for an orientation of 2 to 8."""
-    tf = tensorflow()
     swapped = tf.transpose(image, [1, 0, 2])
     turned = [
         (image, [1]), (image, [0, 1]), (image, [0]), (swapped, []), (swapped, [1]), (swapped, [0, 1]), (swapped, [0]),
@@ -269,7 +246,6 @@ def _header_pixels(content: Any) -> Any:
     A BMP has no more pixels than its file bits; a WebP without an extended header (VP8X) has 16,383 x 16,383 at most.
     Raises TensorFlow's error for any other format, such as JPEG XL, whose size is not told so easily.
     """
-    tf = tensorflow()
 
     def integer(at: int, count: int, order: int) -> Any:
         values = tf.cast(tf.io.decode_raw(tf.strings.substr(header, at, count), tf.uint8), tf.int64)
@@ -280,44 +256,40 @@ def _header_pixels(content: Any) -> Any:
         return tf.cond(extended, lambda: (integer(24, 3, 1) + 1) * (integer(27, 3, 1) + 1), lambda: nothing)
 
     def other() -> Any:
-        with tf.control_dependencies(
-            [_assert(_starts(content, _BMP), "is not a JPEG, PNG, GIF, BMP or WebP file: convert or remove it")]
-        ):
+        fault = "is not a JPEG, PNG, GIF, BMP or WebP file: convert or remove it"
+        with tf.control_dependencies([tf.debugging.Assert(_starts(content, _BMP), [fault])]):
             return tf.identity(nothing)
 
     nothing = tf.constant(0, tf.int64)
     # Zeros for what a file cut short lacks: its decoder says so more clearly.
     header = tf.strings.join([tf.strings.substr(content, 0, 30), bytes(30)])
-    return tf.case(
-        [
-            (_starts(content, _PNG), lambda: integer(16, 4, -1) * integer(20, 4, -1)),
-            (_starts(content, _GIF), lambda: integer(6, 2, 1) * integer(8, 2, 1)),
-            (_starts(content, _RIFF), webp),
-        ],
-        default=other,
-    )
+    formats = [
+        (_starts(content, _PNG), lambda: integer(16, 4, -1) * integer(20, 4, -1)),
+        (_starts(content, _GIF), lambda: integer(6, 2, 1) * integer(8, 2, 1)),
+        (_starts(content, _RIFF), webp),
+    ]
+    return tf.case(formats, default=other)
+
+
+def _jpeg_size(content: Any) -> tuple[Any, Any, Any]:
+    """Height and width of a JPEG, and the operation that refuses a large one."""
+    height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
+    return height, width, _refuse_large(tf.cast(height, tf.int64) * tf.cast(width, tf.int64))
 
 
 def _starts(content: Any, magic: bytes) -> Any:
-    tf = tensorflow()
     return tf.equal(tf.strings.substr(content, 0, len(magic)), magic)
 
 
 def _refuse_large(pixels: Any) -> Any:
     most = Image.MAX_IMAGE_PIXELS or np.iinfo(np.int64).max
-    return _assert(
-        pixels <= most,
-        f"has more than {most:,} pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
-    )
-
-
-def _assert(holds: Any, fault: str) -> Any:
-    return tensorflow().debugging.Assert(holds, [fault])
+    fault = f"has more than {most:,} pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    return tf.debugging.Assert(pixels <= most, [fault])
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What TensorFlow's operations raise; the second where a message quotes bytes, such as a path, that are no text."""
-    return tensorflow().errors.OpError, UnicodeDecodeError
+    """What TensorFlow's operations raise; the second where a message quotes bytes that are no text, such as a path."""
+    return tf.errors.OpError, UnicodeDecodeError
 
 
 def fault(error: Exception) -> str:
@@ -334,11 +306,3 @@ def reason(error: Exception) -> str:
 
 def _message(error: Any) -> str:
     return error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else error.message
-
-
-def tensorflow() -> Any:
-    """TensorFlow; a DatasetError where it is not installed."""
-    try:
-        return _tensorflow.tensorflow()
-    except ImportError:
-        raise DatasetError(f"reading with TensorFlow needs TensorFlow: {install('tf')}") from None

@@ -143,6 +143,7 @@ def _moves(function: Callable[..., Image.Image], most: float) -> Operation:
     return Operation(function, either_way(most), moves=True)
 
 
+_CHANGES = (operations.color, operations.contrast, operations.brightness, operations.sharpness)
 OPERATIONS: dict[str, Operation] = {
     "auto_contrast": Operation(ImageOps.autocontrast),
     "equalize": Operation(ImageOps.equalize),
@@ -154,14 +155,8 @@ OPERATIONS: dict[str, Operation] = {
     "solarize": Operation(operations.solarize, _threshold),
     "solarize_increasing": Operation(operations.solarize, lambda magnitude, draw: 256 - _threshold(magnitude, draw)),
     "solarize_add": Operation(operations.solarize_add, lambda magnitude, draw: min(128, int(magnitude / FULL * 110))),
-    "color": Operation(operations.color, _factor),
-    "color_increasing": Operation(operations.color, _factor_increasing),
-    "contrast": Operation(operations.contrast, _factor),
-    "contrast_increasing": Operation(operations.contrast, _factor_increasing),
-    "brightness": Operation(operations.brightness, _factor),
-    "brightness_increasing": Operation(operations.brightness, _factor_increasing),
-    "sharpness": Operation(operations.sharpness, _factor),
-    "sharpness_increasing": Operation(operations.sharpness, _factor_increasing),
+    **{change.__name__: Operation(change, _factor) for change in _CHANGES},
+    **{f"{change.__name__}_increasing": Operation(change, _factor_increasing) for change in _CHANGES},
     "shear_x": _moves(operations.shear_x, 0.3),
     "shear_y": _moves(operations.shear_y, 0.3),
     "translate_x_rel": _moves(operations.translate_x_relative, 0.45),

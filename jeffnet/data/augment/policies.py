@@ -54,11 +54,7 @@ class Policy(Protocol):
 
 @lru_cache
 def parse_policy(text: str, canvas: Canvas = CANVAS) -> Policy:
-    """The policy that a text names.
-
-    Args:
-      text: see this module.
-      canvas: for pixels that come in from outside the picture.
+    """The policy that a text names, as this module describes; `canvas` is for pixels from outside the picture.
 
     Raises:
       ConfigError: an unknown policy or key, or a value outside its range.
@@ -88,11 +84,7 @@ def policy_magnitude(text: str) -> float | None:
 
 
 def with_magnitude(text: str, magnitude: float) -> str:
-    """The same policy with another magnitude, to within a thousandth.
-
-    Args:
-      text: of RandAugment or AugMix.
-      magnitude: 0 or more.
+    """The text of RandAugment or AugMix with another magnitude, to within a thousandth.
 
     Raises:
       ConfigError: a policy without a magnitude, or one outside its range.

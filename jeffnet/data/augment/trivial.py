@@ -16,6 +16,7 @@ def _factor(magnitude: float, draw: float) -> float:
     return 1 + either_way(0.99)(magnitude, draw)
 
 
+_CHANGES = (operations.brightness, operations.color, operations.contrast, operations.sharpness)
 # The paper's wide ranges; 'identity' is among its operations.
 WIDE: dict[str, Operation] = {
     "identity": Operation(lambda image: image),
@@ -24,10 +25,7 @@ WIDE: dict[str, Operation] = {
     "translate_x": Operation(operations.translate_x, lambda *draw: int(either_way(32)(*draw)), moves=True),
     "translate_y": Operation(operations.translate_y, lambda *draw: int(either_way(32)(*draw)), moves=True),
     "rotate": Operation(operations.rotate, either_way(135), moves=True),
-    "brightness": Operation(operations.brightness, _factor),
-    "color": Operation(operations.color, _factor),
-    "contrast": Operation(operations.contrast, _factor),
-    "sharpness": Operation(operations.sharpness, _factor),
+    **{change.__name__: Operation(change, _factor) for change in _CHANGES},
     "posterize": Operation(operations.posterize, lambda magnitude, draw: 8 - round(magnitude / FULL * 6)),
     "solarize": Operation(operations.solarize, lambda magnitude, draw: 255 - magnitude / FULL * 255),
     "auto_contrast": Operation(ImageOps.autocontrast),
