@@ -68,11 +68,7 @@ def _check_archives(paths: Sequence[Path]) -> None:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand braces as a shell does: `{a,b}` and `{000..146}`, zeros in front kept.
-
-    Raises:
-      DatasetError: more than a million names.
-    """
+    """Expand braces as a shell does, `{a,b}` and `{000..146}`; a DatasetError above a million names."""
     names, waiting = [], [pattern]
     while waiting:
         text = waiting.pop()

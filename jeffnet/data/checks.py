@@ -19,11 +19,7 @@ def checked_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels as int32 `(N,)` that all have a class, and the names of the classes.
 
-    Args:
-      labels: integers `(N,)`.
-      classes: names; None names them by their numbers, '0' to the greatest label.
-      data: what errors call the data set.
-      name: of the example of that number, for errors.
+    Without `classes` these are called '0' to the greatest label. `data` and `name` are for errors.
 
     Raises:
       DatasetError: no labels at all, a negative one, one without a name or, where there are no names, one above 2**20.

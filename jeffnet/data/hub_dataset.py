@@ -184,14 +184,13 @@ def _load(data: str, *arguments: Any, **options: Any) -> Any:
         cause = error
         while isinstance(cause, DatasetGenerationError) and isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
-        reason = first_line(cause)
         if isinstance(error, DatasetNotFoundError):
             remedy = "check the spelling; for a private or gated one, log in with `hf auth login`"
         elif isinstance(error, OSError) and of_hub:
             remedy = "check the network, or unset JEFFNET_OFFLINE and HF_HUB_OFFLINE"
         else:
             remedy = "check its name, configuration and files"
-        raise DatasetError(f"data set {data!r} cannot be loaded ({reason}): {remedy}") from error
+        raise DatasetError(f"data set {data!r} cannot be loaded ({first_line(cause)}): {remedy}") from error
 
 
 @contextlib.contextmanager

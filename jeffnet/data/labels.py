@@ -91,12 +91,10 @@ def _pairs(text: str, name: str) -> list[tuple[str, Any]]:
         if text.lstrip().startswith("{"):
             return json.loads(text, object_pairs_hook=list)
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
+        if wrong := next((row for row in rows if len(row) != 2), None):
+            raise ValueError(f"it has the row {','.join(wrong)[:50]!r}")
     except (ValueError, RecursionError, csv.Error) as error:
         raise DatasetError(f"label map {name} is neither a JSON object nor CSV of two columns ({error})") from None
-    if wrong := next((row for row in rows if len(row) != 2), None):
-        raise DatasetError(
-            f"label map {name} is neither a JSON object nor CSV of two columns: it has the row {','.join(wrong)[:50]!r}"
-        )
     return [(source, target) for source, target in rows]
 
 

@@ -55,11 +55,7 @@ class EvalTransform:
         return self.size or (self.preprocessing.image_size, self.preprocessing.image_size)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """The pixels of a picture of mode 'RGB' or 'L', uint8 `(H, W, 3)` or `(H, W, 1)`.
-
-        Raises:
-          ImageError: another mode.
-        """
+        """The pixels of a picture of mode 'RGB' or 'L', uint8 `(H, W, C)`; an ImageError for other modes."""
         _check_mode(image)
         image = upright(image) if self.exif else image
         height, width = self.shape
@@ -171,10 +167,9 @@ class TrainTransform:
             self._policy(self.policy)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """One random view of a picture of mode 'RGB' or 'L', uint8 `(S, S, C)`; `(splits, S, S, C)` for more than one.
+        """A random view of a picture of mode 'RGB' or 'L', uint8 `(S, S, C)`; several are `(splits, S, S, C)`.
 
-        Raises:
-          ImageError: another mode.
+        It depends on `rng` and the picture only. Other modes are an ImageError.
         """
         _check_mode(image)
         crop = self._cropped(image, rng)

@@ -353,9 +353,9 @@ def _unchanged(chunk: Any) -> Any:
 
 
 def _received(chunks: Iterator[Any], count: int) -> list[Any]:
-    """The next so many chunks, none at the end; raises the first error among them."""
+    """The next so many chunks, or errors in their place; none at the end."""
     try:
-        parts = list(islice(chunks, count))
+        return list(islice(chunks, count))
     # What the data set raises is none of these: with a worker its end of a pipe is gone, sooner or later noticed.
     except (OSError, EOFError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
@@ -364,10 +364,6 @@ def _received(chunks: Iterator[Any], count: int) -> list[Any]:
             f"a worker process of the loader died ({first_line(error)}): use fewer workers or none, give them "
             'more (shared) memory, and guard the main module by `if __name__ == "__main__"`'
         ) from error
-    for part in parts:
-        if isinstance(part, JeffnetError):
-            raise part
-    return parts
 
 
 def _shared_zeros(shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
@@ -379,6 +375,9 @@ def _shared_zeros(shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor
 
 
 def _assembled(chunks: Sequence[Any]) -> EvalBatch:
+    """A batch, or the first error in it."""
+    if error := next((chunk for chunk in chunks if isinstance(chunk, JeffnetError)), None):
+        raise error
     if len(chunks) == 1 and chunks[0]["image"].numel() >= _LARGE:
         return cast(EvalBatch, {**chunks[0], "image": chunks[0]["image"].numpy()})
     # Copied even where it is a single chunk: each holds one of the process's file descriptors, which are few.

@@ -270,10 +270,8 @@ def _folders(folder: Path) -> list[str]:
 def picture_files(folder: Path, skipped: list[str] | None = None) -> list[Path]:
     """Every picture below a folder, sorted by path; hidden files and folders are left out.
 
-    Links to folders are followed, but into no folder twice. `skipped` gets the names of other files.
-
-    Raises:
-      DatasetError: a folder that cannot be read.
+    Links to folders are followed, but into no folder twice. `skipped` gets the names of other files. A folder that
+    cannot be read is a DatasetError.
     """
     visited, pictures = set(), []
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):

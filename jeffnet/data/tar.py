@@ -58,13 +58,7 @@ class TarShards(Labelled):
         split: str = "train",
         channels: int = 3,
     ) -> None:
-        """Reads the archives' headers and the labels, no picture.
-
-        Args:
-          data: an archive, a folder, a pattern or a list, see `find_archives` in `jeffnet.data.archives`.
-          split: 'train', 'val' or any other name.
-          channels: 3 for RGB, 1 for grey.
-        """
+        """Reads the headers and labels of the archives that `jeffnet.data.archives.find_archives` finds, no picture."""
         super().__init__(os.fspath(data) if isinstance(data, str | os.PathLike) else f"{len(data)} archives", channels)
         root, self._shards = find_archives(data)
         if len(self._shards) > 1:  # a single one may have the splits inside, whatever it is called

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -120,12 +121,13 @@ class _Prepared(Examples):
     """A data set that TensorFlow Datasets prepared."""
 
     def __init__(self, builder: Any, split: str) -> None:
-        self.where = f"data set {builder.info.full_name!r}"
+        name = builder.info.full_name
+        self.where = f"data set {name!r}"
         self._builder = builder
         self._split, self._files = _split_files(builder, split, self.where)
-        check_inside(builder, self._split, builder.info.full_name)
-        self._image, self._label = picture_and_label(builder, builder.info.full_name)
-        self.classes = class_names(builder, self._label, builder.info.full_name)
+        check_inside(builder, self._split, name)
+        self._image, self._label = picture_and_label(builder, name)
+        self.classes = class_names(builder, self._label, name)
         self._ends = list(itertools.accumulate(file.take for file in self._files))
         self._records: Any = None
         if builder.info.file_format.value == "array_record":
@@ -190,11 +192,7 @@ def _behind(files: Sequence[Any], count: int) -> list[Any]:
 
 
 def open_examples(data: str | Source, split: str, channels: int, data_dir: str | None, exif: bool = False) -> Examples:
-    """The data set; see `jeffnet.data.tensorflow.eval_loader` for the arguments.
-
-    Raises:
-      DatasetError: TensorFlow is missing, or the data set; no such split; no picture or no label in it.
-    """
+    """The data set; see `jeffnet.data.tensorflow.eval_loader` for the arguments and errors."""
     try:
         tensorflow()
     except ImportError:
@@ -219,10 +217,9 @@ def _split_files(builder: Any, split: str, where: str) -> tuple[str, list[Any]]:
     """The split's name in TFDS, and its instructions which files to read; at least one example."""
     splits = builder.info.splits
     split = find_split(split, splits) or split
-    try:
+    files = []
+    with suppress(KeyError, ValueError, AssertionError):
         files = [file for file in splits[split].file_instructions if file.take]
-    except (KeyError, ValueError, AssertionError):
-        files = []
     if not files:
         raise DatasetError(
             f"{where} has no split {split!r} with examples: use one of {', '.join(sorted(splits))}, or a part of it"

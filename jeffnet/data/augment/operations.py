@@ -11,12 +11,9 @@ Fill = tuple[int, ...]
 
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Keeps the highest bits of every value.
+    """Keeps the highest `bits` of every value; 8 or more keep all, and less than 1 keeps 1.
 
-    Args:
-      image: any.
-      bits: 8 or more keep all. Less than 1 keeps 1: so does TensorFlow, on which the papers' policies were trained,
-        since it shifts a byte by 7 bits at most. A black picture would teach nothing.
+    So does TensorFlow, on which the papers' policies were trained: it shifts a byte by 7 bits at most.
     """
     return ImageOps.posterize(image, max(bits, 1)) if bits < 8 else image
 

@@ -74,11 +74,7 @@ def parse_policy(text: str, canvas: Canvas = CANVAS) -> Policy:
 
 
 def policy_magnitude(text: str) -> float | None:
-    """The magnitude of RandAugment's or AugMix's operations; None for the other policies, which have no single one.
-
-    Raises:
-      ConfigError: see `parse_policy`.
-    """
+    """The magnitude of RandAugment's or AugMix's operations; None for the other policies, which have no single one."""
     policy = parse_policy(text)
     return policy.magnitude if isinstance(policy, RandAugment | AugMix) else None
 
