@@ -20,21 +20,11 @@ Output = Literal["logits", "pre_logits", "features"]
 
 
 def apply_conv(
-    op: Conv,
-    x: Array,
-    part: Callable[[ConvPart, Array], Array],
-    norm: Callable[[Norm, Array, str | None], Array],
+    op: Conv, x: Array, part: Callable[[ConvPart, Array], Array], norm: Callable[[Norm, Array, str | None], Array]
 ) -> Array:
-    """A convolution with its norm and activation.
+    """A convolution of `x`, `(N, H, W, C)`, with its norm and activation.
 
-    Args:
-      op: what to compute.
-      x: `(N, H, W, C)`.
-      part: applies one kernel to its share of the channels.
-      norm: applies a norm, and the activation after it.
-
-    Returns:
-      `(N, H', W', C')`.
+    `part` applies one kernel to its share of the channels; `norm` applies a norm, and the activation after it.
     """
     if len(op.parts) == 1:
         x = part(op.parts[0], x)
@@ -46,30 +36,12 @@ def apply_conv(
 
 
 def apply_squeeze(op: SqueezeExcite, x: Array, conv: Callable[[Conv, Array], Array]) -> Array:
-    """Channels weighted by what the whole picture holds (arXiv:1709.01507).
-
-    Args:
-      op: what to compute.
-      x: `(N, H, W, C)`.
-      conv: applies a convolution with its activation.
-    """
+    """Channels of `x`, `(N, H, W, C)`, weighted by what the whole picture holds (arXiv:1709.01507)."""
     return x * conv(op.expand, conv(op.reduce, x.mean((1, 2), keepdims=True)))
 
 
-def apply_block(
-    block: Block,
-    x: Array,
-    apply: Callable[[Op, Array], Array],
-    drop_path: Layer,
-) -> Array:
-    """The operations of one block, with its residual connection.
-
-    Args:
-      block: what to compute.
-      x: `(N, H, W, C)`.
-      apply: applies an operation.
-      drop_path: applied to the residual branch before the input is added.
-    """
+def apply_block(block: Block, x: Array, apply: Callable[[Op, Array], Array], drop_path: Layer) -> Array:
+    """The operations of one block, with its residual connection, to whose branch `drop_path` is applied."""
     shortcut = x
     for op in block.ops:
         x = apply(op, x)
@@ -91,7 +63,7 @@ def apply_network(
     """A whole network.
 
     Args:
-      plan: what to compute.
+      plan: the architecture.
       images: `(N, H, W, C)`, of a floating dtype; N may be 0.
       dtype: in which to compute.
       conv: applies a convolution with its norm and activation.
@@ -118,8 +90,8 @@ def apply_network(
     outputs = [conv(plan.stem, images)]
     for stage in plan.stages[: max(wanted, default=-1) + 1]:
         x = outputs[-1]
-        for each in stage:
-            x = block(each, x)
+        for member in stage:
+            x = block(member, x)
         outputs.append(x)
     if output == "features":
         return tuple(outputs[stage + 1] for stage in wanted)
