@@ -81,7 +81,7 @@ class FusedNetwork:
                 self.plan,
                 images,
                 self.dtype,
-                lambda op, x: self._conv(arrays, op, x),
+                lambda op, x: self._conv(arrays, op, x)[0],
                 lambda block, x: self._block(arrays, block, x),
                 (lambda x: self._classifier(arrays, x)) if self.plan.classifier else None,
                 execution=self.execution,
@@ -119,30 +119,16 @@ class FusedNetwork:
                     if gate is not None:
                         x, means = x * gate, None
                     means = x.mean((1, 2), keepdims=True) if means is None else means
-                    gate = self._conv(arrays, op.expand, self._conv(arrays, op.reduce, means))
+                    reduced, _ = self._conv(arrays, op.reduce, means)
+                    gate, _ = self._conv(arrays, op.expand, reduced)
                 case Conv():
-                    if gate is None and not last and all(self._form(op, part) == "depthwise" for part in op.parts):
-                        x, means = self._with_means(arrays, op, x)
-                    else:
-                        x = self._conv(arrays, op, x, gate, shortcut if last and block.residual else None)
-                        means = None
+                    x, means = self._conv(arrays, op, x, gate, shortcut if last and block.residual else None)
                     gate = None
                 case _:
                     assert_never(op)
         if gate is not None:
             x = x * gate + shortcut if block.residual else x * gate
         return x
-
-    def _with_means(self, arrays: Mapping[str, Array], op: Conv, x: Array) -> tuple[Array, Array]:
-        """A depthwise convolution, and the means of its outputs over each picture."""
-        outputs = []
-        for part, channels, _ in op.shares:
-            kernel, bias, window = *_weights(arrays, part), _window(op, part, x)
-            with jax.named_scope(part.name):
-                outputs.append(depthwise_act(x[..., channels], kernel, bias, window, op.act))
-        if len(outputs) == 1:
-            return outputs[0]
-        return tuple(jnp.concatenate(parts, axis=-1) for parts in zip(*outputs, strict=True))  # pyright: ignore[reportReturnType]
 
     def _bands(self, block: Block, x: Array) -> int:
         """Number of bands into which pictures are cut to fuse a block's first convolutions; 0 to not fuse them."""
@@ -177,14 +163,17 @@ class FusedNetwork:
 
     def _conv(
         self, arrays: Mapping[str, Array], op: Conv, x: Array, gate: Array | None = None, shortcut: Array | None = None
-    ) -> Array:
-        outputs = []
+    ) -> tuple[Array, Array | None]:
+        """Outputs and, if the kernels computed them, their means over each picture before the shortcut is added."""
+        outputs, means = [], []
         for part, channels, features in op.shares:
             with jax.named_scope(part.name):
                 part_gate = None if gate is None else gate[..., channels]
                 part_shortcut = None if shortcut is None else shortcut[..., features]
-                outputs.append(self._part(arrays, op, part, x[..., channels], part_gate, part_shortcut))
-        return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+                output, mean = self._part(arrays, op, part, x[..., channels], part_gate, part_shortcut)
+                outputs.append(output)
+                means.append(mean)
+        return _joined(outputs), None if any(mean is None for mean in means) else _joined(means)
 
     def _part(
         self,
@@ -194,22 +183,22 @@ class FusedNetwork:
         x: Array,
         gate: Array | None,
         shortcut: Array | None,
-    ) -> Array:
+    ) -> tuple[Array, Array | None]:
         kernel, bias, window = *_weights(arrays, part), _window(op, part, x)
         form = self._form(op, part)
         if form == "dense":
             size = (part.kernel_size, part.kernel_size)
-            return dense_conv(x, kernel, bias, size, part.out_channels, window, op.act, gate, shortcut)
-        x = x if gate is None else x * gate
+            return dense_conv(x, kernel, bias, size, part.out_channels, window, op.act, gate, shortcut), None
+        x, means = x if gate is None else x * gate, None
         if form == "depthwise":
-            x, _ = depthwise_act(x, kernel, bias, window, op.act)
+            x, means = depthwise_act(x, kernel, bias, window, op.act)
         else:
             x = conv_general_dilated(
                 x, kernel, window.strides, window.pads, rhs_dilation=window.dilation, feature_group_count=part.groups
             )
             x = x + over_channels(bias, x)
             x = ACTIVATIONS[op.act](x) if op.act else x
-        return x if shortcut is None else x + shortcut
+        return x if shortcut is None else x + shortcut, means
 
     def _classifier(self, arrays: Mapping[str, Array], x: Array) -> Array:
         assert self.plan.classifier
@@ -218,7 +207,11 @@ class FusedNetwork:
             x = x @ arrays[f"{op.name}.kernel"][0, 0]
             return x + over_channels(arrays[f"{op.name}.bias"], x)
         rows = x.reshape(-1, 1, 1, x.shape[-1])
-        return self._conv(arrays, op, rows).reshape(*x.shape[:-1], op.out_channels)
+        return self._conv(arrays, op, rows)[0].reshape(*x.shape[:-1], op.out_channels)
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def _weights(arrays: Mapping[str, Array], part: ConvPart) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ compiled for: the C++ kernels, shifted multiply-adds, or XLA's convolution.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -78,12 +79,11 @@ def _shifted(images: Array, kernel: Array, window: Window, size: Any = None) -> 
 def _views(padded: Array, kernel_size: Sequence[int], window: Window):
     """The pixels under each kernel position: `(row, column, (N, H', W', C))`."""
     height, width = Window(window.strides, ((0, 0), (0, 0)), window.dilation).out_size(padded.shape[1:3], kernel_size)
-    for row in range(kernel_size[0]):
-        for column in range(kernel_size[1]):
-            top, left = row * window.dilation[0], column * window.dilation[1]
-            rows = slice(top, top + (height - 1) * window.strides[0] + 1, window.strides[0])
-            columns = slice(left, left + (width - 1) * window.strides[1] + 1, window.strides[1])
-            yield row, column, padded[:, rows, columns]
+    for row, column in itertools.product(*map(range, kernel_size)):
+        top, left = row * window.dilation[0], column * window.dilation[1]
+        rows = slice(top, top + (height - 1) * window.strides[0] + 1, window.strides[0])
+        columns = slice(left, left + (width - 1) * window.strides[1] + 1, window.strides[1])
+        yield row, column, padded[:, rows, columns]
 
 
 def _shifted_input_gradient(g: Array, kernel: Array, window: Window, size: tuple[int, int]) -> Array:
