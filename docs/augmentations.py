@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -83,7 +83,7 @@ MIXES = {
 def operation_rows(image: Image.Image) -> Iterator[Row]:
     """The picture, then what each operation makes of it."""
     original = ("original", np.asarray(image))
-    changes = (operations.autocontrast, operations.equalize, operations.invert, operations.grayscale)
+    changes = (ImageOps.autocontrast, ImageOps.equalize, ImageOps.invert)
     yield "no strength", [original, *((change.__name__, np.asarray(change(image))) for change in changes)]
     for label, (change, values) in OPERATIONS.items():
         yield label, [original, *((f"{value:g}", np.asarray(change(image, value))) for value in values)]

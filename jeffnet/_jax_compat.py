@@ -6,7 +6,7 @@ Nothing else imports `jax._src`, `jax.interpreters`, `jax.extend` or `jax.ffi`, 
 import ctypes
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,22 +84,19 @@ def define_primitive(
         results = jax.vmap(functools.partial(function, **parameters), tuple(axes))(*operands)
         return results, [0] * len(results) if multiple_results else 0
 
-    def lower(ctx: Any, *operands: Any, **parameters: Any) -> Any:
-        return lower_as(function, ctx, operands, parameters)
+    def lowering(choose: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
+        def lower(ctx: Any, *operands: Any, **parameters: Any) -> Any:
+            form = functools.partial(choose(ctx, *ctx.avals_in, **parameters), **parameters)
+            return mlir.lower_fun(form, multiple_results=multiple_results)(ctx, *operands)
 
-    def lower_on_cpu(ctx: Any, *operands: Any, **parameters: Any) -> Any:
-        assert on_cpu is not None
-        return lower_as(on_cpu(ctx, *ctx.avals_in, **parameters), ctx, operands, parameters)
-
-    def lower_as(form: Callable[..., Any], ctx: Any, operands: tuple, parameters: dict) -> Any:
-        return mlir.lower_fun(functools.partial(form, **parameters), multiple_results=multiple_results)(ctx, *operands)
+        return lower
 
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(run)
     batching.primitive_batchers[primitive] = batch or mapped
-    mlir.register_lowering(primitive, lower)
+    mlir.register_lowering(primitive, lowering(lambda *_, **__: function))
     if on_cpu is not None:
-        mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+        mlir.register_lowering(primitive, lowering(on_cpu), platform="cpu")
     return primitive
 
 
@@ -109,11 +106,11 @@ def same_axes(*operands: Array) -> list[Array]:
     JAX does that for its own operations. Without it the gradient of an operand that all devices share would miss the
     sum over them.
     """
-    axes = [jax.typeof(each).manual_axis_type.varying for each in operands]  # pyright: ignore[reportAttributeAccessIssue]
+    axes = [jax.typeof(array).manual_axis_type.varying for array in operands]  # pyright: ignore[reportAttributeAccessIssue]
     union = frozenset[str]().union(*axes)
     return [
-        lax.pcast(each, tuple(union - own), to="varying") if union - own else each
-        for each, own in zip(operands, axes, strict=True)
+        lax.pcast(array, tuple(union - varying), to="varying") if union - varying else array
+        for array, varying in zip(operands, axes, strict=True)
     ]
 
 
@@ -134,7 +131,7 @@ def is_partitioned(ctx: Any) -> bool:
 
 
 def include_folder() -> str:
-    """Where the headers are with which kernels for XLA are compiled."""
+    """The folder of the headers for kernels that XLA calls."""
     return jax.ffi.include_dir()
 
 
@@ -147,24 +144,14 @@ def register_kernel(library: ctypes.CDLL, name: str) -> None:
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 
-def foreign_call(
-    name: str, results: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct], *operands: Array, **attributes: Any
-) -> Any:
-    """Call a registered kernel.
+def foreign_call(name: str, results: Any, *operands: Array, **attributes: Any) -> Any:
+    """Call a registered kernel, whose result is shaped and typed like `results`, or like each of a list of them.
 
-    Args:
-      name: of the kernel.
-      results: shape and dtype of the result, or those of several.
-      operands: arrays in the kernel's dtype.
-      attributes: booleans; whole numbers and tuples of them, which are passed as 64-bit integers.
-
-    Returns:
-      One array or a list, as `results`.
+    Attributes are booleans, or whole numbers and tuples of them, which are passed as 64-bit integers.
     """
-    plain = {
-        key: value if isinstance(value, bool) else np.asarray(value, np.int64)[()] for key, value in attributes.items()
-    }
-    return jax.ffi.ffi_call(name, results)(*operands, **plain)
+    numbers = {key: np.asarray(value, np.int64)[()] for key, value in attributes.items() if not isinstance(value, bool)}
+    shapes = jax.tree.map(lambda like: jax.ShapeDtypeStruct(like.shape, like.dtype), results)
+    return jax.ffi.ffi_call(name, shapes)(*operands, **attributes | numbers)
 
 
 # -------------------------------------------------------------------------------------------- the coordination service
@@ -177,7 +164,7 @@ def coordination() -> Any:
 
 @contextmanager
 def clients_call(function: Callable[[], None]) -> Iterator[bool]:
-    """Within it, new clients of the coordination service call a function when they lose it, and do not abort.
+    """In this context, new clients of the coordination service call a function if they lose it, instead of aborting.
 
     Yields:
       Whether this jaxlib can do so.

@@ -1,12 +1,9 @@
 """Objax on a current JAX.
 
-Objax 1.8.0 asks, at every assignment to a variable, whether the array is spread over devices by `jax.pmap`: it looks
-for `jax.sharding.PmapSharding`, which JAX 0.10 no longer has, as `pmap` itself no longer makes such arrays. So every
-`Var.assign` fails, and with it `objax.Jit`, `objax.GradValues`, `objax.Vectorize`, optimizers and loading.
-
-Where JAX has no such sharding, no array can have it, and the question is answered with no. That is all that is changed.
-`objax.Parallel` and `VarCollection.replicate` need more of the old `pmap` and stay broken: `objax.Jit` over a sharded
-batch does their work.
+At every assignment to a variable, Objax 1.8.0 checks for `jax.sharding.PmapSharding`, which JAX 0.10 no longer has:
+every `Var.assign` fails, and with it `objax.Jit`, `objax.GradValues`, `objax.Vectorize`, optimizers and loading. Where
+JAX has no such sharding, no array can have it, so only this check is replaced. `objax.Parallel` and
+`VarCollection.replicate` need more of the old `pmap` and stay broken: use `objax.Jit` over a sharded batch instead.
 """
 
 from collections.abc import Callable
@@ -27,15 +24,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"the Objax models need Objax: {install('objax')}", name=error.name) from error
 
 
-def mend(package: ModuleType) -> bool:
-    """Make assignments to Objax's variables work; does nothing where they do.
-
-    Args:
-      package: objax.
-
-    Returns:
-      Whether there was anything to mend.
-    """
+def repair(package: ModuleType) -> bool:
+    """Make assignments to Objax's variables work; returns whether there was anything to repair."""
     if hasattr(jax.sharding, "PmapSharding"):
         return False
     package.util.check.split_shape_and_device = _shape_on_no_device
@@ -75,4 +65,4 @@ def generator_of(rng: int | Array) -> objax.random.Generator:
     return generator
 
 
-mend(objax)
+repair(objax)

@@ -23,24 +23,32 @@ def tensorflow() -> Any:
     return tf
 
 
+class _WhenUsed:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tensorflow(), name)
+
+
+# The module, loaded by the first use of one of its names.
+tf: Any = _WhenUsed()
+
+
 def on_cpu() -> Any:
     """A context within which TensorFlow computes on the CPU: on a GPU it would take all of its memory from JAX."""
-    return tensorflow().device("CPU:0")
+    return tf.device("CPU:0")
 
 
 def hide_gpus() -> None:
     """Keep TensorFlow from GPUs for as long as this process runs: for a process that is ours alone."""
     # What is in use already stays visible.
     with suppress(RuntimeError):
-        tensorflow().config.set_visible_devices([], "GPU")
+        tf.config.set_visible_devices([], "GPU")
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
     """Within it nothing reaches standard error, and TensorFlow reads that it is to log errors only.
 
-    As it is loaded TensorFlow announces oneDNN before anybody can tell it not to. Without oneDNN it would be silent,
-    but its pipelines 1.6 times as slow.
+    While it loads, TensorFlow announces oneDNN, without which its pipelines would be 1.6 times as slow.
     """
     before = os.environ.get(_LOG_LEVEL)
     os.environ.setdefault(_LOG_LEVEL, "3")

@@ -43,13 +43,9 @@ class ConfigError(JeffnetError):
 
 
 class UsageError(ConfigError):
-    """Options of a command that do not exist, are missing, contradict one another, or have a value out of range.
+    """Options of a command that do not exist, are missing, contradict one another, or have a value out of range."""
 
-    Attributes:
-      exit_code: 2, as of what argparse refuses.
-    """
-
-    exit_code = 2
+    exit_code = 2  # as of argparse
 
 
 class OutputError(JeffnetError):
@@ -57,13 +53,9 @@ class OutputError(JeffnetError):
 
 
 class EndingError(OutputError):
-    """A file name whose extension stands for a format that cannot be written.
+    """A file name whose extension stands for a format that cannot be written."""
 
-    Attributes:
-      exit_code: 2, since an option says so.
-    """
-
-    exit_code = 2
+    exit_code = 2  # an option has the name
 
 
 class TrainingError(JeffnetError):

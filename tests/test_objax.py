@@ -26,8 +26,8 @@ def _create(**options):
 
 
 @pytest.mark.slow
-def test_objax_alone_fails_on_this_jax_and_the_mend_cures_it():
-    """In an interpreter where nothing else touched Objax. Where Objax works by itself, nothing is mended."""
+def test_objax_alone_fails_on_this_jax_and_the_repair_cures_it():
+    """In an interpreter where nothing else touched Objax. Where Objax works by itself, nothing is repaired."""
     script = """
 import jax, jax.numpy as jnp, objax
 var = objax.TrainVar(jnp.zeros(3))
@@ -49,22 +49,22 @@ assert before == (objax.util.check.split_shape_and_device is original)
     assert answer.returncode == 0, answer.stderr
 
 
-def test_nothing_is_mended_where_objax_works(monkeypatch):
+def test_nothing_is_repaired_where_objax_works(monkeypatch):
     package = SimpleNamespace(util=SimpleNamespace(check=SimpleNamespace(split_shape_and_device="its own")))
     monkeypatch.setattr(jax.sharding, "PmapSharding", object, raising=False)
-    assert _objax_compat.mend(package) is False
+    assert _objax_compat.repair(package) is False
     assert package.util.check.split_shape_and_device == "its own"
 
 
-def test_one_function_is_mended_where_it_does_not(monkeypatch):
+def test_one_function_is_replaced_where_it_does_not(monkeypatch):
     check = SimpleNamespace(split_shape_and_device="its own", other="untouched")
     monkeypatch.delattr(jax.sharding, "PmapSharding", raising=False)
-    assert _objax_compat.mend(SimpleNamespace(util=SimpleNamespace(check=check))) is True
+    assert _objax_compat.repair(SimpleNamespace(util=SimpleNamespace(check=check))) is True
     assert check.split_shape_and_device(jnp.ones((2, 3))) == (None, (2, 3))
     assert check.other == "untouched"
 
 
-def test_a_mended_assignment_still_checks_shapes():
+def test_a_repaired_assignment_still_checks_shapes():
     """What is patched answers a question; the check that asks it goes on checking."""
     var = objax.TrainVar(jnp.zeros((2, 3)))
     with pytest.raises(AssertionError, match="can not change shape"):

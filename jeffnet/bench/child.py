@@ -14,7 +14,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class ChildError(Exception):
     """The error of a child process, in one line.
 
     Attributes:
-      expected: it has no such model or is not made for the task: no defect.
+      expected: the contender lacks the model or the task; no defect.
     """
 
     def __init__(self, reason: str, expected: bool = False) -> None:
@@ -73,9 +73,9 @@ class Child:
 
     def __init__(self, target: str, arguments: Mapping[str, Any], setting: Setting) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
-        given = (sys.path, target, dict(arguments), setting.processors)
+        start = (sys.path, target, dict(arguments), setting.processors)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, *map(json.dumps, given)],
+            [sys.executable, "-P", "-c", _START, *map(json.dumps, start)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -116,11 +116,9 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._log):
-            try:
-                assert file is not None
+            assert file is not None
+            with suppress(BrokenPipeError):  # a request that it did not read
                 file.close()
-            except BrokenPipeError:  # a request that it did not read
-                pass
 
     def _last_words(self) -> str:
         status = self._process.wait()
@@ -132,31 +130,14 @@ class Child:
         return f"{how}: {lines[-1].strip()}" if lines else how
 
 
-@contextmanager
-def children() -> Iterator[list[Child]]:
-    """A list of children that are ended with the `with` statement."""
-    started: list[Child] = []
-    try:
-        yield started
-    finally:
-        for child in started:
-            child.close()
-
-
 def run(target: str, arguments: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
-    """Run a function in a child process; returns its answer.
-
-    Args:
-      target: `module:function`; gets `arguments` and a `Channel`, to which it sends one message.
-      arguments: JSON can hold them.
-      setting: of the process.
+    """Run a `module:function` in a child process; it gets arguments, as JSON, and a `Channel`, and sends one answer.
 
     Raises:
       ChildError: it failed.
     """
-    with children() as started:
-        started.append(Child(target, arguments, setting))
-        return started[0].receive()
+    with closing(Child(target, arguments, setting)) as child:
+        return child.receive()
 
 
 def main() -> None:
@@ -171,9 +152,8 @@ def main() -> None:
     except Exception as error:
         from jeffnet.bench.program import UnsupportedError
 
-        own = isinstance(error, JeffnetError | UnsupportedError)
-        text = first_line(error) if own else f"{type(error).__name__}: {first_line(error)}"
-        channel.send({"error": text, "expected": isinstance(error, UnsupportedError)})
+        kind = "" if isinstance(error, JeffnetError | UnsupportedError) else f"{type(error).__name__}: "
+        channel.send({"error": kind + first_line(error), "expected": isinstance(error, UnsupportedError)})
         traceback.print_exc()
 
 

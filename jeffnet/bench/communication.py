@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 # Bytes of an array that one device sends, for a group of n, by the ring algorithm; n is above 1. The array is the
@@ -14,19 +15,17 @@ _SENT: dict[str, Callable[[int], float]] = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-KINDS = tuple(_SENT)
 
 _COMPUTATION = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)\s+\(.*\{\s*$")
 _CALLED = re.compile(r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_COLLECTIVE = re.compile(rf"^\s*(?:ROOT\s+)?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_COLLECTIVE = re.compile(rf"^\s*(?:ROOT\s+)?%?[\w.\-]+ = (.*?) ({'|'.join(_SENT)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})?\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 # Axes of a mesh, and those of them along which devices exchange data.
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,17 @@ class Collective:
     """One instruction by which devices exchange data.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: such as 'all-reduce'; a key of `_SENT`.
       sizes: bytes of the arrays that it is about; several where XLA combined instructions into one. Of an all-gather
         they are those of the gathered arrays, of a reduce-scatter those before it.
       group: how many devices take part with each other.
-      times: how often a step runs it.
-      bounded: whether `times` is known; otherwise it is in a loop of unknown length, and counted once for each.
-      source: the operation that it comes from, as JAX names it.
+      times: how often a step runs it; one in a loop of unknown length counts as if the loop ran once.
     """
 
     kind: str
     sizes: tuple[int, ...]
     group: int
     times: int = 1
-    bounded: bool = True
-    source: str = ""
 
     @property
     def bytes(self) -> int:
@@ -62,61 +57,56 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled program, in the order of its text.
+    """The collectives that a compiled program runs.
 
     Args:
       text: `jax.jit(f).lower(...).compile().as_text()`, that is HLO after partitioning.
     """
     computations, entry = _computations(text)
     devices = _devices(text)
-    times = _times(computations, entry)
-    found = []
-    for name, lines in computations.items():
-        count, bounded = times.get(name, (0, True))
-        for line in lines:
-            if count and (match := _COLLECTIVE.match(line)):
-                found.append(_collective(match, line, devices, count, bounded))
-    return found
+    return [
+        _collective(match, line, devices, times)
+        for name, times in _times(computations, entry).items()
+        for line in computations.get(name, ())
+        if times and (match := _COLLECTIVE.match(line))
+    ]
 
 
 def by_kind(found: Iterable[Collective]) -> dict[str, tuple[int, float]]:
     """How many collectives of each kind a step runs, and the bytes that each device sends by them."""
     totals: dict[str, tuple[int, float]] = {}
-    for each in found:
-        count, sent = totals.get(each.kind, (0, 0.0))
-        totals[each.kind] = count + each.times, sent + each.sent
+    for collective in found:
+        count, sent = totals.get(collective.kind, (0, 0.0))
+        totals[collective.kind] = count + collective.times, sent + collective.sent
     return totals
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """The lines of each computation by name, and the name of the entry computation."""
-    found: dict[str, list[str]] = {}
+    computations: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
             name = match[1]
-            found[name] = []
+            computations[name] = []
             entry = name if line.startswith("ENTRY") else entry
         elif name:
-            found[name].append(line)
-    return found, entry
+            computations[name].append(line)
+    return computations, entry
 
 
-def _times(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int, bool]]:
-    """How often each computation runs in a step, and whether that is known."""
-    times: dict[str, tuple[int, bool]] = {}
+def _times(computations: dict[str, list[str]], entry: str) -> Counter[str]:
+    """How often each computation runs in a step."""
+    times: Counter[str] = Counter()
 
-    def visit(name: str, count: int, bounded: bool) -> None:
-        before, known = times.get(name, (0, True))
-        times[name] = before + count, known and bounded
+    def visit(name: str, count: int) -> None:
+        times[name] += count
         for line in computations.get(name, ()):
-            loop = " while(" in line
-            trips = _TRIPS.search(line)
-            factor = int(trips[1]) if loop and trips else 1
+            trips = _TRIPS.search(line) if " while(" in line else None
             for called in _called(line):
-                visit(called, count * factor, bounded and (trips is not None or not loop))
+                visit(called, count * int(trips[1]) if trips else count)
 
-    visit(entry, 1, True)
+    visit(entry, 1)
     return times
 
 
@@ -125,7 +115,7 @@ def _called(line: str) -> list[str]:
     if " fusion(" in line or _COLLECTIVE.match(line):
         return []
     branches = _BRANCHES.search(line)
-    return _CALLED.findall(line) + ([each.strip(" %") for each in branches[1].split(",")] if branches else [])
+    return _CALLED.findall(line) + ([name.strip(" %") for name in branches[1].split(",")] if branches else [])
 
 
 def _devices(text: str) -> int:
@@ -133,7 +123,7 @@ def _devices(text: str) -> int:
     return math.prod(int(match[1]) for match in counts if match)
 
 
-def _collective(match: re.Match[str], line: str, devices: int, times: int, bounded: bool) -> Collective:
+def _collective(match: re.Match[str], line: str, devices: int, times: int) -> Collective:
     kind, is_async = match[2], match[3] is not None
     sizes, group = _sizes(match[1]), _group(line, kind, devices)
     if is_async and kind != "all-reduce":
@@ -142,8 +132,7 @@ def _collective(match: re.Match[str], line: str, devices: int, times: int, bound
         sizes = arrays[len(arrays) // 2 :]
     if kind == "reduce-scatter":
         sizes = [size * group for size in sizes]
-    source = _NAME.search(line)
-    return Collective(kind, tuple(sizes), group, times, bounded, source[1] if source else "")
+    return Collective(kind, tuple(sizes), group, times)
 
 
 def _sizes(shape: str) -> list[int]:
@@ -170,8 +159,4 @@ def _group(line: str, kind: str, devices: int) -> int:
     match = _LISTED.search(line)
     if match is None or match[1] is None:
         return devices  # no groups: all take part
-    return _longest(re.findall(r"\{([\d, ]*)\}", match[1])) or devices
-
-
-def _longest(groups: Sequence[str]) -> int:
-    return max((len([member for member in group.split(",") if member.strip()]) for group in groups), default=0)
+    return max(len(re.findall(r"\d+", group)) for group in match[1].split("}")) or devices

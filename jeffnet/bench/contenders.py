@@ -45,20 +45,16 @@ CONTENDERS: dict[str, Contender] = {
     "plain": Contender(f"{_JAX}:Functional", environment={"JEFFNET_CONV": "xla"}),
     "timm": Contender(f"{_TORCH}:Eager", ("torch", "timm"), "torch"),
     "torch-compile": Contender(f"{_TORCH}:Compiled", ("torch", "timm"), "torch"),
-    "onnxruntime": Contender(
-        f"{_ONNX}:OnnxRuntime",
-        ("onnxruntime", "onnx", "onnxscript", "torch", "timm"),
-        "bench,torch",
-        ("inference",),
-        f"{_TORCH}:export_onnx",
-    ),
-    "openvino": Contender(
-        f"{_ONNX}:OpenVino",
-        ("openvino", "onnx", "onnxscript", "torch", "timm"),
-        "bench,torch",
-        ("inference",),
-        f"{_TORCH}:export_onnx",
-    ),
+    **{
+        program.lower(): Contender(
+            f"{_ONNX}:{program}",
+            (program.lower(), "onnx", "onnxscript", "torch", "timm"),
+            "bench,torch",
+            ("inference",),
+            f"{_TORCH}:export_onnx",
+        )
+        for program in ("OnnxRuntime", "OpenVino")
+    },
     "keras": Contender(f"{_KERAS}:Keras", ("keras",), "keras", prepares=f"{_KERAS}:write_keras_file"),
 }
 # What `--compare` takes: the same models in other hands.

@@ -4,14 +4,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jeffnet.bench.child import Child, ChildError, Setting, children, run
+from jeffnet.bench.child import Child, ChildError, Setting, run
 from jeffnet.bench.contenders import CONTENDERS
 from jeffnet.bench.prepare import reference_file
 from jeffnet.bench.program import COMPARED, Job
@@ -30,12 +30,7 @@ Progress = Callable[[str], None]
 def bench(
     candidates: Sequence[Candidate], settings: Settings, progress: Progress = lambda text: None
 ) -> Iterator[CaseResult]:
-    """Measure models.
-
-    Args:
-      candidates: models; without weights they get random ones.
-      settings: everything else.
-      progress: called with a line for each step.
+    """Measure models, which get random weights if they have none; `progress` is called with a line for each step.
 
     Yields:
       The result of each case: of each model, image size, task, dtype and batch size.
@@ -48,8 +43,8 @@ def bench(
     present = [name for name, text in missing.items() if not text]
     if settings.device or settings.num_devices or os.environ.get("JAX_PLATFORMS"):
         count_devices(settings)
-    with children() as started:
-        machine = _start_machine(settings, started)
+    with ExitStack() as stack:
+        machine = _start_machine(settings, stack)
         for candidate in candidates:
             with tempfile.TemporaryDirectory(prefix="jeffnet-bench-") as folder:
                 progress(f"{candidate.name or candidate.weights}: weights and reference")
@@ -58,24 +53,26 @@ def bench(
                 except JeffnetError as error:
                     if len(candidates) == 1:
                         raise
-                    yield _unprepared(candidate, error)
+                    name = candidate.name or str(candidate.weights)
+                    yield CaseResult(Case(name, "", 0, "", 0), (), (Failure(name, str(error), expected=False),))
                     continue
                 for case in cases:
                     yield _CaseRun(case, settings, folder, machine, progress).result(present, absent)
 
 
-def _start_machine(settings: Settings, started: list[Child]) -> Child | None:
+def _start_machine(settings: Settings, stack: ExitStack) -> Child | None:
     if not settings.peak:
         return None
-    child = Child("jeffnet.bench.machine:serve", {}, setting_of(settings))
-    started.append(child)
-    _of_machine(child.receive)
+    child = stack.enter_context(closing(Child("jeffnet.bench.machine:serve", {}, setting_of(settings))))
+    with _peak_errors():
+        child.receive()
     return child
 
 
-def _of_machine(message: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+@contextmanager
+def _peak_errors() -> Iterator[None]:
     try:
-        return message()
+        yield
     except ChildError as error:
         raise JeffnetError(f"the machine's peak cannot be measured, --no-peak leaves it out: {error}") from None
 
@@ -95,16 +92,9 @@ def _prepare(candidate: Candidate, settings: Settings, folder: str) -> list[Case
         described = run("jeffnet.bench.prepare:prepare", arguments, setting)
     except ChildError as error:
         raise JeffnetError(str(error)) from None
+    model, parameters = described["model"], described["parameters"]
     return [
-        Case(
-            described["model"],
-            task,
-            batch,
-            dtype,
-            int(size),
-            described["parameters"],
-            macs * (3 if task == "training" else 1),
-        )
+        Case(model, task, batch, dtype, int(size), parameters, macs * (3 if task == "training" else 1))
         for size, macs in described["macs"].items()
         for task in settings.tasks
         for dtype in settings.dtypes
@@ -112,18 +102,10 @@ def _prepare(candidate: Candidate, settings: Settings, folder: str) -> list[Case
     ]
 
 
-def _unprepared(candidate: Candidate, error: JeffnetError) -> CaseResult:
-    name = candidate.name or str(candidate.weights)
-    return CaseResult(Case(name, "", 0, "", 0), (), (Failure(name, str(error), expected=False),))
-
-
 def setting_of(settings: Settings, extra: Mapping[str, str] | None = None) -> Setting:
     """Settings of the child processes: equal threads, no preallocated memory, no compilation cache."""
-    threads = str(len(settings.processors))
-    own = {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
+    ours = {
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(len(settings.processors))),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -131,10 +113,10 @@ def setting_of(settings: Settings, extra: Mapping[str, str] | None = None) -> Se
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     if settings.device:
-        own["JAX_PLATFORMS"] = jax_platforms(settings.device)
+        ours["JAX_PLATFORMS"] = jax_platforms(settings.device)
     if settings.device == "cpu":
-        own["CUDA_VISIBLE_DEVICES"] = ""  # for the peers too
-    return Setting({**kept, **own, **(extra or {})}, settings.processors)
+        ours["CUDA_VISIBLE_DEVICES"] = ""  # for the peers too
+    return Setting({**kept, **ours, **(extra or {})}, settings.processors)
 
 
 def count_devices(settings: Settings) -> tuple[str, int]:
@@ -145,10 +127,10 @@ def count_devices(settings: Settings) -> tuple[str, int]:
     """
     arguments = {"platform": settings.device, "count": settings.num_devices}
     try:
-        found = run("jeffnet.bench.machine:describe", arguments, setting_of(settings))
+        described = run("jeffnet.bench.machine:describe", arguments, setting_of(settings))
     except ChildError as error:
         raise JeffnetError(str(error)) from None
-    return found["platform"], found["devices"]
+    return described["platform"], described["devices"]
 
 
 @dataclass
@@ -164,11 +146,11 @@ class _CaseRun:
     def result(self, names: Sequence[str], failures: Sequence[Failure]) -> CaseResult:
         """Start the contenders one after the other, then let them take turns."""
         failed, described = list(failures), {}
-        with children() as started:
+        with ExitStack() as stack:
             workers: dict[str, Child] = {}
             for name in names:
                 try:
-                    workers[name], described[name] = self._start(name, started)
+                    workers[name], described[name] = self._start(name, stack)
                 except ChildError as error:
                     failed.append(Failure(name, str(error), error.expected))
             rounds, peaks = self._rounds(workers, described, failed)
@@ -176,37 +158,36 @@ class _CaseRun:
         baseline = wanted if wanted in workers else next(iter(workers), None)
         return CaseResult(
             self.case,
-            tuple(self._measured(name, described[name], rounds[name], baseline) for name in workers),
+            tuple(
+                Measured(
+                    contender=name,
+                    rounds=tuple(rounds[name]),
+                    difference=self._difference(name, baseline),
+                    **described[name],
+                )
+                for name in workers
+            ),
             tuple(failed),
             baseline,
             tuple(peak["macs_per_second"] for peak in peaks),
             tuple(peak["bytes_per_second"] for peak in peaks),
         )
 
-    def _start(self, name: str, started: list[Child]) -> tuple[Child, dict[str, Any]]:
+    def _start(self, name: str, stack: ExitStack) -> tuple[Child, dict[str, Any]]:
         contender, case = CONTENDERS[name], self.case
         if case.task not in contender.tasks:
             raise ChildError(f"no {case.task}", expected=True)
-        job = Job(
-            contender.program,
-            self.folder,
-            case.task,
-            case.batch_size,
-            case.dtype,
-            case.image_size,
-            len(self.settings.processors),
-            str(self._answers(name)),
-        )
+        threads, answers = len(self.settings.processors), str(self._answers(name))
+        job = Job(**asdict(case), program=contender.program, folder=self.folder, threads=threads, answers=answers)
         # torch keeps what it compiles: here it finds nothing, and nothing of it stays.
         compiled = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=self.folder)}
         setting = setting_of(self.settings, {**contender.environment, **compiled})
-        arguments = job.asdict()
+        arguments = asdict(job)
         if contender.prepares:
             self.progress(f"{self._title}: {name}: export")
             run(contender.prepares, arguments, setting)
         self.progress(f"{self._title}: {name}: start")
-        child = Child("jeffnet.bench.worker:serve", arguments, setting)
-        started.append(child)
+        child = stack.enter_context(closing(Child("jeffnet.bench.worker:serve", arguments, setting)))
         return child, child.receive()
 
     def _rounds(
@@ -218,8 +199,8 @@ class _CaseRun:
         for number in range(self.settings.repeats):
             self.progress(f"{self._title}: round {number + 1} of {self.settings.repeats}")
             if self.machine is not None and workers:
-                request = {"dtype": self.case.dtype, "seconds": self.settings.seconds}
-                peaks.append(_of_machine(partial(self.machine.ask, request)))
+                with _peak_errors():
+                    peaks.append(self.machine.ask({"dtype": self.case.dtype, "seconds": self.settings.seconds}))
                 time.sleep(_REST)
             names = list(workers)
             first = number % max(len(names), 1)
@@ -234,11 +215,6 @@ class _CaseRun:
                 described[name]["peak_bytes"] = reply["peak_bytes"]
                 time.sleep(_REST)
         return rounds, peaks
-
-    def _measured(
-        self, name: str, described: Mapping[str, Any], rounds: Sequence[tuple[float, ...]], baseline: str | None
-    ) -> Measured:
-        return Measured(contender=name, rounds=tuple(rounds), difference=self._difference(name, baseline), **described)
 
     def _difference(self, name: str, baseline: str | None) -> float:
         case, answers = self.case, np.load(self._answers(name))

@@ -1,8 +1,9 @@
 """Plots accuracy against throughput."""
 
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,23 +30,16 @@ _FAMILIES = (
 # More models than these have short labels, and more room.
 _FEW = 12
 _SHORT = (("efficientnet_", ""), ("mobilenet", "mn"), ("minimal", "min"))
+_GAP = 2  # pixels between labels
 # Pixels between a point and its label, tried one after the other; from the third on a line joins the two.
 _DISTANCES = (5, 9, 20, 32, 46, 62, 80)
 # To the right and up. The line of the best runs from the upper left to the lower right: first away from it.
 _DIRECTIONS = ((1, 1), (1, 0), (-1, -1), (-1, 0), (0, 1), (0, -1), (1, -1), (-1, 1))
 
-Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True)
 class Point:
-    """A model in the plot.
-
-    Attributes:
-      model: its name.
-      images_per_second: as fast as it was.
-      top1: published, in per cent.
-    """
+    """A model in the plot; `top1` is published, in per cent."""
 
     model: str
     images_per_second: float
@@ -53,18 +47,14 @@ class Point:
 
 
 def points_of(results: Sequence[CaseResult]) -> list[Point]:
-    """The best throughput of jeffnet's own contenders, of each model with a published score.
-
-    Args:
-      results: of inference; where there are none, of training.
-    """
+    """The best throughput of jeffnet itself in inference, or else training, for each model with a published score."""
     scores = {name: entry.weights.top1 for name, entry in MODELS.items() if entry.weights}
     best: dict[str, float] = {}
     for result in _shown(results):
-        model, own = result.case.model, _own(result)
-        if own and model in scores:
-            fastest = max(result.images_per_second(each) for each in own)
-            best[model] = max(fastest, best.get(model, 0.0))
+        model = result.case.model
+        if model in scores:
+            for measured in _ours(result):
+                best[model] = max(result.images_per_second(measured), best.get(model, 0.0))
     return [Point(model, speed, scores[model]) for model, speed in best.items()]
 
 
@@ -74,7 +64,7 @@ def title_of(results: Sequence[CaseResult]) -> str:
     sizes = list(dict.fromkeys(result.case.image_size for result in shown))
     parts = (
         dict.fromkeys(result.case.task for result in shown),
-        dict.fromkeys(each.contender for result in shown for each in _own(result)),
+        dict.fromkeys(measured.contender for result in shown for measured in _ours(result)),
         [f"batch {size}" for size in dict.fromkeys(result.case.batch_size for result in shown)],
         dict.fromkeys(result.case.dtype for result in shown),
         [f"{sizes[0]} px" if len(sizes) == 1 else "each at its own size"],
@@ -93,13 +83,7 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 @plain_text()
 def draw(points: Sequence[Point], path: str | os.PathLike, title: str, machine: str) -> None:
-    """Plot published top-1 against throughput; a line joins the Pareto front.
-
-    Args:
-      points: at least one.
-      path: of the picture, whose ending says its form; its folder must exist.
-      title: above it.
-      machine: on which the throughput was measured.
+    """Plot published top-1 against throughput on a machine, for at least one point; a line joins the Pareto front.
 
     Raises:
       OutputError: the picture cannot be written.
@@ -132,8 +116,8 @@ def _shown(results: Sequence[CaseResult]) -> list[CaseResult]:
     return inference or list(results)
 
 
-def _own(result: CaseResult) -> list[Measured]:
-    return [each for each in result.measured if each.contender in (*BACKENDS, "fused")]
+def _ours(result: CaseResult) -> list[Measured]:
+    return [measured for measured in result.measured if measured.contender in (*BACKENDS, "fused")]
 
 
 def _scale(axes: Any, points: Sequence[Point]) -> None:
@@ -152,22 +136,25 @@ def _scale(axes: Any, points: Sequence[Point]) -> None:
 
 def _label(axes: Any, renderer: Any, points: Sequence[Point], few: bool) -> None:
     """Write names beside their points, clear of other names and points; skips those without room."""
+    from matplotlib.transforms import Bbox
+
     size = 9 if few else 7.5
     places = axes.transData.transform(_coordinates(points))
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
-    if legend := axes.get_legend():
-        taken.append(_box(legend.get_window_extent(renderer)))
-    room = _box(axes.get_window_extent(renderer))
-    for point, place in zip(points, places, strict=True):
+    markers = [Bbox([place - 4, place + 4]) for place in places]
+    taken = [*markers, axes.get_legend().get_window_extent(renderer)]
+    room = axes.get_window_extent(renderer)
+    for point, place, marker in zip(points, places, markers, strict=True):
         name = point.model if few else _short(point.model)
         text = axes.annotate(
             name, place, xycoords="figure pixels", fontsize=size, color=_family(point.model)[1], va="bottom", ha="left"
         )
         extent = text.get_window_extent(renderer)
-        own = (place[0] - 4, place[1] - 4, place[0] + 4, place[1] + 4)
-        for distance, box in _candidates(place, extent.width, extent.height):
-            if _inside(box, room) and not any(_overlap(box, other) for other in taken if other != own):
-                text.set_position(box[:2])
+        others = [box for box in taken if box is not marker]
+        for distance, direction in itertools.product(_DISTANCES, np.array(_DIRECTIONS)):
+            corner = place + distance * direction + (direction - 1) / 2 * extent.size
+            box = Bbox([corner, corner + extent.size])
+            if room.contains(*box.p0) and room.contains(*box.p1) and not box.padded(_GAP).count_overlaps(others):
+                text.set_position(corner)
                 taken.append(box)
                 if distance >= _DISTANCES[2]:
                     _join(axes, place, box)
@@ -176,17 +163,8 @@ def _label(axes: Any, renderer: Any, points: Sequence[Point], few: bool) -> None
             text.remove()
 
 
-def _candidates(place: np.ndarray, width: float, height: float) -> Iterator[tuple[int, Box]]:
-    """Boxes of a label around a point, the nearest first."""
-    for distance in _DISTANCES:
-        for right, up in _DIRECTIONS:
-            x = place[0] + right * distance + (0 if right > 0 else -width if right < 0 else -width / 2)
-            y = place[1] + up * distance + (0 if up > 0 else -height if up < 0 else -height / 2)
-            yield distance, (x, y, x + width, y + height)
-
-
-def _join(axes: Any, place: np.ndarray, box: Box) -> None:
-    nearest = np.clip(place, box[:2], box[2:])
+def _join(axes: Any, place: np.ndarray, box: Any) -> None:
+    nearest = np.clip(place, box.p0, box.p1)
     x, y = axes.transData.inverted().transform([place, nearest]).T
     axes.plot(x, y, color="black", lw=0.4, alpha=0.5, zorder=1)
 
@@ -203,16 +181,3 @@ def _short(model: str) -> str:
     for long, short in _SHORT:
         model = model.replace(long, short)
     return model
-
-
-def _box(extent: Any) -> Box:
-    return extent.x0, extent.y0, extent.x1, extent.y1
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    gap = 2
-    return one[0] < other[2] + gap and other[0] < one[2] + gap and one[1] < other[3] + gap and other[1] < one[3] + gap
-
-
-def _inside(box: Box, room: Box) -> bool:
-    return room[0] <= box[0] and room[1] <= box[1] and box[2] <= room[2] and box[3] <= room[3]

@@ -1,13 +1,13 @@
 """Prepares a model for all contenders: weights, pictures, labels, and reference answers."""
 
 import dataclasses
+import functools
 import json
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import array_specs, count_macs, count_parameters
@@ -19,7 +19,7 @@ from jeffnet.weights.formats.safetensors import save_model
 
 # Pixels and pictures from which random weights get their BatchNorm statistics.
 _CALIBRATION = (8, 96)
-# Of the scales of the last norm in a residual block: larger ones make a deep network double every error many times.
+# Factor on the scales of a residual block's last norm: with larger ones a deep network doubles every error many times.
 _RESIDUAL_SCALE = 0.3
 
 
@@ -69,15 +69,6 @@ def reference_file(folder: str | Path, task: str, image_size: int, batch_size: i
     return Path(folder) / f"reference_{task}_{image_size}_{batch}.npy"
 
 
-def write_timm_state(path: Path, arrays: dict[str, np.ndarray], plan: Plan) -> None:
-    """The arrays as a state dict of timm, in safetensors."""
-    from jeffnet.weights.naming import to_source_names
-    from jeffnet.weights.timm import TIMM
-
-    state = to_source_names(arrays, TIMM, plan)
-    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path)
-
-
 def training_plan(card: ModelCard) -> Plan:
     """The model without dropout and drop path, so that all contenders compute the same."""
     return model_plan(
@@ -123,16 +114,11 @@ def random_arrays(card: ModelCard) -> dict[str, np.ndarray]:
 
 
 def _statistics(card: ModelCard, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    import jax
-
-    from jeffnet.functional import ImageClassifier, to_variables
-
     number, size = _CALIBRATION
     pictures = _random("calibration").standard_normal((number, size, size, card.in_chans), np.float32)
     # The running statistics after a step that forgets the old ones are the batch's.
-    model = ImageClassifier(dataclasses.replace(training_plan(card), bn_momentum=0.0))
-    step = jax.jit(lambda variables, pictures: model.apply(variables, pictures, train=True)[1])
-    batch = {name: np.asarray(value) for name, value in step(to_variables(arrays), pictures)["batch_stats"].items()}
+    _, variables = _training_pass(dataclasses.replace(training_plan(card), bn_momentum=0.0), arrays, pictures)
+    batch = {name: np.asarray(value) for name, value in variables["batch_stats"].items()}
     moved = {}
     for name, value in batch.items():
         module, _, leaf = name.rpartition(".")
@@ -165,16 +151,22 @@ def _logits(card: ModelCard, arrays: dict[str, np.ndarray], pictures: np.ndarray
 
 
 def _loss(card: ModelCard, arrays: dict[str, np.ndarray], pictures: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    import jax.numpy as jnp
+
+    from jeffnet.ops.loss import cross_entropy
+
+    logits, _ = _training_pass(training_plan(card), arrays, pictures)
+    return np.asarray(cross_entropy(logits, jnp.asarray(labels)).mean())
+
+
+def _training_pass(plan: Plan, arrays: dict[str, np.ndarray], pictures: np.ndarray) -> tuple[Any, Any]:
+    """Logits, and the variables after the pass."""
     import jax
 
     from jeffnet.functional import ImageClassifier, to_variables
-    from jeffnet.ops.loss import cross_entropy
 
-    model = ImageClassifier(training_plan(card))
-    logits, _ = jax.jit(lambda variables, pictures: model.apply(variables, pictures, train=True))(
-        to_variables(arrays), pictures
-    )
-    return np.asarray(cross_entropy(logits, jax.numpy.asarray(labels)).mean())
+    apply = jax.jit(functools.partial(ImageClassifier(plan).apply, train=True))
+    return apply(to_variables(arrays), pictures)
 
 
 def _random(name: str) -> np.random.Generator:

@@ -1,6 +1,5 @@
 """The interface of a contender's process: its job and its program."""
 
-import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,35 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from jeffnet.bench.settings import Case
 from jeffnet.weights.card import ModelCard, parse_card
 
-# Of the one optimizer with which all are trained: stochastic gradient descent with momentum.
+# All contenders train by stochastic gradient descent with momentum.
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
-# Of how many pictures the answers are compared.
+# Number of pictures whose answers are compared.
 COMPARED = 2
 
 
-@dataclass(frozen=True)
-class Job:
-    """One contender's part of a case; serialises to JSON.
+@dataclass(frozen=True, kw_only=True)
+class Job(Case):
+    """One contender's part of a case, as JSON can hold it.
 
     Attributes:
       program: `module:class` of a `Program`.
       folder: where `jeffnet.bench.prepare` has written the model and its pictures.
-      task: 'inference' or 'training'.
-      batch_size: pictures at once.
-      dtype: in which layers compute.
-      image_size: pixels along each side.
       threads: that it may use.
       answers: file for the answers that are compared.
     """
 
     program: str
     folder: str
-    task: str
-    batch_size: int
-    dtype: str
-    image_size: int
     threads: int
     answers: str
 
@@ -44,6 +36,11 @@ class Job:
     def trains(self) -> bool:
         """Whether the task is training."""
         return self.task == "training"
+
+    @property
+    def onnx_file(self) -> Path:
+        """The exported model, of this image and batch size."""
+        return self.file(f"model_{self.image_size}_{self.batch_size}.onnx")
 
     def file(self, name: str) -> Path:
         """A file of the model's folder."""
@@ -61,17 +58,13 @@ class Job:
         """int32 `(N,)`."""
         return np.load(self.file("labels.npy"))[: self.batch_size]
 
-    def asdict(self) -> dict[str, Any]:
-        """As a dict for JSON."""
-        return dataclasses.asdict(self)
-
 
 class UnsupportedError(Exception):
     """The contender lacks the model or feature: nothing to measure, but not a failure."""
 
 
 class Program(ABC):
-    """A contender at work. Its methods are called in their order here, then `call` again and again."""
+    """A contender's program. Its methods are called in this order, then `call` again and again."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -95,9 +88,9 @@ class Program(ABC):
     def call(self) -> Any:
         """Compute one batch, or take one step of training, and wait until it is done."""
 
-    @abstractmethod
     def answer(self, result: Any) -> np.ndarray:
         """From what `call` returned: logits `(N, classes)`, or in training the loss before the step, `()`."""
+        return np.array(result, np.float32)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

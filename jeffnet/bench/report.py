@@ -8,16 +8,14 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import jeffnet
 from jeffnet.bench.results import CaseResult, Measured, cost_per_million, energy_per_million
 from jeffnet.bench.settings import Settings
 from jeffnet.system.files import write_file
+from jeffnet.system.processor import model_name
 from jeffnet.text.names import listed
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,13 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("kwh_per_million", "kWh/M", "{:.3g}"),
     ("difference", "difference", "{:.0e}"),
 )
-# Said once above the table where it is the same in all rows.
+# Shown once, above the table, where it is the same in all rows.
 _SHARED = ("model", "task", "image_size", "dtype", "batch_size", "device")
-
-
-def rows_of(result: CaseResult, prices: Prices) -> list[Row]:
-    """A flat row for each contender of a case that was measured."""
-    return [_row(result, measured, prices) for measured in result.measured]
 
 
 def table_of(results: Sequence[CaseResult], prices: Prices) -> tuple[str, list[str], list[list[str]]]:
     """A line with what all rows share; the table's header and cells."""
-    rows = [{**row, "speed_range": _range(row)} for result in results for row in rows_of(result, prices)]
+    rows = [{**row, "speed_range": _range(row)} for row in _rows(results, prices)]
     shared = [key for key in _SHARED if len({str(row[key]) for row in rows}) == 1]
     columns = [
         column
@@ -79,7 +72,7 @@ def table_of(results: Sequence[CaseResult], prices: Prices) -> tuple[str, list[s
          for key, _, form in columns]
         for row in rows
     ]  # fmt: skip
-    line = ", ".join(_said(key, rows[0][key]) for key in shared) if rows else ""
+    line = ", ".join(_labelled(key, rows[0][key]) for key in shared) if rows else ""
     return line, [head for _, head, _ in columns], cells
 
 
@@ -98,14 +91,14 @@ def notes_of(results: Sequence[CaseResult]) -> list[str]:
 
 
 def _failures(results: Sequence[CaseResult]) -> list[str]:
-    """A line for each reason; where it is not that of all cases, with those of which it is."""
+    """A line for each reason; where it is not that of all cases, with the cases that it concerns."""
     cases = [asdict(result.case) for result in results]
     differ = [key for key in _SHARED if key in cases[0] and len({case[key] for case in cases}) > 1] if cases else []
     places: dict[str, list[str]] = {}
     for case, result in zip(cases, results, strict=True):
-        for each in result.failures:
-            where = " ".join(_said(key, case[key]) for key in differ if case["task"])
-            places.setdefault(f"{each.contender}: {each.reason}", []).append(where)
+        where = " ".join(_labelled(key, case[key]) for key in differ if case["task"])
+        for failure in result.failures:
+            places.setdefault(f"{failure.contender}: {failure.reason}", []).append(where)
     return [
         reason + (f" ({listed(where, 4)})" if any(where) and len(where) < len(results) else "")
         for reason, where in places.items()
@@ -116,7 +109,13 @@ def document_of(results: Sequence[CaseResult], settings: Settings, prices: Price
     """Everything, for JSON."""
     return {
         "jeffnet": jeffnet.__version__,
-        "machine": machine_of(settings),
+        "machine": {
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "processor": model_name(),
+            "processors": len(settings.processors),
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        },
         "settings": asdict(settings),
         "prices": asdict(prices),
         "results": [
@@ -126,8 +125,8 @@ def document_of(results: Sequence[CaseResult], settings: Settings, prices: Price
                 "peak_macs_per_second": list(result.peak_macs),
                 "peak_bytes_per_second": list(result.peak_bytes),
                 "measured": [
-                    {**_row(result, each, prices), "versions": each.versions, "call_seconds": each.rounds}
-                    for each in result.measured
+                    {**_row(result, measured, prices), "versions": measured.versions, "call_seconds": measured.rounds}
+                    for measured in result.measured
                 ],
                 "failures": [asdict(failure) for failure in result.failures],
             }
@@ -136,31 +135,21 @@ def document_of(results: Sequence[CaseResult], settings: Settings, prices: Price
     }
 
 
-def machine_of(settings: Settings) -> dict[str, Any]:
-    """Description of the machine."""
-    return {
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "processor": _processor(),
-        "processors": len(settings.processors),
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
 def device_of(results: Sequence[CaseResult], settings: Settings) -> str:
     """The device's name, for people."""
-    devices = dict.fromkeys(each.device for result in results for each in result.measured if each.platform != "cpu")
+    measured = [measured for result in results for measured in result.measured]
+    accelerators = dict.fromkeys(contender.device for contender in measured if contender.platform != "cpu")
     number = len(settings.processors)
-    return ", ".join(devices) or f"{_processor()}, {number} processor{'s' * (number > 1)}"
+    return ", ".join(accelerators) or f"{model_name()}, {number} processor{'s' * (number > 1)}"
 
 
 def write_csv(path: str | os.PathLike, results: Sequence[CaseResult], prices: Prices) -> None:
-    """A line for each row.
+    """Write all rows as a table.
 
     Raises:
       OutputError: it cannot be written.
     """
-    rows = [row for result in results for row in rows_of(result, prices)]
+    rows = _rows(results, prices)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
@@ -168,27 +157,23 @@ def write_csv(path: str | os.PathLike, results: Sequence[CaseResult], prices: Pr
     write_file(path, text.getvalue())
 
 
-def _row(result: CaseResult, measured: Measured, prices: Prices) -> Row:
+def _rows(results: Sequence[CaseResult], prices: Prices) -> list[dict[str, Any]]:
+    return [_row(result, measured, prices) for result in results for measured in result.measured]
+
+
+def _row(result: CaseResult, measured: Measured, prices: Prices) -> dict[str, Any]:
     case, speed = result.case, result.images_per_second(measured)
     ratio, share = result.speed(measured), result.share_of_peak(measured)
     return {
-        "model": case.model,
-        "task": case.task,
-        "image_size": case.image_size,
-        "dtype": case.dtype,
-        "batch_size": case.batch_size,
-        "contender": measured.contender,
-        "platform": measured.platform,
-        "device": measured.device,
+        **{key: getattr(case, key) for key in ("model", "task", "image_size", "dtype", "batch_size")},
+        **{key: getattr(measured, key) for key in ("contender", "platform", "device")},
         "images_per_second": speed,
         "speed": ratio.median if ratio else None,
         "speed_lowest": ratio.lowest if ratio else None,
         "speed_highest": ratio.highest if ratio else None,
         "latency_p50_ms": 1e3 * measured.latency(0.5),
         "latency_p95_ms": 1e3 * measured.latency(0.95),
-        "import_seconds": measured.import_seconds,
-        "create_seconds": measured.create_seconds,
-        "compile_seconds": measured.compile_seconds,
+        **{key: getattr(measured, key) for key in ("import_seconds", "create_seconds", "compile_seconds")},
         "peak_mib": measured.peak_bytes / 2**20,
         "parameters": case.parameters,
         "macs": case.macs,
@@ -201,21 +186,11 @@ def _row(result: CaseResult, measured: Measured, prices: Prices) -> Row:
     }
 
 
-def _range(row: Row) -> str:
+def _range(row: dict[str, Any]) -> str:
     if row["speed"] is None or row["speed_lowest"] == row["speed_highest"] == 1:
         return ""
     return f"({row['speed_lowest']:.2f} to {row['speed_highest']:.2f})"
 
 
-def _said(key: str, value: Any) -> str:
+def _labelled(key: str, value: Any) -> str:
     return {"image_size": f"{value} px", "batch_size": f"batch {value}"}.get(key, str(value))
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()

@@ -1,8 +1,7 @@
 """Measurements, and figures derived from them."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jeffnet.bench.settings import Case
 
@@ -21,10 +20,7 @@ class Measured:
     """Measurements of one contender in one case.
 
     Attributes:
-      contender: its name.
       platform: 'cpu', 'gpu' or 'tpu'.
-      device: its name.
-      versions: of its packages.
       import_seconds: until its framework was imported and its device ready.
       create_seconds: until the model had its weights.
       compile_seconds: that the first call took.
@@ -67,9 +63,8 @@ class Failure:
     """A contender that was not measured.
 
     Attributes:
-      contender: its name.
       reason: in one line.
-      expected: it is not installed, or has no such model: no defect.
+      expected: it is not installed, or has no such model; no defect.
     """
 
     contender: str
@@ -85,20 +80,12 @@ class Ratio:
     lowest: float
     highest: float
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Ratio":
-        """From the ratios of the rounds."""
-        return cls(statistics.median(values), min(values), max(values))
-
 
 @dataclass(frozen=True)
 class CaseResult:
     """All contenders in one case.
 
     Attributes:
-      case: what they did.
-      measured: those that did it, in order.
-      failures: those that did not.
       baseline: the contender to which ratios are; one that was measured.
       peak_macs: multiply-accumulates per second of a large matrix product, of the same dtype, in each round.
       peak_bytes: per second, read and written, of a large copy, in each round.
@@ -108,8 +95,8 @@ class CaseResult:
     measured: tuple[Measured, ...]
     failures: tuple[Failure, ...]
     baseline: str | None = None
-    peak_macs: tuple[float, ...] = field(default=())
-    peak_bytes: tuple[float, ...] = field(default=())
+    peak_macs: tuple[float, ...] = ()
+    peak_bytes: tuple[float, ...] = ()
 
     def tolerance(self, measured: Measured) -> float:
         """Largest difference of an answer that agrees."""
@@ -132,11 +119,11 @@ class CaseResult:
 
     def speed(self, measured: Measured) -> Ratio | None:
         """How many times as fast as the baseline, round by round."""
-        other = next((each for each in self.measured if each.contender == self.baseline), None)
-        if other is None:
+        baseline = next((other for other in self.measured if other.contender == self.baseline), None)
+        if baseline is None:
             return None
-        pairs = zip(other.round_seconds, measured.round_seconds, strict=True)
-        return Ratio.of([theirs / own for theirs, own in pairs])
+        ratios = [a / b for a, b in zip(baseline.round_seconds, measured.round_seconds, strict=True)]
+        return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
     def share_of_peak(self, measured: Measured) -> float | None:
         """Share of the speed of the large matrix product, per round; None if that was not measured."""

@@ -25,15 +25,11 @@ class ScalingJob:
     """A training step on a number of devices.
 
     Attributes:
-      model: in the zoo.
-      devices: how many share the batch.
       batch_size: of all devices together.
       image_size: height and width in pixels; None takes the model's.
-      dtype: in which layers compute.
-      backend: whose layers.
       bn_devices: see `jeffnet.train.config.ModelConfig`; None for the whole batch.
       fsdp: over how many devices the state is split.
-      seconds: for which steps are timed, at least.
+      seconds: time for which steps are measured, at least.
     """
 
     model: str
@@ -52,7 +48,6 @@ class ScalingResult:
     """Measurements of a job.
 
     Attributes:
-      job: the job.
       images_per_second: of all devices together.
       sent: by kind of collective, how many a step runs and the bytes that each device sends by them.
       virtual: whether the devices are virtual ones of a CPU.
@@ -67,27 +62,23 @@ class ScalingResult:
 def default_counts(platform: str, devices: int) -> tuple[int, ...]:
     """1, 2, 4 and so on up to the number of devices, or of virtual ones on a CPU."""
     most = _VIRTUAL_DEVICES if platform == "cpu" and devices == 1 else devices
-    powers = [1]
-    while powers[-1] * 2 <= most:
-        powers.append(powers[-1] * 2)
-    return tuple(powers if powers[-1] == most else [*powers, most])
+    return tuple(dict.fromkeys([*(2**power for power in range(most.bit_length())), most]))
 
 
 def measure_scaling(
     job: ScalingJob,
     counts: Sequence[int],
     settings: Settings,
-    found: tuple[str, int],
+    available: tuple[str, int],
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[str, ScalingResult]]:
     """Weak scaling, with constant work per device, and strong scaling, with constant work in total.
 
     Args:
-      job: of one device; `batch_size` is that of each device in weak scaling, and that of the most devices together in
-        strong scaling.
+      job: of one device; `batch_size` is per device, in strong scaling of the largest number of devices.
       counts: numbers of devices.
       settings: environment of the processes.
-      found: as `jeffnet.bench.measure.count_devices` gives it.
+      available: platform and number of devices, from `jeffnet.bench.measure.count_devices`.
       say: called with a line for each measurement.
 
     Yields:
@@ -97,7 +88,7 @@ def measure_scaling(
       ConfigError: there are not so many devices, or groups of them do not fit a number.
       JeffnetError: a process failed.
     """
-    platform, devices = found
+    platform, devices = available
     virtual = platform == "cpu" and devices < max(counts)
     if not virtual and max(counts) > devices:
         raise ConfigError(f"--devices {max(counts)}: there are {devices}")
@@ -109,22 +100,22 @@ def measure_scaling(
     known: dict[ScalingJob, ScalingResult] = {}
     for kind in ("weak", "strong"):
         for count in counts:
-            own = replace(
+            part = replace(
                 job,
                 devices=count,
                 batch_size=job.batch_size * count if kind == "weak" else whole,
                 bn_devices=job.bn_devices and min(job.bn_devices, count),
                 fsdp=min(job.fsdp, count),
             )
-            if own not in known:
-                say(f"{own.model}: {kind} scaling, {count} devices, batch {own.batch_size}")
-                known[own] = _measured(own, settings, virtual)
-            yield kind, known[own]
+            if part not in known:
+                say(f"{part.model}: {kind} scaling, {count} devices, batch {part.batch_size}")
+                known[part] = _measured(part, settings, virtual)
+            yield kind, known[part]
 
 
 def _measured(job: ScalingJob, settings: Settings, virtual: bool) -> ScalingResult:
-    own = os.environ.get("XLA_FLAGS", "")
-    flags = {"XLA_FLAGS": f"{own} --xla_force_host_platform_device_count={job.devices}"} if virtual else {}
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = {"XLA_FLAGS": f"{given} --xla_force_host_platform_device_count={job.devices}"} if virtual else {}
     try:
         reply = run("jeffnet.bench.scaling:serve", asdict(job), setting_of(settings, flags))
     except ChildError as error:

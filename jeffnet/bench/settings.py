@@ -85,7 +85,7 @@ class Case:
     """The task that all contenders do in the same rounds.
 
     Attributes:
-      model: its name in the zoo; where weights were given without one, as they say it.
+      model: its name in the zoo; if only weights were given, the name that is in them.
       task: 'inference' or 'training'.
       batch_size: pictures at once.
       dtype: in which layers compute.

@@ -1,10 +1,9 @@
 """Estimates the seconds of a training step on machines we have not measured, from data sheets and assumptions."""
 
-import math
 from dataclasses import dataclass
 
 from jeffnet.arch.plan import Plan
-from jeffnet.arch.summary import array_specs, count_macs, layers
+from jeffnet.arch.summary import array_specs, count_macs, count_parameters, layers
 from jeffnet.errors import ConfigError
 
 # Pictures a second that one processor core decodes for training: docs/measurements.md.
@@ -24,7 +23,6 @@ class Machine:
     """Devices and their connections; rates are per second.
 
     Attributes:
-      name: of the machine.
       devices: all of them.
       flops: peak of a device in bfloat16.
       memory_bytes: of a device.
@@ -78,7 +76,6 @@ class StepModel:
     """Seconds of the parts of a training step.
 
     Attributes:
-      machine: on which.
       per_device: pictures of a device.
       compute: of matrix products.
       memory: of reading and writing activations.
@@ -105,10 +102,8 @@ class StepModel:
         """The bottleneck: compute, memory, all-reduce, BatchNorm or input pipeline."""
         if self.input >= self.step:
             return "input pipeline"
-        parts = {
-            "compute": self.compute, "memory": self.memory, "all-reduce": self.gradients, "BatchNorm": self.norms,
-        }  # fmt: skip
-        return max(parts, key=lambda name: parts[name])
+        names = ("compute", "memory", "all-reduce", "BatchNorm")
+        return max(zip((self.compute, self.memory, self.gradients, self.norms), names, strict=True))[1]
 
     @property
     def advice(self) -> str:
@@ -124,18 +119,10 @@ def model_step(
     per_device: int = 128,
     bn_devices: int | None = None,
     fsdp: int = 1,
-    decode_per_core: float = DECODE_PER_CORE,
 ) -> StepModel:
-    """The parts of a step of training in bfloat16.
+    """The parts of a step of training in bfloat16, with `per_device` pictures on each device.
 
-    Args:
-      plan: the model.
-      image_size: height and width in pixels.
-      machine: on which.
-      per_device: pictures of a device.
-      bn_devices: see `jeffnet.train.config.ModelConfig`.
-      fsdp: over how many devices the state is split.
-      decode_per_core: pictures a second of a processor core.
+    `fsdp` devices share one state, and `bn_devices` the statistics of BatchNorm.
 
     Raises:
       ConfigError: a number is not positive, or groups do not divide the devices.
@@ -144,47 +131,17 @@ def model_step(
     for name, number in (("bn_devices", group), ("fsdp", fsdp)):
         if number < 1 or machine.devices % number:
             raise ConfigError(f"{name} {number} does not divide {machine.devices} devices: choose a divisor")
-    if per_device < 1 or decode_per_core <= 0:
-        raise ConfigError("per_device and decode_per_core must be positive: choose larger ones")
+    if per_device < 1:
+        raise ConfigError(f"per_device {per_device} must be positive: choose a larger one")
     compute = 3 * 2 * count_macs(plan, image_size) * per_device / (machine.flops * EFFICIENCY)
     elements = sum(row.out_channels * row.out_size**2 for row in layers(plan, image_size))
     memory = elements * 2 * PASSES * per_device / machine.memory_bandwidth
-    sent = expected_bytes(plan, bn_groups_of=bn_devices, devices=machine.devices)
-    norms = _norms(plan) * _PER_NORM * _latency(machine, group) if group > 1 else 0.0
+    latency = machine.latency if group > machine.devices // machine.slices else machine.slice_latency
+    norms = sum(spec.leaf == "mean" for spec in array_specs(plan).values()) * _PER_NORM * latency if group > 1 else 0.0
     pictures = per_device * machine.devices_per_host
-    read = max(pictures / (machine.cores * decode_per_core), pictures * PICTURE_BYTES / machine.host_bandwidth)
-    gradients = _gradients(sent["gradients"], machine, fsdp)
+    read = max(pictures / (machine.cores * DECODE_PER_CORE), pictures * PICTURE_BYTES / machine.host_bandwidth)
+    gradients = _gradients(4.0 * count_parameters(plan), machine, fsdp)  # in float32
     return StepModel(machine, per_device, compute, memory, gradients, norms, read)
-
-
-def expected_bytes(plan: Plan, *, bn_groups_of: int | None, devices: int, dtype_bytes: int = 4) -> dict[str, float]:
-    """Payload bytes of a step without accumulation: `gradients` and, beyond them, `norms`.
-
-    The gradients of BatchNorm's scales and biases are sums that its backward pass needs anyway: they count once.
-
-    Args:
-      plan: the model.
-      bn_groups_of: how many devices share BatchNorm's statistics; None for all.
-      devices: how many there are.
-      dtype_bytes: of a value.
-    """
-    specs = array_specs(plan).values()
-    parameters = sum(math.prod(spec.shape) for spec in specs if spec.is_parameter)
-    channels = sum(math.prod(spec.shape) for spec in specs if spec.leaf == "mean")
-    if devices == 1:
-        return {"gradients": 0.0, "norms": 0.0}
-    # Of the whole batch: mean and variance, and two sums in the backward pass beside those that are gradients anyway.
-    # Of each device: the means of the running statistics. Of groups: both, and two sums that are no gradients.
-    factor = 2 if bn_groups_of == 1 else 4 if bn_groups_of is None or bn_groups_of == devices else 8
-    return {"gradients": float(parameters * dtype_bytes), "norms": float(factor * channels * dtype_bytes)}
-
-
-def _norms(plan: Plan) -> int:
-    return sum(spec.leaf == "mean" for spec in array_specs(plan).values())
-
-
-def _latency(machine: Machine, group: int) -> float:
-    return machine.latency if group > machine.devices // machine.slices else machine.slice_latency
 
 
 def _gradients(size: float, machine: Machine, fsdp: int) -> float:

@@ -1,5 +1,6 @@
 """A contender's process: builds, compiles, then measures on request."""
 
+import re
 import resource
 import sys
 import time
@@ -14,13 +15,11 @@ from jeffnet.bench.program import Job, Program
 
 
 def serve(arguments: dict[str, Any], channel: Channel) -> None:
-    """Report the time to build and the answers, then take turns.
+    """Build the program of a job, then take turns.
 
-    Args:
-      arguments: of a `Job`.
-      channel: gets `import_seconds`, `create_seconds`, `compile_seconds`, `peak_bytes`, and what `Program.describe`
-        says; then for each request, `{'seconds': ...}`, the seconds of each call of a turn that takes at least so long.
-        The job's file of answers gets those of the first two calls.
+    First `import_seconds`, `create_seconds`, `compile_seconds`, `peak_bytes` and `Program.describe` are sent, and the
+    answers of the first two calls are written to the job's file; then for each request, `{'seconds': ...}`, the seconds
+    of each call of a turn that takes at least so long.
     """
     job = Job(**arguments)
     program: Program = resolve(job.program)(job)
@@ -45,16 +44,16 @@ def serve(arguments: dict[str, Any], channel: Channel) -> None:
         }
     )
     for request in channel.requests():
-        channel.send({"seconds": turn(program, request["seconds"]), "peak_bytes": _peak_bytes(program, before)})
+        channel.send({"seconds": turn(program.call, request["seconds"]), "peak_bytes": _peak_bytes(program, before)})
 
 
-def turn(program: Program, seconds: float) -> list[float]:
+def turn(call: Callable[[], Any], seconds: float, least_calls: int = 1) -> list[float]:
     """Seconds of each call of a turn; the first call, with cold caches, does not count."""
-    program.call()
+    call()
     calls: list[float] = []
     began = time.perf_counter()
-    while not calls or time.perf_counter() - began < seconds:
-        calls.append(_seconds(program.call))
+    while len(calls) < least_calls or time.perf_counter() - began < seconds:
+        calls.append(_seconds(call))
     return calls
 
 
@@ -87,8 +86,7 @@ def _most_resident_bytes() -> int:
 
 
 def _status(entry: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == entry:
-            return int(value.split()[0]) * 1024
-    raise OSError(f"no {entry}")
+    match = re.search(rf"^{entry}:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"no {entry}")
+    return int(match[1]) * 1024

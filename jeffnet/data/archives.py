@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jeffnet.errors import DatasetError, first_line
+from jeffnet.data.checks import readable
+from jeffnet.errors import DatasetError
 from jeffnet.system.reading import user_path
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -28,34 +29,29 @@ class Member(NamedTuple):
 
 
 def find_archives(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[Path, list[Path]]:
-    """The archives of a data set, and the folder that holds them all.
+    """The folder that holds all archives of a data set, and these: at least one path, sorted.
 
     Args:
       data: an archive; a folder, with `*.tar` in it or one folder down; a pattern with `*`, `?`, `[...]` or braces, as
         `shard-{000..146}.tar` or `{train,val}.tar`; or a list of archives.
 
-    Returns:
-      The folder, and at least one path, sorted.
-
     Raises:
       DatasetError: there is none, or one of those named does not exist.
     """
     if isinstance(data, str | os.PathLike):
-        folder = user_path(data)
-        paths = [folder]
-        if os.path.isdir(folder):
-            found = [*folder.glob("*.tar"), *folder.glob("*/*.tar")]
-            paths = [path for path in found if not path.name.startswith(".")]
+        path = user_path(data)
+        if os.path.isdir(path):
+            archives = [*path.glob("*.tar"), *path.glob("*/*.tar")]
+            paths = sorted(archive for archive in archives if not archive.name.startswith("."))
             if not paths:
-                raise DatasetError(f"data set {str(folder)!r} has no archives: give a folder with files *.tar")
+                raise DatasetError(f"data set {str(path)!r} has no archives: give a folder with files *.tar")
             _check_archives(paths)
-            return folder, sorted(paths)
-        if not os.path.exists(folder):
-            paths = _expand(str(folder))
+            return path, paths
+        paths = [path] if os.path.exists(path) else _expand(str(path))
     else:
         paths = [user_path(path) for path in data]
-    shown = os.fspath(data) if isinstance(data, str | os.PathLike) else "[]"
     if not paths:
+        shown = os.fspath(data) if isinstance(data, str | os.PathLike) else "[]"
         raise DatasetError(f"data set {shown!r}: no archive is so named; check the pattern")
     _check_archives(paths)
     # Once each: nested braces, like patterns that overlap, give some twice.
@@ -72,24 +68,20 @@ def _check_archives(paths: Sequence[Path]) -> None:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand braces as a shell does: `{a,b}` and `{000..146}`, zeros in front kept.
-
-    Raises:
-      DatasetError: more than a million names.
-    """
-    found, waiting = [], [pattern]
+    """Expand braces as a shell does, `{a,b}` and `{000..146}`; a DatasetError above a million names."""
+    names, waiting = [], [pattern]
     while waiting:
         text = waiting.pop()
         if not (braces := re.search(r"\{([^{}]*,[^{}]*|\d{1,18}\.\.\d{1,18})\}", text)):
-            found.append(text)
+            names.append(text)
             continue
         words = braces[1].split(",") if "," in braces[1] else _range(*braces[1].split(".."))
-        if len(found) + len(waiting) + len(words) > _MOST_NAMES:
+        if len(names) + len(waiting) + len(words) > _MOST_NAMES:
             raise DatasetError(
                 f"pattern {pattern[:100]!r} names more than {_MOST_NAMES:,} archives: give a shorter range"
             )
         waiting += [text[: braces.start()] + word + text[braces.end() :] for word in reversed(words)]
-    return found
+    return names
 
 
 def _range(first: str, last: str) -> list[str]:
@@ -100,45 +92,37 @@ def _range(first: str, last: str) -> list[str]:
 
 
 def read_headers(path: Path, is_text: Callable[[str], bool]) -> tuple[list[Member], dict[str, bytes]]:
-    """The files of an archive, without hidden ones.
+    """The files of an archive without hidden ones, in their order, and the contents of texts up to 1 MiB, by name.
 
-    Args:
-      path: of the archive.
-      is_text: whether the contents of a member of this name are wanted; of more than 1 MiB they never are.
-
-    Returns:
-      The members in their order, and the contents of those wanted, by name. All of a member's bytes are in the archive.
-      Bytes of names that are not UTF-8 are surrogates, as in names of files.
+    All of a member's bytes are in the archive. Bytes of names that are not UTF-8 are surrogates, as in names of files.
 
     Raises:
       DatasetError: no tar archive, a compressed, truncated or damaged one, or one that has a member twice, or a link.
     """
     _refuse_compressed(path)
     members, texts, names = [], {}, set()
-    try:
-        with _Reader(path) as reader, tarfile.open(fileobj=reader, mode="r:", errors="surrogateescape") as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
-            for entry in _entries(archive, reader.size):
-                name = posixpath.normpath(entry.name).lstrip("/")
-                if entry.isdir() or any(part.startswith(".") for part in name.split("/")):
-                    continue
-                if not entry.isreg() or entry.issparse():
-                    raise DatasetError(
-                        f"member {name!r} of archive {str(path)!r} is a link or sparse: pack the archive again with "
-                        "`tar --dereference --hard-dereference`"
-                    )
-                if name in names:
-                    raise DatasetError(f"archive {str(path)!r} has the member {name!r} twice: remove one of them")
-                names.add(name)
-                members.append(Member(name, entry.offset_data, entry.size))
-                if entry.size <= _MOST_TEXT and is_text(name) and (content := archive.extractfile(entry)):
-                    texts[name] = content.read()
-    except DatasetError:
-        raise
     # tarfile answers damaged headers with what Python raises at odd numbers and texts, or at very many of them.
-    except (OSError, tarfile.TarError, EOFError, ValueError, LookupError, RecursionError, OverflowError) as error:
-        raise DatasetError(
-            f"archive {str(path)!r} is no tar archive, truncated or damaged ({first_line(error)}): get it again"
-        ) from error
+    kinds = (OSError, tarfile.TarError, EOFError, ValueError, LookupError, RecursionError, OverflowError)
+    with (
+        readable(f"archive {str(path)!r} is no tar archive, truncated or damaged", "get it again", kinds),
+        _Reader(path) as reader,
+        tarfile.open(fileobj=reader, mode="r:", errors="surrogateescape") as archive,  # pyright: ignore[reportArgumentType, reportCallIssue]
+    ):
+        for entry in _entries(archive, reader.size):
+            name = posixpath.normpath(entry.name).lstrip("/")
+            if entry.isdir() or any(part.startswith(".") for part in name.split("/")):
+                continue
+            if not entry.isreg() or entry.issparse():
+                raise DatasetError(
+                    f"member {name!r} of archive {str(path)!r} is a link or sparse: pack the archive again with "
+                    "`tar --dereference --hard-dereference`"
+                )
+            if name in names:
+                raise DatasetError(f"archive {str(path)!r} has the member {name!r} twice: remove one of them")
+            names.add(name)
+            members.append(Member(name, entry.offset_data, entry.size))
+            if entry.size <= _MOST_TEXT and is_text(name) and (content := archive.extractfile(entry)):
+                texts[name] = content.read()
     return members, texts
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jeffnet.data.checks import checked_labels
-from jeffnet.data.images import MODES, image_mode
+from jeffnet.data.images import MODES
 from jeffnet.data.sources import Labelled
 from jeffnet.data.splits import split_names
 from jeffnet.errors import DatasetError, first_line
@@ -26,13 +26,8 @@ _MOST_EXPANSION = 1040  # what deflate makes of a byte at most, and more than wh
 class ArraySource(Labelled):
     """Pictures in memory, in the order of the arrays.
 
-    Attributes:
-      classes: names of the labels; unnamed ones '0' to the greatest.
-      labels: int32 `(len(self),)`.
-
     Raises:
       DatasetError: arrays of another type or shape, or a label that is negative or outside the classes.
-      ImageError: `channels` is neither 1 nor 3.
     """
 
     def __init__(
@@ -48,7 +43,7 @@ class ArraySource(Labelled):
         Args:
           images: uint8 `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`.
           labels: integers `(N,)` or `(N, 1)`.
-          classes: name of every label.
+          classes: name of every label; None numbers them from '0' to the greatest.
           channels: 3 for RGB, 1 for grey; None takes that of `images`.
           data: what names of pictures begin with.
         """
@@ -67,9 +62,7 @@ class ArraySource(Labelled):
                 f"labels of {data!r} are {numbers.dtype} {numbers.shape}: give integers ({len(images)},), one an image"
             )
         self._images = images[..., 0] if images.shape[3:] == (1,) else images
-        self.channels = (3 if self._images.ndim == 4 else 1) if channels is None else channels
-        image_mode(self.channels)
-        self._data = data
+        super().__init__(data, (3 if self._images.ndim == 4 else 1) if channels is None else channels)
         self.labels, self.classes = checked_labels(numbers, classes, data, self.name)
 
     def name(self, index: int) -> str:

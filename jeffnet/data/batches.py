@@ -1,6 +1,6 @@
 """What all evaluation pipelines share: batches, shards, options."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict
 
@@ -82,19 +82,19 @@ WHOLE = Shard()
 
 def load_rows(
     load: Callable[[int], tuple[np.ndarray, int]],
-    indices: np.ndarray,
+    indices: Sequence[int],
     shape: tuple[int, int, int],
     on_bad_image: OnBadImage = "error",
     out: np.ndarray | None = None,
 ) -> EvalBatch:
-    """Rows of a batch, filled in place.
+    """Rows of a batch.
 
     Args:
-      load: the pixels, uint8 of `shape`, and the label of an example; raises ImageError.
-      indices: int `(N,)`, examples; -1 for padding.
+      load: the pixels and the label of an example; raises ImageError.
+      indices: of the examples; -1 for padding.
       shape: height, width and channels.
       on_bad_image: whether an ImageError passes, or masks its row.
-      out: zeros, uint8 `(N, *shape)`, that become the batch's pixels; None allocates them.
+      out: zeros `(N, *shape)` that become the batch's pixels; None allocates uint8.
     """
     batch: EvalBatch = {
         "image": np.zeros((len(indices), *shape), np.uint8) if out is None else out,
@@ -106,7 +106,7 @@ def load_rows(
         if index < 0:
             continue
         try:
-            batch["image"][row], batch["label"][row] = load(int(index))
+            batch["image"][row], batch["label"][row] = load(index)
         except ImageError:
             if on_bad_image == "error":
                 raise

@@ -2,11 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
-from jeffnet.errors import DatasetError
+from jeffnet.errors import DatasetError, first_line
 from jeffnet.text.names import listed
 
 # Classes that are known by their numbers only: a greater label is no label, or would make a list as long.
@@ -16,42 +17,30 @@ MOST_UNNAMED = 2**20
 def checked_labels(
     labels: Sequence[int] | np.ndarray, classes: Sequence[str] | None, data: str, name: Callable[[int], str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels that all have a class, and the names of the classes.
+    """Labels as int32 `(N,)` that all have a class, and the names of the classes.
 
-    Args:
-      labels: integers `(N,)`.
-      classes: names; None names them by their numbers, '0' to the greatest label.
-      data: what errors call the data set.
-      name: of the example of that number, for errors.
-
-    Returns:
-      int32 `(N,)`, and the names.
+    Without `classes` these are called '0' to the greatest label. `data` and `name` are for errors.
 
     Raises:
-      DatasetError: no labels at all, a negative one, one that has no name or, where nothing has names, one of 2**20 or
-        more.
+      DatasetError: no labels at all, a negative one, one without a name or, where there are no names, one above 2**20.
     """
     if not len(labels):
         raise DatasetError(f"data set {data!r} has no pictures: check its path and split")
     numbers = _clipped(labels)
     least, greatest = int(numbers.argmin()), int(numbers.argmax())
     if numbers[least] < 0:
-        raise DatasetError(
-            f"picture {name(least)!r} has the label {labels[least]}: this part of the data set has no labels; give "
-            "another split"
+        fault = "this part of the data set has no labels; give another split"
+        raise DatasetError(f"picture {name(least)!r} has the label {labels[least]}: {fault}")
+    most = MOST_UNNAMED if classes is None else len(classes)
+    if numbers[greatest] >= most:
+        fault = (
+            f": labels without names go up to {most - 1:,}; correct it, or give the names of all classes"
+            if classes is None
+            else f", but there are {most} classes: give the names of all"
         )
-    if classes is None and numbers[greatest] >= MOST_UNNAMED:
-        raise DatasetError(
-            f"picture {name(greatest)!r} has the label {labels[greatest]}: labels without names go up to "
-            f"{MOST_UNNAMED - 1:,}; correct it, or give the names of all classes"
-        )
+        raise DatasetError(f"picture {name(greatest)!r} has the label {labels[greatest]}{fault}")
     if classes is None:
         classes = [str(number) for number in range(int(numbers[greatest]) + 1)]
-    elif numbers[greatest] >= len(classes):
-        raise DatasetError(
-            f"picture {name(greatest)!r} has the label {labels[greatest]}, but there are {len(classes)} classes: give "
-            "the names of all"
-        )
     return numbers.astype(np.int32), tuple(map(str, classes))
 
 
@@ -70,6 +59,19 @@ def checked_index(index: int, length: int) -> int:
     if not -length <= index < length:
         raise IndexError(f"{index} of {length} pictures")
     return int(index) % length
+
+
+@contextmanager
+def readable(
+    subject: str, remedy: str, kinds: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """Within it what libraries raise at damaged data becomes a DatasetError, `subject (reason): remedy`."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except kinds as error:
+        raise DatasetError(f"{subject} ({first_line(error)}): {remedy}") from error
 
 
 def of_unknown_endings(names: Sequence[str]) -> str:

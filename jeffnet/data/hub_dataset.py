@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from jeffnet.data.checks import MOST_UNNAMED, checked_index, checked_labels
-from jeffnet.data.images import image_mode, read_image
+from jeffnet.data.checks import MOST_UNNAMED, checked_index, checked_labels, readable
+from jeffnet.data.images import read_image
 from jeffnet.data.sources import Labelled
-from jeffnet.data.splits import files_of_split, split_names
+from jeffnet.data.splits import files_of_split, require_split
 from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.system.extras import install
 from jeffnet.system.network import is_offline
@@ -41,14 +41,11 @@ class HubDataset(Labelled):
     libraries: tables come from others, and must not read this machine's files. Links in the folder are followed, since
     no table makes any.
 
-    Attributes:
-      classes: names of the labels; unnamed ones '0' to the greatest.
-      labels: int32 `(len(self),)`.
+    Labels without names are called '0' to the greatest.
 
     Raises:
       DatasetError: `datasets` is not installed; there is no such data set, configuration or split; it cannot be read or
         downloaded; it lacks one of the columns; it has rows without a label, as test sets do.
-      ImageError: on construction `channels` is neither 1 nor 3; on access a picture that cannot be decoded.
     """
 
     def __init__(self, data: str | os.PathLike[str], split: str = "train", channels: int = 3) -> None:
@@ -62,17 +59,15 @@ class HubDataset(Labelled):
           split: 'train', 'val' (val, validation or test, the first there is) or any other name.
           channels: 3 for RGB, 1 for grey.
         """
-        image_mode(channels)
-        self.channels = channels
-        self._data = os.fspath(data)
+        super().__init__(os.fspath(data), channels)
         try:
             import datasets
         except ImportError:
             raise DatasetError(f"data set {self._data!r} needs Hugging Face datasets: {install('datasets')}") from None
         if self._data.startswith("hf:"):
             self._folders = _cache_folders()
-            rows, found = _of_hub(self._data, split)
-            self._base = f"{self._data.removeprefix('hf:')}/{found}"
+            rows, name = _of_hub(self._data, split)
+            self._base = f"{self._data.removeprefix('hf:')}/{name}"
         else:
             path = user_path(data)
             folder = path if path.is_dir() else path.parent
@@ -80,15 +75,11 @@ class HubDataset(Labelled):
             rows, self._base = _of_files(path, split), path.name
         self._image = _image_column(rows.features, self._data)
         label = _label_column(rows.features, self._data)
-        try:
+        columns = f"check its columns {self._image!r} and {label!r}"
+        with readable(f"data set {self._data!r} cannot be read", columns):  # their values may be of other types
             # Undecoded, since ours is the reader that knows which errors to raise.
             self._rows = rows.cast_column(self._image, datasets.Image(decode=False)).select_columns([self._image])
             labels = _labels(rows, label)
-        except Exception as error:  # of Arrow, at values of other types than the columns say
-            raise DatasetError(
-                f"data set {self._data!r} cannot be read ({first_line(error)}): check its columns {self._image!r} and "
-                f"{label!r}"
-            ) from error
         classes = getattr(rows.features[label], "names", None)
         self.labels, self.classes = checked_labels(labels, classes, self._data, self.name)
 
@@ -98,11 +89,11 @@ class HubDataset(Labelled):
             content, path = picture.get("bytes"), picture.get("path")
         except Exception as error:  # of Arrow, at damaged values
             raise ImageError(f"image {name!r} cannot be read ({first_line(error)}): remove its row") from error
-        if isinstance(content, bytes):
-            return read_image(content, self.channels, name)
-        if path:
-            return read_image(self._inside(path, name), self.channels, name)
-        raise ImageError(f"image {name!r} has neither bytes nor a path: remove its row")
+        if not isinstance(content, bytes):
+            if not path:
+                raise ImageError(f"image {name!r} has neither bytes nor a path: remove its row")
+            content = self._inside(path, name)
+        return read_image(content, self.channels, name)
 
     def _inside(self, path: str, name: str) -> str:
         """Where a row's path leads, in the first of the folders that it is relative to or lies in."""
@@ -136,14 +127,11 @@ def _cache_folders() -> list[Path]:
 
 
 def _of_files(path: Path, split: str) -> "datasets.Dataset":
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
-        root = path
-    else:
-        files, root = [path] if path.is_file() else [], path.parent
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [file for file in files if file == path or not file.name.startswith(".")]
     if not files:
         raise DatasetError(f"data set {str(path)!r} does not exist or has no parquet files: check the path")
-    files = files_of_split(files, root, split)
+    files = files_of_split(files, path if path.is_dir() else path.parent, split)
     _check_classes(files[0], str(path))
     chosen = [glob.escape(str(file)) for file in files]
     # The name of a split within `datasets`, where these files are all there is.
@@ -178,11 +166,9 @@ def _of_hub(data: str, split: str) -> tuple["datasets.Dataset", str]:
     options = {"name": match["config"], "revision": match["revision"]}
     if "[" in split or "+" in split:
         return _load(data, match["repository"], split=split, **options), split
-    found = _load(data, match["repository"], **options)
-    for name in split_names(split):
-        if name in found:
-            return found[name], name
-    raise DatasetError(f"data set {data!r} has no split {split!r}: only {listed(sorted(found))}")
+    splits = _load(data, match["repository"], **options)
+    name = require_split(split, splits, data)
+    return splits[name], name
 
 
 def _load(data: str, *arguments: Any, **options: Any) -> Any:
@@ -191,72 +177,65 @@ def _load(data: str, *arguments: Any, **options: Any) -> Any:
 
     of_hub = data.startswith("hf:")
     try:
-        # Of files here it would tell the hub that they are loaded, and log what it then raises.
-        with _quiet(logs=of_hub), _offline(not of_hub or is_offline()):
+        with _quiet(of_hub):
             return datasets.load_dataset(*arguments, **options)
     # Almost anything, of its own, of Arrow, of the hub's client and of what that uses for the network.
     except Exception as error:
         cause = error
         while isinstance(cause, DatasetGenerationError) and isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
-        reason = first_line(cause)
         if isinstance(error, DatasetNotFoundError):
             remedy = "check the spelling; for a private or gated one, log in with `hf auth login`"
         elif isinstance(error, OSError) and of_hub:
             remedy = "check the network, or unset JEFFNET_OFFLINE and HF_HUB_OFFLINE"
         else:
             remedy = "check its name, configuration and files"
-        raise DatasetError(f"data set {data!r} cannot be loaded ({reason}): {remedy}") from error
+        raise DatasetError(f"data set {data!r} cannot be loaded ({first_line(cause)}): {remedy}") from error
 
 
 @contextlib.contextmanager
-def _quiet(logs: bool) -> Iterator[None]:
-    """Within it progress is shown on a terminal only, and nothing is logged if so."""
+def _quiet(of_hub: bool) -> Iterator[None]:
+    """Within it progress is shown on a terminal only, and the libraries are offline where they should be.
+
+    Of files here `datasets` would tell the hub that they are loaded, and log what it then raises.
+    """
     import datasets
     import huggingface_hub.utils as hub
+    from datasets import config
+    from huggingface_hub import constants
 
     bars = () if sys.stderr.isatty() else (datasets, hub)
     shown = [module for module in bars if not module.are_progress_bars_disabled()]
     level = datasets.logging.get_verbosity()
+    offline = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
     for module in shown:
         module.disable_progress_bars()
-    if not logs:
+    if not of_hub:
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if not of_hub or is_offline():
+        # The environment variable is read when the libraries are imported only.
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = offline
         datasets.logging.set_verbosity(level)
         for module in shown:
             module.enable_progress_bars()
 
 
-@contextlib.contextmanager
-def _offline(is_offline: bool) -> Iterator[None]:
-    """Within it, if so, what HF_HUB_OFFLINE would do, which is read when the libraries are imported only."""
-    from datasets import config
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
-    if is_offline:
-        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
-
-
 def _image_column(features: "datasets.Features", data: str) -> str:
     import datasets
 
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)] or [
+    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)] or [
         name for name, feature in features.items() if isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     ]
-    if not found:
+    if not columns:
         raise DatasetError(
             f"data set {data!r} has no column of pictures, only {listed(list(features))}: it needs one of type "
             "datasets.Image, or of structs of bytes and path"
         )
-    return next((name for name in _IMAGE_COLUMNS if name in found), found[0])
+    return next((name for name in _IMAGE_COLUMNS if name in columns), columns[0])
 
 
 def _label_column(features: "datasets.Features", data: str) -> str:
@@ -264,12 +243,9 @@ def _label_column(features: "datasets.Features", data: str) -> str:
 
     named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     numbers = [name for name, feature in features.items() if re.match("u?int", getattr(feature, "dtype", None) or "")]
-    for candidates in (named, numbers):
-        for name in _LABEL_COLUMNS:
-            if name in candidates:
-                return name
-    if len(named) == 1:
-        return named[0]
+    usual = [name for columns in (named, numbers) for name in _LABEL_COLUMNS if name in columns]
+    if usual or len(named) == 1:
+        return (usual or named)[0]
     raise DatasetError(
         f"data set {data!r} has no column of labels, only {listed(list(features))}: it needs integers or a "
         f"datasets.ClassLabel called {', '.join(_LABEL_COLUMNS)}"

@@ -65,7 +65,9 @@ def read_image(
     if isinstance(path_or_bytes, bytes):
         name, content = repr(name) if name else f"of {len(path_or_bytes)} bytes", path_or_bytes
     else:
-        content = read_image_file(path_or_bytes, name)
+        with _file_errors(name or os.fspath(path_or_bytes)):
+            # Everything at once: opening the file in Pillow would put the wait for a slow disk under the lock.
+            content = read_file(path_or_bytes, most_bytes())
         name = repr(name or os.fspath(path_or_bytes))
     if not content:
         raise ImageError(f"image {name} is empty: replace or remove it")
@@ -82,8 +84,7 @@ def read_image(
         ) from None
     # Pillow's decoders answer damaged data with almost any exception: OSError, SyntaxError, struct.error, KeyError ...
     except Exception as error:
-        reason = first_line(error)
-        raise ImageError(f"image {name} cannot be decoded ({reason}): replace or remove it") from error
+        raise ImageError(f"image {name} cannot be decoded ({first_line(error)}): replace or remove it") from error
 
 
 def orientation(image: Image.Image) -> int:
@@ -127,19 +128,8 @@ def most_bytes() -> int | None:
     return Image.MAX_IMAGE_PIXELS and _BYTES_PER_PIXEL * Image.MAX_IMAGE_PIXELS
 
 
-def read_image_file(path: str | os.PathLike[str], name: str | None = None) -> bytes:
-    """The contents of a picture's file, which nobody has looked at yet.
-
-    Raises:
-      ImageError: it is missing, unreadable, a folder, pipe or device, or larger than `most_bytes`.
-    """
-    with _file_errors(name or os.fspath(path)):
-        # Everything at once: opening the file in Pillow would put the wait for a slow disk under the lock.
-        return read_file(path, most_bytes())
-
-
 def check_image_file(path: str | os.PathLike[str]) -> None:
-    """Raises the ImageError of `read_image_file` where there is no regular file of that size, without opening it."""
+    """Raises the ImageError of `read_image` unless this is a regular file of a possible size, without opening it."""
     with _file_errors(os.fspath(path)):
         check_file(path, most_bytes())
 
@@ -183,8 +173,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     # The conversion of a palette with transparency warns, and drops the transparency anyway.
     image.info.pop("transparency", None)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        metadata = image.info
-        image = _from_16_bits(image)
+        metadata, image = image.info, _from_16_bits(image)
         image.info = metadata
     elif image.mode == "F":
         raise ImageError("its pixels are floating point numbers of unknown range")

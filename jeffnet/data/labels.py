@@ -26,19 +26,10 @@ _log = logging.getLogger("jeffnet")
 def label_table(
     classes: Sequence[str], num_classes: int, model_classes: Sequence[str] = (), mapping: dict[str, int] | None = None
 ) -> np.ndarray:
-    """Which of a model's classes each label of a data set is.
+    """Which of a model's classes each label of a data set is, int32 `(len(classes),)`.
 
-    A mapping decides first, else `jeffnet.arch.class_names.class_indices`: names, of which a data set may have a part;
-    numbers, as ImageNet-V2's folders have; or the order, where the model has no names.
-
-    Args:
-      classes: names of the data set's labels.
-      num_classes: of the model.
-      model_classes: their names; empty where unknown.
-      mapping: the model's class for each name, as `read_label_map` gives it.
-
-    Returns:
-      int32 `(len(classes),)`.
+    A mapping from `read_label_map` decides first, else `jeffnet.arch.class_names.class_indices`: names, of which a data
+    set may have a part; numbers, as ImageNet-V2's folders have; or the order, where the model has no names.
 
     Raises:
       DatasetError: there is no telling which class is which.
@@ -100,12 +91,10 @@ def _pairs(text: str, name: str) -> list[tuple[str, Any]]:
         if text.lstrip().startswith("{"):
             return json.loads(text, object_pairs_hook=list)
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
+        if wrong := next((row for row in rows if len(row) != 2), None):
+            raise ValueError(f"it has the row {','.join(wrong)[:50]!r}")
     except (ValueError, RecursionError, csv.Error) as error:
         raise DatasetError(f"label map {name} is neither a JSON object nor CSV of two columns ({error})") from None
-    if wrong := next((row for row in rows if len(row) != 2), None):
-        raise DatasetError(
-            f"label map {name} is neither a JSON object nor CSV of two columns: it has the row {','.join(wrong)[:50]!r}"
-        )
     return [(source, target) for source, target in rows]
 
 
@@ -119,29 +108,23 @@ def read_real_labels(path: str | os.PathLike) -> list[frozenset[int]]:
     Raises:
       DatasetError: it cannot be read, or is something else.
     """
+    name = f"ReaL labels {os.fspath(path)!r}"
     try:
         rows = parse_json(_read(path, "ReaL labels"))
     except ValueError as error:
-        raise DatasetError(f"ReaL labels {os.fspath(path)!r} are no list of lists of numbers ({error})") from None
+        raise DatasetError(f"{name} are no list of lists of numbers ({error})") from None
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise DatasetError(f"ReaL labels {os.fspath(path)!r} are no list of lists of numbers")
-    for place, row in enumerate(rows):
+        raise DatasetError(f"{name} are no list of lists of numbers")
+    for number, row in enumerate(rows, 1):
         if wrong := [label for label in row if type(label) is not int or label < 0]:
             raise DatasetError(
-                f"ReaL labels {os.fspath(path)!r} have {str(wrong[0])[:50]!r} for picture {place + 1}: classes are "
-                "numbers from 0 on"
+                f"{name} have {str(wrong[0])[:50]!r} for picture {number}: classes are numbers from 0 on"
             )
     return [frozenset(row) for row in rows]
 
 
 def real_index(name: str, index: int, examples: int, labels: int) -> int:
-    """The place in the ReaL labels of a picture: by the number in its name, `ILSVRC2012_val_00000001`, else its own.
-
-    Args:
-      name: of the picture.
-      index: of the picture in the data set.
-      examples: of the data set.
-      labels: how many ReaL labels there are.
+    """The place in so many ReaL labels of a picture: the number in its name, `ILSVRC2012_val_00000001`, else its index.
 
     Raises:
       DatasetError: the name has no number, and the data set is not the whole one.
@@ -158,28 +141,18 @@ def real_index(name: str, index: int, examples: int, labels: int) -> int:
 
 
 def subset_mask(subset: str, num_classes: int, table: np.ndarray) -> np.ndarray:
-    """Which classes a model may choose from.
+    """Which classes a model may choose from, bool `(num_classes,)`: those of one of `SUBSETS`.
 
-    Args:
-      subset: one of `SUBSETS`; 'data' takes those that the data set has.
-      num_classes: of the model.
-      table: `label_table` of the data set.
-
-    Returns:
-      bool `(num_classes,)`.
+    'data' takes those that the data set has, by its `label_table`.
 
     Raises:
       DatasetError: no such subset, or the model or the data set has not its classes.
     """
     check_choice("subset", subset, SUBSETS, DatasetError)
-    if subset == "data":
-        mask = np.zeros(num_classes, np.bool_)
-        mask[table] = True
-        return mask
-    if num_classes != 1000:
+    if subset != "data" and num_classes != 1000:
         raise DatasetError(f"subset {subset!r} is of ImageNet's 1,000 classes, the model has {num_classes}")
-    mask = np.zeros(1000, np.bool_)
-    mask[list(_subsets().get(subset, range(1000)))] = True
+    mask = np.zeros(num_classes, np.bool_)
+    mask[table if subset == "data" else list(_subsets().get(subset, range(1000)))] = True
     if not mask[table].all():
         outside = np.array(list(imagenet_classes()))[table[~mask[table]]].tolist()
         raise DatasetError(f"the data set has classes that {subset!r} has not: {listed(outside)}")

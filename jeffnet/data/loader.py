@@ -8,11 +8,11 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, TypedDict
 
 import grain.python as grain
 import numpy as np
+from absl import flags
 
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, check_options, load_rows
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
@@ -55,18 +55,9 @@ class TrainLoader:
     """
 
     def __init__(self, batches_from: Callable[[int], grain.DatasetIterator], step: int, seed: int, length: int) -> None:
-        """Begins at the beginning.
-
-        Args:
-          batches_from: iterator over batches from a position on.
-          step: by how much a batch advances the position.
-          seed: of the order.
-          length: of the source.
-        """
-        self._batches_from = batches_from
-        self._step = step
-        self._seed = seed
-        self._length = length
+        self._batches_from = batches_from  # from a position on
+        self._step = step  # of the position, for a batch
+        self._seed, self._length = seed, length
         self._position = 0
         self._iterator = batches_from(0)
 
@@ -90,8 +81,8 @@ class TrainLoader:
     def set_state(self, state: LoaderState) -> None:
         """Continues where another loader stood that had the same source and seed.
 
-        The rest may differ: the number of hosts, the batch size, the transform. With another number of `repeats` the
-        row of pictures is another one, of which this is the same position.
+        The rest may differ: the number of hosts, the batch size, the transform. Other `repeats` make another row of
+        pictures, of which this is the same position.
 
         Raises:
           ConfigError: the state is of another seed, of a source of another length, or no state at all.
@@ -119,39 +110,19 @@ class TrainLoader:
 class GrainEvalLoader:
     """A `jeffnet.data.batches.EvalLoader`; made by `eval_loader`."""
 
-    def __init__(self, source: Source, rows: grain.MapDataset, chunks: int, options: "_Reading") -> None:
-        self.classes = source.classes
-        self.num_examples = len(source)
-        self._source = source
-        self._rows = rows
-        self._chunks = chunks
-        self._options = options
+    def __init__(self, source: Source, batches: grain.IterDataset, count: int) -> None:
+        self.classes, self.num_examples, self.name = source.classes, len(source), source.name
+        self._batches, self._count = batches, count
 
     def __len__(self) -> int:
-        return len(self._rows) // self._chunks
+        return self._count
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        return self.batches()
-
-    def batches(self, start: int = 0) -> Iterator[EvalBatch]:
-        """The batches from number `start` on."""
-        iterator = iter(_assemble(self._rows[start * self._chunks :], self._chunks, self._options))
+        iterator = iter(self._batches)
         try:
             yield from iterator
         finally:
             iterator.close()
-
-    def name(self, index: int) -> str:
-        """The source's name of an example."""
-        return self._source.name(index)
-
-
-class _Reading:
-    """The number of threads or worker processes of a pipeline."""
-
-    def __init__(self, threads: int | None, workers: int) -> None:
-        self.threads = len(processors()) if threads is None else threads
-        self.workers = workers
 
 
 def train_loader(
@@ -165,11 +136,11 @@ def train_loader(
     repeats: int = 1,
     on_bad_image: OnBadImage = "error",
 ) -> TrainLoader:
-    """Batches for training, for ever.
+    """Batches for training, without end.
 
-    Every epoch goes through all examples once, in an order of its own and with augmentations of its own. Batches are
-    cut from this endless row, so that one may hold the end of an epoch and the beginning of the next: no example is
-    left out. What comes depends on the source, the transform and the seed, not on `threads` and `workers`.
+    Every epoch goes through all examples once, shuffled and augmented anew. Batches are cut from this endless row, so
+    that one may hold the end of an epoch and the beginning of the next: no example is left out. What comes depends on
+    the source, the transform and the seed, not on `threads` and `workers`.
 
     With `repeats`, every example of the row stands there so many times in succession, each time augmented anew: mostly
     in one batch. An epoch is as long as without, so that it takes that many epochs to go through all examples.
@@ -203,33 +174,30 @@ def train_loader(
     _check_fits(source, batch_size * shard.count)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed} is out of range: give one from 0 to {2**32 - 1}")
-    chunk, reading = _chunk_size(batch_size), _Reading(threads, workers)
-    order = (
-        grain.MapDataset.range(len(source))
-        # Grain derives a seed for each random step from this one. Given to shuffle() itself it would be increased by
-        # one each epoch, and a run with the next seed would repeat the order of this one, an epoch earlier.
-        .seed(seed)
-        .shuffle()
-        .repeat()
-    )
+    # Grain derives a seed for each random step from that of seed(). Given to shuffle() itself it would be increased by
+    # one each epoch, and a run with the next seed would repeat the order of this one, an epoch earlier.
+    order: Any = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     examples = Examples(source, on_bad_image)
+    chunk, whole = _chunk_size(batch_size), batch_size * shard.count
+    chunks = batch_size // chunk
 
     def batches_from(position: int) -> grain.DatasetIterator:
-        # The position in the endless row seeds the augmentation, so that no two epochs and no two copies look the same.
-        # Of each batch of all hosts, this one has a piece: laid side by side, the pieces are what one host would read.
-        chunks, whole = batch_size // chunk, batch_size * shard.count
-
-        def positions(number: int) -> np.ndarray:
+        def load(number: int) -> dict[str, np.ndarray]:
+            # Of each batch of all hosts, this one has a piece: laid side by side, they are what one host would read.
             batch, part = divmod(int(number), chunks)
             first = position + batch * whole + shard.index * batch_size + part * chunk
-            return np.arange(first, first + chunk)
+            images, labels = [], []
+            for place in range(first, first + chunk):
+                example = examples[int(order[place // repeats])]
+                # The place in the endless row is a seed, so that no two epochs and no two copies look the same.
+                images.append(transform(example.image, np.random.default_rng((seed, place))))
+                labels.append(example.label)
+            return {"image": np.stack(images), "label": np.array(labels, np.int32)}
 
-        rows = grain.MapDataset.range(sys.maxsize // whole * chunks).map(
-            partial(_training_rows, examples, order, repeats, transform, seed, positions)
-        )
-        return iter(_assemble(rows, batch_size // chunk, reading))
+        rows = grain.MapDataset.range(sys.maxsize // whole * chunks).map(load)
+        return iter(_assemble(rows, chunks, threads, workers))
 
-    return TrainLoader(batches_from, batch_size * shard.count, seed, len(source))
+    return TrainLoader(batches_from, whole, seed, len(source))
 
 
 def eval_loader(
@@ -261,11 +229,19 @@ def eval_loader(
     """
     check_options(batch_size, on_bad_image, threads=threads or 0, workers=workers)
     chunk = _chunk_size(batch_size)
-    batches = -(-shard.rows(len(source)) // batch_size)
-    rows = grain.MapDataset.range(batches * batch_size // chunk).map(
-        partial(_evaluation_rows, source, transform, chunk, shard, on_bad_image)
-    )
-    return GrainEvalLoader(source, rows, batch_size // chunk, _Reading(threads, workers))
+    count, shape = -(-shard.rows(len(source)) // batch_size), (*transform.shape, source.channels)
+
+    def load(index: int) -> tuple[np.ndarray, int]:
+        example = source[index]
+        return transform(example.image), example.label
+
+    def load_chunk(number: int) -> EvalBatch:
+        rows = range(number * chunk, (number + 1) * chunk)
+        return load_rows(load, [shard.example(row, len(source)) for row in rows], shape, on_bad_image)
+
+    chunks = batch_size // chunk
+    batches = _assemble(grain.MapDataset.range(count * chunks).map(load_chunk), chunks, threads, workers)
+    return GrainEvalLoader(source, batches, count)
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -292,31 +268,20 @@ def _chunk_size(batch_size: int) -> int:
     return max(size for size in range(1, _CHUNK + 1) if batch_size % size == 0)
 
 
-def _assemble(rows: grain.MapDataset, chunks: int, options: _Reading) -> grain.IterDataset:
-    """Batches of so many chunks, read ahead."""
-    threads = options.threads
-    # While a step runs, the next batch is prepared, and there is something to begin with after it.
-    ahead = chunks + threads if threads else 0
-    if not options.workers:
-        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        return rows.to_iter_dataset(reading).batch(chunks, drop_remainder=True, batch_fn=_concatenate)
-    _settle_flags()
-    ahead = -(-(chunks + options.workers) // options.workers)
-    return (
-        rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-        .mp_prefetch(
-            grain.MultiprocessingOptions(options.workers, per_worker_buffer_size=ahead), worker_init_fn=_start_worker
-        )
-        .batch(chunks, drop_remainder=True, batch_fn=_concatenate)
-    )
-
-
-def _settle_flags() -> None:
-    """Grain hands absl's flags to its processes, which fails where a program does not use them and never parsed any."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+def _assemble(rows: grain.MapDataset, chunks: int, threads: int | None, workers: int) -> grain.IterDataset:
+    """Batches of so many chunks. While a step runs, the next one is read, and something to begin with after it."""
+    threads = len(processors()) if threads is None else threads
+    if workers:
+        read = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        # Grain hands absl's flags to its processes, which fails in a program that never parsed any.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-(chunks + workers) // workers))
+        read = read.mp_prefetch(processes, worker_init_fn=_start_worker)
+    else:
+        ahead = chunks + threads if threads else 0
+        read = rows.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    return read.batch(chunks, drop_remainder=True, batch_fn=_concatenate)
 
 
 def _start_worker(worker: int, count: int) -> None:
@@ -355,32 +320,3 @@ class Examples:
                 if self._reported.setdefault(number, error) is error:
                     _LOGGER.warning("%s; the next picture is taken in its place", error)
         raise self._reported[index]
-
-
-def _training_rows(
-    examples: Examples,
-    order: grain.MapDataset,
-    repeats: int,
-    transform: TrainTransform,
-    seed: int,
-    positions: Callable[[int], np.ndarray],
-    number: int,
-) -> dict[str, Any]:
-    images, labels = [], []
-    for position in positions(number).tolist():
-        example = examples[int(order[position // repeats])]
-        images.append(transform(example.image, np.random.default_rng((seed, position))))
-        labels.append(example.label)
-    return {"image": np.stack(images), "label": np.array(labels, np.int32)}
-
-
-def _evaluation_rows(
-    source: Source, transform: EvalTransform, chunk: int, shard: Shard, on_bad_image: OnBadImage, number: int
-) -> EvalBatch:
-    def load(index: int) -> tuple[np.ndarray, int]:
-        example = source[index]
-        return transform(example.image), example.label
-
-    rows = range(number * chunk, (number + 1) * chunk)
-    indices = np.array([shard.example(row, len(source)) for row in rows])
-    return load_rows(load, indices, (*transform.shape, source.channels), on_bad_image)

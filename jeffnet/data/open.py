@@ -43,15 +43,13 @@ def open_source(
       ImageError: `channels` is neither 1 nor 3.
     """
     source = _open(data, split, channels, classes, data_dir)
-    own = source.classes
-    if classes is not None and own != tuple(classes)[: len(own)]:
-        if data == "digits":
-            raise DatasetError(
-                f"data set 'digits' has the classes 0 to 9, not {listed(classes)}: give another data set"
-            )
+    names = source.classes
+    if classes is not None and names != tuple(classes)[: len(names)]:
         raise DatasetError(
-            f"{split} set of {data!r} has the classes {listed(own)}, not {listed(classes)}: labels would not match; "
-            "give the same names in the same order"
+            f"data set 'digits' has the classes 0 to 9, not {listed(classes)}: give another data set"
+            if data == "digits"
+            else f"{split} set of {data!r} has the classes {listed(names)}, not {listed(classes)}: labels would not "
+            "match; give the same names in the same order"
         )
     if len(source) < min_images:
         raise DatasetError(

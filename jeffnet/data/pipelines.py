@@ -23,20 +23,10 @@ def open_pipeline(
 ) -> EvalLoader:
     """One pass over a data set, for evaluation.
 
-    Args:
-      loader: 'grain' reads with Grain, and neither TensorFlow nor PyTorch; 'tf' with TensorFlow, as the papers' authors
-        evaluated; 'pt' with PyTorch's DataLoader, as timm does. 'grain' and 'pt' give the same pixels.
-      data: see `jeffnet.data.open.open_source`; for 'tf' see `jeffnet.data.tensorflow.eval_loader`.
-      split: of the data set.
-      transform: what is done to a picture.
-      batch_size: rows in a batch, of this host.
-      channels: 3 for RGB, 1 for grey.
-      data_dir: where TensorFlow Datasets are prepared.
-      workers: processes for 'grain' (None or 0: threads) and 'pt' (None: one for each processor); threads for 'tf'.
-      shard: which host this is of how many.
-      on_bad_image: 'error' or 'skip'.
-      num_examples: only the first so many.
-      tf_resize: see `jeffnet.data.tensorflow.eval_loader`.
+    The loader 'grain' reads with Grain, and neither TensorFlow nor PyTorch; 'tf' with TensorFlow, as the authors of the
+    papers evaluated; 'pt' with PyTorch's DataLoader, as timm does. 'grain' and 'pt' give the same pixels. `workers` are
+    processes for 'grain' (None or 0: threads) and 'pt' (None: one for each processor), threads for 'tf'. Other options
+    are those of `jeffnet.data.tensorflow.eval_loader`, `tf_resize` is its `resize`; see `open_source` for `data`.
 
     Raises:
       ConfigError: no such loader, or a setting outside its range.
@@ -44,9 +34,9 @@ def open_pipeline(
     """
     check_choice("loader", loader, LOADERS)
     if loader == "tf":
-        from jeffnet.data import tensorflow
+        from jeffnet.data.tensorflow import eval_loader
 
-        return tensorflow.eval_loader(
+        return eval_loader(
             data,
             split,
             transform,
@@ -66,11 +56,9 @@ def open_pipeline(
     if num_examples is not None and num_examples < len(source):
         source = First(source, num_examples)
     if loader == "pt":
-        from jeffnet.data import pytorch
+        from jeffnet.data.pytorch import eval_loader
 
-        return pytorch.eval_loader(
-            source, transform, batch_size, workers=workers, shard=shard, on_bad_image=on_bad_image
-        )
+        return eval_loader(source, transform, batch_size, workers=workers, shard=shard, on_bad_image=on_bad_image)
     from jeffnet.data.loader import eval_loader
 
     return eval_loader(source, transform, batch_size, workers=workers or 0, shard=shard, on_bad_image=on_bad_image)

@@ -17,7 +17,6 @@ from jeffnet.errors import ConfigError, ImageError, check_choice
 
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Draws of a crop before giving up on fitting one into the picture.
 _ATTEMPTS = 10
 
@@ -56,22 +55,14 @@ class EvalTransform:
         return self.size or (self.preprocessing.image_size, self.preprocessing.image_size)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """The pixels of a picture.
-
-        Args:
-          image: mode 'RGB' or 'L'.
-
-        Returns:
-          uint8 `(H, W, C)`, 3 channels for 'RGB' and 1 for 'L'.
-
-        Raises:
-          ImageError: another mode.
-        """
+        """The pixels of a picture of mode 'RGB' or 'L', uint8 `(H, W, C)`; an ImageError for other modes."""
         _check_mode(image)
         image = upright(image) if self.exif else image
         height, width = self.shape
         window = self.window(image.width, image.height)
-        pixels = _pixels(_resized(image, window, width, height, _FILTERS[self.preprocessing.interpolation]))
+        pixels = _pixels(
+            _resized(image, window, width, height, Image.Resampling[self.preprocessing.interpolation.upper()])
+        )
         if pixels.shape[:2] == (height, width):
             return pixels
         # The resized picture is smaller than the result: what is missing is the border.
@@ -104,8 +95,7 @@ class EvalTransform:
         if self.crop_mode != "border":
             return (0,)
         mean = self.preprocessing.mean
-        colour = tuple(round(255 * value) for value in mean)
-        return colour if len(colour) == channels else (round(255 * sum(mean) / len(mean)),)
+        return tuple(round(255 * value) for value in (mean if len(mean) == channels else [sum(mean) / len(mean)]))
 
 
 class Window(NamedTuple):
@@ -177,17 +167,9 @@ class TrainTransform:
             self._policy(self.policy)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """One random view of the picture, or several.
+        """A random view of a picture of mode 'RGB' or 'L', uint8 `(S, S, C)`; several are `(splits, S, S, C)`.
 
-        Args:
-          image: mode 'RGB' or 'L'.
-          rng: what the view depends on, besides the picture.
-
-        Returns:
-          uint8 `(S, S, C)`, 3 channels for 'RGB' and 1 for 'L'; `(splits, S, S, C)` for more than one.
-
-        Raises:
-          ImageError: another mode.
+        It depends on `rng` and the picture only. Other modes are an ImageError.
         """
         _check_mode(image)
         crop = self._cropped(image, rng)
@@ -202,7 +184,7 @@ class TrainTransform:
         # No draw where nothing is left to chance, but for the one flip that has always been drawn: a change here would
         # change all that is drawn after it, and with it every run that is continued.
         name = INTERPOLATIONS[rng.integers(2)] if self.interpolation == "random" else self.interpolation
-        crop = crop.resize((self.image_size, self.image_size), _FILTERS[name])
+        crop = crop.resize((self.image_size, self.image_size), Image.Resampling[name.upper()])
         if rng.random() < self.hflip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.vflip and rng.random() < self.vflip:

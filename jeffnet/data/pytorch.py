@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -52,7 +52,7 @@ def eval_loader(
     shard: Shard = WHOLE,
     on_bad_image: OnBadImage = "error",
 ) -> "PyTorchEvalLoader":
-    """Batches for evaluation: every example exactly once, in the data set's order, the last batch padded to full size.
+    """Batches for evaluation, as of `jeffnet.data.loader.eval_loader`.
 
     Worker processes start afresh, without the caller's memory: they receive the data set by pickle, and import the
     caller's main module, which must be guarded by `if __name__ == "__main__"`.
@@ -63,12 +63,12 @@ def eval_loader(
         is taken as it is; an int the label. Of timm's `ImageDataset` without a transform the files are read here, since
         it would give a neighbour in place of a picture that cannot be decoded.
       transform: turns a picture into pixels.
-      batch_size: rows in a batch, of this host; may exceed the number of examples.
+      batch_size: rows in a batch, of this host.
       classes: name of every label; None takes those of the data set.
       channels: 3 for RGB, 1 for grey; None takes the source's, or 3. Pictures of other modes are converted.
       workers: processes that prepare pictures; 0 prepares them in the caller's, None takes one for each processor.
       shard: which host this is of how many.
-      on_bad_image: 'error' raises an ImageError at a picture that cannot be decoded, 'skip' masks it.
+      on_bad_image: 'error' or 'skip'.
 
     Returns:
       Iterable over `EvalBatch`, of uint8 pixels. It raises ImageError, naming the picture, and DatasetError where the
@@ -101,8 +101,7 @@ class PyTorchEvalLoader:
     """A `jeffnet.data.batches.EvalLoader`; made by `eval_loader`."""
 
     def __init__(self, chunks: "_Chunks", classes: tuple[str, ...], workers: int) -> None:
-        self.classes = classes
-        self.num_examples = len(chunks.examples)
+        self.classes, self.num_examples, self.name = classes, len(chunks.examples), chunks.examples.name
         self._chunks = chunks
         self._workers = workers
 
@@ -110,44 +109,32 @@ class PyTorchEvalLoader:
         return len(self._chunks) // self._chunks.per_batch
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        return self.batches()
-
-    def batches(self, start: int = 0) -> Iterator[EvalBatch]:
-        """The batches from number `start` on."""
-        per_batch = self._chunks.per_batch
-        chunks = self._read(range(start * per_batch, len(self._chunks)))
+        chunks = self._read()
         try:
-            while parts := _received(chunks, per_batch):
-                for part in parts:
-                    if isinstance(part, JeffnetError):
-                        raise part
+            while parts := _received(chunks, self._chunks.per_batch):
                 yield _assembled(parts)
         finally:
             # The workers end with it, even where the traceback of an error keeps this frame.
             del chunks
 
-    def name(self, index: int) -> str:
-        """The source's name of an example, the path of its file, or 'example N'."""
-        return self._chunks.examples.name(index)
-
-    def _read(self, numbers: range) -> Iterator[Any]:
-        """The chunks of these numbers, in order."""
+    def _read(self) -> Iterator[Any]:
+        """The chunks, in order."""
         from torch.utils.data import DataLoader
 
-        workers = min(self._workers, len(numbers))
-        options: dict[str, Any] = {}
-        if workers:
-            # While a step runs, the next batch is prepared, and there is something to begin with after it.
-            ahead = math.ceil((self._chunks.per_batch + workers) / workers)
-            options = {
-                "num_workers": workers,
-                "prefetch_factor": ahead,
-                "multiprocessing_context": _processes(),
-                "worker_init_fn": end_with_caller,
-            }
+        workers = min(self._workers, len(self._chunks))
         # Any object with a length and numbered examples is a data set to DataLoader.
         dataset: Any = self._chunks
-        loader = DataLoader(dataset, batch_size=None, sampler=numbers, collate_fn=_unchanged, **options)
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=range(len(self._chunks)),
+            collate_fn=_unchanged,
+            num_workers=workers,
+            # While a step runs, the next batch is prepared, and there is something to begin with after it.
+            prefetch_factor=math.ceil((self._chunks.per_batch + workers) / workers) if workers else None,
+            multiprocessing_context=_processes() if workers else None,
+            worker_init_fn=end_with_caller,
+        )
         try:
             with warnings.catch_warnings():
                 # Torch says the same as the error below, at greater length.
@@ -185,13 +172,12 @@ class _Chunks:
         size = -(-self.batch_size // self.per_batch)
         rows = range(self.batch_size)[part * size : (part + 1) * size]
         numbers = [self.shard.example(batch * self.batch_size + row, len(self.examples)) for row in rows]
-        shape = self.examples.shape
         # In a worker the pixels are written into the memory that the caller reads, which comes as zeros.
         zeros = _shared_zeros if torch.utils.data.get_worker_info() else torch.zeros
-        pixels = zeros((len(numbers), *shape), dtype=torch.uint8)
+        pixels = zeros((len(numbers), *self.examples.shape), dtype=torch.uint8)
         try:
             chunk = load_rows(
-                self.examples.__getitem__, np.array(numbers), shape, self.on_bad_image, out=pixels.numpy()
+                self.examples.__getitem__, numbers, self.examples.shape, self.on_bad_image, pixels.numpy()
             )
         except JeffnetError as error:
             return error  # raised here, it would arrive with the worker's traceback in its message
@@ -209,9 +195,7 @@ class _Examples:
     def __init__(self, dataset: Any, channels: int, transform: EvalTransform, classes: int) -> None:
         self.shape = (*transform.shape, channels)
         self.kind = f"data set {type(dataset).__name__}"
-        self._dataset = dataset
-        self._transform = transform
-        self._classes = classes
+        self._dataset, self._transform, self._classes = dataset, transform, classes
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -230,6 +214,7 @@ class _Examples:
         return self._pixels(picture, index), label
 
     def name(self, index: int) -> str:
+        """The source's name of an example, the path of its file, or 'example N'."""
         dataset = self._dataset
         if _is_source(dataset):
             return dataset.name(index)
@@ -264,7 +249,7 @@ class _Examples:
             check_image_file(path)
 
     def _ask(self, index: int) -> tuple[Any, Any]:
-        if (path := self._listed_file(index)) is not None:
+        if path := self._listed_file(index):
             self._check_file(path)
         try:
             example = self._dataset[index]
@@ -390,11 +375,10 @@ def _shared_zeros(shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor
 
 
 def _assembled(chunks: Sequence[Any]) -> EvalBatch:
+    """A batch, or the first error in it."""
+    if error := next((chunk for chunk in chunks if isinstance(chunk, JeffnetError)), None):
+        raise error
     if len(chunks) == 1 and chunks[0]["image"].numel() >= _LARGE:
-        chunk = chunks[0]
-        pixels = chunk["image"].numpy()
-    else:
-        # Copied even where it is a single chunk: each holds one of the process's file descriptors, which are few.
-        chunk = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-        pixels = chunk["image"]
-    return {"image": pixels, "label": chunk["label"], "mask": chunk["mask"], "index": chunk["index"]}
+        return cast(EvalBatch, {**chunks[0], "image": chunks[0]["image"].numpy()})
+    # Copied even where it is a single chunk: each holds one of the process's file descriptors, which are few.
+    return cast(EvalBatch, {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]})

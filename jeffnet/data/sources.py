@@ -12,7 +12,7 @@ from PIL import Image
 
 from jeffnet.data.checks import checked_index, of_unknown_endings
 from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
-from jeffnet.data.splits import SPLITS, split_names
+from jeffnet.data.splits import SPLITS, find_split
 from jeffnet.errors import ConfigError, DatasetError, check_choice
 from jeffnet.system.extras import install
 from jeffnet.system.reading import user_path
@@ -56,18 +56,24 @@ class Source(Protocol):
 
 
 class Labelled(ABC):
-    """What sources share whose labels are in memory: a subclass sets the attributes and reads pictures.
+    """A source whose labels are in memory: a subclass sets classes and labels, and reads pictures.
 
     Attributes:
       classes: name of every label.
       labels: int32 `(len(self),)`.
-      channels: of the pictures, 3 or 1.
+      channels: of the pictures, 3 for RGB or 1 for grey.
+
+    Raises:
+      ImageError: on construction other `channels`; on access a picture that cannot be decoded.
     """
 
     classes: tuple[str, ...]
     labels: np.ndarray
-    channels: int
-    _data: str  # what `repr` calls the data set
+
+    def __init__(self, data: str, channels: int) -> None:
+        image_mode(channels)
+        self._data = data  # what `repr` calls the data set
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,14 +104,11 @@ class ImageFolder(Labelled):
     followed, also out of `root`. Pictures are ordered by class, then by path.
 
     Attributes:
-      classes: names of the classes; sorted, unless they were given.
       names: path of every picture relative to `root`, with '/'.
-      labels: int32 `(len(self),)`.
 
     Raises:
       DatasetError: a layout other than that, a class folder without a picture or, where `classes` are given, of an
         unknown name, or a training set of one class.
-      ImageError: on construction `channels` is neither 1 nor 3; on access a picture that cannot be decoded.
     """
 
     def __init__(
@@ -123,36 +126,34 @@ class ImageFolder(Labelled):
           channels: 3 for RGB, 1 for grey.
           classes: the order of labels, such as that of the training set; by default the sorted names of the folders.
         """
-        image_mode(channels)
         self._root = user_path(root)
-        self._data = str(self._root)
-        self.channels = channels
+        super().__init__(str(self._root), channels)
         folder = _split_folder(self._root, split)
-        found = _class_folders(folder)
-        if split == "train" and len(found) < 2:
+        present = _folders(folder)
+        if not present:
+            raise DatasetError(f"{str(folder)!r} has no class folders: put the pictures into one folder per class")
+        if split == "train" and len(present) < 2:
             raise DatasetError(
-                f"{str(folder)!r} has one class, {found[0]!r}: training needs a folder for each of 2 or more"
+                f"{str(folder)!r} has one class, {present[0]!r}: training needs a folder for each of 2 or more"
             )
-        self.classes = tuple(found if classes is None else classes)
-        if unknown := sorted(set(found) - set(self.classes)):
+        self.classes = tuple(present if classes is None else classes)
+        if unknown := sorted(set(present) - set(self.classes)):
             raise DatasetError(
                 f"{str(folder)!r} has folders of unknown classes: {listed(unknown, beside=self.classes)}; rename them "
                 f"to one of {listed(self.classes)}, or remove them"
             )
         skipped: list[str] = []
-        pictures = {name: picture_files(folder / name, skipped) for name in found}
-        if empty := [name for name in found if not pictures[name]]:
+        pictures = {name: picture_files(folder / name, skipped) for name in present}
+        if empty := [name for name in present if not pictures[name]]:
             raise DatasetError(
                 f"{str(folder)!r} has class folders without a picture: {listed(empty)}; remove them, or add files of "
                 f"{listed(sorted(SUFFIXES), len(SUFFIXES))}" + (f" ({of_unknown_endings(skipped)})" if skipped else "")
             )
         if skipped:
             _LOGGER.warning("%r: %s", str(folder), of_unknown_endings(skipped))
-        self.names = tuple(path.relative_to(self._root).as_posix() for name in found for path in pictures[name])
+        self.names = tuple(path.relative_to(self._root).as_posix() for paths in pictures.values() for path in paths)
         label = {name: index for index, name in enumerate(self.classes)}
-        self.labels = np.repeat([label[name] for name in found], [len(pictures[name]) for name in found]).astype(
-            np.int32
-        )
+        self.labels = np.array([label[name] for name, paths in pictures.items() for _ in paths], np.int32)
 
     def name(self, index: int) -> str:
         """Path of a picture relative to `root`."""
@@ -171,25 +172,14 @@ class Digits(Labelled):
 
     A fifth of every digit's pictures, the same ones always, is 'val'; the rest is 'train'.
 
-    Attributes:
-      classes: '0' to '9'.
-      labels: int32 `(len(self),)`.
-
     Raises:
       DatasetError: an unknown split, or scikit-learn is not installed.
-      ImageError: `channels` is neither 1 nor 3.
     """
 
     def __init__(self, split: str = "train", channels: int = 1) -> None:
-        """Loads the split into memory.
-
-        Args:
-          split: 'train' or 'val'.
-          channels: 1 for grey, 3 for RGB with three equal channels.
-        """
-        _check_split(split)
-        self._mode = image_mode(channels)
-        self._data, self.channels = "digits", channels
+        """Loads the split 'train' or 'val' into memory."""
+        check_choice("split", split, SPLITS, DatasetError)
+        super().__init__("digits", channels)
         try:
             from sklearn.datasets import load_digits
         except ImportError:
@@ -205,28 +195,20 @@ class Digits(Labelled):
         return f"digits/{self._indices[index]}"
 
     def _picture(self, index: int, name: str) -> Image.Image:
-        return Image.fromarray(self._pixels[index]).convert(self._mode)
+        return Image.fromarray(self._pixels[index]).convert(image_mode(self.channels))
 
 
 class First:
-    """The first examples of a source.
+    """The first `count` examples of a source, or all where it has fewer.
 
     Raises:
       ConfigError: `count` is not positive.
     """
 
     def __init__(self, source: Source, count: int) -> None:
-        """Reads nothing.
-
-        Args:
-          source: any.
-          count: how many; a source that has fewer gives all.
-        """
         if count < 1:
             raise ConfigError(f"the first {count} pictures are none: give 1 or more")
-        self.classes = source.classes
-        self.channels = source.channels
-        self._source = source
+        self.classes, self.channels, self._source = source.classes, source.channels, source
         self._count = min(count, len(source))
 
     def __len__(self) -> int:
@@ -236,7 +218,7 @@ class First:
         return self._source[checked_index(index, len(self))]
 
     def name(self, index: int) -> str:
-        """That of the source."""
+        """The name that the source gives it."""
         return self._source.name(checked_index(index, len(self)))
 
     def __repr__(self) -> str:
@@ -255,16 +237,11 @@ def _stratified(labels: np.ndarray, split: str) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def _check_split(split: str) -> None:
-    check_choice("split", split, SPLITS, DatasetError)
-
-
 def _split_folder(root: Path, split: str) -> Path:
     """Where the class folders of a split are."""
     present = _folders(root)
-    for name in split_names(split):
-        if name in present:
-            return root / name
+    if name := find_split(split, present):
+        return root / name
     expected = f"{root / split}/<class>/*.jpg"
     if split != "val":
         needs = "training expects" if split == "train" else "expected"
@@ -273,14 +250,6 @@ def _split_folder(root: Path, split: str) -> Path:
     if "train" in present:
         raise DatasetError(f"data set {str(root)!r} has a folder 'train' but none to validate on: expected {expected}")
     return root
-
-
-def _class_folders(folder: Path) -> list[str]:
-    """Sorted names of the class folders, at least one."""
-    names = _folders(folder)
-    if not names:
-        raise DatasetError(f"{str(folder)!r} has no class folders: put the pictures into one folder per class")
-    return names
 
 
 def _folders(folder: Path) -> list[str]:
@@ -301,16 +270,10 @@ def _folders(folder: Path) -> list[str]:
 def picture_files(folder: Path, skipped: list[str] | None = None) -> list[Path]:
     """Every picture below a folder, sorted by path; hidden files and folders are left out.
 
-    Links to folders are followed, but into no folder twice.
-
-    Args:
-      folder: where to look.
-      skipped: gets the names of the other files that are not hidden.
-
-    Raises:
-      DatasetError: a folder that cannot be read.
+    Links to folders are followed, but into no folder twice. `skipped` gets the names of other files. A folder that
+    cannot be read is a DatasetError.
     """
-    visited, found = set(), []
+    visited, pictures = set(), []
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:
@@ -320,10 +283,10 @@ def picture_files(folder: Path, skipped: list[str] | None = None) -> list[Path]:
         folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in files:
             if is_picture(name):
-                found.append(Path(parent, name))
+                pictures.append(Path(parent, name))
             elif skipped is not None and not _is_hidden(name):
                 skipped.append(name)
-    return sorted(found)
+    return sorted(pictures)
 
 
 def _refuse(error: OSError) -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from jeffnet.data.archives import Member, find_archives, read_headers
 from jeffnet.data.checks import checked_labels, of_unknown_endings
-from jeffnet.data.images import SUFFIXES, image_mode, is_picture, most_bytes, read_image
+from jeffnet.data.images import SUFFIXES, is_picture, most_bytes, read_image
 from jeffnet.data.sources import Labelled
-from jeffnet.data.splits import KNOWN, files_of_split, split_names
+from jeffnet.data.splits import KNOWN, files_of_split, find_split
 from jeffnet.errors import DatasetError, ImageError
 from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
 from jeffnet.text.names import listed
@@ -43,14 +43,11 @@ class TarShards(Labelled):
     or a folder inside. Where nothing tells, everything serves as 'val'. Hidden files are ignored,
     other files without a picture beside them counted in a warning.
 
-    Attributes:
-      classes: names of the labels; those of class folders sorted, unnamed labels '0' to the greatest.
-      labels: int32 `(len(self),)`.
+    Class folders are sorted, labels without names are called '0' to the greatest.
 
     Raises:
       DatasetError: no such archive, one that is compressed, truncated or laid out otherwise, a picture without a label
         or with one outside the classes, the same member twice, or no such split.
-      ImageError: on construction `channels` is neither 1 nor 3; on access a picture that cannot be decoded.
 
     Source: https://github.com/webdataset/webdataset, "The WebDataset Format".
     """
@@ -61,16 +58,8 @@ class TarShards(Labelled):
         split: str = "train",
         channels: int = 3,
     ) -> None:
-        """Reads the archives' headers and the labels, no picture.
-
-        Args:
-          data: an archive, a folder, a pattern or a list, see `find_archives` in `jeffnet.data.archives`.
-          split: 'train', 'val' or any other name.
-          channels: 3 for RGB, 1 for grey.
-        """
-        image_mode(channels)
-        self.channels = channels
-        self._data = os.fspath(data) if isinstance(data, str | os.PathLike) else f"{len(data)} archives"
+        """Reads the headers and labels of the archives that `jeffnet.data.archives.find_archives` finds, no picture."""
+        super().__init__(os.fspath(data) if isinstance(data, str | os.PathLike) else f"{len(data)} archives", channels)
         root, self._shards = find_archives(data)
         if len(self._shards) > 1:  # a single one may have the splits inside, whatever it is called
             self._shards = files_of_split(self._shards, root, split, or_all=True)
@@ -88,14 +77,14 @@ class TarShards(Labelled):
         self._names = [picture.member.name for picture in chosen]
         if is_web_dataset:
             self._check_keys(chosen)
-            found = [self._label(picture, labels) for picture in chosen]
+            numbers = [self._label(picture, labels) for picture in chosen]
             classes = classes or _read_classes([self._shards[0].parent, root])
         else:
             folders = [self._class_folder(picture) for picture in chosen]
             classes = tuple(sorted(set(folders)))
             number = {name: index for index, name in enumerate(classes)}
-            found = [number[name] for name in folders]
-        self.labels, self.classes = checked_labels(found, classes, self._data, self.name)
+            numbers = [number[name] for name in folders]
+        self.labels, self.classes = checked_labels(numbers, classes, self._data, self.name)
 
     def name(self, index: int) -> str:
         """Name of the archive and path inside."""
@@ -160,30 +149,28 @@ class TarShards(Labelled):
     def _check_keys(self, pictures: list[_Picture]) -> None:
         first: dict[tuple[int, str], str] = {}
         for picture in pictures:
-            name, shard = picture.member.name, self._shards[picture.shard].name
-            key = picture.shard, _key(name)
-            if key in first:
+            name, key = picture.member.name, (picture.shard, _key(picture.member.name))
+            if (other := first.setdefault(key, name)) is not name:
                 raise DatasetError(
-                    f"pictures {first[key]!r} and {name!r} of {shard} are both of the key {key[1]!r}: rename one"
+                    f"pictures {other!r} and {name!r} of {self._shards[picture.shard].name} are both of the key "
+                    f"{key[1]!r}: rename one"
                 )
-            first[key] = name
 
     def _label(self, picture: _Picture, labels: dict[tuple[int, str], int]) -> int:
-        try:
-            return labels[picture.shard, _key(picture.member.name)]
-        except KeyError:
-            key, shard = _key(picture.member.name), self._shards[picture.shard].name
-            raise DatasetError(
-                f"picture {picture.member.name!r} of {shard} has no label: add the member {key + '.cls'!r}"
-            ) from None
+        key = _key(picture.member.name)
+        if (picture.shard, key) not in labels:
+            raise self._unlabelled(picture, f"add the member {key + '.cls'!r}")
+        return labels[picture.shard, key]
 
     def _class_folder(self, picture: _Picture) -> str:
         if len(picture.path) < 2:
-            raise DatasetError(
-                f"picture {picture.member.name!r} of {self._shards[picture.shard].name} has no label: put it into a "
-                f"folder of its class, or add the member {_key(picture.member.name) + '.cls'!r}"
-            )
+            member = f"add the member {_key(picture.member.name) + '.cls'!r}"
+            raise self._unlabelled(picture, f"put it into a folder of its class, or {member}")
         return picture.path[0]
+
+    def _unlabelled(self, picture: _Picture, remedy: str) -> DatasetError:
+        place = f"{picture.member.name!r} of {self._shards[picture.shard].name}"
+        return DatasetError(f"picture {place} has no label: {remedy}")
 
 
 def _in_split(pictures: list[_Picture], split: str, data: str, least: int) -> list[_Picture] | None:
@@ -198,9 +185,8 @@ def _in_split(pictures: list[_Picture], split: str, data: str, least: int) -> li
             path = picture.path[depth:]
             if len(path) >= least and path[0] in (*KNOWN, split):
                 found.setdefault(path[0], []).append(picture._replace(path=path[1:]))
-        for name in split_names(split):
-            if name in found:
-                return found[name]
+        if name := find_split(split, found):
+            return found[name]
         if found:
             raise DatasetError(f"data set {data!r} has no split {split!r} inside: only {listed(sorted(found))}")
     return None
@@ -231,25 +217,20 @@ def _parse_label(name: str, content: bytes) -> int | None:
         except ValueError:
             raise DatasetError(f"label {name!r} is {content[:20]!r}: write an integer in digits") from None
     try:
-        found = parse_json(content)
+        value = parse_json(content)
     except ValueError:
         return None
-    for field in ("label", "cls"):
-        if isinstance(found, dict) and type(found.get(field)) is int:
-            return found[field]
-    return None
+    labels = (value.get("label"), value.get("cls")) if isinstance(value, dict) else ()
+    return next((label for label in labels if type(label) is int), None)
 
 
 def _read_classes(folders: Sequence[Path]) -> tuple[str, ...] | None:
-    for folder in folders:
-        if (folder / _CLASSES).exists():
-            try:
-                return _lines(str(folder / _CLASSES), read_file(folder / _CLASSES, MOST_TEXT))
-            except OSError as error:
-                raise DatasetError(
-                    f"names of classes {str(folder / _CLASSES)!r} cannot be read ({error.strerror}): fix or remove it"
-                ) from error
-    return None
+    file = next((folder / _CLASSES for folder in folders if (folder / _CLASSES).exists()), None)
+    try:
+        return file and _lines(str(file), read_file(file, MOST_TEXT))
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror}): fix or remove it"
+        raise DatasetError(f"names of classes {str(file)!r} {fault}") from error
 
 
 def _lines(name: str, content: bytes) -> tuple[str, ...]:

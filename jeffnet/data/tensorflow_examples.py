@@ -4,28 +4,31 @@ import bisect
 import itertools
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import compress
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from jeffnet._tensorflow import tensorflow, tf
+from jeffnet.data.checks import readable
 from jeffnet.data.images import check_image_file, upright
 from jeffnet.data.sources import ImageFolder, Source
-from jeffnet.data.splits import split_names
-from jeffnet.data.tensorflow_picture import tensorflow
+from jeffnet.data.splits import find_split
 from jeffnet.data.tfds_source import check_inside, class_names, is_prepared, open_builder, picture_and_label, undecoded
-from jeffnet.errors import DatasetError, ImageError
+from jeffnet.errors import DatasetError
+from jeffnet.system.extras import install
 from jeffnet.system.reading import user_path
 
 _THREADS = 16
 _TFDS = re.compile(r"tfds:\w+(/[\w.-]+)?(:[\d.*]+)?")
 
 
-class Examples(Protocol):
+class Examples(ABC):
     """A data set as tf.data reads it.
 
     Attributes:
@@ -36,96 +39,44 @@ class Examples(Protocol):
     classes: tuple[str, ...]
     where: str
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def name(self, index: int) -> str: ...
 
     def described(self, index: int) -> str:
         """An example's name, in an error's message."""
-        ...
+        return repr(self.name(index))
 
-    def check(self, index: int) -> None:
+    def check(self, index: int) -> None:  # noqa: B027
         """Raises the ImageError of an example that cannot be read, where that is known without TensorFlow."""
-        ...
 
     def rows(self, indices: range) -> Any:
-        """A `tf.data.Dataset` of pairs: the number of an example, and what `read` takes."""
-        ...
+        """A `tf.data.Dataset` of pairs: the number of an example, and what `read` takes, such as this number."""
+        return tf.data.Dataset.zip(_numbers(indices), _numbers(indices))
 
+    @abstractmethod
     def read(self, stored: Any) -> tuple[Any, Any]:
         """The picture, as `Picture.pixels` takes it, and the label; runs in parallel."""
-        ...
 
 
-class _Files:
-    """Files in folders; TensorFlow reads them, but not what it would wait for, as a pipe, or could not hold."""
-
-    def __init__(self, folder: ImageFolder) -> None:
-        self.classes = folder.classes
-        self.where = repr(folder)
-        self.name = folder.name
-        self._folder = folder
-
-    def __len__(self) -> int:
-        return len(self._folder)
-
-    def described(self, index: int) -> str:
-        return repr(str(self._folder.path(index)))
-
-    def check(self, index: int) -> None:
-        check_image_file(self._folder.path(index))
-
-    def rows(self, indices: range) -> Any:
-        # No file is called '', so that reading it fails, and `check` says why.
-        paths = np.array(
-            [b"" if index in self._refused else os.fsencode(self._folder.path(index)) for index in indices], object
-        )
-        numbers = np.array(indices, np.int64)
-        return tensorflow().data.Dataset.from_tensor_slices((numbers, (paths, self._folder.labels[numbers])))
-
-    def read(self, stored: Any) -> tuple[Any, Any]:
-        path, label = stored
-        return tensorflow().io.read_file(path), label
-
-    @cached_property
-    def _refused(self) -> frozenset[int]:
-        """Numbers of the files that TensorFlow must not open."""
-
-        def is_refused(index: int) -> bool:
-            try:
-                self.check(index)
-            except ImageError:
-                return True
-            return False
-
-        with ThreadPoolExecutor(_THREADS) as threads:  # on a network's disk each takes a while
-            return frozenset(compress(range(len(self)), threads.map(is_refused, range(len(self)))))
-
-
-class Pictures:
-    """Any source: it decodes the pictures itself."""
+class Pictures(Examples):
+    """Any source: it decodes the pictures itself, and raises its own errors."""
 
     def __init__(self, source: Source, exif: bool = False) -> None:
-        self._exif = exif
         self.classes = source.classes
         self.where = repr(source)
-        self.name = source.name
         self._source = source
+        self._exif = exif
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def described(self, index: int) -> str:
-        return repr(self.name(index))
-
-    def check(self, index: int) -> None:
-        """The source's own errors arrive as they are."""
-
-    def rows(self, indices: range) -> Any:
-        return _twice(indices)
+    def name(self, index: int) -> str:
+        return self._source.name(index)
 
     def read(self, stored: Any) -> tuple[Any, Any]:
-        tf = tensorflow()
         pixels, label = tf.numpy_function(self._load, [stored], (tf.uint8, tf.int32))
         pixels.set_shape((None, None, self._source.channels))
         label.set_shape(())
@@ -137,16 +88,46 @@ class Pictures:
         return np.atleast_3d(pixels), np.int32(example.label)
 
 
-class _Prepared:
+class _Files(Pictures):
+    """Files in folders; TensorFlow reads them, but not what it would wait for, as a pipe, or could not hold."""
+
+    _source: ImageFolder
+
+    def described(self, index: int) -> str:
+        return repr(str(self._source.path(index)))
+
+    def check(self, index: int) -> None:
+        check_image_file(self._source.path(index))
+
+    def rows(self, indices: range) -> Any:
+        # No file is called '', so that reading it fails, and `check` says why.
+        paths = [b"" if index in self._refused else os.fsencode(self._source.path(index)) for index in indices]
+        numbers = np.array(indices, np.int64)
+        return tf.data.Dataset.from_tensor_slices((numbers, (np.array(paths, object), self._source.labels[numbers])))
+
+    def read(self, stored: Any) -> tuple[Any, Any]:
+        path, label = stored
+        return tf.io.read_file(path), label
+
+    @cached_property
+    def _refused(self) -> frozenset[int]:
+        """Numbers of the files that TensorFlow must not open."""
+        with ThreadPoolExecutor(_THREADS) as threads:  # a look takes a while on a network's disk
+            looks = [threads.submit(self.check, index) for index in range(len(self))]
+        return frozenset(index for index, look in enumerate(looks) if look.exception())
+
+
+class _Prepared(Examples):
     """A data set that TensorFlow Datasets prepared."""
 
     def __init__(self, builder: Any, split: str) -> None:
-        self.where = f"data set {builder.info.full_name!r}"
+        name = builder.info.full_name
+        self.where = f"data set {name!r}"
         self._builder = builder
         self._split, self._files = _split_files(builder, split, self.where)
-        check_inside(builder, self._split, builder.info.full_name)
-        self._image, self._label = picture_and_label(builder, builder.info.full_name)
-        self.classes = class_names(builder, self._label, builder.info.full_name)
+        check_inside(builder, self._split, name)
+        self._image, self._label = picture_and_label(builder, name)
+        self.classes = class_names(builder, self._label, name)
         self._ends = list(itertools.accumulate(file.take for file in self._files))
         self._records: Any = None
         if builder.info.file_format.value == "array_record":
@@ -165,15 +146,11 @@ class _Prepared:
     def described(self, index: int) -> str:
         return f"{self.name(index)!r} of {self.where}"
 
-    def check(self, index: int) -> None:
-        """Only TensorFlow reads these."""
-
     def rows(self, indices: range) -> Any:
         if self._records is not None:
-            return _twice(indices)
+            return super().rows(indices)
         import tensorflow_datasets as tfds
 
-        tf = tensorflow()
         config = tfds.ReadConfig(
             try_autocache=False,
             skip_prefetch=True,
@@ -187,27 +164,20 @@ class _Prepared:
     def read(self, stored: Any) -> tuple[Any, Any]:
         if self._records is None:
             return stored[self._image], stored[self._label]
-        tf = tensorflow()
         content, label = tf.numpy_function(self._load, [stored], (tf.string, tf.int64))
         content.set_shape(())
         label.set_shape(())
         return content, label
 
     def _load(self, index: np.ndarray) -> tuple[np.ndarray, np.integer]:
-        try:
+        # The reader answers damaged files with RuntimeError, with a record of nothing ...
+        with readable(f"{self.where} cannot be read", "repair it or prepare it again"):
             record = self._records[int(index)]
             return np.array(record[self._image], object), np.int64(record[self._label])
-        # The reader answers damaged files with RuntimeError, with a record of nothing ...
-        except Exception as error:
-            raise DatasetError(f"{self.where} cannot be read ({error}): repair it or prepare it again") from error
 
 
 def _numbers(indices: range) -> Any:
-    return tensorflow().data.Dataset.range(indices.start, indices.stop, indices.step)
-
-
-def _twice(indices: range) -> Any:
-    return tensorflow().data.Dataset.zip(_numbers(indices), _numbers(indices))
+    return tf.data.Dataset.range(indices.start, indices.stop, indices.step)
 
 
 def _behind(files: Sequence[Any], count: int) -> list[Any]:
@@ -222,12 +192,11 @@ def _behind(files: Sequence[Any], count: int) -> list[Any]:
 
 
 def open_examples(data: str | Source, split: str, channels: int, data_dir: str | None, exif: bool = False) -> Examples:
-    """The data set; see `jeffnet.data.tensorflow.eval_loader` for the arguments.
-
-    Raises:
-      DatasetError: TensorFlow is missing, or the data set; no such split; no picture or no label in it.
-    """
-    tensorflow()
+    """The data set; see `jeffnet.data.tensorflow.eval_loader` for the arguments and errors."""
+    try:
+        tensorflow()
+    except ImportError:
+        raise DatasetError(f"reading with TensorFlow needs TensorFlow: {install('tf')}") from None
     source = data
     if isinstance(source, str):
         if source.startswith("tfds:"):
@@ -247,11 +216,10 @@ def open_examples(data: str | Source, split: str, channels: int, data_dir: str |
 def _split_files(builder: Any, split: str, where: str) -> tuple[str, list[Any]]:
     """The split's name in TFDS, and its instructions which files to read; at least one example."""
     splits = builder.info.splits
-    split = next((name for name in split_names(split) if name in splits), split)
-    try:
+    split = find_split(split, splits) or split
+    files = []
+    with suppress(KeyError, ValueError, AssertionError):
         files = [file for file in splits[split].file_instructions if file.take]
-    except (KeyError, ValueError, AssertionError):
-        files = []
     if not files:
         raise DatasetError(
             f"{where} has no split {split!r} with examples: use one of {', '.join(sorted(splits))}, or a part of it"

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jeffnet import _tensorflow
+from jeffnet._tensorflow import tf
 from jeffnet.data.choices import RESIZES
 from jeffnet.data.images import FORMATS, image_mode, orientation
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import ConfigError, DatasetError, check_choice
-from jeffnet.system.extras import install
+from jeffnet.errors import ConfigError, check_choice
 
 # The authors keep image_size / (image_size + 32) of the shorter side.
 _PADDING = 32
 # First bytes of a file.
 _PNG, _GIF, _BMP, _RIFF = b"\x89PNG", b"GIF8", b"BM", b"RIFF"
-# What `_assert` said; and what TensorFlow adds to a message, which is about its graph.
+# What `Assert` said; and what TensorFlow adds to a message, which is about its graph.
 _ASSERTION = re.compile(r"assertion failed: \[(.*?)\]", re.DOTALL)
 _NOISE = re.compile(r"\{\{.*?\}\}|\[Op:.*|\[\[.*", re.DOTALL)
 
@@ -47,12 +46,13 @@ class Picture:
         self._share = _share(transform.preprocessing.image_size, transform.preprocessing.crop_pct)
         self._interpolation = transform.preprocessing.interpolation
         self._resize = resize
+        # The default, as the authors: INTEGER_FAST. Pillow is accurate.
+        self._jpeg_method = "INTEGER_ACCURATE" if self._filter else ""
         self._exif = transform.exif
         self._traced: Any = None
 
     def pixels(self, picture: Any) -> Any:
         """Float32 `(H, W, C)` of the contents of a file, or of a picture's uint8 pixels `(h, w, C)`."""
-        tf = tensorflow()
         if picture.dtype != tf.string:
             return self._from_whole(picture)
         if not self._exif:
@@ -66,7 +66,6 @@ class Picture:
         )
 
     def _from_file(self, content: Any) -> Any:
-        tf = tensorflow()
         return tf.cond(
             tf.io.is_jpeg(content),
             lambda: self._from_jpeg(content),
@@ -76,74 +75,62 @@ class Picture:
     def traced_pixels(self, picture: Any) -> Any:
         """`pixels`, by the very operations that tf.data runs."""
         if self._traced is None:
-            tf = tensorflow()
             shape = [] if picture.dtype == tf.string else [None, None, self.shape[2]]
             function = tf.function(self.pixels, autograph=False)
             self._traced = function.get_concrete_function(tf.TensorSpec(shape, picture.dtype))
         return self._traced(picture)
 
     def _from_jpeg(self, content: Any) -> Any:
-        tf = tensorflow()
-        height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
-        with tf.control_dependencies([_refuse_large(tf.cast(height, tf.int64) * tf.cast(width, tf.int64))]):
-            window = tf.stack(self._filter.window(height, width) if self._filter else self._window(height, width))
-            image = tf.io.decode_and_crop_jpeg(
-                content, window, channels=self.shape[2], dct_method=self._decoding_of_jpeg
-            )
-        return self._filter(image, height, width, window) if self._filter else self._resized(image)
+        sides = tf.io.extract_jpeg_shape(content)[:2]
+        with tf.control_dependencies([_refuse_large(sides)]):
+            window = self._window(sides)
+            image = tf.io.decode_and_crop_jpeg(content, window, channels=self.shape[2], dct_method=self._jpeg_method)
+        return self._resized(image, sides, window)
 
     def _from_whole(self, image: Any) -> Any:
-        tf = tensorflow()
-        height, width = tf.unstack(tf.shape(image)[:2])
-        window = tf.stack(self._filter.window(height, width) if self._filter else self._window(height, width))
+        sides = tf.shape(image)[:2]
+        window = self._window(sides)
         image = image[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
-        return self._filter(image, height, width, window) if self._filter else self._resized(image)
-
-    @property
-    def _decoding_of_jpeg(self) -> str:
-        # The default, as the authors: INTEGER_FAST. Pillow is accurate.
-        return "INTEGER_ACCURATE" if self._filter else ""
+        return self._resized(image, sides, window)
 
     def _whole(self, content: Any) -> Any:
         """The whole picture of any format."""
-        tf = tensorflow()
 
         def jpeg() -> Any:
-            height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
-            with tf.control_dependencies([_refuse_large(tf.cast(height, tf.int64) * tf.cast(width, tf.int64))]):
-                return tf.io.decode_jpeg(content, channels=self.shape[2], dct_method=self._decoding_of_jpeg)
+            with tf.control_dependencies([_refuse_large(tf.io.extract_jpeg_shape(content)[:2])]):
+                return tf.io.decode_jpeg(content, channels=self.shape[2], dct_method=self._jpeg_method)
 
         return tf.cond(tf.io.is_jpeg(content), jpeg, lambda: self._decoded(content))
 
     def _decoded(self, content: Any) -> Any:
         """The whole picture of any format but JPEG."""
-        tf = tensorflow()
 
         def in_colour() -> Any:
             image = tf.io.decode_image(content, channels=3, expand_animations=False)
             return tf.image.rgb_to_grayscale(image) if self.shape[2] == 1 else image
 
-        with tf.control_dependencies([_refuse_large(_header_pixels(content))]):
+        with tf.control_dependencies([_refuse_large(_header_sides(content))]):
             if self.shape[2] == 3:
                 return in_colour()
             # Of grey pictures only this decoder keeps every value; the others know no grey.
             return tf.cond(_starts(content, _PNG), lambda: tf.io.decode_png(content, channels=1), in_colour)
 
-    def _window(self, height: Any, width: Any) -> tuple[Any, Any, Any, Any]:
-        """Top, left, height and width of what is kept of a picture; int32 like its size."""
-        tf = tensorflow()
-        rows, columns = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    def _window(self, sides: Any) -> Any:
+        """Top, left, height and width, int32 `(4,)`, of what the result needs of a picture of this height and width."""
+        if self._filter:
+            return self._filter.window(sides)
+        rows, columns = tf.unstack(tf.cast(sides, tf.float32))
         if not self._squash:
             proportion = self.shape[0] / self.shape[1]
             rows, columns = tf.minimum(rows, columns * proportion), tf.minimum(columns, rows / proportion)
-        # Like the authors in float32, then cut to whole pixels.
-        sides = self._share * rows, self._share * columns
-        # Of a picture of a single pixel nothing would be left.
-        kept_height, kept_width = (tf.maximum(tf.cast(side, tf.int32), 1) for side in sides)
-        return (height - kept_height + 1) // 2, (width - kept_width + 1) // 2, kept_height, kept_width
+        # Like the authors in float32, then cut to whole pixels. Of a single pixel nothing would be left.
+        kept = tf.maximum(tf.cast(self._share * tf.stack([rows, columns]), tf.int32), 1)
+        return tf.concat([(sides - kept + 1) // 2, kept], 0)
 
-    def _resized(self, image: Any) -> Any:
-        tf = tensorflow()
+    def _resized(self, image: Any, sides: Any, window: Any) -> Any:
+        """The result, from what `window` shows of a picture of this size."""
+        if self._filter:
+            return self._filter(image, sides, window)
         size = list(self.shape[:2])
         if self._resize == "legacy":
             # What tf.compat.v1.image.resize_bicubic and resize_bilinear call, which warn that they are old.
@@ -172,27 +159,21 @@ class PillowFilter:
         is_cubic = transform.preprocessing.interpolation == "bicubic"
         self._kernel, self._radius = ("keyscubic", 2) if is_cubic else ("triangle", 1)
 
-    def window(self, height: Any, width: Any) -> tuple[Any, Any, Any, Any]:
-        """Top, left, height and width of all that the result depends on in a picture of this size; int32."""
-        rows, columns = (
-            self._span(*each) for each in zip((height, width), self._places(height, width), self.shape, strict=False)
-        )
-        return rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0]
+    def window(self, sides: Any) -> Any:
+        """Top, left, height and width of all that the result depends on in a picture of this size, int32 `(4,)`."""
+        new_sides, starts = self._places(sides)
+        step = tf.cast(sides, tf.float64) / tf.cast(new_sides, tf.float64)
+        reach = self._radius * tf.maximum(step, 1) + 1
+        first = tf.floor(tf.cast(starts, tf.float64) * step - reach)
+        last = tf.math.ceil(tf.cast(starts + self.shape[:2], tf.float64) * step + reach)
+        first, last = tf.maximum(tf.cast(first, tf.int32), 0), tf.minimum(tf.cast(last, tf.int32), sides)
+        return tf.concat([first, last - first], 0)
 
-    def __call__(self, image: Any, height: Any, width: Any, window: Any) -> Any:
-        """Float32 `(H, W, C)`, whole numbers of 0 to 255.
-
-        Args:
-          image: uint8 `(h, w, C)`, what `window` shows of the picture.
-          height: of the whole picture, int32.
-          width: likewise.
-          window: int32 `(4,)`.
-        """
-        tf = tensorflow()
-        (new_height, top), (new_width, left) = self._places(height, width)
-        sides, new_sides = tf.stack([height, width]), tf.stack([new_height, new_width])
+    def __call__(self, image: Any, sides: Any, window: Any) -> Any:
+        """Float32 `(H, W, C)`, whole numbers of 0 to 255, from what `window` shows of a picture, uint8 `(h, w, C)`."""
+        new_sides, starts = self._places(sides)
         scale = tf.cast(new_sides, tf.float64) / tf.cast(sides, tf.float64)
-        translation = scale * tf.cast(window[:2], tf.float64) - tf.cast(tf.stack([top, left]), tf.float64)
+        translation = scale * tf.cast(window[:2], tf.float64) - tf.cast(starts, tf.float64)
         resized = tf.raw_ops.ScaleAndTranslate(
             images=tf.cast(image, tf.float32)[None],
             size=list(self.shape[:2]),
@@ -203,36 +184,21 @@ class PillowFilter:
         )[0]
         return tf.ensure_shape(tf.round(tf.clip_by_value(resized, 0, 255)), self.shape)
 
-    def _places(self, height: Any, width: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-        """Height of the resized picture and top of the result in it, and width and left."""
-        tf = tensorflow()
+    def _places(self, sides: Any) -> tuple[Any, Any]:
+        """Height and width of the resized picture, and top and left of the result in it; int32 `(2,)`."""
         if self._squash:
-            new_height, new_width = (tf.constant(side, tf.int32) for side in self._targets)
+            new_sides = tf.constant(self._targets, tf.int32)
         elif self._targets[0] == self._targets[1]:
-            short, long = tf.cast(tf.minimum(height, width), tf.int64), tf.cast(tf.maximum(height, width), tf.int64)
             # 64 bits, or the product of a very long picture would not fit.
+            short, long = tf.reduce_min(tf.cast(sides, tf.int64)), tf.reduce_max(tf.cast(sides, tf.int64))
             stretched = tf.cast(self._targets[0] * long // short, tf.int32)
-            is_tall = height >= width
-            new_height = tf.where(is_tall, stretched, self._targets[0])
-            new_width = tf.where(is_tall, self._targets[0], stretched)
+            new_sides = tf.where(sides > tf.reduce_min(sides), stretched, self._targets[0])
         else:
-            sides = tf.cast(tf.stack([height, width]), tf.float64)
-            ratio = tf.reduce_min(sides / tf.constant(self._targets, tf.float64))
-            new_height, new_width = tf.unstack(tf.maximum(tf.cast(tf.round(sides / ratio), tf.int32), 1))
-        return tuple(
-            (side, tf.cast(tf.round(tf.cast(side - kept, tf.float64) / 2), tf.int32))
-            for side, kept in zip((new_height, new_width), self.shape, strict=False)
-        )  # pyright: ignore[reportReturnType]
-
-    def _span(self, side: Any, place: tuple[Any, Any], kept: int) -> tuple[Any, Any]:
-        """First and past the last of a side's pixels that the kept ones depend on."""
-        tf = tensorflow()
-        new_side, start = place
-        step = tf.cast(side, tf.float64) / tf.cast(new_side, tf.float64)
-        reach = self._radius * tf.maximum(step, 1) + 1
-        first = tf.floor(tf.cast(start, tf.float64) * step - reach)
-        last = tf.math.ceil(tf.cast(start + kept, tf.float64) * step + reach)
-        return tf.maximum(tf.cast(first, tf.int32), 0), tf.minimum(tf.cast(last, tf.int32), side)
+            ratios = tf.cast(sides, tf.float64) / tf.constant(self._targets, tf.float64)
+            resized = tf.cast(sides, tf.float64) / tf.reduce_min(ratios)
+            new_sides = tf.maximum(tf.cast(tf.round(resized), tf.int32), 1)
+        margins = tf.cast(new_sides - self.shape[:2], tf.float64)
+        return new_sides, tf.cast(tf.round(margins / 2), tf.int32)
 
 
 def _orientation(content: bytes) -> np.int32:
@@ -247,7 +213,6 @@ def _orientation(content: bytes) -> np.int32:
 
 def _upright(image: Any, orientation: Any) -> Any:
     """As `jeffnet.data.images.upright`, for an orientation of 2 to 8."""
-    tf = tensorflow()
     swapped = tf.transpose(image, [1, 0, 2])
     turned = [
         (image, [1]), (image, [0, 1]), (image, [0]), (swapped, []), (swapped, [1]), (swapped, [0, 1]), (swapped, [0]),
@@ -263,61 +228,52 @@ def _share(image_size: int, crop_pct: float) -> float:
     return share if abs(share - crop_pct) < 0.001 else crop_pct
 
 
-def _header_pixels(content: Any) -> Any:
-    """How many pixels a picture has that is no JPEG, as its header says; 0 where decoding is bounded anyway.
+def _header_sides(content: Any) -> Any:
+    """The sides that a picture has that is no JPEG, as its header says; 0 where decoding is bounded anyway.
 
     A BMP has no more pixels than its file bits; a WebP without an extended header (VP8X) has 16,383 x 16,383 at most.
     Raises TensorFlow's error for any other format, such as JPEG XL, whose size is not told so easily.
     """
-    tf = tensorflow()
 
-    def integer(at: int, count: int, order: int) -> Any:
-        values = tf.cast(tf.io.decode_raw(tf.strings.substr(header, at, count), tf.uint8), tf.int64)
-        return tf.reduce_sum(values[::order] * tf.constant([256**power for power in range(count)], tf.int64))
+    def integers(places: tuple[int, int], count: int, order: int) -> Any:
+        """Two integers of so many bytes."""
+        parts = [tf.cast(tf.io.decode_raw(tf.strings.substr(header, at, count), tf.uint8), tf.int64) for at in places]
+        weights = tf.constant([256**power for power in range(count)], tf.int64)
+        return tf.stack([tf.reduce_sum(part[::order] * weights) for part in parts])
 
     def webp() -> Any:
         extended = tf.equal(tf.strings.substr(header, 12, 4), b"VP8X")
-        return tf.cond(extended, lambda: (integer(24, 3, 1) + 1) * (integer(27, 3, 1) + 1), lambda: nothing)
+        return tf.cond(extended, lambda: integers((24, 27), 3, 1) + 1, lambda: nothing)
 
     def other() -> Any:
-        with tf.control_dependencies(
-            [_assert(_starts(content, _BMP), "is not a JPEG, PNG, GIF, BMP or WebP file: convert or remove it")]
-        ):
+        fault = "is not a JPEG, PNG, GIF, BMP or WebP file: convert or remove it"
+        with tf.control_dependencies([tf.debugging.Assert(_starts(content, _BMP), [fault])]):
             return tf.identity(nothing)
 
-    nothing = tf.constant(0, tf.int64)
+    nothing = tf.constant([0, 0], tf.int64)
     # Zeros for what a file cut short lacks: its decoder says so more clearly.
     header = tf.strings.join([tf.strings.substr(content, 0, 30), bytes(30)])
-    return tf.case(
-        [
-            (_starts(content, _PNG), lambda: integer(16, 4, -1) * integer(20, 4, -1)),
-            (_starts(content, _GIF), lambda: integer(6, 2, 1) * integer(8, 2, 1)),
-            (_starts(content, _RIFF), webp),
-        ],
-        default=other,
-    )
+    formats = [
+        (_starts(content, _PNG), lambda: integers((16, 20), 4, -1)),
+        (_starts(content, _GIF), lambda: integers((6, 8), 2, 1)),
+        (_starts(content, _RIFF), webp),
+    ]
+    return tf.case(formats, default=other)
 
 
 def _starts(content: Any, magic: bytes) -> Any:
-    tf = tensorflow()
     return tf.equal(tf.strings.substr(content, 0, len(magic)), magic)
 
 
-def _refuse_large(pixels: Any) -> Any:
+def _refuse_large(sides: Any) -> Any:
     most = Image.MAX_IMAGE_PIXELS or np.iinfo(np.int64).max
-    return _assert(
-        pixels <= most,
-        f"has more than {most:,} pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it",
-    )
-
-
-def _assert(holds: Any, fault: str) -> Any:
-    return tensorflow().debugging.Assert(holds, [fault])
+    fault = f"has more than {most:,} pixels: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    return tf.debugging.Assert(tf.reduce_prod(tf.cast(sides, tf.int64)) <= most, [fault])
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What TensorFlow's operations raise; the second where a message quotes bytes, such as a path, that are no text."""
-    return tensorflow().errors.OpError, UnicodeDecodeError
+    """What TensorFlow's operations raise; the second where a message quotes bytes that are no text, such as a path."""
+    return tf.errors.OpError, UnicodeDecodeError
 
 
 def fault(error: Exception) -> str:
@@ -334,11 +290,3 @@ def reason(error: Exception) -> str:
 
 def _message(error: Any) -> str:
     return error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else error.message
-
-
-def tensorflow() -> Any:
-    """TensorFlow; a DatasetError where it is not installed."""
-    try:
-        return _tensorflow.tensorflow()
-    except ImportError:
-        raise DatasetError(f"reading with TensorFlow needs TensorFlow: {install('tf')}") from None

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jeffnet.data.checks import MOST_UNNAMED, checked_index
+from jeffnet.data.checks import MOST_UNNAMED, checked_index, readable
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
-from jeffnet.data.splits import split_names
+from jeffnet.data.splits import SPLITS, require_split
 from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.system.extras import install
 from jeffnet.system.reading import MOST_TEXT, check_file, user_path
@@ -24,10 +24,7 @@ _FILE_NAMES = ("file_name", "filename", "image/filename")
 class TfdsSource:
     """Pictures of a prepared data set, in the order of its files. Nothing is downloaded or prepared.
 
-    Which features are the pictures and the labels, `picture_and_label` says.
-
-    Attributes:
-      classes: names of the labels.
+    See `picture_and_label` for which features are the pictures and the labels.
 
     Raises:
       DatasetError: tensorflow-datasets is not installed; the data set is not prepared, or in a format without random
@@ -38,7 +35,7 @@ class TfdsSource:
     def __init__(
         self, name: str, split: str = "train", channels: int = 3, data_dir: str | os.PathLike[str] | None = None
     ) -> None:
-        """Reads what the data set says of itself, and its first example.
+        """Reads the data set's metadata and its first example.
 
         Args:
           name: `name`, `name/config` or `name:version` of a data set, as TensorFlow Datasets has it; or the folder of a
@@ -51,22 +48,17 @@ class TfdsSource:
         image_mode(channels)
         self.channels = channels
         self._data = name
-        try:
+        with _opening(name):  # what the data set says of itself is parsed as it is asked for
             with _quiet():
                 builder = open_builder(name, data_dir)
-                split = _split(builder, split, name)
-                self._image, label = picture_and_label(builder, name)
-                self.classes = class_names(builder, label, name)
-                self._label = label
+                split = require_split(split, builder.info.splits, name) if split in SPLITS else split
+                self._image, self._label = picture_and_label(builder, name)
+                self.classes = class_names(builder, self._label, name)
                 check_inside(builder, split, name)
                 self._rows = _rows(builder, split, name)
             self._file_name = next((key for key in _FILE_NAMES if key in builder.info.features), None)
             self._base = f"{builder.info.full_name}/{split}"
             length = len(self)
-        except DatasetError:
-            raise
-        except Exception as error:  # what the data set says of itself is parsed as it is asked for
-            raise _unreadable(name, error) from error
         if not length:
             raise DatasetError(f"split {split!r} of data set {name!r} is empty: give another")
         self._checked_label(0, self._row(0))  # that a whole split has no labels is better known at once
@@ -91,12 +83,8 @@ class TfdsSource:
         return f"TfdsSource({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"
 
     def _row(self, index: int) -> dict[str, Any]:
-        try:
+        with readable(f"example {index} of data set {self._base!r} cannot be read", "prepare it again"):
             return self._rows[index]
-        except Exception as error:  # the readers of array_record and of examples answer damage with many
-            raise DatasetError(
-                f"example {index} of data set {self._base!r} cannot be read ({first_line(error)}): prepare it again"
-            ) from error
 
     def _name(self, index: int, row: dict[str, Any]) -> str:
         name = row[self._file_name] if self._file_name else index
@@ -132,9 +120,7 @@ def prepared_folder(folder: Path) -> Path | None:
 def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """The data set's builder, from files only: neither the code that prepares it nor the network is touched.
 
-    Args:
-      name: see `TfdsSource`; perhaps with `tfds:` before it.
-      data_dir: where data sets are prepared; by default $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    See `TfdsSource` for the arguments; `tfds:` may stand before the name.
 
     Raises:
       DatasetError: tensorflow-datasets is not installed, or the data set is not prepared or damaged.
@@ -150,24 +136,20 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     folder = user_path(name)
     place = data_dir or os.environ.get("TFDS_DATA_DIR")
     place = place and os.path.expanduser(place)
-    try:
+    with _opening(name):
         if os.path.isdir(folder) and (prepared := prepared_folder(folder)):
             _check_files(prepared)
             return tfds.builder_from_directory(str(prepared))
-        name_in_place = re.split("[:@]", name.removeprefix("tfds:"))[0]
-        for path in file_utils.list_data_dirs(given_data_dir=place):
-            _check_files(user_path(path) / name_in_place)
-        return builder_from_files(name.removeprefix("tfds:"), data_dir=place)
-    except DatasetError:
-        raise
-    except tfds.core.DatasetNotFoundError:
         places = [os.fspath(path) for path in file_utils.list_data_dirs(given_data_dir=place)]
-        raise DatasetError(
-            f"data set {name!r} is not prepared in {listed(places)}: prepare it there with tensorflow_datasets and "
-            "file_format='array_record', name its config, or give the data_dir where it is"
-        ) from None
-    except Exception as error:  # of protocol buffers, of JSON, of the library's own
-        raise _unreadable(name, error) from error
+        for path in places:
+            _check_files(user_path(path) / re.split("[:@]", name.removeprefix("tfds:"))[0])
+        try:
+            return builder_from_files(name.removeprefix("tfds:"), data_dir=place)
+        except tfds.core.DatasetNotFoundError:
+            raise DatasetError(
+                f"data set {name!r} is not prepared in {listed(places)}: prepare it there with tensorflow_datasets and "
+                "file_format='array_record', name its config, or give the data_dir where it is"
+            ) from None
 
 
 def _check_files(folder: Path) -> None:
@@ -188,25 +170,12 @@ def _check_files(folder: Path) -> None:
         raise DatasetError(f"{error.filename!r} of a prepared data set cannot be read ({error.strerror})") from error
 
 
-def _unreadable(name: str, error: Exception) -> DatasetError:
-    return DatasetError(f"data set {name!r} cannot be opened ({first_line(error)}): check its name and {_INFO}")
-
-
-def _split(builder: Any, split: str, name: str) -> str:
-    if split not in ("train", "val"):
-        return split
-    present = list(builder.info.splits)
-    if found := next((candidate for candidate in split_names(split) if candidate in present), None):
-        return found
-    raise DatasetError(f"data set {name!r} has no split {split!r}: only {listed(present)}")
+def _opening(name: str) -> contextlib.AbstractContextManager[None]:
+    return readable(f"data set {name!r} cannot be opened", f"check its name and {_INFO}")
 
 
 def picture_and_label(builder: Any, name: str) -> tuple[str, str]:
     """The features for picture and label: the supervised keys, `image` and `label`, or the first ones.
-
-    Args:
-      builder: of the data set.
-      name: what errors call it.
 
     Raises:
       DatasetError: it has not both, or pictures of other numbers than whole ones.
@@ -230,11 +199,7 @@ def picture_and_label(builder: Any, name: str) -> tuple[str, str]:
 
 
 def class_names(builder: Any, label: str, name: str) -> tuple[str, ...]:
-    """The classes of a feature of type ClassLabel.
-
-    Raises:
-      DatasetError: it is said to have more than 2**20.
-    """
+    """The classes of a feature of type ClassLabel; a DatasetError where it says that it has more than 2**20."""
     feature = builder.info.features[label]
     # Asked first, since there is a name for each of any number.
     if (count := feature.num_classes or 0) > MOST_UNNAMED:

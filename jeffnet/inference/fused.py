@@ -64,11 +64,8 @@ def fuse(
     """
     start = to_start(model[0] if len(model) == 1 else model)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    for name, number in (
-        ("batch_size", batch_size),
-        ("image_size", min(height, width)),
-        ("piece", 1 if piece is None else piece),
-    ):
+    numbers = {"batch_size": batch_size, "image_size": min(height, width), "piece": 1 if piece is None else piece}
+    for name, number in numbers.items():
         if number < 1:
             raise ConfigError(f"{name} {number} is below 1")
     if any(isinstance(array, jax.ShapeDtypeStruct) for array in start.arrays.values()):

@@ -29,22 +29,12 @@ def write_fused(
 ) -> None:
     """Write a compiled model for this kind of machine and this version of JAX; replaces a file of this name.
 
-    Args:
-      path: of the file.
-      executable: serialised by JAX.
-      arrays: that it takes, by name.
-      images: shape and dtype of the batch.
-      piece: pictures that go through the network at once.
+    JAX serialised the `executable`; for the rest see `jeffnet.inference.fused.FusedModel`.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     arrays[_EXECUTABLE] = np.frombuffer(executable, np.uint8)
-    about = {
-        "format": _FORMAT,
-        "made for": _conditions(),
-        "images": [list(images.shape), images.dtype.name],
-        "piece": piece,
-    }
-    text = json.dumps(about)
+    batch = [list(images.shape), images.dtype.name]
+    text = json.dumps({"format": _FORMAT, "made for": _conditions(), "images": batch, "piece": piece})
     with written_atomically(path) as partial:
         save_file(arrays, partial, {_METADATA_KEY: f"{_checksum(text, arrays)} {text}"})
 
@@ -71,16 +61,15 @@ def read_fused(path: str | os.PathLike) -> tuple[bytes, dict[str, np.ndarray], j
             f"'{path}' is damaged, by its checksum, or of an older version: copy it again, or fuse the model again"
         )
     facts = json.loads(about)
-    here = _conditions()
-    made_for = facts["made for"]
+    there = facts["made for"]
     other = [
-        f"{name}: {made_for.get(name)}, here {value}" for name, value in here.items() if made_for.get(name) != value
+        f"{name}: {there.get(name)}, here {here}" for name, here in _conditions().items() if there.get(name) != here
     ]
     if facts["format"] != _FORMAT or other:
         raise WeightsError(
             f"'{path}' was compiled elsewhere ({'; '.join(other) or 'another format'}): fuse the model anew"
         )
-    if here["kernels"] != "none":
+    if there["kernels"] != "none":
         native.load()  # registers what the executable calls
     executable = arrays.pop(_EXECUTABLE).tobytes()
     images = jax.ShapeDtypeStruct(tuple(facts["images"][0]), jnp.dtype(facts["images"][1]))

@@ -23,8 +23,7 @@ from jeffnet.ops.native import limits
 from jeffnet.ops.network import apply_network
 from jeffnet.system.processor import cache_bytes, processors
 
-# Most rows that bands compute again, as a share of their rows.
-_MOST_ANEW = 0.15
+_MOST_REPEATED = 0.15  # largest share of a band's rows that its neighbour computes too
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class FusedNetwork:
     piece: int
 
     def pack(self, folded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays as the kernels take them; those of `folded` are removed from it, so that memory has none twice."""
+        """The arrays as the kernels take them; removes those of `folded`, so that none is in memory twice."""
         packed: dict[str, np.ndarray] = {}
         dense = [self.plan.classifier.conv] if self.plan.classifier else []
         for op in (*self.plan.convolutions, *dense):
@@ -82,7 +81,7 @@ class FusedNetwork:
                 self.plan,
                 images,
                 self.dtype,
-                lambda op, x: self._conv(arrays, op, x),
+                lambda op, x: self._conv(arrays, op, x)[0],
                 lambda block, x: self._block(arrays, block, x),
                 (lambda x: self._classifier(arrays, x)) if self.plan.classifier else None,
                 execution=self.execution,
@@ -93,14 +92,9 @@ class FusedNetwork:
         count = images.shape[0]
         if self.piece < count:
             # The last piece of an uneven batch is filled up with what is already there.
-            filled = -(-count // self.piece) * self.piece
-            images = (
-                jnp.pad(images, ((0, filled - count), (0, 0), (0, 0), (0, 0)), mode="wrap")
-                if filled > count
-                else images
-            )
-            pieces = images.reshape(-1, self.piece, *images.shape[1:])
-            x = lax.map(trunk, pieces)
+            if missing := -count % self.piece:
+                images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="wrap")
+            x = lax.map(trunk, images.reshape(-1, self.piece, *images.shape[1:]))
             x = x.reshape(-1, *x.shape[2:])[:count]
         else:
             x = trunk(images)
@@ -125,13 +119,10 @@ class FusedNetwork:
                     if gate is not None:
                         x, means = x * gate, None
                     means = x.mean((1, 2), keepdims=True) if means is None else means
-                    gate = self._conv(arrays, op.expand, self._conv(arrays, op.reduce, means))
+                    reduced, _ = self._conv(arrays, op.reduce, means)
+                    gate, _ = self._conv(arrays, op.expand, reduced)
                 case Conv():
-                    if gate is None and not last and all(self._form(op, part) == "depthwise" for part in op.parts):
-                        x, means = self._with_means(arrays, op, x)
-                    else:
-                        x = self._conv(arrays, op, x, gate, shortcut if last and block.residual else None)
-                        means = None
+                    x, means = self._conv(arrays, op, x, gate, shortcut if last and block.residual else None)
                     gate = None
                 case _:
                     assert_never(op)
@@ -139,66 +130,50 @@ class FusedNetwork:
             x = x * gate + shortcut if block.residual else x * gate
         return x
 
-    def _with_means(self, arrays: Mapping[str, Array], op: Conv, x: Array) -> tuple[Array, Array]:
-        """A depthwise convolution, and the means of its outputs over each picture."""
-        outputs = []
-        for part, channels, _ in op.shares:
-            kernel, bias = arrays[f"{part.name}.kernel"], arrays[f"{part.name}.bias"]
-            window = make_window(x.shape[1:3], kernel.shape[:2], (op.stride,) * 2, part.padding, (op.dilation,) * 2)
-            with jax.named_scope(part.name):
-                outputs.append(depthwise_act(x[..., channels], kernel, bias, window, op.act))
-        if len(outputs) == 1:
-            return outputs[0]
-        return tuple(jnp.concatenate(each, axis=-1) for each in zip(*outputs, strict=True))  # pyright: ignore[reportReturnType]
-
     def _bands(self, block: Block, x: Array) -> int:
-        """Into how many bands pictures are cut to compute a block's first convolutions together; 0 for not at all."""
+        """Number of bands into which pictures are cut to fuse a block's first convolutions; 0 to not fuse them."""
         match block.ops:
             case [expand, Conv(parts=[part]) as depthwise, *rest] if self._is_pointwise(expand) and rest:
                 pass
             case _:
                 return 0
-        size = (part.kernel_size,) * 2
-        window = make_window(x.shape[1:3], size, (depthwise.stride,) * 2, part.padding, (depthwise.dilation,) * 2)
-        together = limits.inverted(x.shape, (*size, 1, part.in_channels), window)
-        if not together or self._form(depthwise, part) != "depthwise":
+        kernel = (part.kernel_size, part.kernel_size, 1, part.in_channels)
+        if (
+            not limits.inverted(x.shape, kernel, _window(depthwise, part, x))
+            or self._form(depthwise, part) != "depthwise"
+        ):
             return 0
         # The kernel of whole blocks ends with a product of all channels and no activation.
         if len(rest) == 1 and not (self._is_pointwise(rest[0]) and rest[0].act is None):
             return 0
         bands = -(-len(processors()) // x.shape[0])
-        # A band computes the rows under its neighbour's kernels too; that must stay a small part of its work.
-        rows, anew = x.shape[1] / bands, part.kernel_size - depthwise.stride
-        return bands if bands == 1 or anew <= rows * _MOST_ANEW else 0
+        # Neighbouring bands both compute the rows under the kernels at their border.
+        rows, repeated = x.shape[1] / bands, part.kernel_size - depthwise.stride
+        return bands if bands == 1 or repeated <= rows * _MOST_REPEATED else 0
 
     def _inverted(
         self, arrays: Mapping[str, Array], ops: tuple, x: Array, bands: int, shortcut: Array | None
     ) -> tuple[Array, Array]:
         expand, depthwise = ops[:2]
-        part = depthwise.parts[0]
-        size = (part.kernel_size,) * 2
-        window = make_window(x.shape[1:3], size, (depthwise.stride,) * 2, part.padding)
-        names = [op.parts[0].name for op in (ops if len(ops) == 3 else ops[:2])]
-        pairs = [(arrays[f"{name}.kernel"], arrays[f"{name}.bias"]) for name in names]
-        project, features = (pairs[2], ops[2].out_channels) if len(ops) == 3 else (None, 0)
+        window = _window(depthwise, depthwise.parts[0], x)
+        weights = [_weights(arrays, op.parts[0]) for op in (ops if len(ops) == 3 else ops[:2])]
+        project, features = (weights[2], ops[2].out_channels) if len(ops) == 3 else (None, 0)
         acts = (expand.act, depthwise.act)
-        return inverted_residual(x, pairs[0], pairs[1], window, acts, bands, project, features, shortcut)
+        return inverted_residual(x, weights[0], weights[1], window, acts, bands, project, features, shortcut)
 
     def _conv(
-        self,
-        arrays: Mapping[str, Array],
-        op: Conv,
-        x: Array,
-        gate: Array | None = None,
-        shortcut: Array | None = None,
-    ) -> Array:
-        outputs = []
+        self, arrays: Mapping[str, Array], op: Conv, x: Array, gate: Array | None = None, shortcut: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        """Outputs and, if the kernels computed them, their means over each picture before the shortcut is added."""
+        outputs, means = [], []
         for part, channels, features in op.shares:
             with jax.named_scope(part.name):
-                parts_gate = gate if gate is None else gate[..., channels]
-                parts_shortcut = shortcut if shortcut is None else shortcut[..., features]
-                outputs.append(self._part(arrays, op, part, x[..., channels], parts_gate, parts_shortcut))
-        return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+                part_gate = None if gate is None else gate[..., channels]
+                part_shortcut = None if shortcut is None else shortcut[..., features]
+                output, mean = self._part(arrays, op, part, x[..., channels], part_gate, part_shortcut)
+                outputs.append(output)
+                means.append(mean)
+        return _joined(outputs), None if any(mean is None for mean in means) else _joined(means)
 
     def _part(
         self,
@@ -208,23 +183,22 @@ class FusedNetwork:
         x: Array,
         gate: Array | None,
         shortcut: Array | None,
-    ) -> Array:
-        kernel, bias = arrays[f"{part.name}.kernel"], arrays[f"{part.name}.bias"]
-        size = (part.kernel_size, part.kernel_size)
-        window = make_window(x.shape[1:3], size, (op.stride,) * 2, part.padding, (op.dilation,) * 2)
+    ) -> tuple[Array, Array | None]:
+        kernel, bias, window = *_weights(arrays, part), _window(op, part, x)
         form = self._form(op, part)
         if form == "dense":
-            return dense_conv(x, kernel, bias, size, part.out_channels, window, op.act, gate, shortcut)
-        x = x if gate is None else x * gate
+            size = (part.kernel_size, part.kernel_size)
+            return dense_conv(x, kernel, bias, size, part.out_channels, window, op.act, gate, shortcut), None
+        x, means = x if gate is None else x * gate, None
         if form == "depthwise":
-            x, _ = depthwise_act(x, kernel, bias, window, op.act)
+            x, means = depthwise_act(x, kernel, bias, window, op.act)
         else:
             x = conv_general_dilated(
                 x, kernel, window.strides, window.pads, rhs_dilation=window.dilation, feature_group_count=part.groups
             )
             x = x + over_channels(bias, x)
             x = ACTIVATIONS[op.act](x) if op.act else x
-        return x if shortcut is None else x + shortcut
+        return x if shortcut is None else x + shortcut, means
 
     def _classifier(self, arrays: Mapping[str, Array], x: Array) -> Array:
         assert self.plan.classifier
@@ -233,7 +207,20 @@ class FusedNetwork:
             x = x @ arrays[f"{op.name}.kernel"][0, 0]
             return x + over_channels(arrays[f"{op.name}.bias"], x)
         rows = x.reshape(-1, 1, 1, x.shape[-1])
-        return self._conv(arrays, op, rows).reshape(*x.shape[:-1], op.out_channels)
+        return self._conv(arrays, op, rows)[0].reshape(*x.shape[:-1], op.out_channels)
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
+def _weights(arrays: Mapping[str, Array], part: ConvPart) -> tuple[Array, Array]:
+    return arrays[f"{part.name}.kernel"], arrays[f"{part.name}.bias"]
+
+
+def _window(op: Conv, part: ConvPart, x: Array) -> Window:
+    size = (part.kernel_size, part.kernel_size)
+    return make_window(x.shape[1:3], size, (op.stride, op.stride), part.padding, (op.dilation, op.dilation))
 
 
 def best_piece(plan: Plan, batch_size: int, height: int, width: int) -> int:

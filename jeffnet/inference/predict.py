@@ -56,12 +56,12 @@ def predict(
     """The most probable classes of each picture.
 
     Args:
-      forward: as `jeffnet.validation.answers.make_forward` makes it.
+      forward: from `jeffnet.validation.answers.make_forward`.
       variables: of the model.
       pictures: of any sizes.
       preprocessing: what the model expects.
       classes: names in the order of the logits.
-      top: how many classes; as many as there are at most.
+      top: number of classes; all, if there are fewer.
       batch_size: pictures that run together.
       exif: turn pictures upright first, as their EXIF orientation says; False leaves them as
         `jeffnet.validation.validate` and timm do.
@@ -86,13 +86,9 @@ def predict(
 def draw_predictions(
     pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | os.PathLike, exif: bool = True
 ) -> None:
-    """A figure with each picture beside its most probable classes.
+    """Write a figure with each picture beside its most probable classes, in the format of the path's extension.
 
-    Args:
-      pictures: those that were classified.
-      predictions: of them, in their order.
-      path: of the figure, whose ending says its form: see `jeffnet.system.figures.FORMS`.
-      exif: show pictures upright, as their EXIF orientation says.
+    Pictures are shown upright, as their EXIF orientation says, unless `exif` is False.
 
     Raises:
       OutputError: there are no pictures, or it cannot be written.

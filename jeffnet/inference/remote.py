@@ -11,15 +11,11 @@ from jeffnet.weights.download import without_password
 # A photograph in full size has 10 to 30 MB.
 MOST_BYTES = 2**26
 MOST_SECONDS = 60
-# Within which something must come.
-_STEP_SECONDS = 15
+_STEP_SECONDS = 15  # longest wait for the next bytes
 
 
 def fetch_picture(url: str) -> bytes:
-    """What a URL has.
-
-    Args:
-      url: http or https; redirections are followed to these only.
+    """The content of an http or https address; redirections are followed to these only.
 
     Raises:
       ImageError: it cannot be had, has more than `MOST_BYTES`, or takes longer than `MOST_SECONDS`.

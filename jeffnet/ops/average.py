@@ -19,8 +19,8 @@ def ema_decay(updates: ArrayLike, decay: float, warmup: bool) -> Array:
     """Share of the old average that an update of an exponential moving average keeps.
 
     Args:
-      updates: how many came before, a whole number; it may be traced.
-      decay: at most so much, in [0, 1).
+      updates: number of updates before this one, which may be traced.
+      decay: the largest share, in [0, 1).
       warmup: begin with less: `min(decay, (1 + updates) / (10 + updates))`.
 
     Returns:
@@ -38,7 +38,7 @@ def update_average(
     Args:
       average: a pytree of arrays.
       value: a pytree like it.
-      updates: how many came before, a whole number; it may be traced.
+      updates: number of updates before this one, which may be traced.
       form: 'exponential' keeps `ema_decay` of the old average. 'cumulative' is the plain mean of all values, in which
         the average at `updates` 0 does not count (stochastic weight averaging, arXiv:1803.05407).
       decay: of 'exponential'.
@@ -85,11 +85,10 @@ def average_arrays(models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.n
     shapes = [{name: array.shape for name, array in model.items()} for model in models]
     if any(shape != shapes[0] for shape in shapes):
         raise ConfigError("models to average differ in their arrays' names or shapes")
-    averages = {}
-    for name, last in models[-1].items():
-        if jnp.issubdtype(last.dtype, jnp.floating):
-            mean = np.mean([model[name] for model in models], axis=0, dtype=np.float64)
-            averages[name] = np.asarray(mean, last.dtype)
-        else:
-            averages[name] = last.copy()
-    return averages
+
+    def mean(name: str, last: np.ndarray) -> np.ndarray:
+        if not jnp.issubdtype(last.dtype, jnp.floating):
+            return last.copy()
+        return np.asarray(np.mean([model[name] for model in models], axis=0, dtype=np.float64), last.dtype)
+
+    return {name: mean(name, last) for name, last in models[-1].items()}

@@ -36,15 +36,7 @@ _OPERANDS = 3  # x, scale, bias
 def norm_act_train(
     x: Array, scale: Array, bias: Array, epsilon: float, act: str | None, lowering: str = "auto"
 ) -> tuple[Array, Array, Array]:
-    """Normalise by the batch's own statistics, then activate.
-
-    Args:
-      x: `(..., C)`, float32.
-      scale: `(C,)`, float32.
-      bias: `(C,)`, float32.
-      epsilon: added to the variance.
-      act: name of an activation, or None.
-      lowering: 'auto', 'native' or 'shifted' (no C++).
+    """Normalise `x`, `(..., C)` in float32, by the batch's statistics, then activate; `scale` and `bias` are `(C,)`.
 
     Returns:
       Outputs like `x`; the batch's mean `(C,)` and biased variance `(C,)`.
@@ -57,7 +49,7 @@ def fits(x: Array, scale: Array, bias: Array, act: str | None) -> bool:
     return (
         jax.default_backend() == "cpu"
         and act in ACTS
-        and all(each.dtype == jnp.float32 for each in (x, scale, bias))
+        and all(array.dtype == jnp.float32 for array in (x, scale, bias))
         and 0 not in x.shape
         and AxisType.Explicit not in jax.typeof(x).sharding.mesh.axis_types
         and native.available()
@@ -91,43 +83,25 @@ def _cotangents(*operands: Array, **how: Any) -> tuple:
 # ------------------------------------------------------------------------------------------------------------ in C++
 
 
-def _call(name: str, results: list[Array], *operands: Array, **numbers: Any) -> list[Array]:
-    shapes = [jax.ShapeDtypeStruct(like.shape, like.dtype) for like in results]
-    return list(foreign_call(name, shapes, *operands, **numbers))
-
-
 def _native_forward(x: Array, scale: Array, bias: Array, *, epsilon: float, act: str | None, lowering: str) -> tuple:
     del lowering
-    mean, var = _call("jeffnet_statistics", [scale, scale], x)
+    mean, var = foreign_call("jeffnet_statistics", [scale, scale], x)
     factor = lax.rsqrt(var + epsilon) * scale
-    (y,) = _call("jeffnet_normalize", [x], x, mean, factor, bias, act=ACTS[act])
-    return y, mean, var
+    return foreign_call("jeffnet_normalize", x, x, mean, factor, bias, act=ACTS[act]), mean, var
 
 
-def _native_cotangents(
-    x: Array,
-    scale: Array,
-    bias: Array,
-    mean: Array,
-    var: Array,
-    y_bar: Array,
-    mean_bar: Array,
-    var_bar: Array,
-    *,
-    epsilon: float,
-    act: str | None,
-    lowering: str,
-) -> tuple:
+def _native_cotangents(*operands: Array, epsilon: float, act: str | None, lowering: str) -> tuple:
     del lowering
+    x, scale, bias, mean, var, y_bar, mean_bar, var_bar = operands
     deviation = lax.rsqrt(var + epsilon)
     factor, count, number = deviation * scale, x.size // x.shape[-1], ACTS[act]
-    sums, products = _call("jeffnet_normalize_sums", [scale, scale], x, mean, factor, bias, y_bar, act=number)
+    sums, products = foreign_call("jeffnet_normalize_sums", [scale, scale], x, mean, factor, bias, y_bar, act=number)
     # What flows through the mean and the variance is the same for all pixels of a channel, or in proportion to their
     # deviation from the mean.
     by_apart = (2 * var_bar - factor * deviation**2 * products) / count
     constant = (mean_bar - factor * sums) / count
-    operands = (x, mean, factor, bias, y_bar, by_apart, constant)
-    (x_bar,) = _call("jeffnet_normalize_gradient", [x], *operands, act=number)
+    by_pixel = (x, mean, factor, bias, y_bar, by_apart, constant)
+    x_bar = foreign_call("jeffnet_normalize_gradient", x, *by_pixel, act=number)
     return x_bar, products * deviation, sums
 
 
@@ -155,9 +129,11 @@ def _forward_jvp(primals: Any, tangents: Any, **how: Any) -> tuple[Any, Any]:
 
 def _tangents_transpose(cotangents: Any, *operands: Any, **how: Any) -> list:
     known = operands[: _OPERANDS + 2]
-    wanted = [is_undefined_primal(each) for each in operands[_OPERANDS + 2 :]]
     results = _cotangents_p.bind(*same_axes(*known, *map(instantiate_zeros, cotangents)), **how)
-    return [None] * len(known) + [each if want else None for each, want in zip(results, wanted, strict=True)]
+    tangents = operands[_OPERANDS + 2 :]
+    return [None] * len(known) + [
+        result if is_undefined_primal(tangent) else None for result, tangent in zip(results, tangents, strict=True)
+    ]
 
 
 def _jvp_of(function: Callable[..., tuple]) -> Callable:
@@ -172,8 +148,8 @@ def _jvp_of(function: Callable[..., tuple]) -> Callable:
 def _cotangents_transpose(cotangents: Any, *operands: Any, **how: Any) -> list:
     # Linear in the last operands, the outputs' cotangents.
     known = operands[: _OPERANDS + 2]
-    linear = [each.aval if is_undefined_primal(each) else each for each in operands[_OPERANDS + 2 :]]
-    shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in linear]
+    linear = [array.aval if is_undefined_primal(array) else array for array in operands[_OPERANDS + 2 :]]
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in linear]
     transposed = jax.linear_transpose(lambda *last: _cotangents(*known, *last, **how), *shapes)
     return [None] * len(known) + list(transposed(tuple(map(instantiate_zeros, cotangents))))
 

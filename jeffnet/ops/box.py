@@ -5,19 +5,12 @@ from jax import Array
 
 
 def inside(box: Array, height: int, width: int) -> Array:
-    """Which pixels of a picture lie within a rectangle.
+    """Which pixels of pictures lie within their rectangles: `(N, height, width, 1)` booleans.
 
-    Args:
-      box: `(N, 4)`, whole numbers: top, bottom, left, right. Bottom and right are the first row and column outside, so
-        that a rectangle without height or width has no pixels.
-      height: of the pictures.
-      width: of the pictures.
-
-    Returns:
-      `(N, height, width, 1)` booleans.
+    `box` is `(N, 4)`, whole numbers: top, bottom, left, right. Bottom and right are the first row and column outside,
+    so that a rectangle without height or width has no pixels.
     """
     top, bottom, left, right = (box[:, side, None] for side in range(4))
     rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
-    in_rows = (rows >= top) & (rows < bottom)
-    in_columns = (columns >= left) & (columns < right)
+    in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
     return (in_rows[:, :, None] & in_columns[:, None, :])[..., None]

@@ -13,13 +13,13 @@ import jax
 from jax import Array, lax
 from jax.sharding import AxisType
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import check_choice
 from jeffnet.ops.depthwise import Window, depthwise_conv
 from jeffnet.ops.pointwise import pointwise_conv
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 LOWERINGS = ("auto", "native", "shifted", "xla")
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("lowering", default=None)
 
@@ -39,7 +39,8 @@ def use_lowering(name: str) -> Iterator[None]:
       ConfigError: no such lowering. Where the C++ kernels cannot be built 'native' is refused when a convolution is
         compiled.
     """
-    token = _chosen.set(_checked(name, "lowering"))
+    check_choice("lowering", name, LOWERINGS)
+    token = _chosen.set(name)
     try:
         yield
     finally:
@@ -52,12 +53,10 @@ def lowering() -> str:
     Raises:
       ConfigError: `JEFFNET_CONV` has no such name.
     """
-    return _chosen.get() or _checked(os.environ.get("JEFFNET_CONV") or "auto", "JEFFNET_CONV")
-
-
-def _checked(name: str, what: str) -> str:
-    if name not in LOWERINGS:
-        raise ConfigError(f"{what} {name!r}: choose from {', '.join(LOWERINGS)}")
+    if name := _chosen.get():
+        return name
+    name = os.environ.get("JEFFNET_CONV") or "auto"
+    check_choice("JEFFNET_CONV", name, LOWERINGS)
     return name
 
 
@@ -76,22 +75,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated` for NHWC pictures and HWIO kernels, in the form that suits the default backend.
 
     Takes the place of the convolution under `flax.linen.Conv` and `flax.nnx.Conv`, through their argument
-    `conv_general_dilated`. `use_lowering` chooses the form.
-
-    Args:
-      lhs: `(N, H, W, C)`.
-      rhs: `(height, width, C / feature_group_count, features)`.
-      window_strides: along height and width.
-      padding: `'SAME'`, `'VALID'` or rows and columns before and after.
-      lhs_dilation: of the input; anything but 1 is left to XLA.
-      rhs_dilation: of the kernel.
-      dimension_numbers: as the layers of Flax pass them; the layouts above are the only ones they use.
-      feature_group_count: groups.
-      precision: of products, as in `jax.lax`.
-      out_sharding: as the layers of Flax pass it, and as in `jax.lax`; anything but None is left to XLA.
-
-    Returns:
-      `(N, H', W', features)`.
+    `conv_general_dilated`; `dimension_numbers` are there since those layers pass them, always for these layouts.
+    `use_lowering` chooses the form. An `lhs_dilation` other than 1 and an `out_sharding` are left to XLA.
     """
     form = lowering()
     ours = form != "xla" and jax.default_backend() == "cpu" and out_sharding is None and _is_plain(lhs, rhs)
@@ -124,7 +109,7 @@ def _is_plain(images: Array, kernel: Array) -> bool:
     return (
         kind.ndim == kernel.ndim == 4
         and kind.dtype == kernel.dtype
-        and kind.dtype.name in FLOATS
+        and kind.dtype.name in _FLOATS
         and all(isinstance(size, int) for size in sizes)
         and AxisType.Explicit not in kind.sharding.mesh.axis_types
     )

@@ -12,27 +12,17 @@ from jeffnet._jax_compat import foreign_call
 from jeffnet.ops import native
 from jeffnet.ops.depthwise import Window
 
-# The numbers are those of `Act` in native/common.h.
-ACTS: dict[str | None, int] = {
-    None: 0,
-    "relu": 1,
-    "relu6": 2,
-    "silu": 3,
-    "hard_swish": 4,
-    "sigmoid": 5,
-    "hard_sigmoid": 6,
-}
+# Numbered as in `Act` of native/common.h.
+_ORDER = (None, "relu", "relu6", "silu", "hard_swish", "sigmoid", "hard_sigmoid")
+ACTS: dict[str | None, int] = {name: number for number, name in enumerate(_ORDER)}
 
 
 def pack_kernel(kernel: np.ndarray) -> np.ndarray:
-    """A kernel in the order in which `dense_conv` reads it on this processor.
-
-    Args:
-      kernel: `(height, width, C, features)`, float32.
+    """A kernel `(height, width, C, features)`, float32, in the order in which `dense_conv` reads it on this processor.
 
     Returns:
-      One axis: panels of columns, the last one narrower, each `(height * width * C, columns)`; features are filled up
-      with zeros to whole vectors.
+      One axis: panels of columns, the last one narrower, each `(height * width * C, columns)`; features are padded with
+      zeros to whole vectors.
     """
     library = native.load()
     lanes, panel = library.jeffnet_vector_floats(), library.jeffnet_panel_floats()
@@ -74,43 +64,26 @@ def dense_conv(
       `(N, H', W', features)`, float32.
     """
     shape = (images.shape[0], *window.out_size(images.shape[1:3], kernel_size), features)
-    more = [each for each in (gate, shortcut) if each is not None]
+    more = [array for array in (gate, shortcut) if array is not None]
     numbers = (*kernel_size, *window.strides, window.pads[0][0], window.pads[1][0])
-    return foreign_call(
-        "jeffnet_dense",
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        images,
-        kernel,
-        bias,
-        *more,
-        window=numbers,
-        act=ACTS[act],
-        gated=gate is not None,
-        shortcut=shortcut is not None,
-    )
+    numbered = {"window": numbers, "act": ACTS[act], "gated": gate is not None, "shortcut": shortcut is not None}
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return foreign_call("jeffnet_dense", result, images, kernel, bias, *more, **numbered)
 
 
 def depthwise_act(
     images: Array, kernel: Array, bias: Array, window: Window, act: str | None = None
 ) -> tuple[Array, Array]:
-    """`act(depthwise_conv(images, kernel) + bias)`.
-
-    Args:
-      images: `(N, H, W, C)`, float32; at least as many channels as a vector holds.
-      kernel: `(height, width, 1, C)`.
-      bias: `(C,)`.
-      window: how the kernel moves.
-      act: one of `ACTS`.
+    """`act(depthwise_conv(images, kernel) + bias)`, in float32, for at least as many channels as a vector holds.
 
     Returns:
       Outputs `(N, H', W', C)`, and their means over each picture `(N, 1, 1, C)`.
     """
     size = window.out_size(images.shape[1:3], kernel.shape[:2])
     batch, channels = images.shape[0], images.shape[3]
-    shapes = [jax.ShapeDtypeStruct((batch, *each, channels), jnp.float32) for each in (size, (1, 1))]
+    shapes = [jax.ShapeDtypeStruct((batch, *sides, channels), jnp.float32) for sides in (size, (1, 1))]
     numbers = (*window.strides, window.pads[0][0], window.pads[1][0], *window.dilation)
-    outputs, means = foreign_call("jeffnet_depthwise_act", shapes, images, kernel, bias, window=numbers, act=ACTS[act])
-    return outputs, means
+    return tuple(foreign_call("jeffnet_depthwise_act", shapes, images, kernel, bias, window=numbers, act=ACTS[act]))
 
 
 def inverted_residual(
@@ -135,7 +108,7 @@ def inverted_residual(
       bands: parts into which each picture's rows are cut, to be computed at the same time; each computes the rows at
         its border anew.
       project: packed kernel and bias of the last 1x1 convolution.
-      features: its channels.
+      features: channels of the outputs of `project`.
       shortcut: added to its outputs.
 
     Returns:
@@ -149,17 +122,5 @@ def inverted_residual(
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in wanted]
     more = () if project is None else (*project, *(() if shortcut is None else (shortcut,)))
     numbers = (window.strides[0], window.pads[0][0], window.pads[1][0])
-    outputs, means = foreign_call(
-        "jeffnet_inverted",
-        shapes,
-        x,
-        *expand,
-        kernel,
-        bias,
-        *more,
-        window=numbers,
-        expand_act=ACTS[acts[0]],
-        act=ACTS[acts[1]],
-        bands=bands,
-    )
-    return outputs, means
+    numbered = {"window": numbers, "expand_act": ACTS[acts[0]], "act": ACTS[acts[1]], "bands": bands}
+    return tuple(foreign_call("jeffnet_inverted", shapes, x, *expand, kernel, bias, *more, **numbered))

@@ -7,6 +7,7 @@ compiled for: the C++ kernels, shifted multiply-adds, or XLA's convolution.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,14 +39,14 @@ class Window(NamedTuple):
 
 
 def depthwise_conv(images: Array, kernel: Array, window: Window, lowering: str = "auto") -> Array:
-    """A depthwise convolution.
+    """A depthwise convolution of `images`, `(N, H, W, C)`, by a `kernel`, `(height, width, 1, C)`, of the same dtype.
 
     Args:
-      images: `(N, H, W, C)`, of a floating dtype.
-      kernel: `(height, width, 1, C)`, of the same dtype.
+      images: of a floating dtype.
+      kernel: likewise.
       window: pads are not negative.
-      lowering: 'auto', 'native' or 'shifted'; where it is compiled for CPUs. Other platforms use XLA's convolution.
-        What the C++ kernels cannot do, such as fewer channels than fill a vector, is shifted multiply-adds even so.
+      lowering: on CPUs 'auto', 'native' or 'shifted'; other platforms use XLA's convolution. What the C++ kernels
+        cannot do, such as fewer channels than fill a vector, is always computed by shifted multiply-adds.
 
     Returns:
       `(N, H', W', C)`; half precision accumulates in float32.
@@ -78,12 +79,11 @@ def _shifted(images: Array, kernel: Array, window: Window, size: Any = None) -> 
 def _views(padded: Array, kernel_size: Sequence[int], window: Window):
     """The pixels under each kernel position: `(row, column, (N, H', W', C))`."""
     height, width = Window(window.strides, ((0, 0), (0, 0)), window.dilation).out_size(padded.shape[1:3], kernel_size)
-    for row in range(kernel_size[0]):
-        for column in range(kernel_size[1]):
-            top, left = row * window.dilation[0], column * window.dilation[1]
-            rows = slice(top, top + (height - 1) * window.strides[0] + 1, window.strides[0])
-            columns = slice(left, left + (width - 1) * window.strides[1] + 1, window.strides[1])
-            yield row, column, padded[:, rows, columns]
+    for row, column in itertools.product(*map(range, kernel_size)):
+        top, left = row * window.dilation[0], column * window.dilation[1]
+        rows = slice(top, top + (height - 1) * window.strides[0] + 1, window.strides[0])
+        columns = slice(left, left + (width - 1) * window.strides[1] + 1, window.strides[1])
+        yield row, column, padded[:, rows, columns]
 
 
 def _shifted_input_gradient(g: Array, kernel: Array, window: Window, size: tuple[int, int]) -> Array:
@@ -109,13 +109,20 @@ def _shifted_kernel_gradient(images: Array, g: Array, window: Window, size: tupl
     compute = at_least_float32(images.dtype)
 
     def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        image, gradient = (each[None].astype(compute) for each in pair)
-        padded = jnp.pad(image, ((0, 0), *window.pads, (0, 0)))
-        sums = [(view * gradient).sum((0, 1, 2)) for _, _, view in _views(padded, size, window)]
-        return total + jnp.stack(sums).reshape(total.shape), None
+        image, gradient = (array[None].astype(compute) for array in pair)
+        return total + _whole_kernel_gradient(image, gradient, window, size), None
 
     start, _ = same_axes(jnp.zeros((*size, 1, images.shape[3]), compute), images)
     return lax.scan(add, start, (images, g))[0].astype(images.dtype)
+
+
+def _whole_kernel_gradient(images: Array, g: Array, window: Window, size: tuple[int, int]) -> Array:
+    """Sums of products over the whole batch."""
+    compute = at_least_float32(images.dtype)
+    padded = jnp.pad(images.astype(compute), ((0, 0), *window.pads, (0, 0)))
+    gradient = g.astype(compute)
+    sums = [(view * gradient).sum((0, 1, 2)) for _, _, view in _views(padded, size, window)]
+    return jnp.stack(sums).reshape(*size, 1, images.shape[3]).astype(images.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------- lowerings
@@ -144,15 +151,6 @@ def _xla_kernel_gradient(images: Array, g: Array, window: Window, size: Any) -> 
     return jax.linear_transpose(lambda kernel: _xla(images, kernel, window), kernel)(g)[0]
 
 
-def _whole_kernel_gradient(images: Array, g: Array, window: Window, size: tuple[int, int]) -> Array:
-    """Sums of products over the whole batch."""
-    compute = at_least_float32(images.dtype)
-    padded = jnp.pad(images.astype(compute), ((0, 0), *window.pads, (0, 0)))
-    gradient = g.astype(compute)
-    sums = [(view * gradient).sum((0, 1, 2)) for _, _, view in _views(padded, size, window)]
-    return jnp.stack(sums).reshape(*size, 1, images.shape[3]).astype(images.dtype)
-
-
 def _native(target: str, shape: Callable[..., Any], a: Array, b: Array, *, window: Window, size: Any) -> Array:
     compute = at_least_float32(a.dtype)
     numbers = (*window.strides, window.pads[0][0], window.pads[1][0], *window.dilation)
@@ -170,17 +168,13 @@ def _define(
 
     Args:
       name: of the primitive.
-      target: of the C++ kernel.
+      target: name of the C++ kernel.
       shape: of the result, from the operands, the window and `size`.
       xla: computes it by XLA's convolution.
       shifted: computes it by shifted products.
-      partitioned: likewise, for a batch that devices share; of the gradient by the kernel alone, which sums pictures.
+      partitioned: for a batch that devices share; only of the gradient by the kernel, which sums pictures.
     """
     sums_pictures = partitioned is not None
-
-    def result_shape(a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> tuple[int, ...]:
-        del lowering
-        return shape(a, b, window, size)
 
     def computed(form: Callable[..., Array]) -> Callable[..., Array]:
         def run(a: Array, b: Array, *, lowering: str, **how: Any) -> Array:
@@ -204,7 +198,13 @@ def _define(
     def batch(operands: Any, dims: Any, **how: Any) -> tuple[Array, int]:
         return _batch(primitive, sums_pictures, operands, dims, how)
 
-    primitive = define_primitive(name, computed(xla), on_cpu=on_cpu, shape=result_shape, batch=batch)
+    primitive = define_primitive(
+        name,
+        computed(xla),
+        on_cpu=on_cpu,
+        shape=lambda a, b, *, window, size, lowering: shape(a, b, window, size),
+        batch=batch,
+    )
     return primitive
 
 
@@ -213,9 +213,8 @@ def _batch(primitive: Primitive, sums_pictures: bool, operands: Any, dims: Any, 
     count = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
     if dims[1] is None and not sums_pictures:
         pictures = jnp.moveaxis(operands[0], dims[0], 0)
-        each = pictures.shape[1]
-        out = primitive.bind(pictures.reshape(count * each, *pictures.shape[2:]), operands[1], **how)
-        return out.reshape(count, each, *out.shape[1:]), 0
+        out = primitive.bind(pictures.reshape(count * pictures.shape[1], *pictures.shape[2:]), operands[1], **how)
+        return out.reshape(*pictures.shape[:2], *out.shape[1:]), 0
     joined = []
     for operand, dim in zip(operands, dims, strict=True):
         mapped = (
@@ -254,32 +253,27 @@ _kernel_p = _define(
 )
 
 
-def _define_derivatives() -> None:
-    def forward(images: Array, kernel: Array, window: Window, lowering: str) -> Array:
-        return _bind(_forward_p, images, kernel, window, None, lowering)
-
-    def input_gradient(g: Array, kernel: Array, size: Any, window: Window, lowering: str) -> Array:
-        return _bind(_input_p, g, kernel, window, size, lowering)
-
-    def kernel_gradient(images: Array, g: Array, size: Any, window: Window, lowering: str) -> Array:
-        return _bind(_kernel_p, images, g, window, size, lowering)
-
-    # The operand to differentiate by is undefined: only its `aval` is there.
-    defbilinear(
-        _forward_p,
-        lambda g, images, kernel, *, size, **how: input_gradient(g, kernel, images.aval.shape[1:3], **how),
-        lambda g, images, kernel, *, size, **how: kernel_gradient(images, g, kernel.aval.shape[:2], **how),
-    )
-    defbilinear(
-        _input_p,
-        lambda images, g, kernel, *, size, **how: forward(images, kernel, **how),
-        lambda images, g, kernel, *, size, **how: kernel_gradient(images, g, kernel.aval.shape[:2], **how),
-    )
-    defbilinear(
-        _kernel_p,
-        lambda kernel, images, g, *, size, **how: input_gradient(g, kernel, images.aval.shape[1:3], **how),
-        lambda kernel, images, g, *, size, **how: forward(images, kernel, **how),
-    )
+def _input_gradient(g: Array, images: Any, kernel: Array, *, window: Window, size: Any, lowering: str) -> Array:
+    return _bind(_input_p, g, kernel, window, images.aval.shape[1:3], lowering)
 
 
-_define_derivatives()
+def _kernel_gradient(g: Array, images: Array, kernel: Any, *, window: Window, size: Any, lowering: str) -> Array:
+    return _bind(_kernel_p, images, g, window, kernel.aval.shape[:2], lowering)
+
+
+def _forward(images: Array, kernel: Array, *, window: Window, size: Any, lowering: str) -> Array:
+    return depthwise_conv(images, kernel, window, lowering)
+
+
+# The operand to differentiate by is undefined: only its `aval` is there.
+defbilinear(_forward_p, _input_gradient, _kernel_gradient)
+defbilinear(
+    _input_p,
+    lambda images, g, kernel, **how: _forward(images, kernel, **how),
+    lambda images, g, kernel, **how: _kernel_gradient(g, images, kernel, **how),
+)
+defbilinear(
+    _kernel_p,
+    lambda kernel, images, g, **how: _input_gradient(g, images, kernel, **how),
+    lambda kernel, images, g, **how: _forward(images, kernel, **how),
+)

@@ -18,8 +18,7 @@ from jeffnet.ops.precision import at_least_float32
 
 MODES = ("const", "rand", "pixel")
 
-# How often a rectangle is drawn anew that does not fit into its picture.
-_ATTEMPTS = 10
+_ATTEMPTS = 10  # draws of a rectangle until it fits into its picture
 
 
 def random_erasing(
@@ -43,7 +42,7 @@ def random_erasing(
       mode: with what: 'const' is the mean colour; 'rand' a random one for each rectangle, 'pixel' one for each pixel:
         normal noise that after normalisation has mean 0 and deviation 1. It may lie outside 0 to 255.
       count: a touched picture has 1 to `count` rectangles, every number as likely.
-      mean: by which pictures are normalised, as `jeffnet.ops.image.normalize` takes it.
+      mean: by which pictures are normalised, as for `jeffnet.ops.image.normalize`.
       std: likewise.
       area: from which each rectangle's share of the picture is drawn, before it is divided by their number.
       ratio: from which height by width is drawn, evenly in its logarithm.
@@ -83,17 +82,7 @@ def draw_boxes(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Array:
-    """The rectangles to erase.
-
-    Args:
-      key: of all that is drawn.
-      pictures: how many draw.
-      height: of the pictures.
-      width: of the pictures.
-      prob: as `random_erasing` takes it.
-      count: likewise.
-      area: likewise.
-      ratio: likewise.
+    """The rectangles that `random_erasing` erases from pictures of this height and width.
 
     Returns:
       `(count, pictures, 4)` int32, as `jeffnet.ops.box.inside` takes them. Those that a picture does not have, or that
@@ -101,19 +90,19 @@ def draw_boxes(
     """
     prob_key, count_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 6)
     is_touched = jax.random.uniform(prob_key, (pictures,), jnp.float32) < prob
-    own_count = jax.random.randint(count_key, (pictures,), 1, count + 1)
+    counts = jax.random.randint(count_key, (pictures,), 1, count + 1)
 
     # A loop until the rectangle fits would run as long as the unluckiest picture's; drawing every attempt is cheaper.
     attempts = (count, pictures, _ATTEMPTS)
     share = jax.random.uniform(area_key, attempts, jnp.float32, *area)
-    pixels = share * (height * width) / own_count[None, :, None].astype(share.dtype)
+    pixels = share * (height * width) / counts[None, :, None].astype(share.dtype)
     aspect = jnp.exp(jax.random.uniform(ratio_key, attempts, jnp.float32, math.log(ratio[0]), math.log(ratio[1])))
     tall = jnp.round(jnp.sqrt(pixels * aspect)).astype(jnp.int32)
     wide = jnp.round(jnp.sqrt(pixels / aspect)).astype(jnp.int32)
     fits = (tall < height) & (wide < width)
 
     first = jnp.argmax(fits, axis=-1, keepdims=True)
-    exists = fits.any(-1) & is_touched[None] & (jnp.arange(count)[:, None] < own_count[None])
+    exists = fits.any(-1) & is_touched[None] & (jnp.arange(count)[:, None] < counts[None])
     tall, wide = (jnp.where(exists, jnp.take_along_axis(x, first, -1)[..., 0], 0) for x in (tall, wide))
     top = jax.random.randint(top_key, tall.shape, 0, height - tall + 1)
     left = jax.random.randint(left_key, wide.shape, 0, width - wide + 1)

@@ -48,8 +48,8 @@ def initial_arrays(
 ) -> dict[str, np.ndarray]:
     """The initial value of every array of a model, by canonical name, without running or compiling anything.
 
-    Each array depends on `rng` and on its own name alone: two models that differ in their classifier start with the
-    same trunk, in every module system.
+    Each array depends on `rng` and its name alone: models that differ in their classifier start with the same trunk, in
+    every module system.
 
     Args:
       plan: the model.

@@ -16,16 +16,13 @@ _LEAST_MIXTURE = 1e-7
 def soft_targets(
     labels: Array, num_classes: int, label_smoothing: float = 0.0, dtype: DTypeLike = jnp.float32
 ) -> Array:
-    """One-hot targets, smoothed.
+    """One-hot targets, smoothed: `(N, num_classes)`.
 
     Args:
       labels: `(N,)`, whole numbers in [0, num_classes).
       num_classes: how many there are.
       label_smoothing: share of the target spread evenly over all classes, in [0, 1).
-      dtype: a float dtype; the arithmetic is at least float32.
-
-    Returns:
-      `(N, num_classes)`, `dtype`.
+      dtype: of the result, a float dtype; the arithmetic is at least float32.
 
     Raises:
       ConfigError: labels of other dimensions.
@@ -37,15 +34,12 @@ def soft_targets(
 
 
 def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
-    """Softmax cross entropy of each example.
+    """Softmax cross entropy of each example: `(N,)`, at least float32.
 
     Args:
       logits: `(N, classes)`, any float dtype.
       labels: `(N,)`, whole numbers in [0, classes).
       label_smoothing: share of the target spread evenly over all classes, in [0, 1).
-
-    Returns:
-      `(N,)`, at least float32.
 
     Raises:
       ConfigError: other shapes, which would broadcast to a loss of every example against every other.
@@ -59,14 +53,11 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
 
 
 def soft_cross_entropy(logits: Array, targets: Array) -> Array:
-    """Softmax cross entropy of each example against probabilities.
+    """Softmax cross entropy of each example against probabilities: `(N,)`, at least float32.
 
     Args:
       logits: `(N, classes)`, any float dtype.
-      targets: `(N, classes)`, any float dtype; rows should sum to 1.
-
-    Returns:
-      `(N,)`, at least float32.
+      targets: likewise; rows should sum to 1.
 
     Raises:
       ConfigError: other shapes.
@@ -78,16 +69,13 @@ def soft_cross_entropy(logits: Array, targets: Array) -> Array:
 def binary_cross_entropy(
     logits: Array, targets: Array, threshold: float | None = None, sum_classes: bool = False
 ) -> Array:
-    """Binary cross entropy of each example, with every class independent.
+    """Binary cross entropy of each example, with every class independent: `(N,)`, at least float32.
 
     Args:
       logits: `(N, classes)`, any float dtype.
       targets: `(N, classes)`, any float dtype, in [0, 1].
       threshold: targets above it count as 1 and others as 0; None takes them as they are.
       sum_classes: add up the classes instead of taking their mean.
-
-    Returns:
-      `(N,)`, at least float32.
 
     Raises:
       ConfigError: other shapes.
@@ -125,7 +113,7 @@ def jensen_shannon_divergence(logits: Array) -> Array:
 
 
 def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0, hard: bool = False) -> Array:
-    """Distance of each example's prediction from a teacher's. No gradient reaches the teacher.
+    """Distance of each example's prediction from a teacher's: `(N,)`, at least float32. The teacher gets no gradient.
 
     Args:
       logits: `(N, classes)`, any float dtype.
@@ -134,9 +122,6 @@ def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0,
         keep their size (arXiv:1503.02531). It does not count where `hard`.
       hard: the cross entropy against the teacher's first guess (arXiv:2012.12877) instead of the divergence of its
         probabilities.
-
-    Returns:
-      `(N,)`, at least float32.
 
     Raises:
       ConfigError: other shapes.
@@ -151,19 +136,13 @@ def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0,
 
 
 def in_top(logits: Array, labels: Array, k: int) -> Array:
-    """Whether each example's label is among its `k` largest logits.
+    """Whether each example's label, of `(N,)`, is among its `k` largest logits, of `(N, classes)`: `(N,)` booleans.
 
-    Args:
-      logits: `(N, classes)`.
-      labels: `(N,)`.
-      k: of as many as there are classes at most.
-
-    Returns:
-      `(N,)` booleans. Among equal logits the lower class comes first, and NaN is never right.
+    Among equal logits the lower class comes first, and NaN is never right.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    classes = jnp.arange(logits.shape[-1])[None]
-    before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+    labels = labels[:, None]
+    right = jnp.take_along_axis(logits, labels, axis=1)
+    before = (logits > right) | ((logits == right) & (jnp.arange(logits.shape[-1])[None] < labels))
     return (before.sum(-1) < k) & jnp.isfinite(logits).all(-1)
 
 

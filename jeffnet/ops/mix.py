@@ -28,7 +28,7 @@ def mix_batch(
     mode: str,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
-    """Each picture mixed with the one at the same distance from the other end of the batch, as timm does.
+    """The batch mixed with the reversed batch, as timm does.
 
     Args:
       images: `(N, H, W, C)`, any range; N may be odd. Of any float dtype, or with `dtype` of any at all.
@@ -54,16 +54,8 @@ def mix_batch(
     if prob == 0 or (mixup == 0 and cutmix == 0):
         return images.astype(dtype), targets
     count, height, width, _ = images.shape
-    share, box = draw_mixing(
-        key,
-        count if mode == "elem" else 1,
-        height,
-        width,
-        mixup=mixup,
-        cutmix=cutmix,
-        prob=prob,
-        switch_prob=switch_prob,
-    )
+    draws = count if mode == "elem" else 1
+    share, box = draw_mixing(key, draws, height, width, mixup=mixup, cutmix=cutmix, prob=prob, switch_prob=switch_prob)
     return mix(images, targets, share, box, dtype)
 
 
@@ -73,15 +65,15 @@ def mix(images: Array, targets: Array, share: Array, box: Array, dtype: DTypeLik
     Mixup is a share and an empty rectangle, CutMix the share 1 and a rectangle.
 
     Args:
-      images: `(N, H, W, C)`, as `mix_batch` takes them.
+      images: `(N, H, W, C)`, as for `mix_batch`.
       targets: `(N, classes)`, any float dtype.
-      share: `(N,)` or `(1,)`, in [0, 1]: what each pixel keeps of its own picture. The other picture has the rest.
-      box: `(N, 4)` or `(1, 4)`, as `jeffnet.ops.box.inside` takes it: here pixels are the other picture's.
-      dtype: as of `mix_batch`.
+      share: `(N,)` or `(1,)`, in [0, 1]: weight of each pixel; the other picture has the rest.
+      box: `(N, 4)` or `(1, 4)`, as for `jeffnet.ops.box.inside`: here pixels are the other picture's.
+      dtype: as for `mix_batch`.
 
     Returns:
-      Pictures and targets, shaped and typed like the given ones, computed in at least float32. A target keeps the share
-      of its own that the picture keeps on average.
+      Pictures and targets like the given ones, computed in at least float32. Targets are weighted as their pictures are
+      on average.
 
     Raises:
       ConfigError: images and targets that do not fit.
@@ -101,21 +93,11 @@ def mix(images: Array, targets: Array, share: Array, box: Array, dtype: DTypeLik
 def draw_mixing(
     key: Array, count: int, height: int, width: int, *, mixup: float, cutmix: float, prob: float, switch_prob: float
 ) -> tuple[Array, Array]:
-    """Shares and rectangles for `mix`.
-
-    Args:
-      key: of all that is drawn.
-      count: of independent draws.
-      height: of the pictures.
-      width: of the pictures.
-      mixup: as `mix_batch` takes it; it or `cutmix` is above 0.
-      cutmix: likewise.
-      prob: likewise.
-      switch_prob: likewise.
+    """Shares and rectangles for `mix`: `count` draws by the options of `mix_batch`; `mixup` or `cutmix` is above 0.
 
     Returns:
-      `(count,)` float32 shares, and `(count, 4)` int32 rectangles. What stays unmixed has share 1
-      and an empty rectangle.
+      `(count,)` float32 shares, and `(count, 4)` int32 rectangles. What stays unmixed has share 1, and a rectangle
+      without pixels.
     """
     mixed_key, switch_key, share_key, row_key, column_key = jax.random.split(key, 5)
     is_mixed = jax.random.uniform(mixed_key, (count,), jnp.float32) < prob
@@ -130,17 +112,10 @@ def draw_mixing(
 
 
 def cut_box(share: Array, row: Array, column: Array, height: int, width: int) -> Array:
-    """The rectangle that CutMix takes from the other picture.
+    """The rectangle that CutMix takes from the other picture: `(N, 4)` int32, as `jeffnet.ops.box.inside` takes it.
 
-    Args:
-      share: `(N,)`, in [0, 1]: of the picture's area that lies outside, before the rectangle is cut off at the borders.
-      row: `(N,)`, of its centre, in [0, height).
-      column: `(N,)`, of its centre, in [0, width).
-      height: of the picture; the rectangle has its proportions.
-      width: of the picture.
-
-    Returns:
-      `(N, 4)` int32, as `jeffnet.ops.box.inside` takes it.
+    It has the proportions of the picture, and is cut off at the borders; `share`, `(N,)` in [0, 1], is the part of the
+    area outside of it before that. `row` and `column`, `(N,)`, are its centre, inside the picture.
     """
     side = jnp.sqrt(1 - share)
     ends = []
@@ -160,8 +135,8 @@ def _reversed(images: Array, targets: Array) -> tuple[Array, Array]:
         return images[::-1], targets[::-1]
     rows = [lax.bitcast_convert_type(x, jnp.uint8).reshape(len(x), -1) for x in (images, targets)]
     packed = jnp.concatenate(rows, axis=1)[::-1]
-    parts = (packed[:, : rows[0].shape[1]], packed[:, rows[0].shape[1] :])
-    return _from_bytes(parts[0], images), _from_bytes(parts[1], targets)
+    image_bytes = rows[0].shape[1]
+    return _from_bytes(packed[:, :image_bytes], images), _from_bytes(packed[:, image_bytes:], targets)
 
 
 def _from_bytes(rows: Array, like: Array) -> Array:
@@ -172,8 +147,8 @@ def _from_bytes(rows: Array, like: Array) -> Array:
 def _weighted(x: Array, other: Array, share: Array, dtype: DTypeLike) -> Array:
     """`share` of each row, and the rest of the other."""
     compute = at_least_float32(dtype)
-    own, other, share = x.astype(compute), other.astype(compute), share.astype(compute)
-    return (own * share + other * (1 - share)).astype(dtype)
+    x, other, share = x.astype(compute), other.astype(compute), share.astype(compute)
+    return (x * share + other * (1 - share)).astype(dtype)
 
 
 def _check(images: Array, targets: Array, dtype: DTypeLike) -> None:

@@ -34,21 +34,11 @@ Output = Literal["logits", "pre_logits", "features"]
 
 
 def apply_conv(
-    op: Conv,
-    x: Array,
-    part: Callable[[ConvPart, Array], Array],
-    norm: Callable[[Norm, Array, str | None], Array],
+    op: Conv, x: Array, part: Callable[[ConvPart, Array], Array], norm: Callable[[Norm, Array, str | None], Array]
 ) -> Array:
-    """A convolution with its norm and activation.
+    """A convolution of `x`, `(N, H, W, C)`, with its norm and activation.
 
-    Args:
-      op: what to compute.
-      x: `(N, H, W, C)`.
-      part: applies one kernel to its share of the channels.
-      norm: applies a norm, and the activation after it.
-
-    Returns:
-      `(N, H', W', C')`.
+    `part` applies one kernel to its share of the channels; `norm` applies a norm, and the activation after it.
     """
     if len(op.parts) == 1:
         x = part(op.parts[0], x)
@@ -150,7 +140,7 @@ def apply_network(
     """A whole network.
 
     Args:
-      plan: what to compute.
+      plan: the architecture.
       images: `(N, H, W, C)`, of a floating dtype; N may be 0.
       dtype: in which to compute.
       conv: applies a convolution with its norm and activation.
@@ -177,8 +167,8 @@ def apply_network(
     outputs = [conv(plan.stem, images)]
     for stage in plan.stages[: max(wanted, default=-1) + 1]:
         x = outputs[-1]
-        for each in stage:
-            x = block(each, x)
+        for member in stage:
+            x = block(member, x)
         outputs.append(x)
     if output == "features":
         return tuple(outputs[stage + 1] for stage in wanted)

@@ -75,20 +75,16 @@ def norm_train(
     if groups > 1:
         if x.shape[0] % groups:
             raise ArchitectureError(f"a batch of {x.shape[0]} cannot be cut into {groups} groups for BatchNorm")
-
-        def norm_part(part: Array) -> tuple[Array, Array, Array]:
-            return norm_train(part, scale, bias, epsilon, dtype, act, axis_name)
-
-        y, means, variances = jax.vmap(norm_part)(x.reshape(groups, -1, *x.shape[1:]))
+        each_group = jax.vmap(lambda part: norm_train(part, scale, bias, epsilon, dtype, act, axis_name))
+        y, means, variances = each_group(x.reshape(groups, -1, *x.shape[1:]))
         return y.reshape(x.shape), means.mean(0), variances.mean(0)
     form = lowering()
-    if form != "xla" and form != "shifted" and axis_name is None and x.dtype == dtype and fits(x, scale, bias, act):
+    if form in ("auto", "native") and axis_name is None and x.dtype == dtype and fits(x, scale, bias, act):
         y, mean, var = norm_act_train(x, scale, bias, epsilon, act, form)
         count = x.size // x.shape[-1]
         return y, mean, var * (count / max(count - 1, 1))
     mean, var, unbiased = batch_statistics(x, axis_name)
-    y = batch_normalize(x, mean, var, scale, bias, epsilon, dtype)
-    return ACTIVATIONS[act](y) if act else y, mean, unbiased
+    return norm_inference(x, mean, var, scale, bias, epsilon, dtype, act), mean, unbiased
 
 
 def batch_norm(
@@ -111,8 +107,7 @@ def batch_norm(
     """
     mean, var, scale, bias = arrays
     if keep is None:
-        y = batch_normalize(x, mean, var, scale, bias, epsilon, dtype)
-        return ACTIVATIONS[act](y) if act else y, None
+        return norm_inference(x, mean, var, scale, bias, epsilon, dtype, act), None
     y, batch_mean, unbiased = norm_train(x, scale, bias, epsilon, dtype, act, axis_name, groups)
     return y, (_moved(mean, batch_mean, keep), _moved(var, unbiased, keep))
 
@@ -123,22 +118,24 @@ def _moved(running: Array, batch: Array, keep: float) -> Array:
     return (keep * running.astype(compute) + (1 - keep) * batch.astype(compute)).astype(running.dtype)
 
 
-def batch_normalize(
-    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike
+def norm_inference(
+    x: Array,
+    mean: Array,
+    var: Array,
+    scale: Array,
+    bias: Array,
+    epsilon: float,
+    dtype: DTypeLike,
+    act: str | None = None,
 ) -> Array:
-    """`(x - mean) / sqrt(var + epsilon) * scale + bias`.
+    """Normalise by given statistics, and activate: `act((x - mean) / sqrt(var + epsilon) * scale + bias)`.
 
-    Args:
-      x: `(..., C)`.
-      mean: `(C,)`.
-      var: `(C,)`.
-      scale: `(C,)`.
-      bias: `(C,)`.
-      epsilon: keeps channels of no variance finite.
-      dtype: of the result; the arithmetic is at least float32.
+    `x` is `(..., C)`, the other arrays are `(C,)`. The norm is computed in at least float32; the result and the
+    activation are in `dtype`.
     """
-    compute = at_least_float32(*(each.dtype for each in (x, mean, var, scale, bias)))
+    compute = at_least_float32(*(array.dtype for array in (x, mean, var, scale, bias)))
     values = x.astype(compute)
-    mean, var, scale, bias = (over_channels(each.astype(compute), values) for each in (mean, var, scale, bias))
+    mean, var, scale, bias = (over_channels(array.astype(compute), values) for array in (mean, var, scale, bias))
     factor = lax.rsqrt(var + epsilon) * scale
-    return ((values - mean) * factor + bias).astype(dtype)
+    y = ((values - mean) * factor + bias).astype(dtype)
+    return ACTIVATIONS[act](y) if act else y

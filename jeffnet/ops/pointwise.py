@@ -16,16 +16,9 @@ from jeffnet.ops.native import limits
 
 
 def pointwise_conv(images: Array, kernel: Array, precision: Any = None, lowering: str = "auto") -> Array:
-    """`images @ kernel`.
+    """`images @ kernel`, `(N, H, W, C)` by `(C, features)`, of one floating dtype.
 
-    Args:
-      images: `(N, H, W, C)`, of a floating dtype.
-      kernel: `(C, features)`, of the same dtype.
-      precision: of products, as in `jax.lax`.
-      lowering: 'auto', 'native' or 'shifted' (no C++).
-
-    Returns:
-      `(N, H, W, features)`.
+    `precision` is that of `jax.lax`; `lowering` is 'auto', 'native' or 'shifted' (no C++).
     """
     return _forward_p.bind(*same_axes(images, kernel), precision=precision, lowering=lowering)
 
@@ -61,10 +54,6 @@ _forward_p = define_primitive("pointwise_conv", _product)
 _kernel_p = define_primitive("pointwise_conv_kernel_gradient", _outer, on_cpu=_outer_on_cpu)
 
 
-def _forward(images: Array, kernel: Array, **how: Any) -> Array:
-    return _forward_p.bind(*same_axes(images, kernel), **how)
-
-
 def _kernel_gradient(images: Array, g: Array, **how: Any) -> Array:
     return _kernel_p.bind(*same_axes(images, g), **how)
 
@@ -72,11 +61,11 @@ def _kernel_gradient(images: Array, g: Array, **how: Any) -> Array:
 # The operand to differentiate by is undefined; the other one is an array.
 defbilinear(
     _forward_p,
-    lambda g, images, kernel, **how: _forward(g, kernel.T, **how),
+    lambda g, images, kernel, **how: pointwise_conv(g, kernel.T, **how),
     lambda g, images, kernel, **how: _kernel_gradient(images, g, **how),
 )
 defbilinear(
     _kernel_p,
-    lambda kernel, images, g, **how: _forward(g, kernel.T, **how),
-    lambda kernel, images, g, **how: _forward(images, kernel, **how),
+    lambda kernel, images, g, **how: pointwise_conv(g, kernel.T, **how),
+    lambda kernel, images, g, **how: pointwise_conv(images, kernel, **how),
 )

@@ -18,11 +18,9 @@ def global_pool(x: Array, kind: str) -> Array:
     """
     if kind == "none":
         return x
-    average = x.mean((1, 2), keepdims=True) if kind != "max" else None
-    largest = x.max((1, 2), keepdims=True) if kind != "avg" else None
-    if average is None or largest is None:
-        return largest if average is None else average  # pyright: ignore[reportReturnType]
-    return jnp.asarray(0.5, x.dtype) * (average + largest)
+    if kind == "avgmax":
+        return jnp.asarray(0.5, x.dtype) * (global_pool(x, "avg") + global_pool(x, "max"))
+    return (x.max if kind == "max" else x.mean)((1, 2), keepdims=True)
 
 
 def pool_windows(x: Array, side: int) -> Array:

@@ -25,11 +25,7 @@ def drop_path(x: Array, rate: float, rng: Array) -> Array:
     """
     if not 0 <= rate < 1:
         raise ArchitectureError(f"drop path rate {rate} is outside [0, 1)")
-    if rate == 0:
-        return x
-    keep = 1 - rate
-    kept = jax.random.bernoulli(rng, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(kept, x / keep, jnp.zeros((), x.dtype)).astype(x.dtype)
+    return _dropped(x, rate, rng, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
 def dropout(x: Array, rate: float, rng: Array) -> Array:
@@ -42,7 +38,11 @@ def dropout(x: Array, rate: float, rng: Array) -> Array:
 
     Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 15, 2014.
     """
+    return _dropped(x, rate, rng, x.shape)
+
+
+def _dropped(x: Array, rate: float, rng: Array, draws: tuple[int, ...]) -> Array:
     if rate == 0:
         return x
-    kept = jax.random.bernoulli(rng, 1 - rate, x.shape)
+    kept = jax.random.bernoulli(rng, 1 - rate, draws)
     return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)

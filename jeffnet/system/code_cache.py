@@ -12,12 +12,9 @@ _ACCESS_LIST = "system.posix_acl_access"
 
 
 def code_folders(name: str) -> list[Path]:
-    """Where compiled code may be looked for and kept, the first choice first; they need not exist.
+    """Folders of this name for compiled code, in `cache_folder()`, the first choice first; they need not exist.
 
     Users may share a cache folder: if the first choice belongs to another user, the second has this user's number.
-
-    Args:
-      name: of the folder in `jeffnet.system.files.cache_folder`.
 
     Raises:
       OutputError: the user has no home.
@@ -42,16 +39,11 @@ def make_code_folder(folder: Path) -> bool:
 
 
 def untrusted(path: str | os.PathLike) -> str | None:
-    """How a user other than this one and root could have written what lies at a path; None if nobody could.
+    """How users other than this one and root could have written a file or folder; None if nobody could.
 
-    A folder on the way there that others may write gives it to them, unless it is sticky, as `/tmp` is. A group with no
-    other member is nobody else. What does not exist is as safe as the folder in which it would be made.
-
-    Args:
-      path: of a file or a folder.
-
-    Returns:
-      A clause for a message, such as "'/shared' may be written by others (mode 777)".
+    The answer is a clause for a message, such as "'/shared' may be written by others (mode 777)". Who can write to a
+    folder can write all below it, unless it is sticky, as `/tmp` is. A group without other members does not count. What
+    does not exist is as safe as the folder in which it would be made.
     """
     if not hasattr(os, "geteuid"):  # Windows, which has neither owners nor modes of this kind
         return None
@@ -68,14 +60,14 @@ def untrusted(path: str | os.PathLike) -> str | None:
 
 
 def _untrusted_entry(path: Path, sticky_will_do: bool) -> str | None:
-    found = path.stat()
-    if found.st_uid not in (os.geteuid(), 0):
-        return f"{str(path)!r} belongs to another user (number {found.st_uid})"
-    writers = found.st_mode & _OTHERS_WRITE
-    if writers == stat.S_IWGRP and _is_own_group(found.st_gid) and not _has_access_list(path):
+    status = path.stat()
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{str(path)!r} belongs to another user (number {status.st_uid})"
+    writers = status.st_mode & _OTHERS_WRITE
+    if writers == stat.S_IWGRP and _is_own_group(status.st_gid) and not _has_access_list(path):
         return None
-    if writers and not (sticky_will_do and found.st_mode & stat.S_ISVTX):
-        return f"{str(path)!r} may be written by others (mode {stat.S_IMODE(found.st_mode):o})"
+    if writers and not (sticky_will_do and status.st_mode & stat.S_ISVTX):
+        return f"{str(path)!r} may be written by others (mode {stat.S_IMODE(status.st_mode):o})"
     return None
 
 

@@ -98,14 +98,9 @@ def check_picture() -> None:
 
 
 def measure(arrays: Mapping[str, Array], images: Array) -> dict[str, Array]:
-    """The numbers to compare: of the logits in inference, of a loss in training, and of all its gradients.
+    """The scalars that `EXPECTED` names: of the logits in inference, of a loss in training, and of all its gradients.
 
-    Args:
-      arrays: of the network by canonical name, as `network_arrays` makes them, in any float dtype.
-      images: as `network_images` makes them, in that dtype.
-
-    Returns:
-      Scalars by the names of `EXPECTED`.
+    The arguments are those of `network_arrays` and `network_images`, in any float dtype.
     """
     variables = to_variables(arrays)
     network = ImageClassifier(_PLAN, dtype=images.dtype)
@@ -143,7 +138,7 @@ def network_images() -> np.ndarray:
 def _results(devices: list[Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What each device measures, and its sum of 1, 2, ... over all of them: one program, compiled once."""
     mesh = Mesh(np.array(devices), ("device",))
-    own, everywhere = PartitionSpec("device"), PartitionSpec()
+    split, everywhere = PartitionSpec("device"), PartitionSpec()
 
     def on_each(arrays: dict[str, Array], images: Array, numbers: Array) -> tuple[dict[str, Array], Array]:
         # GPUs and TPUs round the factors of products otherwise.
@@ -153,10 +148,12 @@ def _results(devices: list[Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
     # Unchecked: gradients are each device's own, and not summed because the parameters are the same everywhere.
     program = jax.jit(
-        jax.shard_map(on_each, mesh=mesh, in_specs=(everywhere, everywhere, own), out_specs=(own, own), check_vma=False)
+        jax.shard_map(
+            on_each, mesh=mesh, in_specs=(everywhere, everywhere, split), out_specs=(split, split), check_vma=False
+        )
     )
     single = jax.tree.map(np.float32, (network_arrays(), network_images()))
     arrays, images = jax.device_put(single, NamedSharding(mesh, everywhere))
-    numbers = jax.device_put(np.arange(1, len(devices) + 1, dtype=np.float32), NamedSharding(mesh, own))
+    numbers = jax.device_put(np.arange(1, len(devices) + 1, dtype=np.float32), NamedSharding(mesh, split))
     results, total = program(arrays, images, numbers)
     return jax.tree.map(np.asarray, (results, total))

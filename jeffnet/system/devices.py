@@ -73,14 +73,14 @@ def _started(names: Sequence[str], asked: str) -> list[Any]:
     with _messages() as messages:
         try:
             devices = jax.local_devices()
-            found = {}
+            by_name = {}
             for name in names:
-                found[name] = jax.local_devices(backend=name)
+                by_name[name] = jax.local_devices(backend=name)
         # JAX answers JAX_PLATFORMS=cuda on a machine without a GPU by an empty AssertionError.
         except (RuntimeError, AssertionError) as error:
             what = f"no {name} device, which {asked} asks for" if names else "no devices"
             raise DeviceError(f"{what}: {_reason(error, messages)}; {_REMEDIES.get(name, _REMEDY)}") from error
-    if len(names) == 1 and devices[0] not in found[names[0]]:
+    if len(names) == 1 and devices[0] not in by_name[names[0]]:
         raise DeviceError(
             f"{asked}: JAX computes on platform {devices[0].platform} in this process already; start another one"
         )

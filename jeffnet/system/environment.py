@@ -141,10 +141,10 @@ def cuda_versions() -> dict[str, str | None] | None:
         except Exception:  # of whatever kind: the library is not there, or too old to be asked
             return None
         parts = []
-        for place in places:
+        for place in places if number else ():  # CUDA's 0 stands for no driver
             part, number = divmod(number, place)
             parts.append(str(part))
-        return ".".join(parts) if any(part != "0" for part in parts) else None  # CUDA's 0 stands for no driver
+        return ".".join(parts) or None
 
     return {
         "driver": _driver_version(),
@@ -156,11 +156,10 @@ def cuda_versions() -> dict[str, str | None] | None:
 
 
 def _driver_version() -> str | None:
-    try:
-        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _DRIVER_FILE.read_text())
-    except OSError:
-        return None
-    return found[0] if found else None
+    with contextlib.suppress(OSError):
+        if match := re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _DRIVER_FILE.read_text()):
+            return match[0]
+    return None
 
 
 def _devices(devices: list[Any]) -> list[dict[str, Any]]:

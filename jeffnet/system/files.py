@@ -28,7 +28,7 @@ _LONGEST_NAME = 200  # bytes of NAME: file systems take 255 in all
 _LOCK, _CONTENT = "lock", "content"
 # Errors of file systems that cannot flush, or cannot flush a folder.
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
-# How safetensors and TensorStore say the system's answer, and answers of which others have only the text.
+# How safetensors and TensorStore quote the system's error, and errors that others quote by their text alone.
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _SECONDS_BETWEEN_TRIES = 0.05
@@ -42,7 +42,7 @@ class LockedError(OutputError):
 
 @contextmanager
 def written_atomically(path: str | os.PathLike) -> Iterator[str]:
-    """Yields another path to write to; what lies there takes its final name when the block ends, unless it fails.
+    """Yields another path to write to; what is there gets its final name when the block ends, unless it fails.
 
     Content is flushed to the disk before it is named, so that even a power cut leaves it whole or absent. A file that
     replaces another keeps its mode; a new one has the mode that the umask gives. Partial files of killed processes are
@@ -113,11 +113,9 @@ def not_written(path: Path, error: Exception) -> Exception:
 
 
 def system_reason(error: BaseException | None, ignored: tuple[type[OSError], ...] = ()) -> str | None:
-    """Why the system refused to read or write, from an error of any library; None if the system is not to blame.
+    """Why the system refused to read or write, from any library's error or its causes; None if it did not.
 
-    Args:
-      error: with the errors that led to it.
-      ignored: errors that do not count, such as FileNotFoundError.
+    Errors of the types `ignored`, such as FileNotFoundError, do not count.
     """
     while error is not None:
         refusal = _os_error(error)
@@ -141,11 +139,7 @@ def _os_error(error: BaseException) -> OSError | None:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """An empty folder for partial content of a file of this name; it is removed when the block ends.
-
-    Raises:
-      OSError: it cannot be made.
-    """
+    """An empty folder for partial content of a file of this name; it is removed when the block ends."""
     name = path.name
     while len(os.fsencode(name)) > _LONGEST_NAME:
         name = name[:-1]
@@ -163,11 +157,7 @@ def partial_folder(path: Path) -> Iterator[Path]:
 
 
 def move_durably(partial: Path, path: Path) -> None:
-    """Flush an entry of a partial folder to the disk, then give it its final name.
-
-    Raises:
-      OSError: it cannot be written or named.
-    """
+    """Flush an entry of a partial folder to the disk, then give it its final name."""
     if partial.is_file():
         try:
             before = os.stat(path)
@@ -183,11 +173,7 @@ def move_durably(partial: Path, path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder with all that is in it, is on the disk.
-
-    Raises:
-      OSError: it cannot be written.
-    """
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
     if path.is_symlink():
         return
     if path.is_dir():
@@ -197,17 +183,12 @@ def flush(path: Path) -> None:
 
 
 def remove_partials(folder: Path, name: str | None = None) -> None:
-    """Remove partial files of killed processes; those of living ones stay.
-
-    Args:
-      folder: where to look; may be missing.
-      name: of the file that they wrote; None for all.
-    """
+    """Remove partial files that killed processes left in a folder: those of one file name, or of all."""
     try:
-        found = os.listdir(folder) if fcntl else []
+        entries = os.listdir(folder) if fcntl else []
     except OSError:
         return
-    for entry in found:
+    for entry in entries:
         match = _PARTIAL.fullmatch(entry)
         if match and name in (None, match[1]):
             with contextlib.suppress(OSError):
@@ -263,10 +244,10 @@ def cache_folder() -> Path:
     Raises:
       OutputError: the user has no home folder.
     """
-    own = os.environ.get("JEFFNET_CACHE")
-    folder = Path(own or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    ours = os.environ.get("JEFFNET_CACHE")
+    folder = Path(ours or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     try:
-        return folder.expanduser() / ("" if own else "jeffnet")
+        return folder.expanduser() / ("" if ours else "jeffnet")
     except RuntimeError as error:
         raise OutputError(
             f"cache folder {str(folder)!r}: there is no such home folder; set JEFFNET_CACHE to a folder"

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 from pathlib import Path
 
 _UNKNOWN_CACHE = 8 << 20
@@ -20,6 +21,12 @@ def fingerprint() -> str:
 def short_fingerprint() -> str:
     """`fingerprint` in one line: the architecture and a hash."""
     return f"{platform.machine()} {hashlib.sha256(fingerprint().encode()).hexdigest()[:16]}"
+
+
+def model_name() -> str:
+    """The processor's name, for people."""
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if re.match(r"model name\s*:", line)]
+    return names[0] if names else platform.processor()
 
 
 @functools.cache

@@ -40,9 +40,11 @@ def read_file(path: str | os.PathLike[str], most: int | None) -> bytes:
     Raises:
       OSError: it cannot be read, is not a regular file or is larger; `strerror` says which.
     """
-    descriptor = _open(path, most)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        size = os.fstat(descriptor).st_size
+    check_file(path, most)  # before it is opened, since some devices react to that
+    with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        _check(path, status, most)  # again, since it may have been replaced
+        size = status.st_size
         parts, count, step = [], 0, size + 1
         # Read on beyond the size that `stat` gives: that of files in /proc is 0, and others grow.
         while (most is None or count <= most) and (part := file.read(step)):
@@ -61,13 +63,13 @@ def check_file(path: str | os.PathLike[str], most: int | None) -> None:
     _check(path, os.stat(_named(path)), most)
 
 
-def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file of at most `MOST_TEXT` bytes, without a byte order mark.
 
     Raises:
       OSError: as `read_file`, or it is not UTF-8.
     """
-    content = read_file(path, most)
+    content = read_file(path, MOST_TEXT)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -86,18 +88,8 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _open(path: str | os.PathLike[str], most: int | None) -> int:
-    """A descriptor of a regular file."""
-    # Checked before it is opened, since some devices react to that; and again, since it may have been replaced.
-    check_file(path, most)
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(path, flags)
-    try:
-        _check(path, os.fstat(descriptor), most)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _named(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -107,14 +99,14 @@ def _named(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return path
 
 
-def _check(path: str | os.PathLike[str], found: os.stat_result, most: int | None) -> None:
-    if stat.S_ISREG(found.st_mode):
-        if most is not None and found.st_size > most:
-            _refuse(path, errno.EOVERFLOW, _TOO_LARGE.format(found.st_size, most))
+def _check(path: str | os.PathLike[str], status: os.stat_result, most: int | None) -> None:
+    if stat.S_ISREG(status.st_mode):
+        if most is not None and status.st_size > most:
+            _refuse(path, errno.EOVERFLOW, _TOO_LARGE.format(status.st_size, most))
         return
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    reason = next((reason for is_kind, reason in _KINDS if is_kind(found.st_mode)), "it is not a regular file")
+    reason = next((reason for is_kind, reason in _KINDS if is_kind(status.st_mode)), "it is not a regular file")
     _refuse(path, errno.EINVAL, reason)
 
 

@@ -10,8 +10,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 def versions() -> dict[str, str | None]:
     """Versions of jeffnet, Python and `PACKAGES`; None for packages that are not installed."""
-    own = {"jeffnet": jeffnet.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in PACKAGES}
+    packages = {name: version(name) for name in PACKAGES}
+    return {"jeffnet": jeffnet.__version__, "python": platform.python_version(), **packages}
 
 
 def version(package: str) -> str | None:

@@ -3,100 +3,66 @@
 import difflib
 from collections.abc import Iterable
 
-# Names in timm, torchvision, Keras and Lightning, with underscores, and our names for the same.
-ALIASES: dict[str, tuple[str, ...]] = {
-    "aa": ("augment.policy",),
-    "accum_iter": ("accumulate",),
-    "accumulate_grad_batches": ("accumulate",),
-    "amp": ("model.dtype", "dtype"),
-    "amp_dtype": ("model.dtype", "dtype"),
-    "arch": ("model.name", "model"),
-    "aug_repeats": ("augment.repeats",),
-    "aug_splits": ("augment.splits",),
-    "auto_augment": ("augment.policy",),
-    "b": ("batch_size",),
-    "bce_loss": ("loss.name",),
-    "bce_target_thresh": ("loss.bce_threshold",),
-    "bs": ("batch_size",),
-    "batch": ("batch_size",),
-    "checkpoint": ("weights", "model.pretrained"),
-    "checkpoint_hist": ("checkpoint.keep_best",),
-    "clip_grad": ("optimizer.clip_norm",),
-    "clip_mode": ("optimizer.clip_norm", "optimizer.clip_value", "optimizer.clip_adaptive"),
-    "cuda": ("device",),
-    "data": ("data.path",),
-    "data_dir": ("data.path",),
-    "data_path": ("data.path",),
-    "dataset": ("data.path",),
-    "decay_epochs": ("schedule.decay_every",),
-    "decay_milestones": ("schedule.milestones",),
-    "drop": ("model.drop_rate",),
-    "drop_path": ("model.drop_path_rate",),
-    "dropout": ("model.drop_rate",),
-    "dropout_rate": ("model.drop_rate",),
-    "eps": ("optimizer.epsilon",),
-    "gpu": ("device",),
-    "gpus": ("num_devices",),
-    "grad_accum_steps": ("accumulate",),
-    "grad_checkpointing": ("model.remat",),
-    "gradient_clip_val": ("optimizer.clip_norm",),
-    "image_size": ("data.image_size",),
-    "img_size": ("image_size", "data.image_size"),
-    "input_size": ("image_size", "data.image_size"),
-    "imgsz": ("image_size", "data.image_size"),
-    "initial_checkpoint": ("model.pretrained",),
-    "j": ("workers", "data.workers"),
-    "jsd_loss": ("loss.name",),
-    "label_smoothing": ("loss.label_smoothing",),
-    "log_interval": ("log.steps",),
-    "log_wandb": ("log.wandb_project",),
-    "lr": ("optimizer.learning_rate",),
-    "lr_cycle_decay": ("schedule.cycle_decay",),
-    "lr_cycle_mul": ("schedule.cycle_growth",),
-    "lr_scheduler": ("schedule.name",),
-    "max_epochs": ("epochs",),
-    "min_lr": ("schedule.final",),
-    "mixup_mode": ("augment.mix_mode",),
-    "mixup_off_epoch": ("augment.mix_off_epoch",),
-    "mixup_prob": ("augment.mix_prob",),
-    "mixup_switch_prob": ("augment.mix_switch_prob",),
-    "model": ("model.name",),
-    "model_ema": ("ema.decay",),
-    "model_ema_decay": ("ema.decay",),
-    "model_ema_warmup": ("ema.warmup",),
-    "model_name": ("model.name", "model"),
-    "n_epochs": ("epochs",),
-    "num_epochs": ("epochs",),
-    "num_workers": ("workers", "data.workers"),
-    "o": ("output",),
-    "opt": ("optimizer.name",),
-    "opt_betas": ("optimizer.b1", "optimizer.b2"),
-    "opt_eps": ("optimizer.epsilon",),
-    "optim": ("optimizer.name",),
-    "optimizer": ("optimizer.name",),
-    "out": ("output",),
-    "output_dir": ("output",),
-    "precision": ("model.dtype", "dtype"),
-    "pretrained": ("model.pretrained", "weights"),
-    "randaug": ("augment.policy",),
-    "recount": ("augment.erase_count",),
-    "recovery_interval": ("checkpoint.every_steps", "checkpoint.every_minutes"),
-    "remode": ("augment.erase_mode",),
-    "reprob": ("augment.erase_prob",),
-    "save_dir": ("output",),
-    "sched": ("schedule.name",),
-    "schedule": ("schedule.name",),
-    "scheduler": ("schedule.name",),
-    "smoothing": ("loss.label_smoothing",),
-    "sync_bn": ("model.bn_devices",),
-    "topk": ("top",),
-    "train_interpolation": ("augment.interpolation",),
-    "warmup": ("schedule.warmup",),
-    "warmup_epochs": ("schedule.warmup",),
-    "warmup_lr": ("schedule.warmup_start",),
-    "warmup_steps": ("schedule.warmup",),
-    "wd": ("optimizer.weight_decay",),
+# Our names, and those of timm, torchvision, Keras and Lightning for the same, with underscores.
+_ALIASES_OF = {
+    "accumulate": "accum_iter accumulate_grad_batches grad_accum_steps",
+    "augment.erase_count": "recount",
+    "augment.erase_mode": "remode",
+    "augment.erase_prob": "reprob",
+    "augment.interpolation": "train_interpolation",
+    "augment.mix_mode": "mixup_mode",
+    "augment.mix_off_epoch": "mixup_off_epoch",
+    "augment.mix_prob": "mixup_prob",
+    "augment.mix_switch_prob": "mixup_switch_prob",
+    "augment.policy": "aa auto_augment randaug",
+    "augment.repeats": "aug_repeats",
+    "augment.splits": "aug_splits",
+    "batch_size": "b bs batch",
+    "checkpoint.every_steps checkpoint.every_minutes": "recovery_interval",
+    "checkpoint.keep_best": "checkpoint_hist",
+    "data.image_size": "image_size",
+    "data.path": "data data_dir data_path dataset",
+    "device": "cuda gpu",
+    "ema.decay": "model_ema model_ema_decay",
+    "ema.warmup": "model_ema_warmup",
+    "epochs": "max_epochs n_epochs num_epochs",
+    "image_size data.image_size": "img_size input_size imgsz",
+    "log.steps": "log_interval",
+    "log.wandb_project": "log_wandb",
+    "loss.bce_threshold": "bce_target_thresh",
+    "loss.label_smoothing": "label_smoothing smoothing",
+    "loss.name": "bce_loss jsd_loss",
+    "model.bn_devices": "sync_bn",
+    "model.drop_path_rate": "drop_path",
+    "model.drop_rate": "drop dropout dropout_rate",
+    "model.dtype dtype": "amp amp_dtype precision",
+    "model.name": "model",
+    "model.name model": "arch model_name",
+    "model.pretrained": "initial_checkpoint",
+    "model.pretrained weights": "pretrained",
+    "model.remat": "grad_checkpointing",
+    "num_devices": "gpus",
+    "optimizer.b1 optimizer.b2": "opt_betas",
+    "optimizer.clip_norm": "clip_grad gradient_clip_val",
+    "optimizer.clip_norm optimizer.clip_value optimizer.clip_adaptive": "clip_mode",
+    "optimizer.epsilon": "eps opt_eps",
+    "optimizer.learning_rate": "lr",
+    "optimizer.name": "opt optim optimizer",
+    "optimizer.weight_decay": "wd",
+    "output": "o out output_dir save_dir",
+    "schedule.cycle_decay": "lr_cycle_decay",
+    "schedule.cycle_growth": "lr_cycle_mul",
+    "schedule.decay_every": "decay_epochs",
+    "schedule.final": "min_lr",
+    "schedule.milestones": "decay_milestones",
+    "schedule.name": "lr_scheduler sched schedule scheduler",
+    "schedule.warmup": "warmup warmup_epochs warmup_steps",
+    "schedule.warmup_start": "warmup_lr",
+    "top": "topk",
+    "weights model.pretrained": "checkpoint",
+    "workers data.workers": "j num_workers",
 }
+ALIASES = {alias: tuple(ours.split()) for ours, aliases in _ALIASES_OF.items() for alias in aliases.split()}
 
 _MOST = 3
 # Shares of letters in common, as difflib counts them, of what passes for a slip of the finger.
@@ -110,25 +76,25 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
       name: without dashes before it.
       known: likewise; they may have parts, such as `optimizer.learning_rate`. Underscores and dashes are the same.
     """
-    by_plain = {_plain(each): each for each in known}
+    by_plain = {_plain(entry): entry for entry in known}
     wanted = _plain(name)
-    last = wanted.rpartition(".")[2]
-    # Half of a name that exists in one of the parts, or what others call it.
-    found = [*(word for word in ALIASES.get(wanted, ()) if word in by_plain)]
-    found += [each for each in by_plain if each.rpartition(".")[2] == wanted]
-    if not found:
-        found += [word for word in ALIASES.get(last, ()) if word in by_plain]
-    if not found:
-        found += difflib.get_close_matches(wanted, by_plain, n=1, cutoff=_NEAR)
-    if not found:
-        found += [each for each in by_plain if len(last) > 2 and each.rpartition(".")[2] == last]
-    if not found:
-        parts: dict[str, list[str]] = {}
-        for each in by_plain:
-            parts.setdefault(each.rpartition(".")[2], []).append(each)
-        for part in difflib.get_close_matches(last, parts, n=1, cutoff=_NEAR_IN_PART):
-            found += parts[part]
-    return [by_plain[each] for each in dict.fromkeys(found)][:_MOST]
+    last = _last_part(wanted)
+
+    def aliased(word: str) -> list[str]:
+        return [ours for ours in ALIASES.get(word, ()) if ours in by_plain]
+
+    def ending_in(part: str) -> list[str]:
+        return [entry for entry in by_plain if _last_part(entry) == part]
+
+    similar = difflib.get_close_matches(last, dict.fromkeys(map(_last_part, by_plain)), n=1, cutoff=_NEAR_IN_PART)
+    matches = (
+        aliased(wanted) + ending_in(wanted)
+        or aliased(last)
+        or difflib.get_close_matches(wanted, by_plain, n=1, cutoff=_NEAR)
+        or (ending_in(last) if len(last) > 2 else [])
+        or [entry for part in similar for entry in ending_in(part)]
+    )
+    return [by_plain[entry] for entry in dict.fromkeys(matches)][:_MOST]
 
 
 def suggestion(name: str, known: Iterable[str], before: str = "") -> str:
@@ -139,9 +105,13 @@ def suggestion(name: str, known: Iterable[str], before: str = "") -> str:
       known: likewise.
       before: what stands before each name, such as `--`.
     """
-    found = [f"{before}{each}" for each in nearest(name, known)]
-    return f"; the nearest is {' or '.join(found)}" if found else ""
+    names = [f"{before}{entry}" for entry in nearest(name, known)]
+    return f"; the nearest is {' or '.join(names)}" if names else ""
 
 
 def _plain(name: str) -> str:
     return name.lower().replace("-", "_")
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -467,12 +467,6 @@ def test_a_damaged_picture_in_a_worker_reaches_the_caller_by_name(damaged: Image
         list(eval_loader(damaged, EVALUATE, 4, workers=2))
 
 
-def test_evaluation_can_begin_at_any_batch():
-    loader = eval_loader(Noise(10), EVALUATE, 4)
-    found = [batch["index"].tolist() for batch in loader.batches(start=1)]
-    assert found == [[4, 5, 6, 7], [8, 9, -1, -1]]
-
-
 def test_a_closed_loader_leaves_no_thread_behind():
     before = set(threading.enumerate())
     loader = train_loader(Noise(10), TRAIN, 4, seed=0, threads=3)

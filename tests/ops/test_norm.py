@@ -11,7 +11,7 @@ from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.conv import use_lowering
-from jeffnet.ops.norm import batch_norm, batch_normalize, batch_statistics, norm_train
+from jeffnet.ops.norm import batch_norm, batch_statistics, norm_inference, norm_train
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.start import start_model
 
@@ -78,7 +78,7 @@ def test_normalisation(x64):
     x, rng = _draw(4, 5, 6, 3), np.random.default_rng(1)
     mean, scale, bias = rng.normal(size=(3, 3))
     var = rng.uniform(0.5, 2, 3)
-    normalized = batch_normalize(*map(jnp.asarray, (x, mean, var, scale, bias)), 1e-3, jnp.float64)
+    normalized = norm_inference(*map(jnp.asarray, (x, mean, var, scale, bias)), 1e-3, jnp.float64)
     np.testing.assert_allclose(normalized, (x - mean) / np.sqrt(var + 1e-3) * scale + bias, rtol=1e-12, atol=1e-12)
 
 
@@ -86,7 +86,7 @@ def test_normalisation_rounds_only_its_result():
     """bfloat16 has 8 bits: subtracting a mean of 100 in it would leave an error of 0.25."""
     x = jnp.asarray([[100.5], [99.5]], jnp.bfloat16)
     ones = jnp.ones(1)
-    y = batch_normalize(x, 100 * ones, 0.25 * ones, ones, 0 * ones, 0.0, jnp.bfloat16)
+    y = norm_inference(x, 100 * ones, 0.25 * ones, ones, 0 * ones, 0.0, jnp.bfloat16)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(y, np.float32), [[1], [-1]])
 

@@ -23,7 +23,7 @@ ORBAX = "Orbax names a checkpoint when it is complete, through `move_durably`"
 REASONS = {
     "prepare: (folder / 'card.json').write_text": TEMPORARY,
     "prepare: np.save": TEMPORARY,
-    "write_timm_state: save_file": TEMPORARY,
+    "timm_model: save_file": TEMPORARY,
     "serve: np.save": TEMPORARY,
     "read: shutil.copyfileobj": TEMPORARY,
     "write: checkpointer.save": CALLER,

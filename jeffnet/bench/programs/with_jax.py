@@ -1,8 +1,7 @@
 """jeffnet itself: its backends and its fused inference."""
 
+from importlib.metadata import version
 from typing import Any
-
-import numpy as np
 
 from jeffnet.bench.prepare import training_plan
 from jeffnet.bench.program import LEARNING_RATE, MOMENTUM, Program
@@ -81,17 +80,15 @@ class _Jax(Program):
     def call(self) -> Any:
         return self._step().block_until_ready()
 
-    def answer(self, result: Any) -> np.ndarray:
-        return np.asarray(result, np.float32)
-
     def describe(self) -> dict[str, Any]:
         import jax
 
         device = jax.devices()[0]
+        packages = ["jeffnet", "jax", "jaxlib", *(["flax"] if self.backend in ("linen", "nnx") else [])]
         return {
             "platform": device.platform,
             "device": device.device_kind,
-            "versions": _versions("jeffnet", "jax", "jaxlib", *(("flax",) if self.backend in ("linen", "nnx") else ())),
+            "versions": {package: version(package) for package in packages},
         }
 
     def device_bytes(self) -> int | None:
@@ -101,28 +98,9 @@ class _Jax(Program):
         return stats.get("peak_bytes_in_use") if stats else None
 
 
-class Linen(_Jax):
-    """`jeffnet.linen`."""
-
-    backend = "linen"
-
-
-class Nnx(_Jax):
-    """`jeffnet.nnx`."""
-
-    backend = "nnx"
-
-
-class Objax(_Jax):
-    """`jeffnet.objax`."""
-
-    backend = "objax"
-
-
-class Functional(_Jax):
-    """`jeffnet.functional`."""
-
-    backend = "functional"
+Linen, Nnx, Objax, Functional = (
+    type(backend.capitalize(), (_Jax,), {"backend": backend}) for backend in ("linen", "nnx", "objax", "functional")
+)
 
 
 class Fused(_Jax):
@@ -146,9 +124,3 @@ class Fused(_Jax):
 
         fused = fuse(*self._model, batch_size=self.job.batch_size, image_size=self.job.image_size)
         self._step = lambda: fused(self._images)
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    from importlib import metadata
-
-    return {package: metadata.version(package) for package in packages}

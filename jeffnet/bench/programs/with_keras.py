@@ -1,7 +1,7 @@
 """keras.applications, on TensorFlow if installed, else on JAX."""
 
 import dataclasses
-from importlib import metadata, util
+from importlib import util
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from jeffnet.bench.child import Channel
 from jeffnet.bench.program import LEARNING_RATE, MOMENTUM, Job, Program, UnsupportedError
 from jeffnet.errors import OutputError
+from jeffnet.system.versions import version
 
 
 class Keras(Program):
@@ -41,42 +42,31 @@ class Keras(Program):
             return
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(LEARNING_RATE, MOMENTUM), loss)
-        self._step = lambda: self._train(model, pictures, labels)
+
+        def train() -> Any:
+            model.reset_metrics()
+            return model.train_on_batch(pictures, labels)
+
+        self._step = train
 
     def call(self) -> Any:
         return self._step()
 
-    def answer(self, result: Any) -> np.ndarray:
-        return np.asarray(result, np.float32)
-
     def describe(self) -> dict[str, Any]:
         import keras
 
-        backend = keras.backend.backend()
-        package = "tensorflow" if backend == "tensorflow" else backend
-        found = [name for name in (package, f"{package}-cpu", f"{package}_cpu") if _is_installed(name)]
-        device = "cpu"
+        backend, device = keras.backend.backend(), "cpu"
         if backend == "tensorflow":
             import tensorflow as tf
 
             device = "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
-        return {
-            "platform": device,
-            "device": device,
-            "versions": {"keras": keras.__version__, **{name: metadata.version(name) for name in found[:1]}},
-        }
-
-    def _train(self, model: Any, pictures: np.ndarray, labels: np.ndarray) -> Any:
-        model.reset_metrics()
-        return model.train_on_batch(pictures, labels)
+        versions = {name: version(name) for name in (backend, f"{backend}-cpu", f"{backend}_cpu")}
+        package = next(({name: found} for name, found in versions.items() if found), {})
+        return {"platform": device, "device": device, "versions": {"keras": keras.__version__, **package}}
 
 
 def write_keras_file(arguments: dict[str, Any], channel: Channel) -> None:
-    """Write the model as `model_<size>.keras`, unless it is there.
-
-    Args:
-      arguments: of a `Job`.
-      channel: gets an empty message.
+    """Write the model of a job as `model_<size>.keras`, unless it is there, and send an empty message.
 
     Raises:
       UnsupportedError: Keras has no such model.
@@ -127,11 +117,3 @@ def _pixels(job: Job, model: Any) -> np.ndarray:
     if keras.layers.Rescaling in kinds:
         return (pictures + 1) * np.float32(127.5)
     return pictures
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

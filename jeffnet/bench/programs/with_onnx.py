@@ -1,6 +1,6 @@
 """Runtimes of ONNX files, which timm's model is exported to."""
 
-from importlib import metadata
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -29,21 +29,14 @@ class OnnxRuntime(Program):
         options.inter_op_num_threads = 1
         available = onnxruntime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-        self._session = onnxruntime.InferenceSession(str(_onnx_file(self.job)), options, providers=providers)
+        self._session = onnxruntime.InferenceSession(str(self.job.onnx_file), options, providers=providers)
 
     def call(self) -> Any:
         return self._session.run(None, self._inputs)[0]
 
-    def answer(self, result: Any) -> np.ndarray:
-        return np.asarray(result, np.float32)
-
     def describe(self) -> dict[str, Any]:
-        gpu = "CUDAExecutionProvider" in self._session.get_providers()
-        return {
-            "platform": "gpu" if gpu else "cpu",
-            "device": "gpu" if gpu else "cpu",
-            "versions": {"onnxruntime": metadata.version("onnxruntime")},
-        }
+        device = "gpu" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
+        return {"platform": device, "device": device, "versions": {"onnxruntime": version("onnxruntime")}}
 
 
 class OpenVino(Program):
@@ -55,12 +48,12 @@ class OpenVino(Program):
         self._core = openvino.Core()
 
     def create(self) -> None:
-        precision = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[self.job.dtype]
-        if precision not in ("f32", *_fast_precisions(self._core)):
+        self._precision = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[self.job.dtype]
+        fast = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # FP32, BF16 and others
+        if self._precision not in ("f32", *(name.lower().replace("fp", "f") for name in fast)):
             raise UnsupportedError(f"OpenVINO computes in no {self.job.dtype} on this processor")
-        self._model = self._core.read_model(str(_onnx_file(self.job)))
+        self._model = self._core.read_model(str(self.job.onnx_file))
         self._inputs = [_pictures(self.job)]
-        self._precision = precision
 
     def compile(self) -> None:
         options = {
@@ -76,21 +69,9 @@ class OpenVino(Program):
         self._request.infer(self._inputs, share_inputs=True)
         return self._request.get_output_tensor(0).data
 
-    def answer(self, result: Any) -> np.ndarray:
-        return np.array(result, np.float32)
-
     def describe(self) -> dict[str, Any]:
-        return {"platform": "cpu", "device": "cpu", "versions": {"openvino": metadata.version("openvino")}}
-
-
-def _fast_precisions(core: Any) -> list[str]:
-    named = {"BF16": "bf16", "FP16": "f16"}
-    return [named[name] for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") if name in named]
+        return {"platform": "cpu", "device": "cpu", "versions": {"openvino": version("openvino")}}
 
 
 def _pictures(job: Job) -> np.ndarray:
     return np.ascontiguousarray(job.pictures().transpose(0, 3, 1, 2))
-
-
-def _onnx_file(job: Job) -> Any:
-    return job.file(f"model_{job.image_size}_{job.batch_size}.onnx")

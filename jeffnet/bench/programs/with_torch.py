@@ -9,15 +9,17 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from jeffnet.bench.child import Channel
-from jeffnet.bench.prepare import write_timm_state
 from jeffnet.bench.program import LEARNING_RATE, MOMENTUM, Job, Program, UnsupportedError
 from jeffnet.weights.card import ModelCard
+from jeffnet.weights.naming import to_source_names
+from jeffnet.weights.timm import TIMM
 
 # Padded as TensorFlow, timm has none of the first; its EdgeTPU models stride another convolution than their authors'.
 _WITHOUT_TIMM = re.compile(r"tf_(mobilenetv2|mnasnet|semnasnet|efficientnet_e[sml])")
-# What tells only the weights of a model.
+# Endings that name weights, not architectures.
 _WEIGHTS_ONLY = re.compile(r"_(ap|ns|ns_475)$")
 
 
@@ -113,7 +115,7 @@ def timm_model(job: Job) -> Any:
       UnsupportedError: it has none.
     """
     timm = import_timm()
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file as load_tensors
 
     card = job.card()
     model = timm.create_model(
@@ -126,10 +128,9 @@ def timm_model(job: Job) -> Any:
     )
     path = job.file("timm.safetensors")
     if not path.exists():
-        from safetensors.numpy import load_file as load_arrays
-
-        write_timm_state(path, load_arrays(job.file("model.safetensors")), card.plan())
-    model.load_state_dict(load_file(path))
+        state = to_source_names(load_file(job.file("model.safetensors")), TIMM, card.plan())
+        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path)
+    model.load_state_dict(load_tensors(path))
     return model
 
 
@@ -142,18 +143,13 @@ def timm_architecture(timm: Any, card: ModelCard) -> str:
 
 
 def export_onnx(arguments: dict[str, Any], channel: Channel) -> None:
-    """Write timm's model as `model_<size>_<batch>.onnx`, unless it is there.
-
-    Args:
-      arguments: of a `Job`.
-      channel: gets an empty message.
-    """
+    """Write timm's model of a job as its `onnx_file`, unless it is there, and send an empty message."""
     import_timm()
     import onnx  # pyright: ignore[reportMissingImports]
     import torch
 
     job = Job(**arguments)
-    path = onnx_file(job)
+    path = job.onnx_file
     if not path.exists():
         model = timm_model(job).eval()
         images = torch.from_numpy(job.pictures()).permute(0, 3, 1, 2).contiguous()
@@ -162,11 +158,6 @@ def export_onnx(arguments: dict[str, Any], channel: Channel) -> None:
             torch.onnx.export(model, (images,), str(path), input_names=["images"], dynamo=True, verbose=False)
         onnx.checker.check_model(str(path))
     channel.send({})
-
-
-def onnx_file(job: Job) -> Any:
-    """The job's ONNX file."""
-    return job.file(f"model_{job.image_size}_{job.batch_size}.onnx")
 
 
 def import_timm() -> ModuleType:

@@ -29,8 +29,7 @@ class AugMix:
       noise: on the magnitude; by default uniform from 0 to that.
       canvas: for pixels from outside the picture.
 
-    Source: Hendrycks et al., "AugMix", arXiv:1912.02781. Like timm's, with operations on colours that the paper keeps
-    for its tests.
+    Source: Hendrycks et al., "AugMix", arXiv:1912.02781; operations on colours, kept for tests there, as in timm.
     """
 
     magnitude: float = 3.0

@@ -33,95 +33,52 @@ class AutoAugment:
         return image
 
 
-def _pair(first: str, second: str) -> SubPolicy:
-    """Two steps, each written as operation, probability in tenths and magnitude."""
-    steps = []
-    for text in (first, second):
-        operation, tenths, magnitude = text.split()
-        steps.append(Step(operation, int(tenths) / 10, int(magnitude)))
-    return tuple(steps)
+# Sub-policies of two steps, each an operation, its probability in tenths and its magnitude.
+# The paper's for ImageNet; some are in it twice.
+_ORIGINAL = """
+    posterize 4 8, rotate 6 9       | solarize 6 5, auto_contrast 6 5 | equalize 8 8, equalize 6 3
+    posterize 6 7, posterize 6 6    | equalize 4 7, solarize 2 4      | equalize 4 4, rotate 8 8
+    solarize 6 3, equalize 6 7      | posterize 8 5, equalize 10 2    | rotate 2 3, solarize 6 8
+    equalize 6 8, posterize 4 6     | rotate 8 8, color 4 0           | rotate 4 9, equalize 6 2
+    equalize 0 7, equalize 8 8      | invert 6 4, equalize 10 8       | color 6 4, contrast 10 8
+    rotate 8 8, color 10 2          | color 8 8, solarize 8 7         | sharpness 4 7, invert 6 8
+    shear_x 6 5, equalize 10 9      | color 4 0, equalize 6 3         | equalize 4 7, solarize 2 4
+    solarize 6 5, auto_contrast 6 5 | invert 6 4, equalize 10 8       | color 6 4, contrast 10 8
+    equalize 8 8, equalize 6 3
+"""
+# Of the authors' code that trained EfficientNets; no paper has it.
+_V0 = """
+    equalize 8 1, shear_y 8 4        | color 4 9, equalize 6 3      | color 4 1, rotate 6 8
+    solarize 8 3, equalize 4 7       | solarize 4 2, solarize 6 2   | color 2 0, equalize 8 8
+    equalize 4 8, solarize_add 8 3   | shear_x 2 9, rotate 6 8      | color 6 1, equalize 10 2
+    invert 4 9, rotate 6 0           | equalize 10 9, shear_y 6 3   | color 4 7, equalize 6 0
+    posterize 4 6, auto_contrast 4 7 | solarize 6 8, color 6 9      | solarize 2 4, rotate 8 9
+    rotate 10 7, translate_y_rel 8 9 | shear_x 0 0, solarize 8 4    | shear_y 8 0, color 6 4
+    color 10 0, rotate 6 2           | equalize 8 4, equalize 0 8   | equalize 10 4, auto_contrast 6 2
+    shear_y 4 7, solarize_add 6 7    | posterize 8 2, solarize 6 10 | solarize 6 8, equalize 6 1
+    color 8 6, rotate 4 5
+"""
 
 
-def _with_posterize(sub_policies: tuple[SubPolicy, ...], posterize: str) -> tuple[SubPolicy, ...]:
-    """The same with another meaning of posterize's magnitude."""
+def _sub_policies(table: str, posterize: str = "posterize") -> tuple[SubPolicy, ...]:
+    """The sub-policies of a table, with one of the three meanings of posterize's magnitude."""
+    pairs = [[step.split() for step in pair.split(",")] for pair in table.strip().replace("\n", "|").split("|")]
     return tuple(
         tuple(
-            Step(posterize, step.probability, step.magnitude) if step.operation.startswith("posterize") else step
-            for step in steps
+            Step(posterize if name == "posterize" else name, int(tenths) / 10, int(magnitude))
+            for name, tenths, magnitude in pair
         )
-        for steps in sub_policies
+        for pair in pairs
     )
 
 
-# The paper's for ImageNet; some pairs are in it twice.
-_ORIGINAL = (
-    _pair("posterize_original 4 8", "rotate 6 9"),
-    _pair("solarize 6 5", "auto_contrast 6 5"),
-    _pair("equalize 8 8", "equalize 6 3"),
-    _pair("posterize_original 6 7", "posterize_original 6 6"),
-    _pair("equalize 4 7", "solarize 2 4"),
-    _pair("equalize 4 4", "rotate 8 8"),
-    _pair("solarize 6 3", "equalize 6 7"),
-    _pair("posterize_original 8 5", "equalize 10 2"),
-    _pair("rotate 2 3", "solarize 6 8"),
-    _pair("equalize 6 8", "posterize_original 4 6"),
-    _pair("rotate 8 8", "color 4 0"),
-    _pair("rotate 4 9", "equalize 6 2"),
-    _pair("equalize 0 7", "equalize 8 8"),
-    _pair("invert 6 4", "equalize 10 8"),
-    _pair("color 6 4", "contrast 10 8"),
-    _pair("rotate 8 8", "color 10 2"),
-    _pair("color 8 8", "solarize 8 7"),
-    _pair("sharpness 4 7", "invert 6 8"),
-    _pair("shear_x 6 5", "equalize 10 9"),
-    _pair("color 4 0", "equalize 6 3"),
-    _pair("equalize 4 7", "solarize 2 4"),
-    _pair("solarize 6 5", "auto_contrast 6 5"),
-    _pair("invert 6 4", "equalize 10 8"),
-    _pair("color 6 4", "contrast 10 8"),
-    _pair("equalize 8 8", "equalize 6 3"),
-)
-
-# Of the authors' code that trained EfficientNets; no paper has it.
-_V0 = (
-    _pair("equalize 8 1", "shear_y 8 4"),
-    _pair("color 4 9", "equalize 6 3"),
-    _pair("color 4 1", "rotate 6 8"),
-    _pair("solarize 8 3", "equalize 4 7"),
-    _pair("solarize 4 2", "solarize 6 2"),
-    _pair("color 2 0", "equalize 8 8"),
-    _pair("equalize 4 8", "solarize_add 8 3"),
-    _pair("shear_x 2 9", "rotate 6 8"),
-    _pair("color 6 1", "equalize 10 2"),
-    _pair("invert 4 9", "rotate 6 0"),
-    _pair("equalize 10 9", "shear_y 6 3"),
-    _pair("color 4 7", "equalize 6 0"),
-    _pair("posterize 4 6", "auto_contrast 4 7"),
-    _pair("solarize 6 8", "color 6 9"),
-    _pair("solarize 2 4", "rotate 8 9"),
-    _pair("rotate 10 7", "translate_y_rel 8 9"),
-    _pair("shear_x 0 0", "solarize 8 4"),
-    _pair("shear_y 8 0", "color 6 4"),
-    _pair("color 10 0", "rotate 6 2"),
-    _pair("equalize 8 4", "equalize 0 8"),
-    _pair("equalize 10 4", "auto_contrast 6 2"),
-    _pair("shear_y 4 7", "solarize_add 6 7"),
-    _pair("posterize 8 2", "solarize 6 10"),
-    _pair("solarize 6 8", "equalize 6 1"),
-    _pair("color 8 6", "rotate 4 5"),
-)
-
 # Touvron et al., "DeiT III", arXiv:2204.07118: solarize at 128, all grey, or blur.
-_THREE = (
-    (Step("solarize", 1, 5),),
-    (Step("desaturate", 1, 10),),
-    (Step("gaussian_blur_rand", 1, 10),),
-)
+_THREE = ((Step("solarize", 1, 5),), (Step("desaturate", 1, 10),), (Step("gaussian_blur_rand", 1, 10),))
 
 SUB_POLICIES: dict[str, tuple[SubPolicy, ...]] = {
-    "v0": _V0,
-    "v0r": _with_posterize(_V0, "posterize_increasing"),
-    "original": _ORIGINAL,
-    "originalr": _with_posterize(_ORIGINAL, "posterize_increasing"),
+    "v0": _sub_policies(_V0),
+    "v0r": _sub_policies(_V0, "posterize_increasing"),
+    "original": _sub_policies(_ORIGINAL, "posterize_original"),
+    "originalr": _sub_policies(_ORIGINAL, "posterize_increasing"),
     "3a": _THREE,
 }

@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jeffnet.data.augment import operations
 from jeffnet.data.augment.operations import Fill
 
 FULL = 10.0
 GREY: Fill = (128, 128, 128)
-
-_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-_FILTER = {"bilinear": _FILTERS[0], "bicubic": _FILTERS[1]}
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,8 @@ class Canvas:
 
     def resample(self, rng: np.random.Generator) -> Image.Resampling:
         """Pillow's filter for one operation."""
-        return _FILTERS[rng.integers(2)] if self.interpolation == "random" else _FILTER[self.interpolation]
+        name = ("bilinear", "bicubic")[rng.integers(2)] if self.interpolation == "random" else self.interpolation
+        return Image.Resampling[name.upper()]
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,12 @@ EXACT = Noise()
 
 @dataclass(frozen=True)
 class Operation:
-    """A function of `jeffnet.data.augment.operations` and what it takes at a magnitude.
+    """A function of a picture and what it takes at a magnitude.
 
     Attributes:
       function: of a picture, then of the argument if there is one, then of fill and filter if it moves pixels.
-      argument: of the magnitude and of a number drawn uniformly from [0, 1), which settles what is left to chance: the
-        sign, mostly. None where the operation has no strength.
+      argument: of the magnitude and of a number drawn uniformly from [0, 1), which mostly decides the sign; None where
+        the operation has no strength.
       moves: whether pixels move.
     """
 
@@ -145,10 +143,11 @@ def _moves(function: Callable[..., Image.Image], most: float) -> Operation:
     return Operation(function, either_way(most), moves=True)
 
 
+_CHANGES = (operations.color, operations.contrast, operations.brightness, operations.sharpness)
 OPERATIONS: dict[str, Operation] = {
-    "auto_contrast": Operation(operations.autocontrast),
-    "equalize": Operation(operations.equalize),
-    "invert": Operation(operations.invert),
+    "auto_contrast": Operation(ImageOps.autocontrast),
+    "equalize": Operation(ImageOps.equalize),
+    "invert": Operation(ImageOps.invert),
     "rotate": _moves(operations.rotate, 30),
     "posterize": Operation(operations.posterize, _bits),
     "posterize_increasing": Operation(operations.posterize, lambda magnitude, draw: 4 - _bits(magnitude, draw)),
@@ -156,14 +155,8 @@ OPERATIONS: dict[str, Operation] = {
     "solarize": Operation(operations.solarize, _threshold),
     "solarize_increasing": Operation(operations.solarize, lambda magnitude, draw: 256 - _threshold(magnitude, draw)),
     "solarize_add": Operation(operations.solarize_add, lambda magnitude, draw: min(128, int(magnitude / FULL * 110))),
-    "color": Operation(operations.color, _factor),
-    "color_increasing": Operation(operations.color, _factor_increasing),
-    "contrast": Operation(operations.contrast, _factor),
-    "contrast_increasing": Operation(operations.contrast, _factor_increasing),
-    "brightness": Operation(operations.brightness, _factor),
-    "brightness_increasing": Operation(operations.brightness, _factor_increasing),
-    "sharpness": Operation(operations.sharpness, _factor),
-    "sharpness_increasing": Operation(operations.sharpness, _factor_increasing),
+    **{change.__name__: Operation(change, _factor) for change in _CHANGES},
+    **{f"{change.__name__}_increasing": Operation(change, _factor_increasing) for change in _CHANGES},
     "shear_x": _moves(operations.shear_x, 0.3),
     "shear_y": _moves(operations.shear_y, 0.3),
     "translate_x_rel": _moves(operations.translate_x_relative, 0.45),

@@ -2,7 +2,7 @@
 
 Pictures keep their size and mode. Where an operation moves pixels, `fill` is the colour, 0 to 255 by channel, of what
 comes in from outside: one value serves all channels, and grey pictures take the mean of three. `resample` is Pillow's
-filter.
+filter. What `PIL.ImageOps` has as it is needed (autocontrast, equalize, invert) is not here again.
 """
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -10,28 +10,10 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 Fill = tuple[int, ...]
 
 
-def autocontrast(image: Image.Image) -> Image.Image:
-    """Stretches every channel so that its darkest pixel becomes 0 and its lightest 255; an even channel stays."""
-    return ImageOps.autocontrast(image)
-
-
-def equalize(image: Image.Image) -> Image.Image:
-    """Makes the histogram of every channel flat."""
-    return ImageOps.equalize(image)
-
-
-def invert(image: Image.Image) -> Image.Image:
-    """The negative."""
-    return ImageOps.invert(image)
-
-
 def posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Keeps the highest bits of every value.
+    """Keeps the highest `bits` of every value; 8 or more keep all, and less than 1 keeps 1.
 
-    Args:
-      image: any.
-      bits: 8 or more keep all. Less than 1 keeps 1: so does TensorFlow, on which the papers' policies were trained,
-        since it shifts a byte by 7 bits at most. A black picture would teach nothing.
+    So does TensorFlow, on which the papers' policies were trained: it shifts a byte by 7 bits at most.
     """
     return ImageOps.posterize(image, max(bits, 1)) if bits < 8 else image
 

@@ -47,20 +47,14 @@ POLICIES = (*SUB_POLICIES, "rand", "augmix", "trivial")
 
 
 class Policy(Protocol):
-    """Changes a picture, mode 'RGB' or 'L', as a generator has it; keeps its size and mode."""
+    """Changes a picture, mode 'RGB' or 'L', at random; keeps its size and mode."""
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The picture, changed at random."""
-        ...
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image: ...
 
 
 @lru_cache
 def parse_policy(text: str, canvas: Canvas = CANVAS) -> Policy:
-    """The policy that a text names.
-
-    Args:
-      text: see this module.
-      canvas: for pixels that come in from outside the picture.
+    """The policy that a text names, as this module describes; `canvas` is for pixels from outside the picture.
 
     Raises:
       ConfigError: an unknown policy or key, or a value outside its range.
@@ -80,21 +74,13 @@ def parse_policy(text: str, canvas: Canvas = CANVAS) -> Policy:
 
 
 def policy_magnitude(text: str) -> float | None:
-    """The magnitude of RandAugment's or AugMix's operations; None for the other policies, which have no single one.
-
-    Raises:
-      ConfigError: see `parse_policy`.
-    """
+    """The magnitude of RandAugment's or AugMix's operations; None for the other policies, which have no single one."""
     policy = parse_policy(text)
     return policy.magnitude if isinstance(policy, RandAugment | AugMix) else None
 
 
 def with_magnitude(text: str, magnitude: float) -> str:
-    """The same policy with another magnitude, to within a thousandth.
-
-    Args:
-      text: of RandAugment or AugMix.
-      magnitude: 0 or more.
+    """The text of RandAugment or AugMix with another magnitude, to within a thousandth.
 
     Raises:
       ConfigError: a policy without a magnitude, or one outside its range.
@@ -121,27 +107,14 @@ def _rand(values: dict[str, Any], text: str, canvas: Canvas) -> RandAugment:
     layers = values.get("n", 2)
     if weights and layers > (most := sum(weight > 0 for weight in weights)):
         raise ConfigError(f"policy {text!r}: of weighted operations none is drawn twice, so that n is {most} at most")
-    return RandAugment(
-        operations,
-        values.get("m", FULL),
-        layers,
-        values.get("p", 0.5),
-        weights,
-        Noise(values.get("mstd", 0.0), values.get("mmax", FULL)),
-        canvas,
-    )
+    noise = Noise(values.get("mstd", 0.0), values.get("mmax", FULL))
+    return RandAugment(operations, values.get("m", FULL), layers, values.get("p", 0.5), weights, noise, canvas)
 
 
 def _augmix(values: dict[str, Any], canvas: Canvas) -> AugMix:
-    return AugMix(
-        values.get("m", 3.0),
-        values.get("w", 3),
-        values.get("d"),
-        values.get("a", 1.0),
-        values.get("b", False),
-        Noise(values.get("mstd", UNIFORM.std)),
-        canvas,
-    )
+    names = {"m": "magnitude", "w": "width", "d": "depth", "a": "alpha", "b": "blended"}
+    settings = {names[key]: value for key, value in values.items() if key in names}
+    return AugMix(**settings, noise=Noise(values.get("mstd", UNIFORM.std)), canvas=canvas)
 
 
 def _values(text: str, sections: list[str], keys: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
@@ -149,41 +122,31 @@ def _values(text: str, sections: list[str], keys: dict[str, Callable[[str], Any]
     values = {}
     for section in sections:
         # The longest first: 'mstd' begins with an 'm'.
-        key = next((key for key in sorted(keys, key=len, reverse=True) if section.startswith(key)), None)
+        key = max((key for key in keys if section.startswith(key)), key=len, default=None)
         if key is None:
             allowed = f"one of {', '.join(keys)}" if keys else "nothing: this policy has no settings"
             raise ConfigError(f"policy {text!r}: {section!r} is none of its settings: give {allowed}")
         if key in values:
             raise ConfigError(f"policy {text!r}: {key!r} is given twice")
         try:
-            values[key] = keys[key](section[len(key) :])
+            values[key] = keys[key](section.removeprefix(key))
         except ConfigError as error:
             raise ConfigError(f"policy {text!r}: {section!r} is not {key!r} and {error}") from None
     return values
 
 
-def _number(least: float, most: float = math.inf) -> Callable[[str], float]:
+def _number(least: float, most: float = math.inf, whole: bool = False) -> Callable[[str], Any]:
+    """Reads a number, an int where it is to be whole."""
+
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most:
-            limits = f"a number of {least:g} or more" if most == math.inf else f"a number from {least:g} to {most:g}"
-            raise ConfigError(limits)
-        return value
-
-    return read
-
-
-def _count(least: int, most: float = math.inf) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not (text.isdecimal() and least <= int(text) <= most):
-            limits = (
-                f"a whole number of {least} or more" if most == math.inf else f"a whole number, {least} to {most:g}"
-            )
-            raise ConfigError(limits)
-        return int(text)
+        if not least <= value <= most or (whole and not text.isdecimal()):
+            limits = f"of {least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
+            raise ConfigError(f"a {'whole ' * whole}number {limits}")
+        return int(text) if whole else value
 
     return read
 
@@ -199,28 +162,13 @@ def _set(text: str) -> str:
     return text
 
 
-def _switch(text: str) -> bool:
-    return bool(_count(0, 1)(text))
+_MAGNITUDE = _number(0, 1000.0)
+_COUNT = _number(1, whole=True)
+_SWITCH = _number(0, 1, whole=True)
 
-
-_FINITE = 1000.0
-
-_AUTO: dict[str, Callable[[str], Any]] = {"mstd": _std}
-_RAND: dict[str, Callable[[str], Any]] = {
-    "m": _number(0, _FINITE),
-    "n": _count(1),
-    "p": _number(0, 1),
-    "mstd": _std,
-    "mmax": _number(0, _FINITE),
-    "inc": _switch,
-    "w": _count(0, 0),
-    "t": _set,
-}
-_AUGMIX: dict[str, Callable[[str], Any]] = {
-    "m": _number(0, _FINITE),
-    "w": _count(1),
-    "d": _count(1),
-    "a": _number(0.001, _FINITE),
-    "b": _switch,
-    "mstd": _std,
-}
+_AUTO = {"mstd": _std}
+_RAND = {
+    "m": _MAGNITUDE, "n": _COUNT, "p": _number(0, 1), "mstd": _std, "mmax": _MAGNITUDE, "inc": _SWITCH,
+    "w": _number(0, 0, whole=True), "t": _set,
+}  # fmt: skip
+_AUGMIX = {"m": _MAGNITUDE, "w": _COUNT, "d": _COUNT, "a": _number(0.001, 1000.0), "b": _SWITCH, "mstd": _std}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jeffnet.data.augment import operations
 from jeffnet.data.augment.magnitudes import CANVAS, FULL, Canvas, Operation, either_way
@@ -16,28 +16,21 @@ def _factor(magnitude: float, draw: float) -> float:
     return 1 + either_way(0.99)(magnitude, draw)
 
 
-def _pixels(magnitude: float, draw: float) -> int:
-    return int(either_way(32)(magnitude, draw))
-
-
+_CHANGES = (operations.brightness, operations.color, operations.contrast, operations.sharpness)
 # The paper's wide ranges; 'identity' is among its operations.
 WIDE: dict[str, Operation] = {
     "identity": Operation(lambda image: image),
     "shear_x": Operation(operations.shear_x, either_way(0.99), moves=True),
     "shear_y": Operation(operations.shear_y, either_way(0.99), moves=True),
-    "translate_x": Operation(operations.translate_x, _pixels, moves=True),
-    "translate_y": Operation(operations.translate_y, _pixels, moves=True),
+    "translate_x": Operation(operations.translate_x, lambda *draw: int(either_way(32)(*draw)), moves=True),
+    "translate_y": Operation(operations.translate_y, lambda *draw: int(either_way(32)(*draw)), moves=True),
     "rotate": Operation(operations.rotate, either_way(135), moves=True),
-    "brightness": Operation(operations.brightness, _factor),
-    "color": Operation(operations.color, _factor),
-    "contrast": Operation(operations.contrast, _factor),
-    "sharpness": Operation(operations.sharpness, _factor),
+    **{change.__name__: Operation(change, _factor) for change in _CHANGES},
     "posterize": Operation(operations.posterize, lambda magnitude, draw: 8 - round(magnitude / FULL * 6)),
     "solarize": Operation(operations.solarize, lambda magnitude, draw: 255 - magnitude / FULL * 255),
-    "auto_contrast": Operation(operations.autocontrast),
-    "equalize": Operation(operations.equalize),
+    "auto_contrast": Operation(ImageOps.autocontrast),
+    "equalize": Operation(ImageOps.equalize),
 }
-_NAMES = tuple(WIDE)
 
 
 @dataclass(frozen=True)
@@ -54,5 +47,5 @@ class TrivialAugment:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The picture, changed at random; mode 'RGB' or 'L'."""
-        operation = WIDE[_NAMES[rng.integers(len(_NAMES))]]
+        operation = tuple(WIDE.values())[rng.integers(len(WIDE))]
         return operation(image, FULL * int(rng.integers(_MAGNITUDES)) / (_MAGNITUDES - 1), rng, self.canvas)

@@ -63,9 +63,8 @@ inline int64_t Padded(int64_t channels) { return (channels + kWidth - 1) / kWidt
 
 // ----------------------------------------------------------------------------------------------------------- checks
 
-// What handlers rely on, they check: a shape that gets here by another way must not read or write outside the buffers.
-// `limits.py` has the same limits, beyond which JAX's own operations are used. With them no position overflows: pictures
-// are smaller than 2^45 in memory.
+// Handlers check all that they rely on, so that no call reads or writes outside the buffers. `limits.py` has the same
+// limits; beyond them JAX's operations are used. Within them no position overflows: pictures are smaller than 2^45 bytes.
 constexpr int64_t kMostStep = 1 << 16;  // strides, dilations, sides of kernels
 constexpr int64_t kMostPad = kMostStep * kMostStep;
 constexpr int64_t kMostChannels = 1 << 28;
@@ -83,7 +82,7 @@ bool Holds(Buffer& buffer, int64_t count) {
 using F32 = ffi::Buffer<ffi::F32>;
 using Numbers = ffi::Span<const int64_t>;
 
-// What every handler takes first.
+// Every handler takes these first.
 inline auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
 
 // Calls a handler and returns what it throws as a status: no exception may leave this library.
@@ -104,7 +103,7 @@ struct Caught<kHandler> {
 
 // ---------------------------------------------------------------------------------------------------------- threads
 
-// A forked process has none of its parent's threads, neither ours nor XLA's, but all their locks as they were.
+// A forked process has none of its parent's threads, ours or XLA's, but all their locks as they were.
 inline std::atomic<bool> forked{false};
 inline const int kWatchesForks = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 
@@ -121,18 +120,17 @@ inline void Pause() {
 #endif
 }
 
-// Threads that help one caller at a time. A network is a hundred short calls in a row: waking a sleeping thread takes
-// longer than many of them, so helpers look out for the next call for a while before they sleep.
+// Threads that help one caller at a time. A network is a hundred short calls in a row, and waking a thread takes longer
+// than many of them, so helpers wait busily for the next call before they sleep.
 class Team {
  public:
-  // Of this many helpers; made once and never destroyed, since its threads may outlive everything else.
+  // Made once, with this many helpers, and never destroyed, since its threads may outlive everything else.
   static Team& Get(int64_t helpers) {
     static Team* team = new Team(helpers);
     return *team;
   }
 
-  // Runs `work(0) .. work(tasks - 1)`, which throw nothing; false, and nothing is done, where the team is helping another
-  // caller.
+  // Runs `work(0) .. work(tasks - 1)`, which must not throw; false, and runs nothing, if it is helping another caller.
   template <typename Work>
   bool Run(int64_t tasks, const Work& work) {
     if (!use_.try_lock()) return false;
@@ -145,7 +143,7 @@ class Team {
       wake_.notify_all();
     }
     job.Loop();
-    // Who comes in after this finds no job; who is inside already is waited for.
+    // Helpers that come later find no job; wait for those that are inside.
     job_.store(nullptr);
     for (int64_t turn = 1; inside_.load(); ++turn) Rest(turn);
     use_.unlock();
@@ -169,7 +167,7 @@ class Team {
     try {
       for (int64_t helper = 0; helper < helpers; ++helper) std::thread([this] { Help(); }).detach();
     } catch (const std::exception&) {
-      // The system gives no more threads. Those that there are help, and they need this object.
+      // There are no more threads. Those that have started help, and need this object.
     }
   }
 
@@ -208,8 +206,8 @@ class Team {
   std::atomic<int64_t> inside_{0}, sleeping_{0};
 };
 
-// Runs `work(0) .. work(tasks - 1)` on as many threads as XLA has: on the team's, and where that is busy on XLA's own.
-// Throws std::bad_alloc where one of them throws anything.
+// Runs `work(0) .. work(tasks - 1)` on as many threads as XLA has: the team's, or XLA's if the team is busy. Throws
+// std::bad_alloc if any of them throws.
 template <typename Work>
 void Parallel(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
   const int64_t threads = std::min(Threads(pool), tasks);
@@ -230,8 +228,8 @@ void Parallel(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
       std::atomic<int64_t> next{0}, done{0};
     };
     auto state = std::make_shared<State>();
-    // The caller takes tasks itself and waits only for tasks that have begun, so it cannot wait for a thread that never
-    // comes. A thread that comes after the last task does not touch `caught`, which may be gone.
+    // The caller takes tasks too and waits only for those that have begun, never for a thread that does not come. A
+    // thread that comes after the last task does not touch `caught`, which may be gone.
     const auto* shared = &caught;
     auto loop = [state, shared, tasks] {
       for (int64_t task; (task = state->next.fetch_add(1)) < tasks;) {
@@ -252,9 +250,9 @@ void Parallel(ffi::ThreadPool& pool, int64_t tasks, const Work& work) {
 
 // ----------------------------------------------------------------------------------------------------------- memory
 
-// XLA allocates what a program computes anew in each run, and gives it back: 4 KiB at a time, the kernel's page faults
-// take half of a training step. Where the kernel is willing ("madvise" in /sys/kernel/mm/transparent_hugepage/enabled),
-// 2 MiB at a time cost a tenth. The first large buffer of a run that comes by shows where the run's memory lies.
+// XLA allocates a program's memory anew in each run. With pages of 4 KiB, page faults take half of a training step; pages
+// of 2 MiB cost a tenth of that, where /sys/kernel/mm/transparent_hugepage/enabled is "madvise". The first large buffer of
+// a run shows where its memory is.
 inline void AdviseHugePages(const void* buffer, int64_t bytes, int64_t run) {
 #ifdef __linux__
   constexpr int64_t kWorthIt = 16 << 20;
@@ -307,7 +305,7 @@ inline V Exp(V power) {
   return power > most ? infinity : p * reinterpret_cast<const V&>(exponent);
 }
 
-// Comparisons are turned so that NaN stays NaN: what has diverged must show.
+// Comparisons are written so that NaN stays NaN.
 template <typename V>
 inline V Activate(Act act, V x) {
   const V zero = {}, six = V{} + 6.0f;

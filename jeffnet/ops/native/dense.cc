@@ -1,9 +1,8 @@
-// Convolution of all channels, with what follows it in a network that only infers: bias, activation, shortcut.
+// Convolution of all channels for inference, with the bias, activation and shortcut after it.
 //
 // Outputs are rows (pixels) by columns (channels), a matrix product. Weights come packed into panels of columns, so that
-// a panel is read in order; a block of rows and one panel meet in registers. The values under a kernel are one stretch of
-// memory for each kernel row. Where they are not, at the borders, or have to be multiplied by a gate, they are first
-// gathered.
+// a panel is read in order; a block of rows and one panel meet in registers. For each kernel row, the values under a kernel
+// are one stretch of memory, except at borders; there, and where a gate multiplies them, they are gathered first.
 
 #include "dense.h"
 
@@ -67,7 +66,7 @@ void Rows(const Product& p, Values a, const float* panel, int64_t row, int64_t r
 }  // namespace
 
 void Panels(const Product& p, const Values& a, int64_t first, int64_t last, int64_t row, int64_t rows) {
-  const int64_t vectors = (p.columns + kWidth - 1) / kWidth;
+  const int64_t vectors = Padded(p.columns) / kWidth;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t column = panel * kPanelVectors * kWidth;
     const float* packed = p.weights + column * p.depth;
@@ -88,8 +87,8 @@ struct Picture {
 // The values under the kernel at each of `rows` outputs from `row` on, times the gate of their picture.
 void Gather(const Picture& g, const float* images, const float* gate, int64_t row, int64_t rows, float* to) {
   const int64_t run = g.kernel_width * g.channels;
-  for (int64_t each = row; each < row + rows; ++each) {
-    const int64_t picture = each / (g.out_height * g.out_width), place = each % (g.out_height * g.out_width);
+  for (int64_t output = row; output < row + rows; ++output) {
+    const int64_t picture = output / (g.out_height * g.out_width), place = output % (g.out_height * g.out_width);
     const int64_t y = place / g.out_width * g.stride_y - g.top, x = place % g.out_width * g.stride_x - g.left;
     const int64_t first = std::clamp<int64_t>(-x, 0, g.kernel_width), last = std::clamp<int64_t>(g.width - x, first, g.kernel_width);
     for (int64_t i = 0; i < g.kernel_height; ++i, to += run) {
@@ -123,8 +122,7 @@ ffi::Error Dense(ffi::ThreadPool pool, F32 images, F32 weights, F32 bias, ffi::R
       !IsStep(g.stride_y) || !IsStep(g.stride_x) || !IsPad(g.top) || !IsPad(g.left) || !IsAct(act))
     return ffi::Error::InvalidArgument("dense: outside the limits of the kernel");
   if (Holds(*out, 0)) return ffi::Error::Success();
-  const float* gate = nullptr;
-  Product p{};
+  const float *gate = nullptr, *summand = nullptr;
   if (gated) {
     auto factors = more.get<F32>(0);
     if (!factors || !Holds(*factors, in_shape[0] * g.channels)) return ffi::Error::InvalidArgument("dense: unfit gate");
@@ -133,27 +131,22 @@ ffi::Error Dense(ffi::ThreadPool pool, F32 images, F32 weights, F32 bias, ffi::R
   if (shortcut) {
     auto added = more.get<F32>(gated ? 1 : 0);
     if (!added || !Holds(*added, out->element_count())) return ffi::Error::InvalidArgument("dense: unfit shortcut");
-    p.shortcut = added->typed_data();
+    summand = added->typed_data();
   }
-  p.depth = g.kernel_height * g.kernel_width * g.channels;
-  p.columns = out_shape[3];
-  p.weights = weights.typed_data();
-  p.bias = bias.typed_data();
-  p.out = out->typed_data();
-  p.act = static_cast<Act>(act);
-  const int64_t vectors = (p.columns + kWidth - 1) / kWidth;
-  if (!IsPacked(weights, p.depth, p.columns) || !Holds(bias, vectors * kWidth))
+  const Product p{g.kernel_height * g.kernel_width * g.channels, out_shape[3], weights.typed_data(), bias.typed_data(),
+                  summand, out->typed_data(), static_cast<Act>(act)};
+  if (!IsPacked(weights, p.depth, p.columns) || !Holds(bias, Padded(p.columns)))
     return ffi::Error::InvalidArgument("dense: the weights are not packed for this processor");
 
   const bool padded = g.top || g.left || g.height != g.out_height || g.width != g.out_width;
   const bool pointwise = g.kernel_height == 1 && g.kernel_width == 1 && g.stride_y == 1 && g.stride_x == 1 && !padded;
-  const int64_t rows = out_shape[0] * g.out_height * g.out_width, panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+  const int64_t rows = out_shape[0] * g.out_height * g.out_width, panels = CountPanels(p.columns);
   const int64_t most = std::max<int64_t>(kBlockRows, kGroupBytes / 4 / p.depth / kBlockRows * kBlockRows);
   const int64_t wanted = 4 * Threads(pool);
   int64_t group = most;
-  // Enough tasks for all threads: fewer rows each, but not so few that weights are read anew all the time.
+  // Fewer rows for each task until there are tasks for all threads, but not so few that weights are read all the time.
   while (group > 4 * kBlockRows && (rows + group - 1) / group < wanted) group -= kBlockRows;
-  // Outputs whose kernels lie inside the picture.
+  // Outputs whose kernels are inside the picture.
   const int64_t first_x = std::min((g.left + g.stride_x - 1) / g.stride_x, g.out_width);
   const int64_t last_x = g.width + g.left < g.kernel_width
                              ? first_x
@@ -244,7 +237,7 @@ ffi::Error OuterProduct(ffi::ThreadPool pool, F32 a, F32 b, ffi::Result<F32> out
   if (!Holds(a, many * height) || !Holds(b, many * width))
     return ffi::Error::InvalidArgument("outer product: the matrices differ in rows");
   const int64_t vectors = Padded(width) / kWidth, step = vectors * kWidth, threads = Threads(pool);
-  // Long matrices are shared out by rows, each with sums of its own; short ones by columns of `a`.
+  // Long matrices are divided by rows, with sums for each part; short ones by columns of `a`.
   const int64_t room = std::max<int64_t>(1, kMostSums / 4 / (height * step));
   const int64_t parts = many >= 1024 * threads ? std::min(threads, room) : 1;
   const int64_t bands = parts == threads ? 1 : std::min((2 * threads + parts - 1) / parts, (height + 7) / 8);
@@ -254,7 +247,7 @@ ffi::Error OuterProduct(ffi::ThreadPool pool, F32 a, F32 b, ffi::Result<F32> out
     const int64_t part = task / bands, band = task % bands;
     const int64_t top = (height + 7) / 8 * band / bands * 8, bottom = std::min(height, (height + 7) / 8 * (band + 1) / bands * 8);
     const int64_t end = many * (part + 1) / parts;
-    float* own = sums.data() + part * height * step + top * step;
+    float* part_sums = sums.data() + part * height * step + top * step;
     for (int64_t row = many * part / parts; row < end; row += chunk) {
       const int64_t count = std::min(chunk, end - row);
       const float* from = a.typed_data() + row * height + top;
@@ -263,7 +256,7 @@ ffi::Error OuterProduct(ffi::ThreadPool pool, F32 a, F32 b, ffi::Result<F32> out
         const int64_t these = std::min<int64_t>(kPanelVectors, vectors - vector);
         for (int64_t v = 0; v < these; ++v)
           columns[v] = b.typed_data() + row * width + std::min((vector + v) * kWidth, width - kWidth);
-        float* to = own + vector * kWidth;
+        float* to = part_sums + vector * kWidth;
         switch (these) {
           case 1: OuterRows<1>(bottom - top, from, height, columns, width, count, to, step); break;
           case 2: OuterRows<2>(bottom - top, from, height, columns, width, count, to, step); break;

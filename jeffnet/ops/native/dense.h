@@ -9,7 +9,7 @@ namespace jeffnet {
 
 constexpr int kPanelVectors = 3;
 constexpr int kBlockRows = 8;
-constexpr int64_t kGroupBytes = 192 << 10;  // gathered or reused rows of one task: they should stay in the second cache
+constexpr int64_t kGroupBytes = 192 << 10;  // rows of one task, which should stay in the second cache
 
 // Whether a buffer has the size of a packed kernel.
 template <typename Buffer>
@@ -29,14 +29,14 @@ struct Product {
   Act act;
 };
 
-// Where the values of some outputs are: those of the next output `step` further, and for each output `count` stretches of
-// `depth` values, `apart` from each other.
+// The values that some outputs read: each output `count` stretches of `depth` values, `apart` from each other; those of the
+// next output are `step` further.
 struct Values {
   const float* first;
   int64_t step, count, depth, apart;
 };
 
-// Some outputs, by panels `first` to `last` - 1.
+// Computes `rows` outputs from `row` on, by panels `first` to `last` - 1.
 void Panels(const Product& p, const Values& a, int64_t first, int64_t last, int64_t row, int64_t rows);
 
 }  // namespace jeffnet

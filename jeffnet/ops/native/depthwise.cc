@@ -35,19 +35,19 @@ inline void Row<T>::tile(int64_t o) const {
       for (int tap = 0; tap < kTaps; ++tap) {
         const Vector<T> weight = Load(weights + tap * kernel_step);
 #pragma GCC unroll 16
-        for (int each = 0; each < kTile; ++each) sums[each] += weight * values[each * kStride + tap];
+        for (int output = 0; output < kTile; ++output) sums[output] += weight * values[output * kStride + tap];
       }
     } else {
       for (int64_t tap = 0; tap < taps; ++tap) {
         const Vector<T> weight = Load(weights + tap * kernel_step);
-        for (int each = 0; each < kTile; ++each)
-          sums[each] += weight * Load(line + (each * step + tap * dilation) * channels);
+        for (int output = 0; output < kTile; ++output)
+          sums[output] += weight * Load(line + (output * step + tap * dilation) * channels);
       }
     }
   }
 #pragma GCC unroll 16
-  for (int each = 0; each < kTile; ++each)
-    store(out + (o + each) * out_step, sums[each]);
+  for (int output = 0; output < kTile; ++output)
+    store(out + (o + output) * out_step, sums[output]);
 }
 
 // An output with taps outside the row.
@@ -124,7 +124,7 @@ struct Geometry {
 
 int64_t Modulo(int64_t a, int64_t b) { return ((a % b) + b) % b; }
 
-// What follows the convolution in a network that only infers.
+// What inference computes together with the convolution.
 struct After {
   const float* bias = nullptr;
   Act act = Act::kNone;
@@ -139,14 +139,14 @@ struct After {
 
 constexpr int64_t kSmallBytes = 32 << 10;
 
-// Small pictures, one vector of channels after the other: it is copied with its padding to a place of its own, so that no
-// output is at a border, and all that is read again comes from the first cache.
+// Small pictures: each vector of channels is copied with its padding, so that no output is at a border, and repeated reads
+// come from the first cache.
 template <typename T>
 void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_t wide, const T* images, const T* kernel,
                   T* out, const After& after) {
   const int64_t lanes = kLanes<T>, blocks = (g.channels + lanes - 1) / lanes;
   const Walk walk{g.out_width, g.channels, lanes, g.channels, 0, g.stride_x, g.dilation_x, g.kernel_width, wide};
-  // Neighbouring vectors share cache lines of the pages they lie in: a few go to one thread.
+  // Neighbouring vectors share cache lines: a thread takes several.
   const int64_t tasks = std::min(g.batch * blocks, 4 * Threads(pool) * g.batch);
   Parallel(pool, tasks, [&](int64_t task) {
     static thread_local std::vector<T> padded;
@@ -183,7 +183,7 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
   if (tall <= kSmallBytes && wide <= kSmallBytes && tall * wide * kVectorBytes <= kSmallBytes)
     return ForwardSmall<T>(pool, g, tall, wide, images, kernel, out, after);
   const Walk walk{g.out_width, g.channels, g.channels, g.channels, -g.left, g.stride_x, g.dilation_x, g.kernel_width, g.width};
-  // Tasks do not cross pictures where means are wanted: each has sums of its own.
+  // No task crosses pictures, since each sums its rows for the mean of one.
   const int64_t bands = std::min(g.out_height, (4 * Threads(pool) + g.batch - 1) / g.batch);
   const int64_t tasks = g.batch * bands;
   std::vector<float> sums(after.means ? tasks * g.channels : 0, 0.0f);
@@ -232,8 +232,8 @@ void InputGradient(ffi::ThreadPool& pool, const Geometry& g, const T* gradient, 
           const int64_t taps = tap < g.kernel_width ? (g.kernel_width - tap + g.stride_x - 1) / g.stride_x : 0;
           const int64_t last = std::max<int64_t>(0, taps - 1);
           const int64_t count = (g.width - phase + g.stride_x - 1) / g.stride_x;
-          // A column of the picture at tap `tap` lies on output (phase + left - tap) / stride, exactly. Without taps there
-          // are no rows, and the outputs are zeros.
+          // A column of the picture at tap `tap` is exactly on output (phase + left - tap) / stride. Without taps there are
+          // no rows, and the outputs are zeros.
           const int64_t start = (phase + g.left - tap) / g.stride_x - last * g.dilation_x;
           Row<T> row({count, g.stride_x * g.channels, g.channels, -g.stride_x * g.channels, start, 1, g.dilation_x, last + 1,
                       g.out_width},
@@ -304,8 +304,8 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
       const int64_t picture = line / g.out_height, y = line % g.out_height;
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t c = std::min(block * lanes, g.channels - lanes);
-        // Sums of one block lie together: they are read and written once a row.
-        T* own = sums.data() + task * size + block * taps * lanes;
+        // The sums of a block are contiguous: they are read and written once a row.
+        T* block_sums = sums.data() + task * size + block * taps * lanes;
         const T* value = gradient + line * g.out_width * g.channels + c;
         const T* in[kMostRows];
         int64_t sum_rows[kMostRows], rows = 0;
@@ -318,7 +318,7 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
         auto plain = [&](int64_t from, int64_t to) {
           for (int64_t row = 0; row < rows; ++row)
             for (int64_t tap = 0; tap < g.kernel_width; ++tap) {
-              T* sum = own + (sum_rows[row] * g.kernel_width + tap) * lanes;
+              T* sum = block_sums + (sum_rows[row] * g.kernel_width + tap) * lanes;
               Vector<T> total = Load(sum);
               for (int64_t o = from; o < to; ++o) {
                 const int64_t at = o * g.stride_x + tap * g.dilation_x - g.left;
@@ -340,7 +340,7 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
         const T* inner_value = value + first * g.channels;
         const int64_t count = last - first;
         auto products = [&](auto function) {
-          function(inner, rows, g.stride_x, g.channels, inner_value, count, own, sum_rows, lanes);
+          function(inner, rows, g.stride_x, g.channels, inner_value, count, block_sums, sum_rows, lanes);
         };
         switch (g.kernel_width) {
           case 3: products(ProductsOfRows<T, 3>); break;
@@ -364,7 +364,7 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
 
 // ---------------------------------------------------------------------------------------------------------- interface
 
-// The picture's and the outputs' shapes come from whichever buffers have them.
+// The shapes of pictures and outputs come from the buffers that have them, operands or result.
 ffi::ErrorOr<Geometry> MakeGeometry(ffi::AnyBuffer::Dimensions images, ffi::AnyBuffer::Dimensions outputs,
                                     ffi::AnyBuffer::Dimensions kernel, Numbers window, int64_t bytes) {
   if (images.size() != 4 || outputs.size() != 4 || kernel.size() != 4 || window.size() != 6)

@@ -1,6 +1,6 @@
 // The first half of an inverted residual (a 1x1 convolution to more channels, then a depthwise one), or the whole of it, row
-// by row: the widened picture, the largest array of a network, exists only as the few rows under the depthwise kernel,
-// which stay in the second cache.
+// by row: of the widened picture, the largest array of a network, only the rows under the depthwise kernel are kept, in the
+// second cache.
 
 #include "dense.h"
 #include "row.h"
@@ -8,8 +8,8 @@
 namespace jeffnet {
 namespace {
 
-// `more` holds, where the block is whole, weights and bias of the last 1x1 convolution, and its shortcut, if any. Otherwise
-// the outputs are those of the depthwise convolution, and `means` of them over each picture.
+// For a whole block, `more` holds weights and bias of the last 1x1 convolution, and the shortcut, if any. Otherwise the
+// outputs are those of the depthwise convolution, and `means` their means over each picture.
 ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F32 kernel, F32 bias, ffi::RemainingArgs more,
                     ffi::Result<F32> out, ffi::Result<F32> means, Numbers window, int64_t expand_act,
                     int64_t act, int64_t bands) {
@@ -33,16 +33,13 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
     std::fill_n(mean, means->element_count(), __builtin_nanf(""));  // means of nothing
     return ffi::Error::Success();
   }
-  // Rows in the ring have their padding with them, so that no output is at a border.
+  // Rows in the ring include their padding, so that no output is at a border.
   const int64_t wide = std::max((out_width - 1) * stride + taps, left + width), right = wide - left - width;
   if (wide > kMostScratch / 4 / channels / (taps + 1))
     return ffi::Error::InvalidArgument("inverted residual: the rows under a kernel are too large");
-  Product widen{}, narrow{};
-  widen.depth = depth;
-  widen.columns = channels;
-  widen.weights = expand.typed_data();
-  widen.bias = expand_bias.typed_data();
-  widen.act = static_cast<Act>(expand_act);
+  const Product widen{depth, channels, expand.typed_data(), expand_bias.typed_data(), nullptr, nullptr,
+                      static_cast<Act>(expand_act)};
+  Product narrow{};
   const int64_t panels = CountPanels(channels);
   int64_t narrow_panels = 0;
   if (whole) {
@@ -98,9 +95,9 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
       if (whole) {
         Panels(narrow, {convolved.data(), channels, 1, channels, 0}, 0, narrow_panels, (picture * out_height + y) * out_width, out_width);
       } else {
-        float* own = sums.data() + task * channels;
+        float* task_sums = sums.data() + task * channels;
         for (int64_t at = 0; at < out_width; ++at)
-          for (int64_t c = 0; c < channels; ++c) own[c] += to[at * channels + c];
+          for (int64_t c = 0; c < channels; ++c) task_sums[c] += to[at * channels + c];
       }
     }
   });

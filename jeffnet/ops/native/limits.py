@@ -19,14 +19,10 @@ _MOST_CHANNELS = 1 << 28
 
 
 def calls_fit(ctx: Any, lowering: str) -> bool:
-    """Whether a lowering may use a foreign call: C++ is wanted and available, and nothing must look inside it.
+    """Whether a lowering, with its context, may use a foreign call: C++ is wanted ('auto' or 'native') and available.
 
-    A call is opaque to the partitioner, which splits work between devices; and who receives an exported program does
-    not have the kernels.
-
-    Args:
-      ctx: of the lowering.
-      lowering: 'auto', 'native' or 'shifted'.
+    The partitioner, which splits work between devices, cannot look inside a call; and whoever receives an exported
+    program does not have the kernels.
 
     Raises:
       ConfigError: 'native', but the C++ kernels cannot be built.
@@ -39,12 +35,9 @@ def calls_fit(ctx: Any, lowering: str) -> bool:
 
 
 def depthwise(kernel: Sequence[int], window: Window, itemsize: int = 4) -> bool:
-    """A depthwise convolution by a kernel `(height, width, 1, C)`, or its gradient by that kernel.
+    """A depthwise convolution, or its gradient by the kernel, which is shaped `(height, width, 1, C)`.
 
-    Args:
-      kernel: its shape.
-      window: how it moves.
-      itemsize: bytes of one number in the arithmetic.
+    `itemsize` is the number of bytes of one value in the arithmetic.
     """
     library = native.load()
     rows, channels = library.jeffnet_most_rows(), library.jeffnet_least_channels(itemsize)
@@ -66,10 +59,7 @@ def dense(kernel: Sequence[int], window: Window) -> bool:
 def inverted(images: Sequence[int], kernel: Sequence[int], window: Window) -> bool:
     """A 1x1 convolution and a depthwise one together: the rows under the depthwise kernel fit a thread's scratch space.
 
-    Args:
-      images: shape of the pictures, `(N, H, W, C)`.
-      kernel: of the depthwise kernel, `(height, width, 1, E)`.
-      window: how that moves.
+    `images` and `kernel` are shapes, `(N, H, W, C)` and `(height, width, 1, E)`; the window is the depthwise kernel's.
     """
     taps, stride = kernel[0], window.strides[0]
     square = kernel[1] == taps and window.strides[1] == stride and window.dilation == (1, 1)

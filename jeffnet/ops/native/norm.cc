@@ -1,6 +1,6 @@
 // BatchNorm in training, with the activation after it, for a matrix of rows (pixels) by columns (channels), on CPUs.
 //
-// Each pass reads rows in order, all channels of a row together; what is known of each channel lies in the first cache.
+// Each pass reads rows in order, all channels of a row together; the values per channel stay in the first cache.
 
 #include "common.h"
 
@@ -9,8 +9,8 @@ namespace {
 
 constexpr int64_t kChunkBytes = 64 << 10;  // rows that are read twice: the second time from a cache
 
-// Calls `block(channel, place)` for whole vectors of channels; the last may overlap the one before, but has a place of
-// its own in sums.
+// Calls `block(channel, place)` for whole vectors of channels. The last may overlap the one before, so sums are kept by
+// `place`, where it does not.
 template <typename F>
 inline void ForBlocks(int64_t channels, const F& block) {
   for (int64_t place = 0; place < channels; place += kWidth) block(std::min(place, channels - kWidth), place);
@@ -36,7 +36,7 @@ struct Moments {
   }
 };
 
-// Whether all have one value for each channel.
+// Whether each buffer has one value per channel.
 template <typename... Buffers>
 bool OnePerChannel(int64_t channels, Buffers&... buffers) {
   return channels >= kWidth && (Holds(buffers, channels) && ...);
@@ -52,7 +52,7 @@ ffi::Error Statistics(ffi::ThreadPool pool, F32 x, ffi::Result<F32> mean, ffi::R
   const int64_t tasks = Tasks(pool, rows), chunk = std::max<int64_t>(1, kChunkBytes / (4 * channels));
   std::vector<Moments> moments(tasks, Moments(padded));
   Parallel(pool, tasks, [&](int64_t task) {
-    Moments& own = moments[task];
+    Moments& merged = moments[task];
     std::vector<float> middles(padded), rests(padded), squares(padded);
     const int64_t end = rows * (task + 1) / tasks;
     for (int64_t first = rows * task / tasks; first < end; first += chunk) {
@@ -67,14 +67,14 @@ ffi::Error Statistics(ffi::ThreadPool pool, F32 x, ffi::Result<F32> mean, ffi::R
           rest += apart;
           square += apart * apart;
         }
-        // The sum was rounded: what is left of the deviations corrects mean and squares.
+        // The sum was rounded: the sum of the deviations, which would be 0, corrects mean and squares.
         Store(middles.data() + place, middle);
         Store(rests.data() + place, rest / count);
         Store(squares.data() + place, square - rest * rest / count);
       });
       for (int64_t c = 0; c < padded; ++c)
-        own.add(c, many, static_cast<double>(middles[c]) + static_cast<double>(rests[c]), squares[c]);
-      own.count += many;
+        merged.add(c, many, static_cast<double>(middles[c]) + static_cast<double>(rests[c]), squares[c]);
+      merged.count += many;
     }
   });
   for (int64_t task = 1; task < tasks; ++task) {
@@ -128,7 +128,7 @@ void GradientRows(int64_t first, int64_t last, int64_t channels, const float* x,
     });
 }
 
-// Calls `function.template operator()<act>()` for the activation of this number.
+// Calls `function` with the activation as a constant.
 template <typename F>
 void WithAct(Act act, const F& function) {
   switch (act) {
@@ -142,17 +142,24 @@ void WithAct(Act act, const F& function) {
   }
 }
 
+// Calls `function(act, task, first, last)` for the tasks and their rows, with the activation as a constant.
+template <typename F>
+void ForRows(ffi::ThreadPool& pool, int64_t tasks, int64_t rows, int64_t act, const F& function) {
+  Parallel(pool, tasks, [&](int64_t task) {
+    WithAct(static_cast<Act>(act),
+            [&](auto kind) { function(kind, task, rows * task / tasks, rows * (task + 1) / tasks); });
+  });
+}
+
 ffi::Error Normalize(ffi::ThreadPool pool, ffi::RunId run, F32 x, F32 mean, F32 factor, F32 bias, ffi::Result<F32> out, int64_t act) {
   const int64_t channels = mean.element_count();
   if (!OnePerChannel(channels, factor, bias) || !HasRows(x, channels) || !Holds(*out, x.element_count()) || !IsAct(act))
     return ffi::Error::InvalidArgument("normalize: unfit shapes or activation");
   const int64_t rows = x.element_count() / channels, tasks = Tasks(pool, rows);
   AdviseHugePages(out->typed_data(), 4 * rows * channels, run.run_id);
-  Parallel(pool, tasks, [&](int64_t task) {
-    WithAct(static_cast<Act>(act), [&](auto kind) {
-      NormalizeRows<decltype(kind)::value>(rows * task / tasks, rows * (task + 1) / tasks, channels, x.typed_data(),
-                                           mean.typed_data(), factor.typed_data(), bias.typed_data(), out->typed_data());
-    });
+  ForRows(pool, tasks, rows, act, [&](auto kind, int64_t, int64_t first, int64_t last) {
+    NormalizeRows<decltype(kind)::value>(first, last, channels, x.typed_data(), mean.typed_data(), factor.typed_data(),
+                                         bias.typed_data(), out->typed_data());
   });
   return ffi::Error::Success();
 }
@@ -166,13 +173,10 @@ ffi::Error Sums(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias, F32
   const int64_t rows = x.element_count() / channels, tasks = Tasks(pool, rows);
   const int64_t padded = Padded(channels);
   std::vector<float> parts(2 * padded * tasks, 0.0f);
-  Parallel(pool, tasks, [&](int64_t task) {
-    float* own = parts.data() + 2 * padded * task;
-    WithAct(static_cast<Act>(act), [&](auto kind) {
-      SumRows<decltype(kind)::value>(rows * task / tasks, rows * (task + 1) / tasks, channels, x.typed_data(),
-                                     mean.typed_data(), factor.typed_data(), bias.typed_data(), gradient.typed_data(), own,
-                                     own + padded);
-    });
+  ForRows(pool, tasks, rows, act, [&](auto kind, int64_t task, int64_t first, int64_t last) {
+    float* part = parts.data() + 2 * padded * task;
+    SumRows<decltype(kind)::value>(first, last, channels, x.typed_data(), mean.typed_data(), factor.typed_data(),
+                                   bias.typed_data(), gradient.typed_data(), part, part + padded);
   });
   for (int64_t task = 1; task < tasks; ++task)
     for (int64_t at = 0; at < 2 * padded; ++at) parts[at] += parts[2 * padded * task + at];
@@ -190,12 +194,10 @@ ffi::Error Gradient(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias,
       !Holds(gradient, x.element_count()) || !Holds(*out, x.element_count()) || !IsAct(act))
     return ffi::Error::InvalidArgument("gradient: unfit shapes or activation");
   const int64_t rows = x.element_count() / channels, tasks = Tasks(pool, rows);
-  Parallel(pool, tasks, [&](int64_t task) {
-    WithAct(static_cast<Act>(act), [&](auto kind) {
-      GradientRows<decltype(kind)::value>(rows * task / tasks, rows * (task + 1) / tasks, channels, x.typed_data(),
-                                          mean.typed_data(), factor.typed_data(), bias.typed_data(), gradient.typed_data(),
-                                          by_apart.typed_data(), constant.typed_data(), out->typed_data());
-    });
+  ForRows(pool, tasks, rows, act, [&](auto kind, int64_t, int64_t first, int64_t last) {
+    GradientRows<decltype(kind)::value>(first, last, channels, x.typed_data(), mean.typed_data(), factor.typed_data(),
+                                        bias.typed_data(), gradient.typed_data(), by_apart.typed_data(),
+                                        constant.typed_data(), out->typed_data());
   });
   return ffi::Error::Success();
 }
