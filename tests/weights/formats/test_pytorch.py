@@ -5,16 +5,22 @@ import collections
 import logging
 import pickle
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jeffnet.checkpoints import save_checkpoint
-from jeffnet.errors import WeightsError
+from jeffnet.arch.zoo import model_plan, model_preprocessing
+from jeffnet.checkpoints import save_checkpoint, write_checkpoint
+from jeffnet.errors import OutputError, WeightsError
 from jeffnet.functional import create_model, from_pretrained
+from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.interface import Contents
 from jeffnet.weights.load import open_weights, read_weights
+from jeffnet.weights.timm import state_dict
 
 pytestmark = pytest.mark.files
 
@@ -182,14 +188,86 @@ def test_another_network_is_told_as_such(tmp_path, timm):
         read_weights(path)
 
 
-def test_without_torch_the_message_says_so(tmp_path, monkeypatch):
-    """torch is needed for its own files, and for no others."""
-    import sys
+def _random_arrays(num_classes=7):
+    """Arrays of the model by canonical name."""
+    initial = initial_arrays(model_plan(NAME, num_classes=num_classes), 0)
+    rng = np.random.default_rng(0)
+    return {name: rng.uniform(0.5, 1.5, array.shape).astype(np.float32) for name, array in initial.items()}
 
+
+@pytest.fixture
+def by_hand_state():
+    """A state dict of timm as NumPy's arrays, with the counters of torch's layers, and the arrays that are in it."""
+    arrays = _random_arrays()
+    card = ModelCard(NAME, 7, 3, model_preprocessing(NAME))
+    return state_dict(Contents(arrays, card, "timm", lambda name: None)), arrays
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "a.pth").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
-    with pytest.raises(WeightsError, match="torch is not installed"):
-        read_weights(tmp_path / "a.pth")
+
+
+def test_reading_needs_no_torch(by_hand, by_hand_state, no_torch, tmp_path, caplog):
+    """A training checkpoint with options, averaged weights and an optimizer's state beside the last weights."""
+    state, arrays = by_hand_state
+    last = {f"module.{name}": np.asarray(value * 2) for name, value in state.items()}
+    content = {"state_dict": last, "state_dict_ema": state, "epoch": 3, "optimizer": {"state": {0: {"step": 1}}}}
+    path = by_hand.write(tmp_path / "checkpoint.pth.tar", content)
+    with caplog.at_level(logging.INFO, "jeffnet"):
+        card, found = open_weights(path, NAME)
+    assert card.num_classes == 7 and read_weights(path).checksums
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert "took the averaged weights, 'state_dict_ema'" in caplog.text
+
+
+def test_writing_needs_torch(no_torch, tmp_path):
+    arrays = _random_arrays()
+    with pytest.raises(OutputError, match="needs torch to be written: install it, or write safetensors"):
+        write_checkpoint(tmp_path / "a.pth", arrays, ModelCard(NAME, 7, 3, model_preprocessing(NAME)), "timm")
+
+
+def test_calls_in_a_file_made_by_hand_are_refused(by_hand, by_hand_state, no_torch, tmp_path):
+    marker = tmp_path / "marker"
+    content = {"state_dict": by_hand_state[0], "x": by_hand.call("os.system", f"touch {marker}")}
+    path = by_hand.write(tmp_path / "a.pth", content)
+    with pytest.raises(WeightsError, match=r"unpickling it might run a program: refused \(it has os\.system"):
+        read_weights(path)
+    assert not marker.exists()
+
+
+def test_a_damaged_file_made_by_hand(by_hand, by_hand_state, no_torch, tmp_path):
+    path = by_hand.write(tmp_path / "a.pth", by_hand_state[0])
+    content = path.read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(WeightsError, match=re.escape(str(path))):
+            open_weights(path, NAME)
+    broken = bytearray(content)
+    broken[len(broken) // 2] ^= 0xFF
+    path.write_bytes(broken)
+    with pytest.raises(WeightsError, match=r"broken archive: Bad CRC-32"):
+        open_weights(path, NAME)
+    path.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # the old format's beginning, and no more
+    with pytest.raises(WeightsError, match=r"no whole file of torch\.save"):
+        read_weights(path)
+    with pytest.raises(WeightsError, match="does not exist"):
+        read_weights(tmp_path / "missing.pth")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_pruned_weights_in_sparse_tensors(new_format, reference, tmp_path):
+    """As of timm's pruned EfficientNet-EdgeTPU."""
+    state = {}
+    for name, value in reference.state_dict().items():
+        state[name] = (value * (value > value.median())).to_sparse() if value.ndim == 4 else value
+    path = _save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
+    _, arrays = open_weights(path, NAME)
+    expected = state["conv_stem.weight"].to_dense().numpy().transpose(2, 3, 1, 0)
+    assert (expected == 0).mean() > 0.4
+    np.testing.assert_array_equal(arrays["conv_stem.kernel"], expected)
 
 
 def _release(reference, path):

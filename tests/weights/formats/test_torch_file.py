@@ -1,8 +1,6 @@
 """Files of `torch.save` read without torch: what torch reads, and nothing but data."""
 
 import argparse
-import io
-import pickle
 import random
 import re
 import zipfile
@@ -30,66 +28,19 @@ FAULTS = (
 )
 
 
-class _Call:
-    """Pickled as a call of a function by its name, which need not exist here."""
-
-    def __init__(self, name, *arguments):
-        self.name, self.arguments = name, arguments
-
-
-class _Pickler(pickle._Pickler):  # the one in Python, since it can be told how to write names
-    def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, _Call):
-            self._global(obj.name)
-            super().save(obj.arguments)
-            self.write(pickle.REDUCE)
-        elif isinstance(obj, tuple) and len(obj) == 5 and obj[0] == "storage":
-            self.write(pickle.MARK)
-            super().save("storage")
-            self._global(obj[1])
-            for part in obj[2:]:
-                super().save(part)
-            self.write(pickle.TUPLE + pickle.BINPERSID)
-        else:
-            super().save(obj, save_persistent_id)
-
-    def _global(self, name):
-        module, _, attribute = name.rpartition(".")
-        self.write(pickle.GLOBAL + f"{module}\n{attribute}\n".encode())
-
-
-def _written(path, content, *storages, **members):
-    """A zip archive as torch writes it, with raw storages."""
-    stream = io.BytesIO()
-    _Pickler(stream, 2).dump(content)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/data.pkl", stream.getvalue())
-        archive.writestr("a/version", "3\n")
-        for number, values in enumerate(storages):
-            archive.writestr(f"a/data/{number}", np.asarray(values).tobytes())
-        for name, value in members.items():
-            archive.writestr(f"a/{name}", value)
-    return path
-
-
-def _tensor(number, kind, count, offset, size, strides):
-    storage = ("storage", f"torch.{kind}", str(number), "cpu", count)
-    return _Call("torch._utils._rebuild_tensor_v2", storage, offset, size, strides, False, OrderedDict())
-
-
 VALUES = np.arange(24, dtype=np.float32)
 
 
-def test_views_of_one_storage(tmp_path):
+def test_views_of_one_storage(by_hand, tmp_path):
     content = {
-        "whole": _tensor(0, "FloatStorage", 24, 0, (2, 3, 4), (12, 4, 1)),
-        "transposed": _tensor(0, "FloatStorage", 24, 0, (4, 6), (1, 4)),
-        "part": _tensor(0, "FloatStorage", 24, 5, (2, 2), (12, 2)),
-        "repeated": _tensor(0, "FloatStorage", 24, 3, (5,), (0,)),
-        "empty": _tensor(0, "FloatStorage", 24, 0, (0, 3), (3, 1)),
-        "scalar": _tensor(0, "FloatStorage", 24, 7, (), ()),
+        "whole": by_hand.tensor(0, "FloatStorage", 24, 0, (2, 3, 4), (12, 4, 1)),
+        "transposed": by_hand.tensor(0, "FloatStorage", 24, 0, (4, 6), (1, 4)),
+        "part": by_hand.tensor(0, "FloatStorage", 24, 5, (2, 2), (12, 2)),
+        "repeated": by_hand.tensor(0, "FloatStorage", 24, 3, (5,), (0,)),
+        "empty": by_hand.tensor(0, "FloatStorage", 24, 0, (0, 3), (3, 1)),
+        "scalar": by_hand.tensor(0, "FloatStorage", 24, 7, (), ()),
     }
-    found = load(_written(tmp_path / "a.pth", content, VALUES))
+    found = load(by_hand.write(tmp_path / "a.pth", content, VALUES))
     assert {name: array.shape for name, array in found.items()} == {
         "whole": (2, 3, 4), "transposed": (4, 6), "part": (2, 2), "repeated": (5,), "empty": (0, 3), "scalar": (),
     }  # fmt: skip
@@ -119,29 +70,29 @@ def test_views_of_one_storage(tmp_path):
         (0, (1,) * 40, (1,) * 40),
     ],
 )
-def test_a_tensor_outside_its_storage_is_refused(offset, size, strides, tmp_path):
-    path = _written(tmp_path / "a.pth", [_tensor(0, "FloatStorage", 24, offset, size, strides)], VALUES)
+def test_a_tensor_outside_its_storage_is_refused(by_hand, offset, size, strides, tmp_path):
+    path = by_hand.write(tmp_path / "a.pth", [by_hand.tensor(0, "FloatStorage", 24, offset, size, strides)], VALUES)
     with pytest.raises(ValueError, match=r"storage|stride|whole number|unpack"):
         load(path)
 
 
 @pytest.mark.parametrize(("count", "values"), [(23, VALUES), (25, VALUES), (24, VALUES[:-1]), (-1, VALUES)])
-def test_a_storage_of_another_size_is_refused(count, values, tmp_path):
+def test_a_storage_of_another_size_is_refused(by_hand, count, values, tmp_path):
     with pytest.raises(ValueError, match="storage"):
-        load(_written(tmp_path / "a.pth", [_tensor(0, "FloatStorage", count, 0, (1,), (1,))], values))
+        load(by_hand.write(tmp_path / "a.pth", [by_hand.tensor(0, "FloatStorage", count, 0, (1,), (1,))], values))
 
 
 @pytest.mark.parametrize(
     "name", ["os.system", "builtins.eval", "torch._utils._rebuild_qtensor", "numpy.core.multiarray._reconstruct"]
 )
-def test_other_calls_are_refused_by_name(name, tmp_path):
+def test_other_calls_are_refused_by_name(by_hand, name, tmp_path):
     with pytest.raises(UnsafeContentError, match=re.escape(name)):
-        load(_written(tmp_path / "a.pth", {"a": 1, "b": [_Call(name, "touch /tmp/never")]}))
+        load(by_hand.write(tmp_path / "a.pth", {"a": 1, "b": [by_hand.call(name, "touch /tmp/never")]}))
 
 
-def test_objects_and_opcodes_are_refused_by_name(tmp_path):
+def test_objects_and_opcodes_are_refused_by_name(by_hand, tmp_path):
     with pytest.raises(UnsafeContentError, match="QInt8Storage"):
-        load(_written(tmp_path / "a.pth", _tensor(0, "QInt8Storage", 24, 0, (1,), (1,)), VALUES))
+        load(by_hand.write(tmp_path / "a.pth", by_hand.tensor(0, "QInt8Storage", 24, 0, (1,), (1,)), VALUES))
     for number, (pickled, opcode) in enumerate([(b"\x80\x02I12\n.", "INT"), (b"\x80\x02(ios\nsystem\n.", "INST")]):
         path = tmp_path / f"{number}.pth"
         with zipfile.ZipFile(path, "w") as archive:
@@ -150,9 +101,9 @@ def test_objects_and_opcodes_are_refused_by_name(tmp_path):
             load(path)
 
 
-def test_big_endian_files_are_refused(tmp_path):
+def test_big_endian_files_are_refused(by_hand, tmp_path):
     with pytest.raises(ValueError, match="big-endian"):
-        load(_written(tmp_path / "a.pth", {}, byteorder="big"))
+        load(by_hand.write(tmp_path / "a.pth", {}, byteorder="big"))
 
 
 @pytest.fixture
@@ -260,9 +211,9 @@ def _fuzz(tmp_path, whole, count):
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # of pickletools
-def test_damage_is_an_error_and_nothing_else(tmp_path):
-    content = {"a": _tensor(0, "FloatStorage", 24, 0, (2, 3, 4), (12, 4, 1)), "b": [1, 2.5, "text", None, True]}
-    whole = _written(tmp_path / "a.pth", content, VALUES).read_bytes()
+def test_damage_is_an_error_and_nothing_else(by_hand, tmp_path):
+    content = {"a": by_hand.tensor(0, "FloatStorage", 24, 0, (2, 3, 4), (12, 4, 1)), "b": [1, 2.5, "text", None, True]}
+    whole = by_hand.write(tmp_path / "a.pth", content, VALUES).read_bytes()
     assert _fuzz(tmp_path, whole, 300) < 300
 
 
