@@ -23,6 +23,7 @@ from jeffnet.system.network import is_offline
 from jeffnet.weights import download
 from jeffnet.weights.download import FetchError, cache_folder, fetch, wrong_hash
 from jeffnet.weights.hub_config import CONFIG_FILE, HubConfig, parse_config, read_config
+from jeffnet.weights.packages import find_in_package, package_of
 
 # In order of preference.
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -55,11 +56,12 @@ def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -
     With JEFFNET_OFFLINE or HF_HUB_OFFLINE set, only earlier downloads are used.
 
     Args:
-      source: True for the published weights of a model: from the hub, or from the original release
-        (JEFFNET_RELEASE_URL replaces its address) if the hub cannot give them. `hf:owner/name` for a repository of the
-        hub, `hf:owner/name/folder/file` for a file in it; either may end in `@revision` (a branch, tag or commit). A
-        URL, with the beginning of the file's SHA-256 after it (`#sha256=d480c9de`) or in its name (`b0-d480c9de.npz`),
-        or else a warning. All else is the path of a local file, which need not exist.
+      source: True for the published weights of a model: from the hub, or, if the hub cannot give them, from an
+        installed package (`jeffnet.weights.packages`) or the original release (JEFFNET_RELEASE_URL replaces its
+        address). `hf:owner/name` for a repository of the hub, `hf:owner/name/folder/file` for a file in it; either may
+        end in `@revision` (a branch, tag or commit). A URL, with the beginning of the file's SHA-256 after it
+        (`#sha256=d480c9de`) or in its name (`b0-d480c9de.npz`), or else a warning. All else is the path of a local
+        file, which need not exist.
       name: of the model, ours or timm's, for its published weights.
 
     Raises:
@@ -94,6 +96,10 @@ def _published(name: str | None) -> Located:
         if not error.unavailable:
             raise
         of_hub = error
+    package = package_of(model)
+    if (path := find_in_package(model)) is not None:
+        _log.warning("weights %r: %s; using those of the package %s", repository.source, of_hub.reason, package)
+        return Located(path, str(path), HubConfig(model))
     file = f"{model}-{entry.weights.sha256}.npz"
     url = os.environ.get("JEFFNET_RELEASE_URL", RELEASE).rstrip("/") + f"/{file}"
     path = cache_folder() / "release" / file
@@ -104,7 +110,9 @@ def _published(name: str | None) -> Located:
     except FetchError as error:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "
-            f"{of_hub.remedy}; or download {error.source} by hand to {str(path)!r}; or give the path of a file"
+            f"{of_hub.remedy}; or download {error.source} by hand to {str(path)!r}; or "
+            + (f"`pip install {package}`, which has them; or " if package else "")
+            + "give the path of a file"
         ) from error
 
 

