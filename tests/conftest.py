@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -79,6 +80,42 @@ def x64() -> Iterator[None]:
 
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def lite0_weights() -> Path:
+    """The authors' weights of EfficientNet-Lite0, from a package: a state dict of `efficientnet_pytorch`."""
+    from jeffnet.weights.packages import find_in_package, package_of
+
+    path = find_in_package("tf_efficientnet_lite0")
+    if path is None:
+        pytest.skip(f"{package_of('tf_efficientnet_lite0')} is not installed")
+    return path
+
+
+# Photographs that scikit-learn and scikit-image have in their packages, and their classes, which Lite0 finds.
+PHOTOGRAPHS = {
+    "sklearn/datasets/images/china.jpg": "n03877845",  # palace
+    "sklearn/datasets/images/flower.jpg": "n11939491",  # daisy
+    "skimage/data/chelsea.png": "n02123159",  # tiger cat
+    "skimage/data/coffee.png": "n07920052",  # espresso
+    "skimage/data/rocket.jpg": "n03773504",  # missile
+    "skimage/data/camera.png": "n04485082",  # tripod
+    "skimage/data/motorcycle_left.png": "n03785016",  # moped
+}
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[Path, str]:
+    """The classes of photographs, as WordNet numbers, by their files."""
+    found = {}
+    for name, wordnet in PHOTOGRAPHS.items():
+        package, _, rest = name.partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            pytest.skip(f"{package} is not installed")
+        found[Path(spec.submodule_search_locations[0]) / rest] = wordnet
+    return found
 
 
 # JAX's settings that forbid or check something, and its 64 bits.
