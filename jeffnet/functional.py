@@ -184,9 +184,8 @@ class _Run:
             case Conv():
                 return self._conv(op, x)
             case ExpertConv():
-                kernels = self._param(f"{op.name}.kernel")
                 assert weights is not None
-                return apply_conv(op.conv, x, lambda _, x: apply_experts(op.conv, x, kernels, weights), self._norm)
+                return apply_conv(op.conv, x, lambda _, x: self._experts(op, x, weights), self._norm)
             case SqueezeExcite() | GlobalContext() | Attention():
                 return apply_composite(op, x, self._conv)
             case Normalize():
@@ -227,6 +226,10 @@ class _Run:
             return y + over_channels(self._param(f"{part.name}.bias"), y) if op.bias else y
 
         return apply_conv(op, x, apply_part, self._norm)
+
+    def _experts(self, op: ExpertConv, x: Array, weights: Array) -> Array:
+        y = apply_experts(op.conv, x, self._param(f"{op.name}.kernel"), weights)
+        return y + over_channels(self._param(f"{op.name}.bias"), y) if op.conv.bias else y
 
     def _norm(self, norm: Norm, x: Array, act: str | None) -> Array:
         match norm:

@@ -284,7 +284,8 @@ class ExpertConv:
     """A convolution whose kernel is, for each picture, the sum of several kernels times the block's routing weights.
 
     Attributes:
-      conv: it has one part and no bias; its kernel's array has the experts as first axis.
+      conv: it has one part; its kernel's array has the experts as first axis. A bias, which only folded plans have, is
+        one for all experts.
       experts: number of kernels.
     """
 

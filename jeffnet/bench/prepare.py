@@ -19,7 +19,8 @@ from jeffnet.weights.formats.safetensors import save_model
 
 # Pixels and pictures from which random weights get their BatchNorm statistics.
 _CALIBRATION = (8, 96)
-# Factor on the scales of a residual block's last norm: with larger ones a deep network doubles every error many times.
+# Factor on the last scales of a residual block, those of a norm or LayerScale: with larger ones a deep network doubles
+# every error many times.
 _RESIDUAL_SCALE = 0.3
 
 
@@ -89,24 +90,23 @@ def random_arrays(card: ModelCard) -> dict[str, np.ndarray]:
     statistics that the random weights before it lead to, but for a random part.
     """
     plan = card.plan()
-    residual = {
-        conv.norm.name
+    specs = array_specs(plan)
+    scales = {
+        block.name: [name for name in specs if name.startswith(f"{block.name}.") and name.endswith(".scale")]
         for block in plan.blocks
         if block.residual
-        for op in block.ops
-        for conv in op.convolutions
-        if conv.norm and not conv.act
     }
+    last = {names[-1] for names in scales.values() if names}
     arrays: dict[str, np.ndarray] = {}
-    for name, spec in array_specs(plan).items():
-        module, random = name.rpartition(".")[0], _random(name)
+    for name, spec in specs.items():
+        random = _random(name)
         if spec.leaf == "kernel":
             fan_in = np.prod(spec.shape[:-1])
             values = random.standard_normal(spec.shape) * np.sqrt(2 / fan_in)
         elif spec.leaf == "bias":
             values = 0.1 * random.standard_normal(spec.shape)
         elif spec.leaf == "scale":
-            values = random.uniform(0.5, 1.5, spec.shape) * (_RESIDUAL_SCALE if module in residual else 1)
+            values = random.uniform(0.5, 1.5, spec.shape) * (_RESIDUAL_SCALE if name in last else 1)
         else:
             values = np.ones(spec.shape) if spec.leaf == "var" else np.zeros(spec.shape)
         arrays[name] = values.astype(np.float32)

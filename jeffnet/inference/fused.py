@@ -7,8 +7,9 @@
     fused.save("b0.fused")
     logits = load_fused("b0.fused")(images)
 
-BatchNorm is folded into the convolutions, bias, activation, gate and shortcut are computed where the convolution has
-its outputs at hand, and the batch goes through the network in pieces that fit the caches.
+BatchNorm and LayerScale are folded into the convolutions, bias, activation, gate and shortcut are computed where the
+convolution has its outputs at hand, and the batch goes through the network in pieces that fit the caches. What no C++
+kernel computes, such as attention, JAX computes in between: `FusedModel.unfused` names it.
 """
 
 import contextlib
@@ -94,7 +95,8 @@ def fuse(
     lowered = jax.jit(apply, compiler_options=options).lower(arrays, images)
     with _not_cached():
         compiled = lowered.compile()
-    return FusedModel(compiled, arrays if layout else jax.device_put(arrays), images, network.piece)
+    arrays = arrays if layout else jax.device_put(arrays)
+    return FusedModel(compiled, arrays, images, network.piece, network.unfused)
 
 
 class FusedModel:
@@ -103,6 +105,8 @@ class FusedModel:
     Attributes:
       images: shape and dtype of the batch.
       piece: pictures that go through the network at once.
+      unfused: canonical names of the operations that JAX computes, wholly or in part, since no C++ kernel does; of all
+        where there are no C++ kernels, as on accelerators.
     """
 
     def __init__(
@@ -111,9 +115,10 @@ class FusedModel:
         arrays: dict[str, Array],
         images: jax.ShapeDtypeStruct,
         piece: int,
+        unfused: tuple[str, ...],
         executable: bytes | None = None,
     ) -> None:
-        self.images, self.piece = images, piece
+        self.images, self.piece, self.unfused = images, piece, unfused
         # XLA cannot write again what it has read: `executable` is what it was read from.
         self._compiled, self._arrays, self._executable = compiled, arrays, executable
 
@@ -165,7 +170,7 @@ class FusedModel:
         if self.images.sharding is not None:
             raise ConfigError("a model that was fused for several devices cannot be saved: fuse it for one")
         executable = self._executable or serialize_executable.serialize(self._compiled)[0]
-        write_fused(path, executable, self._arrays, self.images, self.piece)
+        write_fused(path, executable, self._arrays, self.images, self.piece, self.unfused)
 
 
 def load_fused(path: str | os.PathLike) -> FusedModel:
@@ -183,12 +188,13 @@ def load_fused(path: str | os.PathLike) -> FusedModel:
     Raises:
       WeightsError: no such file, another kind of file, a damaged one, or one for another machine or version of JAX.
     """
-    executable, arrays, images, piece = read_fused(path)
+    executable, arrays, images, piece, unfused = read_fused(path)
     in_tree = jax.tree.structure(((arrays, images), {}))
     compiled = serialize_executable.deserialize_and_load(
         executable, in_tree, jax.tree.structure(0), execution_devices=jax.devices()[:1]
     )
-    return FusedModel(compiled, jax.device_put(arrays), images, piece, executable)  # pyright: ignore[reportArgumentType]
+    arrays: Any = jax.device_put(arrays)
+    return FusedModel(compiled, arrays, images, piece, unfused, executable)
 
 
 @contextlib.contextmanager

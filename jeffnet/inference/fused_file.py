@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ from jeffnet.system.files import written_atomically
 from jeffnet.system.processor import short_fingerprint
 
 _METADATA_KEY = "jeffnet-fused"
-_FORMAT = 2
+_FORMAT = 3
 _EXECUTABLE = "executable"
 
 
 def write_fused(
-    path: str | os.PathLike, executable: bytes, arrays: Mapping[str, Any], images: jax.ShapeDtypeStruct, piece: int
+    path: str | os.PathLike,
+    executable: bytes,
+    arrays: Mapping[str, Any],
+    images: jax.ShapeDtypeStruct,
+    piece: int,
+    unfused: Sequence[str],
 ) -> None:
     """Write a compiled model for this kind of machine and this version of JAX; replaces a file of this name.
 
@@ -34,13 +39,16 @@ def write_fused(
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     arrays[_EXECUTABLE] = np.frombuffer(executable, np.uint8)
     batch = [list(images.shape), images.dtype.name]
-    text = json.dumps({"format": _FORMAT, "made for": _conditions(), "images": batch, "piece": piece})
+    about = {"format": _FORMAT, "made for": _conditions(), "images": batch, "piece": piece, "unfused": list(unfused)}
+    text = json.dumps(about)
     with written_atomically(path) as partial:
         save_file(arrays, partial, {_METADATA_KEY: f"{_checksum(text, arrays)} {text}"})
 
 
-def read_fused(path: str | os.PathLike) -> tuple[bytes, dict[str, np.ndarray], jax.ShapeDtypeStruct, int]:
-    """What `write_fused` wrote: executable, arrays, images, piece.
+def read_fused(
+    path: str | os.PathLike,
+) -> tuple[bytes, dict[str, np.ndarray], jax.ShapeDtypeStruct, int, tuple[str, ...]]:
+    """What `write_fused` wrote: executable, arrays, images, piece, unfused operations.
 
     Raises:
       WeightsError: no such file, another kind of file, a damaged one, or one for another machine or version of JAX.
@@ -73,7 +81,7 @@ def read_fused(path: str | os.PathLike) -> tuple[bytes, dict[str, np.ndarray], j
         native.load()  # registers what the executable calls
     executable = arrays.pop(_EXECUTABLE).tobytes()
     images = jax.ShapeDtypeStruct(tuple(facts["images"][0]), jnp.dtype(facts["images"][1]))
-    return executable, arrays, images, facts["piece"]
+    return executable, arrays, images, facts["piece"], tuple(facts["unfused"])
 
 
 def _checksum(about: str, arrays: Mapping[str, np.ndarray]) -> str:

@@ -1,8 +1,9 @@
 """How a fused model computes a folded network: which kernel computes which operation, and in what pieces."""
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, assert_never
 
 import jax
@@ -11,16 +12,33 @@ import numpy as np
 from jax import Array, lax
 
 from jeffnet.arch.execution import Execution
-from jeffnet.arch.operations import Conv, ConvPart, Op, SqueezeExcite
+from jeffnet.arch.operations import (
+    Attention,
+    BatchNorm,
+    Conv,
+    ConvPart,
+    Downsample,
+    ExpertConv,
+    GlobalContext,
+    LayerScale,
+    Norm,
+    Normalize,
+    Op,
+    Routing,
+    SqueezeExcite,
+)
 from jeffnet.arch.plan import Block, Plan
 from jeffnet.arch.summary import layers
 from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.attention import attended_mean
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated, make_window
 from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
 from jeffnet.ops.depthwise import Window
+from jeffnet.ops.group_norm import sample_norm
 from jeffnet.ops.native import limits
-from jeffnet.ops.network import apply_network
+from jeffnet.ops.network import apply_composite, apply_experts, apply_network, apply_routing
+from jeffnet.ops.pool import downsample
 from jeffnet.system.processor import cache_bytes, processors
 
 _MOST_REPEATED = 0.15  # largest share of a band's rows that its neighbour computes too
@@ -31,7 +49,7 @@ class FusedNetwork:
     """A folded network as a function of its arrays.
 
     Attributes:
-      plan: without norms, see `jeffnet.inference.folding`.
+      plan: folded, see `jeffnet.inference.folding`.
       execution: how a pass runs.
       dtype: in which to compute.
       native: whether the C++ kernels are used.
@@ -55,11 +73,38 @@ class FusedNetwork:
                 if self._form(op, part) == "dense":
                     kernel, bias = pack_kernel(kernel), pack_bias(bias)
                 packed |= {f"{part.name}.kernel": kernel, f"{part.name}.bias": bias}
+        # What is left belongs to no kernel.
+        packed |= folded
+        folded.clear()
         return packed
+
+    @property
+    def unfused(self) -> tuple[str, ...]:
+        """Canonical names of what JAX's operations compute, wholly or in part, since no C++ kernel does."""
+        dense = [self.plan.classifier.conv] if self.plan.classifier else []
+        return tuple(name for op in (*self.plan.operations, *dense) for name in self._unfused(op))
+
+    def _unfused(self, op: Op) -> Iterator[str]:
+        match op:
+            case Conv():
+                if not _is_plain(op) or any(self._form(op, part) == "jax" for part in op.parts):
+                    yield op.name
+            case SqueezeExcite():
+                yield from (name for conv in op.convolutions for name in self._unfused(conv))
+            case GlobalContext() | Attention():
+                yield op.name
+                yield from (name for conv in op.convolutions for name in self._unfused(conv))
+            case Downsample():
+                if not self._has_kernel(op):
+                    yield op.name
+            case Normalize() | LayerScale() | Routing() | ExpertConv():
+                yield op.name
+            case _:
+                assert_never(op)
 
     def _form(self, op: Conv, part: ConvPart) -> str:
         """Which of the kernels computes a part of a convolution: 'dense', 'depthwise', or 'jax' for none."""
-        if not self.native or op.act not in ACTS:
+        if not self.native:
             return "jax"
         size = (part.kernel_size, part.kernel_size)
         # 'SAME' pads by less than the kernel reaches.
@@ -70,7 +115,11 @@ class FusedNetwork:
         return "depthwise" if part.is_depthwise and limits.depthwise((*size, 1, part.in_channels), window) else "jax"
 
     def _is_pointwise(self, op: Op) -> bool:
-        return isinstance(op, Conv) and op.is_pointwise and self._form(op, op.parts[0]) == "dense"
+        return isinstance(op, Conv) and op.is_pointwise and _is_plain(op) and self._form(op, op.parts[0]) == "dense"
+
+    def _has_kernel(self, op: Downsample) -> bool:
+        size = len(op.taps)
+        return self.native and limits.depthwise((size, size, 1, op.channels), _halving(op))
 
     def apply(self, arrays: Mapping[str, Array], images: Array) -> Array:
         """Logits, or pooled features."""
@@ -102,69 +151,121 @@ class FusedNetwork:
         return x if self.plan.classifier is None or window else self._classifier(arrays, x)
 
     def _block(self, arrays: Mapping[str, Array], block: Block, x: Array) -> Array:
-        shortcut, gate, ops, means = x, None, block.ops, None
-        bands = self._bands(block, x)
-        if bands:
-            whole = len(ops) == 3
-            with jax.named_scope(block.name):
-                x, means = self._inverted(arrays, ops, x, bands, shortcut if block.residual and whole else None)
-            if whole:
-                return x
-            ops = ops[2:]
-        for index, op in enumerate(ops):
-            last = index + 1 == len(ops)
+        means: Array | None = None  # of `x` over each picture, where a kernel computed them
+        gate: Array | None = None  # the next convolution multiplies by it
+        weights: Array | None = None  # of the block's experts
+        shortcut = x if block.residual else None
+        ops = block.ops
+        while ops:
+            count, bands = self._inverted_ops(ops, x) if gate is None else (1, 0)
+            (op, *others), ops = ops[:count], ops[count:]
+            added = None
+            if not ops and isinstance(op, Conv | Attention):
+                added, shortcut = shortcut, None
+            if gate is not None and not isinstance(op, Conv):
+                x, means, gate = x * gate, None, None
             match op:
-                case SqueezeExcite():
-                    # The convolution that comes next multiplies by the gate.
-                    if gate is not None:
-                        x, means = x * gate, None
-                    means = x.mean((1, 2), keepdims=True) if means is None else means
-                    reduced, _ = self._conv(arrays, op.reduce, means)
-                    gate, _ = self._conv(arrays, op.expand, reduced)
+                case Conv() if others:
+                    with jax.named_scope(block.name):
+                        x, means = self._inverted(arrays, (op, *others), x, bands, added)
                 case Conv():
-                    x, means = self._conv(arrays, op, x, gate, shortcut if last and block.residual else None)
+                    x, means = self._conv(arrays, op, x, gate, added)
                     gate = None
+                case SqueezeExcite() | GlobalContext():
+                    gate = self._gate(arrays, op, x, means)
+                case Attention():
+                    x, means = self._attention(arrays, op, x, added), None
+                case Routing():
+                    kernel, bias = _weights(arrays, op.name)
+                    weights = apply_routing(x, partial(_dense, kernel, bias))
+                case ExpertConv():
+                    assert weights is not None
+                    kernel, bias = _weights(arrays, op.name)
+                    x, means = apply_experts(op.conv, x, kernel, weights), None
+                    x = self._norm_act(arrays, op.conv.norm, x + over_channels(bias, x), op.conv.act)
+                case Downsample():
+                    x, means = self._downsample(op, x)
+                case Normalize():
+                    x, means = self._norm_act(arrays, op.norm, x, op.act), None
+                case LayerScale():
+                    raise AssertionError(f"{op.name} is not folded")
                 case _:
                     assert_never(op)
-        if gate is not None:
-            x = x * gate + shortcut if block.residual else x * gate
-        return x
+        x = x if gate is None else x * gate
+        return x if shortcut is None else x + shortcut
 
-    def _bands(self, block: Block, x: Array) -> int:
-        """Number of bands into which pictures are cut to fuse a block's first convolutions; 0 to not fuse them."""
-        match block.ops:
-            case [expand, Conv(parts=[part]) as depthwise, *rest] if self._is_pointwise(expand) and rest:
+    def _gate(
+        self, arrays: Mapping[str, Array], op: SqueezeExcite | GlobalContext, x: Array, means: Array | None
+    ) -> Array:
+        """By what `op` multiplies the channels of `x`, `(N, 1, 1, C)`."""
+        if isinstance(op, GlobalContext):
+            means = attended_mean(x, self._conv(arrays, op.context, x)[0])
+        elif means is None:
+            means = x.mean((1, 2), keepdims=True)
+        reduced, _ = self._conv(arrays, op.reduce, means)
+        return self._conv(arrays, op.expand, reduced)[0]
+
+    def _attention(self, arrays: Mapping[str, Array], op: Attention, x: Array, shortcut: Array | None) -> Array:
+        def conv(conv: Conv, x: Array) -> Array:
+            return self._conv(arrays, conv, x, shortcut=shortcut if conv is op.output else None)[0]
+
+        return apply_composite(op, x, conv)
+
+    def _downsample(self, op: Downsample, x: Array) -> tuple[Array, Array | None]:
+        if not self._has_kernel(op):
+            return downsample(x, op.taps, op.padding), None
+        kernel = np.multiply.outer(op.taps, op.taps).astype(np.float32)[:, :, None, None]
+        kernel = jnp.broadcast_to(kernel, (*kernel.shape[:3], op.channels))
+        return depthwise_act(x, kernel, jnp.zeros(op.channels, jnp.float32), _halving(op))
+
+    def _norm_act(self, arrays: Mapping[str, Array], norm: Norm | None, x: Array, act: str | None) -> Array:
+        """By JAX's operations."""
+        if norm is None:
+            return ACTIVATIONS[act](x) if act else x
+        assert not isinstance(norm, BatchNorm), f"{norm.name} is not folded"
+        return sample_norm(norm, x, arrays[f"{norm.name}.scale"], arrays[f"{norm.name}.bias"], self.dtype, act)
+
+    def _inverted_ops(self, ops: Sequence[Op], x: Array) -> tuple[int, int]:
+        """How many of the first operations one kernel computes, and in how many bands of rows: 1 and 0 for none."""
+        none = (1, 0)
+        match ops:
+            case [expand, Conv(parts=[part]) as depthwise, after, *_] if self._is_pointwise(expand):
                 pass
             case _:
-                return 0
+                return none
         kernel = (part.kernel_size, part.kernel_size, 1, part.in_channels)
-        if (
-            not limits.inverted(x.shape, kernel, _window(depthwise, part, x))
-            or self._form(depthwise, part) != "depthwise"
-        ):
-            return 0
-        # The kernel of whole blocks ends with a product of all channels and no activation.
-        if len(rest) == 1 and not (self._is_pointwise(rest[0]) and rest[0].act is None):
-            return 0
+        fits = limits.inverted(x.shape, kernel, _window(depthwise, part, x)) and _is_plain(depthwise)
+        if not fits or self._form(depthwise, part) != "depthwise":
+            return none
+        # The kernel of three operations ends with a product of all channels and no activation.
+        whole = self._is_pointwise(after) and isinstance(after, Conv) and after.act is None
+        if len(ops) == 3 and not whole:
+            return none
         bands = -(-len(processors()) // x.shape[0])
         # Neighbouring bands both compute the rows under the kernels at their border.
         rows, repeated = x.shape[1] / bands, part.kernel_size - depthwise.stride
-        return bands if bands == 1 or repeated <= rows * _MOST_REPEATED else 0
+        return (3 if whole else 2, bands) if bands == 1 or repeated <= rows * _MOST_REPEATED else none
 
     def _inverted(
-        self, arrays: Mapping[str, Array], ops: tuple, x: Array, bands: int, shortcut: Array | None
-    ) -> tuple[Array, Array]:
-        expand, depthwise = ops[:2]
-        window = _window(depthwise, depthwise.parts[0], x)
-        weights = [_weights(arrays, op.parts[0]) for op in (ops if len(ops) == 3 else ops[:2])]
-        project, features = (weights[2], ops[2].out_channels) if len(ops) == 3 else (None, 0)
-        acts = (expand.act, depthwise.act)
-        return inverted_residual(x, weights[0], weights[1], window, acts, bands, project, features, shortcut)
+        self, arrays: Mapping[str, Array], ops: Sequence[Any], x: Array, bands: int, shortcut: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Outputs, and means where they end with the depthwise convolution."""
+        expand, depthwise, *project = ops
+        window, acts = _window(depthwise, depthwise.parts[0], x), (expand.act, depthwise.act)
+        kernels = _weights(arrays, expand.name), _weights(arrays, depthwise.name)
+        if not project:
+            return inverted_residual(x, *kernels, window, acts, bands)
+        last, features = _weights(arrays, project[0].name), project[0].out_channels
+        return inverted_residual(x, *kernels, window, acts, bands, last, features, shortcut)[0], None
 
     def _conv(
         self, arrays: Mapping[str, Array], op: Conv, x: Array, gate: Array | None = None, shortcut: Array | None = None
     ) -> tuple[Array, Array | None]:
         """Outputs and, if the kernels computed them, their means over each picture before the shortcut is added."""
+        if not _is_plain(op):
+            x, _ = self._conv(arrays, replace(op, norm=None, act=None), x, gate)
+            x = self._norm_act(arrays, op.norm, x, op.act)
+            return x if shortcut is None else x + shortcut, None
         outputs, means = [], []
         for part, channels, features in op.shares:
             with jax.named_scope(part.name):
@@ -184,7 +285,7 @@ class FusedNetwork:
         gate: Array | None,
         shortcut: Array | None,
     ) -> tuple[Array, Array | None]:
-        kernel, bias, window = *_weights(arrays, part), _window(op, part, x)
+        kernel, bias, window = *_weights(arrays, part.name), _window(op, part, x)
         form = self._form(op, part)
         if form == "dense":
             size = (part.kernel_size, part.kernel_size)
@@ -204,8 +305,8 @@ class FusedNetwork:
         assert self.plan.classifier
         op = self.plan.classifier.conv
         if self._form(op, op.parts[0]) != "dense":
-            x = x @ arrays[f"{op.name}.kernel"][0, 0]
-            return x + over_channels(arrays[f"{op.name}.bias"], x)
+            kernel, bias = _weights(arrays, op.name)
+            return _dense(kernel[0, 0], bias, x)
         rows = x.reshape(-1, 1, 1, x.shape[-1])
         return self._conv(arrays, op, rows)[0].reshape(*x.shape[:-1], op.out_channels)
 
@@ -214,8 +315,22 @@ def _joined(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _weights(arrays: Mapping[str, Array], part: ConvPart) -> tuple[Array, Array]:
-    return arrays[f"{part.name}.kernel"], arrays[f"{part.name}.bias"]
+def _weights(arrays: Mapping[str, Array], name: str) -> tuple[Array, Array]:
+    return arrays[f"{name}.kernel"], arrays[f"{name}.bias"]
+
+
+def _dense(kernel: Array, bias: Array, x: Array) -> Array:
+    x = x @ kernel
+    return x + over_channels(bias, x)
+
+
+def _is_plain(op: Conv) -> bool:
+    """Whether kernels compute all that comes after the products."""
+    return op.norm is None and op.act in ACTS
+
+
+def _halving(op: Downsample) -> Window:
+    return Window((2, 2), ((op.padding, op.padding),) * 2, (1, 1))  # pyright: ignore[reportArgumentType]
 
 
 def _window(op: Conv, part: ConvPart, x: Array) -> Window:

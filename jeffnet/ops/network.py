@@ -102,10 +102,10 @@ def apply_routing(x: Array, dense: Layer) -> Array:
 
 
 def apply_experts(conv: Conv, x: Array, kernels: Array, weights: Array) -> Array:
-    """A convolution of every picture with a mixture of kernels, without norm and activation (arXiv:1904.04971).
+    """A convolution of every picture with a mixture of kernels; no bias, norm or activation (arXiv:1904.04971).
 
     Args:
-      conv: what to compute; it has one part and no bias.
+      conv: what to compute; it has one part.
       x: `(N, H, W, C)`.
       kernels: `(experts, height, width, C / groups, C')`, in the dtype of `x`.
       weights: of the experts, `(N, experts)`.

@@ -56,7 +56,16 @@ FAMILIES = (
     "tf_efficientnet_es",
     "tf_mixnet_s",
     "tf_mobilenetv3_small_minimal_100",
+    "efficientnet_b0_gn",
+    "efficientnet_cc_b0_4e",
+    "efficientnet_x_b3",
+    "gc_efficientnetv2_rw_t",
+    "mobilenetv4_conv_blur_medium",
+    "mobilenetv4_hybrid_medium",
+    "tinynet_a",
 )
+# At 64 x 64 pixels, with their head after the pooling or without one, and with strided expansions.
+SMALL = ("mobilenetv1_100", "mobilenetv4_conv_small", pytest.param("tf_efficientnetv2_b0", marks=pytest.mark.slow))
 QUICK = 2
 
 
@@ -137,6 +146,49 @@ def test_every_family(name):
     assert logits.shape == (2, CLASSES) and logits.dtype == jnp.float32
     assert error(logits, exactly(start, images)) < TOLERANCE
     assert ("jeffnet_dense" in kernels(fused)) == native.available()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_recent_networks(name):
+    """Kernels compute all of them."""
+    start, images = random_start(name), images_of(2, (64, 64))
+    fused = fused_of(start, batch_size=2, image_size=64)
+    assert error(fused(images), exactly(start, images)) < TOLERANCE
+    assert not fused.unfused or not native.available()
+
+
+# What JAX computes of the models of `one_operation`; other operations have kernels.
+UNFUSED = {
+    "attention": {"conv_stem", "pw_exp", "dw_mid", "conv_head", "attn"},
+    "group_norm": {
+        *("conv_stem", "conv_pw", "conv_dw", "conv_pwl", "conv_head", "norm"),
+        *("attn", "key_down", "value_down", "dw_start", "pw_exp", "dw_mid", "pw_proj"),
+    },
+    "experts": {"routing_fn", "conv_pw", "conv_dw", "conv_pwl"},
+    "context": {"se", "reduce"},
+}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_every_operation(one_operation, threads, monkeypatch):
+    """In one piece and in several, with bands and without."""
+    monkeypatch.setattr(fused_network, "processors", lambda: range(threads))
+    start, images = random_start(one_operation), images_of()
+    fused = fused_of(start, piece=3 if threads == 1 else 2)
+    assert error(fused(images), exactly(start, images)) < TOLERANCE
+    unfused = {name.rpartition(".")[2] for name in fused.unfused}
+    if native.available():
+        assert unfused == UNFUSED.get(one_operation.removeprefix("tiny_of_"), set())
+    else:
+        assert "conv_stem" in unfused
+
+
+def test_depthwise_convolutions_in_the_middle_are_fused(every_operation):
+    """With the expansion before them and the projection after them, also where a depthwise convolution comes first."""
+    if not native.available():
+        pytest.skip(f"no C++ kernels: {native.failure()}")
+    text = fused_of(random_start("tiny_of_uir")).program()
+    assert text.count('custom_call_target="jeffnet_inverted"') == 2
 
 
 OPTIONS = [
@@ -338,6 +390,7 @@ def test_without_the_cpp(how, name, monkeypatch):
         with use_lowering(how):
             fused = fused_of(start, piece=2)
     assert not kernels(fused) and error(fused(images), wanted) < TOLERANCE
+    assert {"conv_stem", "blocks.0.0.conv_dw", "classifier"} <= set(fused.unfused)
 
 
 def test_what_is_not_finite_is_not_hidden():
@@ -453,7 +506,7 @@ def test_saved_and_loaded(saved, tmp_path):
     loaded = load_fused(str(path))
     np.testing.assert_array_equal(loaded(images_of()), logits)
     np.testing.assert_array_equal(loaded(images_of()[:1]), logits[:1])
-    assert loaded.memory() == fused.memory()
+    assert loaded.memory() == fused.memory() and loaded.unfused == fused.unfused
     assert (loaded.images, loaded.piece) == (fused.images, fused.piece) == (fused.images, 2)
     with pytest.raises(ConfigError, match="compiled for"):
         loaded(images_of(BATCH + 1))

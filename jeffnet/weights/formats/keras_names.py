@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from jeffnet.arch.operations import SqueezeExcite
+from jeffnet.arch.operations import BatchNorm, SqueezeExcite
 from jeffnet.arch.plan import Plan
 from jeffnet.errors import WeightsError
 from jeffnet.weights.naming import Layer, Naming, array_names
@@ -65,7 +65,8 @@ LEAVES = {
 def _family(plan: Plan) -> _Family:
     kernels = {part.kernel_size for op in plan.convolutions for part in op.parts}
     squeezed = any(isinstance(op, SqueezeExcite) for block in plan.blocks for op in block.ops)
-    if plan.stem.parts[0].padding == "SAME" and plan.stem.norm and plan.stem.norm.epsilon == 1e-3:
+    norm = plan.stem.norm
+    if plan.stem.parts[0].padding == "SAME" and isinstance(norm, BatchNorm) and norm.epsilon == 1e-3:
         if plan.pool_first:
             return _MOBILENETV3
         if plan.stem.act == "silu" and squeezed:
