@@ -59,15 +59,15 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
     """Factors on the learning rate: 1 in the last layer, and `decay` times less from every layer to the one before it.
 
     The stem is a layer, then every block, then the classifier. The last convolution belongs to the last block, but to
-    the classifier where it comes after the pooling, as MobileNetV3's does. That is timm's fine grouping.
+    the classifier where it comes after the pooling, as in MobileNetV3 and MobileNetV4. That is timm's fine grouping.
 
     Source: Clark et al., "ELECTRA", arXiv:2003.10555.
     """
     names = tuple(names)
     layers = {name: _layer(name) for name in names}
     last_block = max((layer for layer in layers.values() if layer < _HEAD), default=_STEM)
-    # Only a convolution without a norm, which is one after the pooling, has a bias.
-    head = _CLASSIFIER if "conv_head.bias" in layers else last_block
+    # After the pooling it has a norm of another name, or none.
+    head = last_block if "bn2.scale" in layers else _CLASSIFIER
     layers = {name: head if layer == _HEAD else layer for name, layer in layers.items()}
     depth = {layer: place for place, layer in enumerate(sorted(set(layers.values()), reverse=True))}
     return {name: decay ** depth[layers[name]] for name in names}
@@ -75,7 +75,9 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
 
 # In the order of a forward pass; blocks are `(1, stage, place)`.
 _STEM, _HEAD, _CLASSIFIER = (0,), (2,), (3,)
-_ENDS = {"conv_stem": _STEM, "bn1": _STEM, "conv_head": _HEAD, "bn2": _HEAD, "classifier": _CLASSIFIER}
+_ENDS = {
+    "conv_stem": _STEM, "bn1": _STEM, "conv_head": _HEAD, "bn2": _HEAD, "norm_head": _HEAD, "classifier": _CLASSIFIER,
+}  # fmt: skip
 
 
 def _layer(name: str) -> tuple[int, ...]:

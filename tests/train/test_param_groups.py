@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jeffnet.arch.summary import array_specs
-from jeffnet.arch.zoo import MODELS, model_plan
+from jeffnet.arch.zoo import list_models, model_plan
 from jeffnet.errors import ConfigError
 from jeffnet.train.config import OptimizerConfig, ParamGroup
 from jeffnet.train.param_groups import layer_factors, treatments
@@ -19,18 +19,31 @@ def shapes(model):
     return {name: jax.ShapeDtypeStruct(spec.shape, "float32") for name, spec in parameters(model).items()}
 
 
-SHAPES = shapes("pt_mnasnet_small")
+SHAPES = shapes("mnasnet_small")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", ["tf_efficientnet_b0", "tf_mobilenetv3_large_minimal_100", "pt_mixnet_s"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf_efficientnet_b0",
+        "tf_mobilenetv3_large_minimal_100",
+        "mixnet_s",
+        "fbnetv3_b",
+        "mobilenetv1_100",
+        "mobilenetv4_hybrid_medium_075",
+        "efficientnet_cc_b0_4e",
+        "efficientnet_b0_gn",
+        "gc_efficientnetv2_rw_t",
+    ],
+)
 def test_layer_decay_and_weight_decay_are_timms(timm, name):
     """Of every parameter."""
     import torch
     from timm.optim import param_groups_layer_decay
 
     with torch.device("meta"):
-        model = timm.create_model(name.removeprefix("pt_"))
+        model = timm.create_model(name)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.7)
     expected = {
@@ -44,7 +57,7 @@ def test_layer_decay_and_weight_decay_are_timms(timm, name):
     assert {name: (treatment.rate, treatment.weight_decay) for name, treatment in ours.items()} == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", list_models())
 def test_every_parameter_of_every_model_has_a_layer(name):
     factors = layer_factors(parameters(name), 0.5)
     blocks = sum(len(stage) for stage in model_plan(name).stages)
