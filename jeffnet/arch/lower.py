@@ -101,18 +101,25 @@ def scale_repeats(repeats: list[int], depth: float, rounding: str) -> list[int]:
     return scaled[::-1]
 
 
-def _expand_stages(spec: ModelSpec) -> list[list[BlockSpec]]:
-    """Stages with one spec per block: repetitions are scaled and written out."""
+def repeats_of(spec: ModelSpec) -> list[list[int]]:
+    """How many blocks each block string of each stage stands for, with the model's depth."""
     stages = parse_stages(spec.stages)
-    expanded = []
+    repeats = []
     for index, stage in enumerate(stages):
         at_end = index in (0, len(stages) - 1)
         depth = spec.depth[index] if isinstance(spec.depth, tuple) else spec.depth
         if at_end and not spec.scale_ends:
             depth = 1.0
-        repeats = scale_repeats([block.repeats for block in stage], depth, spec.depth_rounding)
-        expanded.append([block for block, repeat in zip(stage, repeats, strict=True) for _ in range(repeat)])
-    return expanded
+        repeats.append(scale_repeats([block.repeats for block in stage], depth, spec.depth_rounding))
+    return repeats
+
+
+def _expand_stages(spec: ModelSpec) -> list[list[BlockSpec]]:
+    """Stages with one spec per block: repetitions are scaled and written out."""
+    return [
+        [block for block, repeat in zip(stage, repeats, strict=True) for _ in range(repeat)]
+        for stage, repeats in zip(parse_stages(spec.stages), repeats_of(spec), strict=True)
+    ]
 
 
 def _lower_stages(
@@ -132,6 +139,8 @@ def _lower_stages(
             block_dilation = dilation
             packs = block.space_to_depth and not packed
             if packs:
+                if stride * 2 > output_stride:
+                    raise _cannot_dilate(output_stride, f"blocks.{stage_index} packs positions into channels")
                 packed, stride = True, stride * 2
             elif packed and block_stride == 2:
                 # The stride is done: the block takes the packed positions apart, by its expansion.
@@ -139,6 +148,7 @@ def _lower_stages(
                 block = replace(block, expansion=block.expansion / 4)
             if block_stride > 1 and stride * block_stride > output_stride:
                 # This block still sees its input at the old density; those after it need the wider reach.
+                _check_dilation(spec, block, stage_index, output_stride)
                 dilation, block_stride = dilation * block_stride, 1
             stride *= block_stride
             name = f"blocks.{stage_index}.{block_index}"
@@ -151,3 +161,18 @@ def _lower_stages(
         if stage_index + 1 == len(specs) or (specs[stage_index + 1][0].stride > 1 and not packed):
             features.append(FeatureInfo(f"blocks.{stage_index}", channels, stride, stage_index))
     return tuple(stages), tuple(features)
+
+
+def _check_dilation(spec: ModelSpec, block: BlockSpec, stage: int, output_stride: int) -> None:
+    """Check that a block can do without its stride, and the blocks after it with dilation."""
+    if spec.downsample:
+        raise _cannot_dilate(output_stride, f"blocks.{stage} halves its map by a fixed filter")
+    first, middle, last = block.expand_kernels, block.kernels, block.project_kernels
+    if block.kind == "uir" and any(last) and any((*first, *middle)):
+        raise _cannot_dilate(output_stride, f"blocks.{stage} has a kernel after its stride")
+
+
+def _cannot_dilate(output_stride: int, reason: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"output_stride {output_stride}: {reason}, which dilation cannot replace; give a larger one"
+    )

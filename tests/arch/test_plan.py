@@ -8,7 +8,7 @@ import pytest
 
 from jeffnet.arch.blocks import round_channels
 from jeffnet.arch.lower import GLOBAL_POOLS, lower, scale_repeats
-from jeffnet.arch.operations import Conv, Downsample, ExpertConv
+from jeffnet.arch.operations import Attention, Conv, Downsample, ExpertConv
 from jeffnet.arch.spec import ModelSpec, as_tensorflow
 from jeffnet.arch.summary import array_specs, count_macs, layers, output_size
 from jeffnet.arch.zoo import list_models, model_plan, model_spec
@@ -108,6 +108,8 @@ def test_a_residual_needs_equal_shapes():
 @pytest.mark.parametrize("name", list_models())
 def test_strides_never_exceed_the_output_stride(name, output_stride):
     """Strides become dilations, and the widths, names and parameters stay what they are."""
+    if model_spec(name).downsample and output_stride < 32:
+        pytest.skip("refused, as a test below shows")
     plain, plan = model_plan(name), model_plan(name, output_stride=output_stride)
     assert [feature.stride for feature in plan.features] == [min(stride, output_stride) for stride in (2, 4, 8, 16, 32)]
     assert [(f.name, f.channels, f.stage) for f in plan.features] == [
@@ -252,3 +254,25 @@ def test_impossible_options_are_errors(options, fault):
 def test_a_broken_block_string_is_an_error():
     with pytest.raises(ArchitectureError, match="'ir_r1_k4_s1_e6_c24'"):
         lower(replace(model_spec("efficientnet_b0"), stages=(("ir_r1_k4_s1_e6_c24",),)))
+
+
+@pytest.mark.parametrize(
+    ("stages", "options", "message"),
+    [
+        (("er_r1_k3_s2_e2_c8", "uir_r1_a3_k3_s2_e2_c8"), {"downsample": "blur"}, "blocks.2 halves its map by a fixed"),
+        (("cn_r1_k3_s2_c8", "uir_r1_k3_p3_s2_e2_c8"), {}, "blocks.2 has a kernel after its stride"),
+        (("cn_r1_k3_s2_c8", "cn_r1_k3_s2_c8", "ds_r1_k3_s1_c8_d1"), {}, "blocks.3 packs positions into channels"),
+    ],
+)
+def test_an_output_stride_that_dilation_cannot_give_is_refused(stages, options, message):
+    spec = ModelSpec(stages=(("cn_r1_k3_s2_c8",), *((stage,) for stage in stages)), **options)
+    lower(spec)
+    with pytest.raises(ArchitectureError, match=f"output_stride 8: {message}.* cannot replace; give a larger one"):
+        lower(spec, output_stride=8)
+
+
+def test_attention_keeps_its_reach_in_a_denser_map():
+    """Its kernels are dilated as those of the other blocks, and it has no other distances."""
+    plan = model_plan("mobilenetv4_hybrid_medium_075", output_stride=8)
+    (key, _), *_ = (op.key for block in plan.blocks for op in block.ops if isinstance(op, Attention))
+    assert (key.stride, key.dilation) == (2, 2)
