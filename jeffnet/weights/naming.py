@@ -39,6 +39,8 @@ class Naming:
       ignored: names of a file's arrays that are no part of a model, such as an optimizer's.
       background: whether a model of 1,001 classes has none of ImageNet's as its first.
       conv_classifier: whether the classifier is written as a 1x1 convolution; either is read.
+      epsilon: of the source's norms, where it may differ from the model's. The difference is added to the running
+        variances that are read, so that an evaluation computes the same; None for the model's.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Naming:
     ignored: re.Pattern | None = None
     background: bool = False
     conv_classifier: bool = False
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan)
         if name in ours:
             spec = ours[name]
             array = _from_layout(array, spec, naming.layout)
+            if spec.leaf == "var" and (excess := excess_epsilon(naming, plan)):
+                array = array.map(lambda values, excess=excess: values + excess)
             # Of TensorFlow's 1,001 classes the first is the background, which ImageNet's scores do not count.
             if naming.background and spec.name in CLASSIFIER and array.shape[-1] == 1001:
                 array = array.map(lambda values: values[..., 1:])
@@ -144,6 +149,13 @@ def to_canonical_names(arrays: Mapping[str, Stored], naming: Naming, plan: Plan)
         elif not (naming.ignored and naming.ignored.search(name)):
             renamed[name] = array
     return renamed
+
+
+def excess_epsilon(naming: Naming, plan: Plan) -> float:
+    """By how much the epsilon of a source's norms exceeds that of a model's."""
+    if naming.epsilon is None or plan.stem.norm is None:
+        return 0.0
+    return naming.epsilon - plan.stem.norm.epsilon
 
 
 def to_source_names(
@@ -179,6 +191,8 @@ def _from_layout(array: Stored, spec: ArraySpec, layout: str) -> Stored:
             shape = (experts, outputs, inputs, height, width)
             return array.map(lambda values: values.reshape(shape).transpose(0, 3, 4, 2, 1))
         return array
+    if layout == "torch" and (array.ndim, len(spec.shape)) == (2, 4):  # a dense layer for a 1x1 convolution
+        return array.map(lambda values: values.transpose()[None, None])
     if layout == "torch":
         axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
         return array.map(lambda values: values.transpose(axes)) if axes else array

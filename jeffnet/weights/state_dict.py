@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,11 +12,41 @@ from jeffnet.errors import WeightsError
 
 # What `DataParallel`, `torch.compile`, FSDP and activation checkpointing add to names, in any place.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# The first convolution of timm's networks and of `efficientnet_pytorch`, after any prefix.
-_STEM = re.compile(r"(?P<prefix>(?:.*\.)?)_?conv_stem\.weight")
-# The modules of these networks. Others beside them, such as a loss's weights, are skipped.
-_MODULES = re.compile(
-    r"(conv_stem|bn1|blocks|conv_head|bn2|norm_head|classifier|_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\."
+
+
+class _Network(NamedTuple):
+    """How the networks of a source are found among arrays of any names.
+
+    Attributes:
+      stem: the first convolution's name, after any prefix.
+      modules: the network's modules. Others beside them, such as a loss's weights, are skipped.
+      mark: an array of the same prefix, without which it is another network.
+    """
+
+    stem: re.Pattern
+    modules: re.Pattern
+    mark: str = ""
+
+
+_NETWORKS = (
+    # timm and efficientnet_pytorch.
+    _Network(
+        re.compile(r"(?P<prefix>(?:.*\.)?)_?conv_stem\.weight"),
+        re.compile(
+            r"(conv_stem|bn1|blocks|conv_head|bn2|norm_head|classifier|_conv_stem|_bn0|_blocks|_conv_head|_bn1|_fc)\."
+        ),
+    ),
+    # torchvision's, with and without a module of all but the classifier.
+    _Network(
+        re.compile(r"(?P<prefix>(?:.*\.)?)features\.0\.0\.weight"),
+        re.compile(r"(features|classifier)\."),
+        "features.0.1.running_mean",
+    ),
+    _Network(
+        re.compile(r"(?P<prefix>(?:.*\.)?)layers\.0\.weight"),
+        re.compile(r"(layers|classifier)\."),
+        "layers.8.0.layers.0.weight",
+    ),
 )
 # Keys of averaged weights, which are preferred to the last ones.
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg)(_|$)")
@@ -101,11 +131,15 @@ def _candidates(content: Mapping, path: tuple[str, ...]) -> Iterator[_Candidate]
         name = ".".join(word for word in key.split(".") if word not in _WRAPPERS)
         # If two would get the same name, both keep theirs.
         arrays[key if name in arrays else name] = array
-    for prefix in sorted({match["prefix"] for match in map(_STEM.fullmatch, arrays) if match})[:_MOST]:
-        names = {name for name in arrays if name.startswith(prefix) and _MODULES.match(name, len(prefix))}
-        others = {name: array for name, array in arrays.items() if name not in names}
-        kept = {name.removeprefix(prefix): array for name, array in arrays.items() if name in names}
-        yield _Candidate(path, prefix, kept, others)
+    for network in _NETWORKS:
+        prefixes = {match["prefix"] for match in map(network.stem.fullmatch, arrays) if match}
+        for prefix in sorted(prefix for prefix in prefixes if not network.mark or prefix + network.mark in arrays)[
+            :_MOST
+        ]:
+            names = {name for name in arrays if name.startswith(prefix) and network.modules.match(name, len(prefix))}
+            others = {name: array for name, array in arrays.items() if name not in names}
+            kept = {name.removeprefix(prefix): array for name, array in arrays.items() if name in names}
+            yield _Candidate(path, prefix, kept, others)
 
 
 def _arrays(content: Mapping) -> dict[str, Any]:
@@ -132,9 +166,10 @@ def _report(content: Any, source: str, taken: _Candidate, was_choice: bool) -> N
 def _none_found(content: Any, source: str) -> WeightsError:
     arrays = next(filter(None, (_arrays(mapping) for _, mapping in _mappings(content))), None)
     if arrays:
+        first = ", ".join(list(arrays)[:3])
         return WeightsError(
-            f"weights {source!r} are neither jeffnet's nor a timm or efficientnet_pytorch state dict: no "
-            f"'conv_stem.weight' among {len(arrays)} arrays ({', '.join(list(arrays)[:3])}, ...)"
+            f"weights {source!r} are neither jeffnet's nor a timm, torchvision or efficientnet_pytorch state dict: no "
+            f"'conv_stem.weight' or 'features.0.0.weight' among {len(arrays)} arrays ({first}, ...)"
         )
     saved = f"a {type(content).__name__}"
     if isinstance(content, Mapping):

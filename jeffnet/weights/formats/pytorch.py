@@ -12,9 +12,10 @@ import numpy as np
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.weights.archive import check_members, open_zip
 from jeffnet.weights.formats.interface import OF_MEMBERS, Contents, Probe, WeightsFile, guarded, reading
+from jeffnet.weights.formats.state_dicts import state_dict_file
 from jeffnet.weights.formats.torch_file import UnsafeContentError, load
 from jeffnet.weights.state_dict import find_state_dict
-from jeffnet.weights.timm import state_dict, state_dict_naming
+from jeffnet.weights.timm import state_dict
 
 # The beginning of a file in torch's older format: a pickle's protocol. The newer one is a zip archive.
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -42,7 +43,7 @@ def read(path: Path) -> WeightsFile:
             ) from error
     found = find_state_dict(content, str(path))
     arrays = {name: guarded(array, path, _FAULT) for name, array in found.items()}
-    return WeightsFile(str(path), arrays, state_dict_naming(arrays), checksums=OF_MEMBERS if has_checksums else "")
+    return state_dict_file(str(path), arrays, OF_MEMBERS if has_checksums else "")
 
 
 def write(path: Path, contents: Contents) -> None:

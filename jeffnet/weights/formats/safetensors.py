@@ -1,4 +1,4 @@
-"""safetensors: jeffnet's own files, and the state dicts of timm and `efficientnet_pytorch`.
+"""safetensors: jeffnet's own files, and state dicts of timm, torchvision and `efficientnet_pytorch`.
 
 In jeffnet's own files arrays have canonical names and layouts (`jeffnet.arch.summary.ArraySpec`), and the metadata has
 the model's card under `jeffnet`. Every file that jeffnet writes has checksums of the arrays and of the other metadata
@@ -20,9 +20,10 @@ from jeffnet.system.files import written_atomically
 from jeffnet.weights.card import METADATA_KEY, ModelCard, card_json, parse_card
 from jeffnet.weights.checksum import CHECKSUMS_KEY, checked, checksum, damaged
 from jeffnet.weights.formats.interface import OF_ARRAYS, Contents, Probe, WeightsFile, reading
+from jeffnet.weights.formats.state_dicts import state_dict_file
 from jeffnet.weights.state_dict import find_state_dict
 from jeffnet.weights.stored import Stored
-from jeffnet.weights.timm import state_dict, state_dict_naming
+from jeffnet.weights.timm import state_dict
 
 # The file is mapped into memory, and what was read of it counts as this process's memory until it is closed.
 _MAPPED_BYTES = 2**25
@@ -47,8 +48,7 @@ def read(path: Path) -> WeightsFile:
         arrays, checksums = _checked(arrays, metadata, str(path)), OF_ARRAYS
     if METADATA_KEY in metadata:
         return WeightsFile(str(path), arrays, card=parse_card(metadata[METADATA_KEY], str(path)), checksums=checksums)
-    arrays = find_state_dict(arrays, str(path))
-    return WeightsFile(str(path), arrays, state_dict_naming(arrays), checksums=checksums)
+    return state_dict_file(str(path), find_state_dict(arrays, str(path)), checksums)
 
 
 def write(path: Path, contents: Contents) -> None:

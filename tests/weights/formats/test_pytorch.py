@@ -17,9 +17,11 @@ from jeffnet.checkpoints import save_checkpoint, write_checkpoint
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.functional import create_model, from_pretrained
 from jeffnet.ops.init import initial_arrays
+from jeffnet.weights import torchvision
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.formats.interface import Contents
 from jeffnet.weights.load import open_weights, read_weights
+from jeffnet.weights.stored import Stored
 from jeffnet.weights.timm import state_dict
 
 pytestmark = pytest.mark.files
@@ -46,7 +48,9 @@ def _randomized(reference, size=32):
                 value.normal_(0, 0.1, generator=generator)
         reference.train()(torch.empty(8, 3, size, size, dtype=torch.float64).normal_(generator=generator))
         for norm in norms:
-            norm.running_mean += 0.1 * torch.empty_like(norm.running_mean).normal_(generator=generator)
+            # Relative to what a channel varies by: in a deep network anything else grows from layer to layer.
+            noise = torch.empty_like(norm.running_mean).normal_(generator=generator)
+            norm.running_mean += 0.1 * norm.running_var.sqrt() * noise
             norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.8, 1.3, generator=generator)
     return reference.eval()
 
@@ -411,6 +415,117 @@ def test_efficientnet_lite_in_the_layout_of_efficientnet_pytorch(timm, tmp_path)
         open_weights(path, "pt_efficientnet_lite0")
     with pytest.raises(WeightsError, match="B8, L2 and Lite"):
         open_weights(path, "tf_mobilenetv2_100")
+
+
+def _torchvision(name, **options):
+    """A network of torchvision, which the fixture `timm` makes importable."""
+    from torchvision import models
+
+    return getattr(models, name)(weights=None, **options)
+
+
+# One of each way to name modules, and of both epsilons.
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("efficientnet_b0", "efficientnet_b0"),
+        ("mobilenet_v2", "mobilenetv2_100"),
+        ("mobilenet_v3_small", "mobilenetv3_small_100"),
+        ("mnasnet0_5", "mnasnet_050"),
+        *(
+            pytest.param(theirs, ours, marks=pytest.mark.slow)
+            for ours, (theirs, _) in torchvision.MODELS.items()
+            if theirs not in ("efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5")
+        ),
+    ],
+)
+def test_state_dicts_of_torchvision(theirs, ours, timm, tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    reference = _randomized(_torchvision(theirs, num_classes=7), 64)
+    path = _save({"model": reference.state_dict(), "epoch": 3}, tmp_path / "checkpoint.pth")
+    file = read_weights(path)
+    assert file.model == ours and file.preprocessing == torchvision.MODELS[ours][1]
+    _check(path, reference, ours, size=64)
+
+
+@pytest.mark.parametrize("ours", torchvision.MODELS)
+def test_models_of_torchvision_are_told_by_their_arrays(ours, timm):
+    """With other classes and channels, without the classifier, and not with a layer more; their constants are ours."""
+    import torch
+    from torchvision import models
+
+    theirs, preprocessing = torchvision.MODELS[ours]
+    with torch.device("meta"):
+        network = _torchvision(theirs, num_classes=5)
+    arrays = {
+        name: Stored(tuple(value.shape), np.dtype("float32"), lambda: np.zeros(()))
+        for name, value in network.state_dict().items()
+    }
+    naming = torchvision.torchvision_naming(arrays)
+    assert torchvision.torchvision_model(arrays, naming) == ours
+    epsilons = {module.eps for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    assert epsilons == {naming.epsilon}
+    headless = {name: array for name, array in arrays.items() if not re.match(r"classifier\.[13]\.", name)}
+    assert torchvision.torchvision_model(headless, naming) == ours
+    more = arrays | {"features.9.weight": Stored((3,), np.dtype("float32"), lambda: np.zeros(3))}
+    assert torchvision.torchvision_model(more, naming) is None
+    transform = models.get_model_weights(theirs).DEFAULT.transforms()
+    assert preprocessing.image_size == transform.crop_size[0]
+    assert int(preprocessing.image_size / preprocessing.crop_pct) == transform.resize_size[0]
+    assert preprocessing.interpolation == transform.interpolation.value
+    assert [*preprocessing.mean, *preprocessing.std] == [*transform.mean, *transform.std]
+
+
+def test_a_model_that_computes_something_else_is_refused(timm, tmp_path):
+    path = _save(_torchvision("mobilenet_v3_small").state_dict(), tmp_path / "a.pth")
+    for name in ("tf_mobilenetv3_small_100", "mobilenetv3_small_075"):
+        with pytest.raises(WeightsError, match=f"are of mobilenetv3_small_100, not of {name}, which would compute"):
+            open_weights(path, name)
+
+
+def test_widths_of_torchvision_that_are_not_listed(timm, tmp_path):
+    """Their name must be given; those that jeffnet has fit."""
+    path = _save(_torchvision("mobilenet_v2", width_mult=1.4).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="do not say of which model they are: give its name"):
+        open_weights(path)
+    card, _ = open_weights(path, "mobilenetv2_140")
+    assert card.model == "mobilenetv2_140"
+    with pytest.raises(WeightsError, match="padded as PyTorch's: give a name that does not begin with tf_"):
+        open_weights(path, "tf_mobilenetv2_140")
+    with pytest.raises(WeightsError, match="do not fit mobilenetv2_100"):
+        open_weights(path, "mobilenetv2_100")
+
+
+def test_another_epsilon_is_said_and_is_in_the_variances(timm, tmp_path, caplog):
+    path = _save(_torchvision("mobilenet_v3_small").state_dict(), tmp_path / "a.pth")
+    with caplog.at_level(logging.WARNING, "jeffnet"):
+        card, arrays = open_weights(path)
+    assert "epsilon 0.001, those of mobilenetv3_small_100 1e-05" in caplog.text
+    np.testing.assert_allclose(arrays["bn1.var"], 1 + 1e-3 - 1e-5, rtol=1e-6)
+    assert card.model == "mobilenetv3_small_100" and card.num_classes == 1000
+    caplog.clear()
+    save_file(
+        {name: value.numpy() for name, value in _torchvision("mnasnet0_5").state_dict().items()},
+        tmp_path / "a.safetensors",
+    )
+    _, arrays = open_weights(tmp_path / "a.safetensors")
+    assert not caplog.text and (arrays["bn1.var"] == 1).all()
+
+
+def test_networks_of_torchvision_within_others(timm, tmp_path):
+    """As its reference training saves them, and as a part of a user's module."""
+    network = _torchvision("mnasnet0_5", num_classes=7)
+    averaged = {f"module.{name}": value * 2 for name, value in network.state_dict().items()}
+    content = {
+        "model": network.state_dict(),
+        "model_ema": {"n_averaged": network.layers[0].weight.new_ones(())} | averaged,
+    }
+    file = read_weights(_save(content, tmp_path / "a.pth"))
+    assert file.model == "mnasnet_050" and np.asarray(file.arrays["layers.1.running_var"])[0] == 2
+    part = {f"encoder.{name}": value for name, value in network.state_dict().items()}
+    assert read_weights(_save(part, tmp_path / "b.pth")).model == "mnasnet_050"
 
 
 def _ours(name, **options):
