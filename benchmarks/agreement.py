@@ -14,7 +14,6 @@ With `--pixels` the evaluation transform's uint8 pixels of every picture are com
 
 import argparse
 import importlib.util
-import re
 import tempfile
 from pathlib import Path
 
@@ -40,9 +39,7 @@ def timm_probabilities(pictures: str, split: str, weights: Path, card, workers: 
     import torch
     from safetensors.torch import load_file
 
-    model = timm.create_model(
-        re.sub(r"_(ap|ns|ns_475)$", "", card.model.removeprefix("pt_")), num_classes=card.num_classes
-    )
+    model = timm.create_model(card.model.partition(".")[0], num_classes=card.num_classes)
     model.load_state_dict(load_file(weights))
     model.eval()
     pre = card.preprocessing

@@ -1,6 +1,6 @@
 """Pictures per second of the whole training loop, beside those of its compiled step alone.
 
-    python benchmarks/training_speed.py PICTURES --model pt_efficientnet_b0 --image-size 224 --batch-size 16
+    python benchmarks/training_speed.py PICTURES --model efficientnet_b0 --image-size 224 --batch-size 16
 
 PICTURES holds JPEGs as `PICTURES/train/<class>/*.jpg`. The loop is `jeffnet.train.loop.train`: it reads and augments
 pictures, brings them to the device, logs. The step alone is the same program on one batch that the device has already.

@@ -44,7 +44,7 @@ def train(config: "Config", folder: Path) -> Iterator[Row]:
     batches = {is_training: _loader(config, folder, is_training) for is_training in (True, False)}
     spec = model_spec(config.model.name)
     model: Any = create_model(
-        config.model.name.removeprefix("pt_"),
+        config.model.name,
         num_classes=len(batches[True].dataset.reader.class_to_idx),
         drop_rate=spec.drop_rate,
         drop_path_rate=spec.drop_path_rate,
@@ -86,9 +86,7 @@ def _check(config: "Config") -> None:
         "optimizer": optimizer.name != "adamw" or optimizer.groups or optimizer.layer_decay or optimizer.clip_norm,
         "schedule": (schedule.name, schedule.unit, schedule.final, schedule.warmup_start) != ("cosine", "epochs", 0, 0),
         "loss": config.loss.name != "cross_entropy" or config.loss.teacher,
-        "model": config.model.drop_rate is not None
-        or config.model.pretrained
-        or not config.model.name.startswith("pt_"),
+        "model": config.model.drop_rate is not None or config.model.pretrained or config.model.name.startswith("tf_"),
     }
     if found := [name for name, fault in faults.items() if fault]:
         raise SystemExit(f"timm's side does not translate all of the recipe's {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""Do `tf_` models, padded as TensorFlow does, run as fast as their `pt_` twins? Padding is resolved when compiling.
+"""Do `tf_` models, padded as TensorFlow does, run as fast as their twins? Padding is resolved when compiling.
 
 python benchmarks/twins.py efficientnet_b0 mobilenetv3_large_100 mixnet_s
 
@@ -19,7 +19,7 @@ from jeffnet.inference.fused import fuse
 def main() -> None:
     """Measure, and print one line for each pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="names without tf_ and pt_")
+    parser.add_argument("models", nargs="+", help="names without tf_")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
@@ -27,7 +27,7 @@ def main() -> None:
         size = model_preprocessing(f"tf_{name}").image_size
         for batch in options.batch_size:
             images = jnp.zeros((batch, size, size, 3))
-            twins = [fuse(*create_model(f"{kind}_{name}"), batch_size=batch, image_size=size) for kind in ("tf", "pt")]
+            twins = [fuse(*create_model(twin), batch_size=batch, image_size=size) for twin in (f"tf_{name}", name)]
             calls = max(1, 16 // batch)
             taken: list[list[float]] = [[], []]
             for number in range(options.repeats + 1):
@@ -37,8 +37,10 @@ def main() -> None:
                         twins[which](images).block_until_ready()
                     if number:  # the first turn warms the caches up
                         taken[which].append((time.perf_counter() - began) / calls)
-            tf, pt = map(statistics.median, taken)
-            print(f"{name}, batch {batch}: tf_ {batch / tf:.1f} images/s, pt_ {batch / pt:.1f}, ratio {pt / tf:.3f}")
+            tf, own = map(statistics.median, taken)
+            print(
+                f"{name}, batch {batch}: tf_ {batch / tf:.1f} images/s, other {batch / own:.1f}, ratio {own / tf:.3f}"
+            )
 
 
 if __name__ == "__main__":

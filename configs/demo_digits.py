@@ -15,7 +15,7 @@ from jeffnet.train.config import (
 )
 
 config = Config(
-    model=ModelConfig(name="pt_mobilenetv3_small_075", in_chans=1, output_stride=8),
+    model=ModelConfig(name="mobilenetv3_small_075", in_chans=1, output_stride=8),
     data=DataConfig(path="digits", image_size=32, crop_pct=1.0),
     # No flips: a mirrored digit is another digit, or none.
     augment=AugmentConfig(scale=(0.8, 1.0), ratio=(0.8, 1.25), hflip=0.0),

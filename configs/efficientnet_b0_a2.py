@@ -19,7 +19,7 @@ from jeffnet.train.config import (
 
 config = Config(
     # The procedure, made for ResNet-50, has no dropout and one drop path rate for all models.
-    model=ModelConfig(name="pt_efficientnet_b0", drop_rate=0.0, drop_path_rate=0.05, dtype="bfloat16"),
+    model=ModelConfig(name="efficientnet_b0", drop_rate=0.0, drop_path_rate=0.05, dtype="bfloat16"),
     data=DataConfig(path="imagenet", crop_pct=0.95),
     augment=AugmentConfig(policy="rand-m7-mstd0.5-inc1", mixup=0.1, cutmix=1.0, repeats=3),
     # A mixed image contains both classes, whatever their shares: every share above the threshold counts as 1.

@@ -19,7 +19,7 @@ from jeffnet.train.config import (
 
 config = Config(
     # timm's --amp uses float16; bfloat16 has the range of float32 and needs no loss scaling.
-    model=ModelConfig(name="pt_efficientnet_b0", drop_rate=0.2, drop_path_rate=0.2, dtype="bfloat16"),
+    model=ModelConfig(name="efficientnet_b0", drop_rate=0.2, drop_path_rate=0.2, dtype="bfloat16"),
     data=DataConfig(path="imagenet"),
     augment=AugmentConfig(interpolation="random", policy="rand-m9-mstd0.5", erase_prob=0.2, erase_mode="pixel"),
     loss=LossConfig(label_smoothing=0.1),

@@ -1,7 +1,7 @@
 """EfficientNet-B0 with published weights, fine-tuned on a folder of images.
 
 jeffnet train --config configs/fine_tune.py --data.path PICTURES --output RUN
-Hardware: one GPU. On a CPU use a smaller model and smaller images: --model.name pt_mobilenetv3_large_100
+Hardware: one GPU. On a CPU use a smaller model and smaller images: --model.name mobilenetv3_large_100
 --model.pretrained mobilenetv3_large_100.ra_in1k --data.image_size 160. --model.pretrained takes any source of weights.
 Expect a score that depends on the images: nothing was measured.
 """
@@ -18,7 +18,7 @@ from jeffnet.train.config import (
 )
 
 config = Config(
-    model=ModelConfig(name="pt_efficientnet_b0", pretrained="efficientnet_b0.ra_in1k"),
+    model=ModelConfig(name="efficientnet_b0", pretrained="efficientnet_b0.ra_in1k"),
     data=DataConfig(path="pictures"),
     # Crops as small as 8 % of an image, as for ImageNet, may miss the object in a small data set.
     augment=AugmentConfig(scale=(0.35, 1.0)),

@@ -20,7 +20,7 @@ from jeffnet.train.config import (
 
 config = Config(
     model=ModelConfig(
-        name="tf_efficientnet_l2_ns_475",
+        name="tf_efficientnet_l2.ns_jft_in1k_475",
         pretrained="tf_efficientnet_l2.ns_jft_in1k_475",
         bn_momentum=0.9,
         dtype="bfloat16",

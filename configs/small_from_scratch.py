@@ -16,7 +16,7 @@ from jeffnet.train.config import (
 )
 
 config = Config(
-    model=ModelConfig(name="pt_mobilenetv3_small_100"),
+    model=ModelConfig(name="mobilenetv3_small_100"),
     data=DataConfig(path="pictures", image_size=128, crop_pct=0.9),
     augment=AugmentConfig(scale=(0.35, 1.0)),
     loss=LossConfig(label_smoothing=0.1),

@@ -2,7 +2,7 @@
 
     from jeffnet.linen import create_model
 
-    model, variables = create_model("pt_efficientnet_b0")
+    model, variables = create_model("efficientnet_b0")
     logits = model.apply(variables, images)
 
 Importing this package is cheap: its modules, such as `jeffnet.linen`, are imported when they are first used, and JAX by

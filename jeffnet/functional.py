@@ -1,6 +1,6 @@
 """The models as pure functions over flat dictionaries of arrays by canonical name.
 
-    model, variables = create_model("pt_efficientnet_b0")
+    model, variables = create_model("efficientnet_b0")
     logits = model.apply(variables, images)
     logits, updated = model.apply(variables, images, train=True, rngs={"dropout": key})
     variables = {**variables, **updated}

@@ -1,6 +1,6 @@
 """The models as Flax Linen modules.
 
-    model, variables = create_model("pt_efficientnet_b0")
+    model, variables = create_model("efficientnet_b0")
     logits = model.apply(variables, images)
     model, variables, card = from_pretrained("b0.safetensors")
 

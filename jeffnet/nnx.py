@@ -1,6 +1,6 @@
 """The models as Flax NNX modules.
 
-    model = create_model("pt_efficientnet_b0")
+    model = create_model("efficientnet_b0")
     logits = model(images)
     model, card = from_pretrained("b0.safetensors")
 

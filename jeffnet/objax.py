@@ -1,6 +1,6 @@
 """The models as Objax modules.
 
-    model = create_model("pt_efficientnet_b0")
+    model = create_model("efficientnet_b0")
     logits = model(images)
     logits = model(images, training=True)
     model, card = from_pretrained("b0.safetensors")

@@ -34,8 +34,8 @@ def small_model() -> Iterator[str]:
         stages=(("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k3_s2_e3_c16",)), stem=8, features=32, drop_path_rate=0.1
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(zoo.MODELS, "pt_small_of_the_tests", Model(spec, Preprocessing(224, 0.875)))
-        yield "pt_small_of_the_tests"
+        patch.setitem(zoo.MODELS, "small_of_the_tests", Model(spec, Preprocessing(224, 0.875)))
+        yield "small_of_the_tests"
 
 
 @pytest.fixture(scope="module")

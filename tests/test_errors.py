@@ -111,7 +111,7 @@ def managed():
     assert uncaught(source) == {"_private": {"ValueError"}, "public": {"ValueError"}}
 
 
-NAME = "pt_mnasnet_small"
+NAME = "mnasnet_small"
 IMAGES = jnp.zeros((2, 4, 4, 3))
 MISTAKES = {
     "option": lambda: linen.create_model(NAME, colour=1),

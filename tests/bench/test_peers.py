@@ -63,7 +63,7 @@ def test_half_precision_agrees_within_its_rounding(contender):
 @pytest.mark.slow
 @pytest.mark.parametrize("contender", FOREIGN)
 def test_a_model_that_a_peer_lacks_is_no_defect(contender):
-    name = "pt_mobilenetv2_100" if contender == "keras" else "tf_mobilenetv2_035"
+    name = "mobilenetv2_100" if contender == "keras" else "tf_mobilenetv2_035"
     (result,) = measured_of(name, contender)
     (failure,) = result.failures
     assert failure.expected and "no such model" in failure.reason
@@ -74,9 +74,9 @@ def test_timm_has_what_computes_the_same_only(timm):
     def architecture(name):
         return timm_architecture(timm, ModelCard(name, 1000, 3, model_preprocessing(name)))
 
-    assert architecture("pt_mobilenetv3_large_100") == "mobilenetv3_large_100"
-    assert architecture("tf_efficientnet_l2_ns_475") == "tf_efficientnet_l2"
-    assert architecture("tf_efficientnet_b3_ap") == "tf_efficientnet_b3"
-    for name in ("tf_mobilenetv2_100", "tf_efficientnet_es", "tf_mnasnet_100", "pt_mobilenetv2_056"):
+    assert architecture("mobilenetv3_large_100") == "mobilenetv3_large_100"
+    assert architecture("tf_efficientnet_l2.ns_jft_in1k_475") == "tf_efficientnet_l2"
+    assert architecture("tf_efficientnet_b3.ap_in1k") == "tf_efficientnet_b3"
+    for name in ("tf_mobilenetv2_100", "tf_efficientnet_es", "tf_mnasnet_100", "mobilenetv2_056"):
         with pytest.raises(UnsupportedError, match="no such model"):
             architecture(name)

@@ -14,7 +14,7 @@ from jeffnet.errors import ConfigError
 pytestmark = pytest.mark.runs
 
 JOB = ScalingJob(
-    model="pt_mnasnet_small",
+    model="mnasnet_small",
     devices=1,
     batch_size=2,
     image_size=32,
@@ -75,7 +75,7 @@ def test_devices_that_do_not_fit(jobs, counts, found, changes, message):
 
 
 def test_a_table_and_a_document(jobs, capsys):
-    command = ["bench", "pt_mnasnet_small", "--scaling", "--batch-size", "4", "--devices", "2", "1"]
+    command = ["bench", "mnasnet_small", "--scaling", "--batch-size", "4", "--devices", "2", "1"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "speeds are meaningless" in out and "3 all-reduce" in out and "100 %" in out and "v5e-256" in out
@@ -92,9 +92,9 @@ def test_a_table_and_a_document(jobs, capsys):
     "wrong",
     [
         ["tf_efficientnet_b[01]"],
-        ["pt_mnasnet_small", "--dtype", "float32", "bfloat16"],
-        ["pt_mnasnet_small", "--csv", "rows.csv"],
-        ["pt_mnasnet_small", "--price-per-hour", "3"],
+        ["mnasnet_small", "--dtype", "float32", "bfloat16"],
+        ["mnasnet_small", "--csv", "rows.csv"],
+        ["mnasnet_small", "--price-per-hour", "3"],
     ],
 )
 def test_what_it_does_not_take(jobs, capsys, wrong):
@@ -103,7 +103,7 @@ def test_what_it_does_not_take(jobs, capsys, wrong):
 
 
 def test_groups_that_no_machine_has_are_refused_before_anything_is_measured(jobs, capsys):
-    command = ["bench", "pt_mnasnet_small", "--scaling", "--bn-devices"]
+    command = ["bench", "mnasnet_small", "--scaling", "--bn-devices"]
     assert main([*command, "3", "--devices", "3"]) == 1
     assert "bn_devices 3 does not divide 8 devices" in capsys.readouterr().err
     assert not jobs
@@ -120,6 +120,6 @@ def test_a_real_step_on_two_virtual_devices(monkeypatch):
     from jeffnet.arch.zoo import model_plan
 
     count, sent = results[0].sent["all-reduce"]
-    least = 4 * count_parameters(model_plan("pt_mnasnet_small"))
+    least = 4 * count_parameters(model_plan("mnasnet_small"))
     assert least < sent < 1.1 * least and count < 10
     assert results[0].images_per_second > 0

@@ -17,14 +17,14 @@ from jeffnet.errors import ConfigError
 pytestmark = pytest.mark.runs
 
 GUIDE = Path(__file__).parents[2] / "docs" / "scaling.md"
-MODEL = "pt_mobilenetv3_small_100"
+MODEL = "mobilenetv3_small_100"
 PROGRAM = """
 import json
 from jeffnet.bench.communication import collectives
 from jeffnet.bench.scaling import ScalingJob, build_step
 found = {}
 for group in (None, 1, 2):
-    job = ScalingJob(model="pt_mobilenetv3_small_100", devices=4, batch_size=8, image_size=32, dtype="float32",
+    job = ScalingJob(model="mobilenetv3_small_100", devices=4, batch_size=8, image_size=32, dtype="float32",
         backend="nnx", bn_devices=group, fsdp=1, seconds=0.1)
     step, state, batch = build_step(job)
     text = step.func.lower(*step.args, state, batch).compile().as_text()

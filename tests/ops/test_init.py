@@ -16,7 +16,7 @@ from jeffnet.ops.init import conv_kernel_init, dense_kernel_init, initial_arrays
 
 pytestmark = pytest.mark.numbers
 
-PLAN = model_plan("pt_mnasnet_small", num_classes=100)
+PLAN = model_plan("mnasnet_small", num_classes=100)
 
 # Every kind of layer once, wide enough to tell deviations.
 WIDE = lower(
@@ -95,7 +95,7 @@ def test_names_shapes_and_order_are_the_plans():
 
 def test_another_classifier_leaves_the_trunk_alone():
     """Each array depends on the seed and on its own name alone."""
-    wide, narrow = initial_arrays(PLAN, 3), initial_arrays(model_plan("pt_mnasnet_small", num_classes=10), 3)
+    wide, narrow = initial_arrays(PLAN, 3), initial_arrays(model_plan("mnasnet_small", num_classes=10), 3)
     for name in wide:
         if not name.startswith("classifier"):
             np.testing.assert_array_equal(wide[name], narrow[name])
@@ -128,7 +128,7 @@ def test_a_key_and_its_raw_form_are_one_seed():
 
 def test_kernels_of_one_shape_differ():
     """Names are part of the seed: otherwise all repetitions of a block would start alike."""
-    arrays = initial_arrays(model_plan("pt_efficientnet_b0"), 0)
+    arrays = initial_arrays(model_plan("efficientnet_b0"), 0)
     kernels = [arrays[f"blocks.5.{index}.conv_dw.kernel"] for index in (1, 2, 3)]
     assert (kernels[0] != kernels[1]).mean() > 0.99 and (kernels[1] != kernels[2]).mean() > 0.99
 

@@ -193,7 +193,7 @@ def test_other_platforms_take_the_composition(monkeypatch):
 
 def _step(backend, dtype, form):
     """Gradients of a small network's loss, and its updated statistics, by canonical name."""
-    start = start_model("pt_small_of_the_tests", num_classes=5, drop_rate=0.0, drop_path_rate=0.0)
+    start = start_model("small_of_the_tests", num_classes=5, drop_rate=0.0, drop_path_rate=0.0)
     arrays = {name: jnp.asarray(array, dtype) for name, array in start.arrays.items()}
     draw = np.random.default_rng(0).normal
     images, weights = jnp.asarray(draw(size=(8, 16, 16, 3)), dtype), jnp.asarray(draw(size=(8, 5)), dtype)

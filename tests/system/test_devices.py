@@ -116,13 +116,13 @@ def test_a_process_that_computes_elsewhere_already_is_refused(eight_gpus):
     "command",
     [
         ["info", "--env"],
-        ["predict", "digits", "--model", "pt_mnasnet_small"],
-        ["validate", "digits", "--model", "pt_mnasnet_small"],
+        ["predict", "digits", "--model", "mnasnet_small"],
+        ["validate", "digits", "--model", "mnasnet_small"],
         ["train", "--config", RECIPE, "--output", "nowhere/run"],
         ["train", "--config", RECIPE, "--plot-schedule", "rate.png"],
-        ["convert", "pt_mnasnet_small", "nowhere/a.safetensors"],
-        ["bench", "pt_mnasnet_small"],
-        ["bench", "pt_mnasnet_small", "--scaling"],
+        ["convert", "mnasnet_small", "nowhere/a.safetensors"],
+        ["bench", "mnasnet_small"],
+        ["bench", "mnasnet_small", "--scaling"],
     ],
     ids=" ".join,
 )

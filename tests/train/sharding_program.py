@@ -113,7 +113,7 @@ class Case:
         **entries,
     ) -> None:
         config = Config(
-            model=ModelConfig(name="pt_efficientnet_b0"),  # not used: the network is given
+            model=ModelConfig(name="efficientnet_b0"),  # not used: the network is given
             data=DataConfig(path="none"),
             batch_size=BATCH,
             **({"optimizer": OptimizerConfig(learning_rate=0.1)} | entries),

@@ -11,7 +11,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.cli.main import main
 
-NAME = "pt_small_of_the_tests"
+NAME = "small_of_the_tests"
 
 if __name__ == "__main__":
     stages = (("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k3_s2_e3_c16",))

@@ -26,11 +26,11 @@ OPTIMIZERS = {
 }
 # Compiling a step takes up to a minute.
 CASES = [
-    pytest.param("pt_mobilenetv3_small_100", "rmsproptf"),
-    pytest.param("pt_mobilenetv3_small_100", "sgd", marks=pytest.mark.slow),
+    pytest.param("mobilenetv3_small_100", "rmsproptf"),
+    pytest.param("mobilenetv3_small_100", "sgd", marks=pytest.mark.slow),
     *(
         pytest.param(name, optimizer, marks=pytest.mark.slow)
-        for name in ("tf_efficientnet_b0", "pt_mixnet_s")
+        for name in ("tf_efficientnet_b0", "mixnet_s")
         for optimizer in OPTIMIZERS
     ),
 ]
@@ -68,7 +68,7 @@ def _train_timm(timm, name, optimizer):
 
     torch.manual_seed(0)
     config, rate = OPTIMIZERS[optimizer]
-    model = timm.create_model(name.removeprefix("pt_"), num_classes=CLASSES, drop_rate=0.0, drop_path_rate=0.0)
+    model = timm.create_model(name, num_classes=CLASSES, drop_rate=0.0, drop_path_rate=0.0)
     model = model.double().train()
     for module in model.modules():
         if isinstance(module, torch.nn.Hardsigmoid):

@@ -19,8 +19,6 @@ from jeffnet.weights.timm import TIMM
 
 # Padded as TensorFlow, timm has none of the first; its EdgeTPU models stride another convolution than their authors'.
 _WITHOUT_TIMM = re.compile(r"tf_(mobilenetv2|mnasnet|semnasnet|efficientnet_e[sml])")
-# Endings that name weights, not architectures.
-_WEIGHTS_ONLY = re.compile(r"_(ap|ns|ns_475)$")
 
 
 class Eager(Program):
@@ -136,7 +134,7 @@ def timm_model(job: Job) -> Any:
 
 def timm_architecture(timm: Any, card: ModelCard) -> str:
     """timm's name of an architecture; raises UnsupportedError if timm has no equal one."""
-    name = _WEIGHTS_ONLY.sub("", card.model.removeprefix("pt_"))
+    name = card.model.partition(".")[0]
     if _WITHOUT_TIMM.match(card.model) or not timm.is_model(name) or card.output_stride != 32:
         raise UnsupportedError("timm has no such model")
     return name

@@ -31,7 +31,7 @@ from jeffnet.train.reports.card import write_card
 from jeffnet.train.reports.environment import read_environments, record_environment
 from jeffnet.weights.card import ModelCard
 
-NAME = "pt_efficientnet_b0"
+NAME = "efficientnet_b0"
 CARD = ModelCard(NAME, 10, 3, Preprocessing(32, 1.0), classes=tuple("abcdefghij"))
 CONFIG = Config(
     model=ModelConfig(name=NAME, dtype="bfloat16"),
