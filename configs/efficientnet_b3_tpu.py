@@ -19,8 +19,8 @@ from jeffnet.train.config import (
 )
 
 config = Config(
-    model=ModelConfig(name="pt_efficientnet_b3", drop_rate=0.3, drop_path_rate=0.2, dtype="bfloat16"),
-    data=DataConfig(path="imagenet"),
+    model=ModelConfig(name="efficientnet_b3", drop_rate=0.3, drop_path_rate=0.2, dtype="bfloat16"),
+    data=DataConfig(path="imagenet", image_size=300, crop_pct=0.904),
     loss=LossConfig(label_smoothing=0.1),
     optimizer=OptimizerConfig(
         name="rmsproptf",

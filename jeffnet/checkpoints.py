@@ -2,7 +2,7 @@
 
     from jeffnet.checkpoints import save_checkpoint
 
-    save_checkpoint("b0.safetensors", (model, variables), "pt_efficientnet_b0")
+    save_checkpoint("b0.safetensors", (model, variables), "efficientnet_b0")
 
 Every `create_model(..., pretrained=...)` and `from_pretrained` reads all of them.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.arch.imagenet import known_classes
 from jeffnet.arch.lower import OUTPUT_STRIDES
 from jeffnet.arch.plan import Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
@@ -175,7 +175,7 @@ def _lost(card: ModelCard) -> list[str]:
     lost = [f"{name} {getattr(card, name)!r}" for name, default in defaults.items() if getattr(card, name) != default]
     if card.preprocessing != model_preprocessing(card.model):
         lost.append("the preprocessing")
-    if card.classes and card.classes != tuple(imagenet_classes()):
+    if card.classes and card.classes != known_classes(card.num_classes):
         lost.append("the names of the classes")
     return lost
 

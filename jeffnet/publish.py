@@ -2,7 +2,7 @@
 
     from jeffnet.publish import push_to_hub
 
-    push_to_hub("me/flowers", model, "pt_efficientnet_b0", classes=("daisy", "rose"), scores={"top-1": 97.2})
+    push_to_hub("me/flowers", model, "efficientnet_b0", classes=("daisy", "rose"), scores={"top-1": 97.2})
 
 `from_pretrained("hf:me/flowers")` of every backend loads it; so does `from_pretrained` with a folder's path.
 """
@@ -170,12 +170,14 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
         eval_results=results or None,
     )
     pre, plan, measured_on = card.preprocessing, card.plan(), f" on {markdown(dataset)}" if dataset else ""
+    trained = f" (in training {pre.train_size})" if pre.train_size not in (None, pre.image_size) else ""
+    crop = f"crop {pre.crop_pct}" + (f" ({pre.crop_mode})" if pre.crop_mode != "center" else "")
     rows = [
         ("architecture", f"`{card.model}`"),
         ("parameters", f"{count_parameters(plan):,}"),
         ("multiply-accumulates", f"{count_macs(plan, pre.image_size):,} at {pre.image_size} px"),
         ("classes", f"{card.num_classes}" + (f": {_shown(card.classes)}" if card.classes else "")),
-        ("pictures", f"{pre.image_size} px, {card.in_chans} channels, crop {pre.crop_pct}, {pre.interpolation}"),
+        ("pictures", f"{pre.image_size} px{trained}, {card.in_chans} channels, {crop}, {pre.interpolation}"),
         ("mean, std", f"{tuple(pre.mean)}, {tuple(pre.std)}, of pixels in [0, 1]"),
         *((metric, f"{value:g} %{measured_on}") for metric, value in scores.items()),
     ]

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import MODELS, model_plan
+from jeffnet.arch.zoo import list_models, model_plan
 from jeffnet.backends import BACKENDS
 from jeffnet.cli.main import _parse, main
 from jeffnet.errors import JeffnetError
@@ -82,23 +82,43 @@ def fails(capsys, *arguments, status=1):
 def test_list_shows_all_models_and_wildcards_choose(capsys):
     status, out, _ = run(capsys, "list")
     assert status == 0
-    assert all(name in out for name in MODELS)
-    assert f"{len(MODELS)} models" in out
-    _, out, _ = run(capsys, "list", "tf_*_b[0-1]_ns")
-    assert "tf_efficientnet_b1_ns" in out and "b2" not in out
+    assert all(name in out for name in list_models())
+    assert f"{len(list_models())} models" in out
+    _, out, _ = run(capsys, "list", "tf_*_b[0-1].ns_*")
+    assert "tf_efficientnet_b1.ns_jft_in1k" in out and "b2" not in out
 
 
 def test_list_as_json_has_what_a_program_needs(capsys):
     _, out, _ = run(capsys, "list", "--json")
     models = {model["name"]: model for model in json.loads(out)}
-    assert models.keys() == MODELS.keys()
-    b0 = models["tf_efficientnet_b0_ap"]
+    assert [*models] == list_models()
+    assert [name for name in models if models[name]["pretrained"]] == list_models(pretrained=True)
+    b1 = models["efficientnet_b1"]
+    assert (b1["tag"], b1["train_size"], b1["image_size"], b1["crop_pct"]) == ("ft_in1k", 224, 256, 1.0)
+    assert models["efficientnet_b8"]["top1"] is models["efficientnet_b8"]["hub"] is None
+    _, out, _ = run(capsys, "list", "--tags", "--json")
+    sets = {entry["name"]: entry for entry in json.loads(out)}
+    assert [*sets] == list_models(tags=True) and all(entry["pretrained"] for entry in sets.values())
+    b0 = sets["tf_efficientnet_b0.ap_in1k"]
     assert b0["parameters"] == 5288548
     assert b0["macs"] == pytest.approx(385.8e6, rel=0.005)
-    assert (b0["image_size"], b0["crop_pct"], b0["interpolation"]) == (224, 0.875, "bicubic")
+    assert (b0["image_size"], b0["train_size"], b0["crop_pct"], b0["interpolation"]) == (224, 224, 0.875, "bicubic")
     assert b0["mean"] == b0["std"] == [0.5, 0.5, 0.5]
-    assert b0["pretrained"] is True
-    assert sum(model["pretrained"] for model in models.values()) == 65
+    assert (b0["hub"], b0["license"], b0["num_classes"]) == ("timm/tf_efficientnet_b0.ap_in1k", "Apache-2.0", 1000)
+    whole = sets["tf_efficientnetv2_xl.in21k"]
+    assert (whole["crop_mode"], whole["num_classes"], whole["classes"]) == ("squash", 21843, "imagenet21k")
+    assert whole["top1"] is None
+    assert whole["parameters"] - sets["tf_efficientnetv2_xl.in21k_ft_in1k"]["parameters"] == 20843 * 1281
+
+
+def test_list_shows_weights_with_their_sizes_and_classes(capsys):
+    _, out, _ = run(capsys, "list", "*.sw_in12k*")
+    head, _, *rows, summary = out.splitlines()
+    assert head.startswith("weights") and "pixels (training, tests)" in head
+    assert [row.split()[0] for row in rows] == ["efficientnet_b5.sw_in12k", "efficientnet_b5.sw_in12k_ft_in1k"]
+    assert "11,821" in rows[0] and "squash" in rows[1] and "85.89" in rows[1]
+    assert summary.startswith("2 sets of weights, of https://huggingface.co/timm, under Apache-2.0")
+    assert run(capsys, "list", "efficientnet_b5", "--tags")[1] == out
 
 
 def test_info_adds_up_its_own_layers(capsys):
@@ -247,14 +267,14 @@ USAGE = {
     "predict x.png --weights w --output o.gif": "ends in .png, .jpg,",
     "predict x.png --weights w --output o": "ends in .png, .jpg,",
     "predict x.png --weights w --output https://a/o.png": "is an address",
-    "validate digits --model pt_mnasnet_small --report https://a/b": "is an address",
-    "validate digits --model pt_mnasnet_small --results o.txt": "ends in .csv or .json",
-    "validate digits --model pt_mnasnet_small --save-predictions o.txt": "ends in .csv or .parquet",
+    "validate digits --model mnasnet_small --report https://a/b": "is an address",
+    "validate digits --model mnasnet_small --results o.txt": "ends in .csv or .json",
+    "validate digits --model mnasnet_small --save-predictions o.txt": "ends in .csv or .parquet",
     "train --config https://a/b.py --output run": "is an address",
     "train --config RECIPE --plot-schedule o.gif": "ends in .png, .jpg,",
     "train --config RECIPE --plot-augment o.svg": "ends in .png, .jpg,",
-    "bench pt_mnasnet_small --plot o.bmp": "ends in .png, .jpg,",
-    "bench pt_mnasnet_small --csv o.txt": "ends in .csv",
+    "bench mnasnet_small --plot o.bmp": "ends in .png, .jpg,",
+    "bench mnasnet_small --csv o.txt": "ends in .csv",
     "predict x.png --weights w --top 0": "not a positive whole number",
     "predict x.png --weights w --limit none": "not a positive whole number",
     "predict x.png --weights w --crop-pct 2": "not a share",
@@ -264,11 +284,11 @@ USAGE = {
     "predict x.png --model b0 --bs 3": "the nearest is --batch-size",
     "predict x.png --model b0 --num_workers 3": "unknown option --num_workers;",
     "validate digits": "give --model NAME",
-    "validate digits --model pt_mnasnet_small --num_workers 3": "the nearest is --workers",
-    "validate digits --model pt_mnasnet_small,pt_mnasnet_100 --weights w": "put {model}",
-    "validate digits --model pt_mnasnet_small --workers -1": "--workers",
-    "validate digits --model pt_mnasnet_small --mesh what": "mesh 'what' is not understood",
-    "validate digits --model pt_mnasnet_small --test-pool": "give their --img-size",
+    "validate digits --model mnasnet_small --num_workers 3": "the nearest is --workers",
+    "validate digits --model mnasnet_small,mnasnet_100 --weights w": "put {model}",
+    "validate digits --model mnasnet_small --workers -1": "--workers",
+    "validate digits --model mnasnet_small --mesh what": "mesh 'what' is not understood",
+    "validate digits --model mnasnet_small --test-pool": "give their --img-size",
     "validate digits --model b0 --coordinator here:1": "--num-processes, --process-id missing",
     "validate digits --model b0 --coordinator here --num-processes 2 --process-id 0": "HOST:PORT",
     "validate digits --model b0 --coordinator here:1 --num-processes 2 --process-id 2": "--process-id 2",
@@ -289,11 +309,11 @@ USAGE = {
     "convert a.safetensors b --to onnx": "invalid choice: 'onnx'",
     "convert a.safetensors b --num-classes few": "not a whole number",
     "bench": "give the name of a model",
-    "bench pt_mnasnet_small --seconds 0": "not a positive number",
-    "bench pt_mnasnet_small --compare tensorrt": "compare 'tensorrt'",
-    "bench pt_mnasnet_small --baseline plain": "baseline 'plain' is not measured",
-    "bench pt_mnasnet_small --scaling --compare timm": "--scaling takes no --compare",
-    "bench pt_mnasnet_small pt_mnasnet_100 --scaling": "the name of one model",
+    "bench mnasnet_small --seconds 0": "not a positive number",
+    "bench mnasnet_small --compare tensorrt": "compare 'tensorrt'",
+    "bench mnasnet_small --baseline plain": "baseline 'plain' is not measured",
+    "bench mnasnet_small --scaling --compare timm": "--scaling takes no --compare",
+    "bench mnasnet_small mnasnet_100 --scaling": "the name of one model",
 }
 
 
@@ -519,7 +539,7 @@ def test_convert_loses_nothing(capsys, weights, tmp_path):
         if form != "keras":  # which refuses the ending, or the model, before it looks for the folder
             assert "missing" in fails(capsys, "convert", weights, tmp_path / "missing" / "a", "--to", form)
     assert "does not exist" in fails(capsys, "convert", tmp_path / "nothing", tmp_path / "a")
-    assert "not of pt_mnasnet_100" in fails(capsys, "convert", weights, tmp_path / "a", "--model", "pt_mnasnet_100")
+    assert "not of mnasnet_100" in fails(capsys, "convert", weights, tmp_path / "a", "--model", "mnasnet_100")
     assert (tmp_path / "precious").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
     assert run(capsys, "convert", weights, tmp_path / "a", "--to", "onnx")[0] == 2
@@ -569,7 +589,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(capsys, pictures, 
         predict = ("predict", pictures / "val", "--weights", tmp_path / "none")
         assert fault in fails(capsys, *predict, "--output", output, status=status)
         assert fault in fails(capsys, "train", "--config", recipe, "--plot-schedule", output, status=status)
-        assert fault in fails(capsys, "bench", "pt_mnasnet_small", "--plot", output, status=status)
+        assert fault in fails(capsys, "bench", "mnasnet_small", "--plot", output, status=status)
     (tmp_path / "report").write_text("")
     validate = ("validate", pictures, "--weights", tmp_path / "none", "--report", tmp_path / "report")
     assert "--report" in fails(capsys, *validate)
@@ -780,7 +800,7 @@ def test_wrong_weights_are_named_with_what_does_not_fit(capsys, pictures, tmp_pa
     state = _timm_state(model_plan(small_model, num_classes=3))
     save_file(state, tmp_path / "small.safetensors")
     assert "--model" in fails(capsys, *predict, tmp_path / "small.safetensors")
-    message = fails(capsys, *predict, tmp_path / "small.safetensors", "--model", "pt_mnasnet_100")
+    message = fails(capsys, *predict, tmp_path / "small.safetensors", "--model", "mnasnet_100")
     assert all(word in message for word in ("missing", "left over", "misshapen"))
     assert run(capsys, *predict, tmp_path / "small.safetensors", "--model", "small_of_the_tests")[0] == 0
 
@@ -853,7 +873,7 @@ def test_train_with_several_seeds(capsys, recipe, tmp_path):
 
 def test_train_refuses_what_will_not_do(capsys, recipe, tmp_path, pictures):
     train = ("train", "--config", recipe, "--output", tmp_path / "run")
-    assert "pt_mnasnet_small" in fails(capsys, *train, "--model.name", "pt_mnasnet_smal")
+    assert "mnasnet_small" in fails(capsys, *train, "--model.name", "mnasnet_smal")
     assert "batch_size 100" in fails(capsys, *train, "--batch_size", "100")
     assert "no run folder" in fails(capsys, "train", "--resume", tmp_path / "nothing")
     one = tmp_path / "one"

@@ -94,7 +94,7 @@ def test_nothing_is_written_over_and_a_failure_leaves_nothing(tmp_path, small_mo
     with pytest.raises(WeightsError, match="3 names of classes"):
         save_pretrained(tmp_path / "new", model, small_model, classes=("a", "b", "c"))
     with pytest.raises(WeightsError, match=r"misshapen|missing|strides"):
-        save_pretrained(tmp_path / "new", model, "pt_mnasnet_small")
+        save_pretrained(tmp_path / "new", model, "mnasnet_small")
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
@@ -207,5 +207,5 @@ def test_offline_nothing_is_pushed(hub, small_model, monkeypatch):
 
 def test_what_does_not_fit_is_not_uploaded(hub, small_model):
     with pytest.raises(WeightsError):
-        push_to_hub("me/cats", _model(small_model), "pt_mnasnet_small")
+        push_to_hub("me/cats", _model(small_model), "mnasnet_small")
     assert not hub.created and not hub.uploads

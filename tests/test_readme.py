@@ -13,6 +13,7 @@ from jeffnet.arch import zoo
 from jeffnet.arch.model import Model
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.summary import count_parameters
 from jeffnet.cli.main import EXIT_CRASH, _parse, main
 from jeffnet.cli.train import _pairs
 from jeffnet.errors import EndingError, UsageError
@@ -42,7 +43,7 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     for block in re.findall(r"```python\n(.*?)```", TEXTS["README.md"] + TEXTS["backends.md"], re.DOTALL):
         block = block.replace("224, 224", "64, 64")
         if models == "small":
-            block = re.sub("pt_efficientnet_b0|pt_mobilenetv3_small_100", "flat", block)
+            block = re.sub("efficientnet_b0|mobilenetv3_small_100", "flat", block)
         exec(compile(block, "README.md and docs/backends.md", "exec"), names)
     assert names["logits"].shape == (2, 1000)
     assert [level.shape[1] for level in names["maps"]] == [16, 8, 2]
@@ -55,7 +56,7 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     np.testing.assert_allclose(names["converted_logits"], names["nnx_logits"], rtol=1e-4, atol=1e-5)
     assert np.isfinite([float(names["nnx_loss"]), float(names["objax_value"])]).all()
     for name in ("trained.safetensors", "trained.msgpack"):
-        _, card = from_pretrained(tmp_path / name, "flat" if models == "small" else "pt_mobilenetv3_small_100")
+        _, card = from_pretrained(tmp_path / name, "flat" if models == "small" else "mobilenetv3_small_100")
         assert card.num_classes == 10
 
 
@@ -77,12 +78,40 @@ def test_the_commands_parse(line):
 
 
 def test_the_table_of_models_is_what_the_command_prints(capsys):
-    assert main(["list", "--markdown"]) == 0
-    table = re.search(r"<!-- models -->\n(.*?)<!-- end of models -->", TEXTS["models.md"], re.DOTALL)[1]
-    assert table == capsys.readouterr().out
-    assert table.count("jeffnet validate") == len(zoo.list_models(pretrained=True))
-    for line in re.findall(r"`(jeffnet validate .*?)`", table):
+    for name, options in (("architectures", ()), ("weights", ("--tags",))):
+        assert main(["list", "--markdown", *options]) == 0
+        table = re.search(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", TEXTS["models.md"], re.DOTALL)[1]
+        assert table == capsys.readouterr().out, f"jeffnet list --markdown {' '.join(options)}"
+    commands = re.findall(r"`(jeffnet validate .*?)`", table)
+    scored = [name for name in zoo.list_models(tags=True) if zoo.find_model(name).weights.top1]
+    assert [line.split()[-1] for line in commands] == scored
+    for line in commands[:3]:
         test_the_commands_parse(line)
+
+
+def test_the_table_of_families_is_of_the_whole_zoo():
+    """Every model is in one family, and the figures are those of the family's models."""
+    table = TEXTS["README.md"].partition("| family | names |")[2].partition("\n\n")[0]
+    shown = []
+    for line in table.splitlines()[2:]:
+        _, patterns, *figures = (cell.strip() for cell in line.strip("|").split("|"))
+        names = [name for pattern in patterns.split(", ") for name in zoo.list_models(pattern.strip("`"))]
+        millions = [count_parameters(zoo.model_plan(name)) / 1e6 for name in names]
+        scores = {
+            other: zoo.find_model(other).weights.top1 or 0.0
+            for name in names
+            for other in zoo.list_models(name, tags=True)
+        }
+        best = max(scores, key=lambda other: scores[other])
+        sizes = f"{min(millions):.1f} to {max(millions):.1f}"
+        assert figures == [str(len(names)), sizes, f"{scores[best]:.2f}", f"`{best}`"], line
+        shown += names
+    assert sorted(shown) == zoo.list_models()
+    for number, what in (
+        (len(zoo.list_models()), "models with"),
+        (len(zoo.list_models(tags=True)), "published sets of weights"),
+    ):
+        assert f"{number} {what}" in TEXTS["README.md"].replace("\n", " ")
 
 
 def test_the_table_of_statuses_has_those_that_commands_end_with():

@@ -8,21 +8,23 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.arch.imagenet import LABEL_SETS, imagenet_classes, known_classes
 from jeffnet.text.names import listed
 
 
 def class_indices(names: Sequence[str], num_classes: int, model_classes: Sequence[str] = ()) -> tuple[int, ...] | None:
     """Which of a model's classes each name means; None if that cannot be told.
 
-    Names decide if the model has any, in the order of its logits (1,000 classes without names have ImageNet's WordNet
-    identifiers); a part of the model's classes is enough. ImageNet's 1,000 titles in their order count as its
-    identifiers. Numbers from 0 on count as names for a model without names; for ImageNet's classes only all 1,000, or
-    ten digits would be ten kinds of fish. If neither says anything and there are as many of each, the order decides.
+    Names decide if the model has any, in the order of its logits; a part of the model's classes is enough. Classes
+    without names have ImageNet's WordNet identifiers if there are as many as in one of its sets. ImageNet's 1,000
+    titles in their order count as its identifiers. Numbers from 0 on count as names for a model without names; for
+    ImageNet's classes only all of them, or ten digits would be ten kinds of fish. If neither says anything and there
+    are as many of each, the order decides.
     """
-    imagenet = tuple(imagenet_classes())
-    known = tuple(model_classes) or (imagenet if num_classes == len(imagenet) else ())
-    in_order = (known, tuple(imagenet_classes().values())) if known == imagenet else (known,)
+    imagenet = known_classes(num_classes)
+    known = tuple(model_classes) or imagenet
+    has_titles = known == imagenet and num_classes == LABEL_SETS["imagenet1k"]
+    in_order = (known, tuple(imagenet_classes().values())) if has_titles else (known,)
     if known and tuple(names) in in_order:
         return tuple(range(num_classes))
     uses = Counter(known)

@@ -8,13 +8,15 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec, as_tensorflow
 
 RELEASE = "https://github.com/rwightman/efficientnet-jax/releases/download/weights/"
+# Of all published weights.
+LICENSE = "Apache-2.0"
 # What models with these weights were called before timm gave weights tags, after the name of the architecture.
 OLD_NAMES = {"ap_in1k": "_ap", "ns_jft_in1k": "_ns", "ns_jft_in1k_475": "_ns_475"}
 
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One set of published weights of an architecture; its licence is Apache 2.0.
+    """One set of published weights of an architecture, under `LICENSE`.
 
     Scores are timm's, on the 50,000 validation pictures of ImageNet-1k with the model's preprocessing
     (huggingface/pytorch-image-models, results/results-imagenet.csv).
@@ -49,6 +51,15 @@ class Model:
     preprocessing: Preprocessing
     timm: str | None = None
     weights: WeightSet | None = None
+
+    @property
+    def release_file(self) -> str | None:
+        """The file of the weights in the original release, which has its own names; None where it has none."""
+        if self.timm is None or self.weights is None or self.weights.sha256 is None:
+            return None
+        architecture, _, tag = self.timm.partition(".")
+        prefix = "" if architecture.startswith("tf_") else "pt_"
+        return f"{prefix}{architecture}{OLD_NAMES.get(tag, '')}-{self.weights.sha256}.npz"
 
 
 class Architecture:

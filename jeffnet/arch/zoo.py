@@ -108,12 +108,14 @@ def list_models(pattern: str = "*", pretrained: bool = False, tags: bool = False
     """Names of the zoo, sorted.
 
     Args:
-      pattern: names, with shell wildcards (`tf_*_b[0-3]`).
+      pattern: names of architectures, with shell wildcards (`tf_*_b[0-3]`); with a dot, of weights (`*.ns_jft_in1k*`),
+        which asks for `tags`.
       pretrained: only models with published weights.
       tags: a name for every set of weights (`efficientnet_b0.ra_in1k`) instead of one for every architecture;
         architectures without weights are left out.
     """
-    if tags:
+    if tags or "." in pattern:
+        pattern = pattern if "." in pattern else f"{pattern}.*"
         return sorted(fnmatch.filter([model.timm for model in MODELS.values() if model.timm], pattern))
     names = [name for name, model in MODELS.items() if "." not in name and (model.weights or not pretrained)]
     return fnmatch.filter(names, pattern)

@@ -19,13 +19,14 @@ from jeffnet.text.names import printable
 _FAMILIES = (
     (r"efficientnet_lite", "EfficientNet-Lite", "tab:olive"),
     (r"efficientnet_e[sml]", "EfficientNet-EdgeTPU", "tab:brown"),
-    (r"efficientnet_\w+_ns", "EfficientNet, NoisyStudent", "tab:purple"),
-    (r"efficientnet_\w+_ap", "EfficientNet, AdvProp", "tab:cyan"),
+    (r"efficientnetv2", "EfficientNetV2", "tab:purple"),
     (r"efficientnet", "EfficientNet", "tab:blue"),
-    (r"mobilenetv2", "MobileNetV2", "tab:orange"),
+    (r"mobilenetv[12]", "MobileNetV1 and V2", "tab:orange"),
     (r"mobilenetv3", "MobileNetV3", "tab:red"),
+    (r"mobilenetv4", "MobileNetV4", "tab:pink"),
     (r"mixnet", "MixNet", "tab:green"),
-    (r"", "MNASNet, FBNet, Single-Path NAS", "tab:gray"),
+    (r"tinynet|lcnet", "TinyNet, LCNet", "tab:cyan"),
+    (r"", "MNASNet, FBNet, HardCoRe-NAS and others", "tab:gray"),
 )
 # More models than these have short labels, and more room.
 _FEW = 12
@@ -48,7 +49,9 @@ class Point:
 
 def points_of(results: Sequence[CaseResult]) -> list[Point]:
     """The best throughput of jeffnet itself in inference, or else training, for each model with a published score."""
-    scores = {name: entry.weights.top1 for name, entry in MODELS.items() if entry.weights}
+    scores = {
+        name: entry.weights.top1 for name, entry in MODELS.items() if entry.weights and entry.weights.top1 is not None
+    }
     best: dict[str, float] = {}
     for result in _shown(results):
         model = result.case.model

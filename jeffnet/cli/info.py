@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from jeffnet.arch.model import RELEASE
+from jeffnet.arch.imagenet import LABEL_SETS
+from jeffnet.arch.model import LICENSE, RELEASE
 from jeffnet.arch.summary import count_macs, count_parameters, layers
-from jeffnet.arch.zoo import find_model, model_plan, resolve_name
+from jeffnet.arch.zoo import find_model, list_models, model_plan, resolve_name
 from jeffnet.cli.devices import add_device_options
+from jeffnet.cli.list_ import WEIGHTS, describe
 from jeffnet.cli.model import add_size_option, positive, whole
 from jeffnet.cli.text import table
 from jeffnet.errors import UnknownModelError, UsageError
@@ -21,16 +23,18 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "info",
         parents=[common],
-        help="show a model's layers, cost and preprocessing, a weights file, or the environment",
-        description="Show a model's layers, parameters, multiply-accumulates, feature maps and preprocessing; or read "
+        help="show a model's layers, cost, preprocessing and weights, a weights file, or the environment",
+        description="Show a model's layers, parameters, multiply-accumulates, feature maps, preprocessing and all "
+        "published weights of its architecture; or read "
         "a weights file, verify its checksums and show its model; or, with --env, show devices, versions and memory, "
         "and test them for about a second.",
         usage="jeffnet info (MODEL | FILE | --env) [options]",
     )
-    text = "a model's name, ours or timm's; or weights: a path (./NAME if a model has it), hf:owner/name or a URL"
+    text = "a model's name, with or without the tag of its weights; or weights: a path (./NAME if a model has it), "
+    text += "hf:owner/name or a URL"
     parser.add_argument("model", metavar="MODEL", nargs="?", help=text)
     parser.add_argument("--env", action="store_true", help="show and test the environment; status 1 if the test fails")
-    parser.add_argument("--num-classes", type=whole, default=1000, help="width of the logits (default: %(default)s)")
+    parser.add_argument("--num-classes", type=whole, metavar="N", help="width of the logits (default: the model's)")
     parser.add_argument("--in-chans", type=positive, default=3, help="channels of the pictures (default: %(default)s)")
     add_size_option(parser)
     parser.add_argument("--output-stride", type=int, choices=(32, 16, 8), default=32, help="(default: %(default)s)")
@@ -149,17 +153,20 @@ def _weights_facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _preprocessing_text(pre: dict[str, Any]) -> str:
-    crop = f"{pre['image_size']} px, crop {pre['crop_pct']}, {pre['interpolation']}"
+    trained = f" ({pre['train_size']} in training)" if pre.get("train_size") not in (None, pre["image_size"]) else ""
+    mode = f" {pre['crop_mode']}" if pre["crop_mode"] != "center" else ""
+    crop = f"{pre['image_size']} px{trained}, crop {pre['crop_pct']}{mode}, {pre['interpolation']}"
     return f"{crop}, mean {pre['mean']}, std {pre['std']}"
 
 
 def _show_model(options: argparse.Namespace) -> None:
     name = resolve_name(options.model)
-    plan = model_plan(
-        name, num_classes=options.num_classes, in_chans=options.in_chans, output_stride=options.output_stride
-    )
     model = find_model(name)
     preprocessing, weights = model.preprocessing, model.weights
+    num_classes = options.num_classes
+    if num_classes is None:
+        num_classes = LABEL_SETS[weights.classes if weights else "imagenet1k"]
+    plan = model_plan(name, num_classes=num_classes, in_chans=options.in_chans, output_stride=options.output_stride)
     size = options.image_size or preprocessing.image_size
     rows = layers(plan, size)
     summary = {
@@ -168,19 +175,23 @@ def _show_model(options: argparse.Namespace) -> None:
         "macs": count_macs(plan, size),
         "image_size": size,
         "num_features": plan.num_features,
+        "num_classes": plan.num_classes,
         "preprocessing": vars(preprocessing),
         "features": [vars(feature) for feature in plan.features],
         "drop_rate": plan.drop_rate,
         "pretrained": {
             "timm": model.timm,
-            "sha256": weights.sha256,
+            "classes": weights.classes,
             "top1": weights.top1,
             "top5": weights.top5,
+            "license": LICENSE,
             "hub": f"timm/{model.timm}",
-            "release": f"{RELEASE}{name}-{weights.sha256}.npz",
+            "release": model.release_file and RELEASE + model.release_file,
+            "sha256": weights.sha256,
         }
         if weights
         else None,
+        "weights": [describe(other) for other in list_models(f"{name.partition('.')[0]}.*", tags=True)],
     }
     if options.json:
         print(json.dumps({**summary, "layers": [vars(row) for row in rows]}, indent=1))
@@ -193,6 +204,19 @@ def _show_model(options: argparse.Namespace) -> None:
     print()
     for label, text in _model_facts(summary):
         print(f"{label:<14}{printable(text)}")
+    if summary["weights"]:
+        print()
+        print(_weights_table(summary))
+
+
+def _weights_table(summary: dict[str, Any]) -> str:
+    """All weights of the architecture, with a mark at those of the model."""
+    chosen, (first, *others) = summary["pretrained"]["timm"], WEIGHTS
+    rows = []
+    for entry in summary["weights"]:
+        mark = " *" if entry["name"] == chosen else ""
+        rows.append([entry["name"] + mark, *(WEIGHTS[column](entry) for column in others)])
+    return f"{table([first, *others], rows)}\n* the weights of {summary['name']}"
 
 
 def _model_facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -202,8 +226,13 @@ def _model_facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     maps = [f"{feature['channels']} at stride {feature['stride']}" for feature in summary["features"]]
     yield "feature maps", ", ".join(maps)
     yield "pre-logits", f"{summary['num_features']}, dropout {summary['drop_rate']}"
+    yield "classes", f"{summary['num_classes']:,}"
     yield "preprocessing", _preprocessing_text(summary["preprocessing"])
     if weights := summary["pretrained"]:
-        yield "weights", f"{weights['hub']}: top-1 {weights['top1']} %, top-5 {weights['top5']} % on ImageNet-1k"
+        size = summary["preprocessing"]["image_size"]
+        scores = f"top-1 {weights['top1']} %, top-5 {weights['top5']} % on ImageNet-1k at {size} px"
+        if weights["top1"] is None:
+            scores = f"of {weights['classes']}, without a score"
+        yield "weights", f"{weights['hub']}: {scores}; {weights['license']}"
     else:
         yield "weights", "none published"

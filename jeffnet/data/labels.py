@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.arch.class_names import class_indices, order_doubt
-from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.arch.imagenet import imagenet_classes, known_classes
 from jeffnet.data.choices import SUBSETS
 from jeffnet.errors import DatasetError, check_choice
 from jeffnet.system.reading import parse_json, read_text
@@ -45,7 +45,7 @@ def label_table(
         if doubt := order_doubt(classes, num_classes, model_classes):
             _log.warning("%s: give a label map if the weights are timm's", doubt)
         return np.array(indices, np.int32)
-    known = tuple(model_classes) or (tuple(imagenet_classes()) if num_classes == len(imagenet_classes()) else ())
+    known = tuple(model_classes) or known_classes(num_classes)
     if not known:
         raise DatasetError(
             f"the data set has {len(classes)} classes, the model {num_classes}: labels and logits would not match; "

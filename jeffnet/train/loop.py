@@ -51,7 +51,7 @@ def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool
     Example:
       from jeffnet.train.config import Config, DataConfig, ModelConfig
 
-      model = ModelConfig(name="pt_mobilenetv3_small_100")
+      model = ModelConfig(name="mobilenetv3_small_100")
       config = Config(model=model, data=DataConfig(path="pictures"), batch_size=16, epochs=2)
       result = train(config, "runs/first")
       print(result.best.top1)

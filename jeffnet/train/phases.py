@@ -32,18 +32,19 @@ class Phase:
 
 
 def make_phases(config: Config, preprocessing: Preprocessing) -> list[Phase]:
-    """The phases of a run, in order; the first begins with epoch 0, and the last has this preprocessing.
+    """The phases of a run, in order; the first begins with epoch 0, and the last has this preprocessing's size.
 
     Source of the growth: Tan and Le, "EfficientNetV2", arXiv:2104.00298, section 4.2.
     """
     starts = {epoch for epoch in (0, config.augment.mix_off_epoch) if epoch is not None and epoch < config.epochs}
     stages = config.progressive.stages
     borders = [stage * config.epochs // stages for stage in range(stages)]
+    image_size = preprocessing.train_size or preprocessing.image_size
     phases = []
     for epoch in sorted(starts | set(borders)):
         stage = sum(border <= epoch for border in borders) - 1
         share = stage / (stages - 1) if stages > 1 else 1.0
-        phases.append(Phase(epoch, *_values(config, epoch, share, preprocessing.image_size)))
+        phases.append(Phase(epoch, *_values(config, epoch, share, image_size)))
     return phases
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
-from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.arch.imagenet import known_classes
+from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import ConfigError
 from jeffnet.text.names import listed
@@ -17,7 +18,7 @@ from jeffnet.weights.load import describe_weights
 
 # Entries of the configuration that are taken from the weights where they are None.
 _OF_MODEL = ("name", "global_pool", "output_stride")
-OF_PICTURES = ("image_size", "crop_pct", "interpolation", "mean", "std", "crop_mode")
+OF_PICTURES = ("image_size", "train_size", "crop_pct", "interpolation", "mean", "std", "crop_mode")
 _log = logging.getLogger("jeffnet")
 
 
@@ -44,13 +45,22 @@ def settled(config: Config) -> Config:
         model["output_stride"] = card.output_stride
     fits = len(expected.mean) in (1, config.model.in_chans)
     entries = [entry for entry in OF_PICTURES if fits or entry not in ("mean", "std")]
+    if config.data.image_size is not None:
+        entries.remove("train_size")  # the size that is given is for training too
+    usual, expected = _with_train_size(usual), _with_train_size(expected)
     data = {entry: getattr(expected, entry) for entry in entries if getattr(expected, entry) != getattr(usual, entry)}
+    if config.data.image_size is None and "image_size" in data:
+        data["train_size"] = expected.train_size  # or it would be the image size
     settled = _filled(config, model, data)
     taken = [f"model.{entry} {value}" for entry, value in model.items() if getattr(config.model, entry) is None]
     taken += [f"data.{entry} {value}" for entry, value in data.items() if getattr(config.data, entry) is None]
     if taken:
         _log.info("%s: taken from the weights: %s", file.source, ", ".join(taken))
     return settled
+
+
+def _with_train_size(preprocessing: Preprocessing) -> Preprocessing:
+    return replace(preprocessing, train_size=preprocessing.train_size or preprocessing.image_size)
 
 
 def continued(config: Config, begun: Config) -> Config:
@@ -78,7 +88,7 @@ def in_order(arrays: Arrays, card: ModelCard, classes: Sequence[str], teacher: s
     """
     indices = class_indices(classes, card.num_classes, card.classes)
     if indices is None:
-        difference = class_difference(card.classes or tuple(imagenet_classes()), classes)
+        difference = class_difference(card.classes or known_classes(card.num_classes), classes)
         raise ConfigError(
             f"loss.teacher {teacher!r} has other classes than the data: {difference}; "
             "give a teacher that was trained on these classes"

@@ -71,7 +71,7 @@ class Setup:
         card, config = self.card, self.config
         return (
             f"{card.model} on {config.data.path}: {len(self.train_set)} training and {self.val_batches.num_examples} "
-            f"validation pictures of {card.num_classes} classes, {card.preprocessing.image_size} px, {config.epochs} "
+            f"validation pictures of {card.num_classes} classes, {_sizes(card.preprocessing)}, {config.epochs} "
             f"epochs of {self.steps_per_epoch} steps"
             + (f", on {self.layout.devices} devices ({self.layout})" if self.layout.devices > 1 else "")
         )
@@ -219,7 +219,15 @@ def _check_shares(config: Config, layout: Layout) -> None:
 def run_preprocessing(config: Config) -> Preprocessing:
     """The model's preprocessing with what the configuration says instead."""
     chosen = {name: getattr(config.data, name) for name in OF_PICTURES}
-    return model_preprocessing(config.model.known_name).changed(**chosen)
+    preprocessing = model_preprocessing(config.model.known_name)
+    if config.data.image_size is not None:
+        preprocessing = replace(preprocessing, train_size=None)
+    return preprocessing.changed(**chosen)
+
+
+def _sizes(preprocessing: Preprocessing) -> str:
+    tested, trained = preprocessing.image_size, preprocessing.train_size
+    return f"{trained} px, validated at {tested} px" if trained not in (None, tested) else f"{tested} px"
 
 
 def train_transform(phase: Phase, preprocessing: Preprocessing) -> TrainTransform:

@@ -13,7 +13,7 @@ class Candidate:
     """A model to validate.
 
     Attributes:
-      name: our name in the zoo; None if the weights name their model.
+      name: in the zoo; None if the weights name their model.
       weights: their source; None for the published weights.
     """
 
@@ -25,8 +25,8 @@ def select_models(pattern: str | None, weights: str | None = None) -> list[Candi
     """The models that match a pattern.
 
     Args:
-      pattern: names, ours or timm's, and wildcards of ours, separated by commas; 'all' is every model with published
-        weights. None if the weights name their model.
+      pattern: names and wildcards, separated by commas; 'all' is every architecture with its default weights, `*.*`
+        every set of weights. None if the weights name their model.
       weights: their source, in which `{model}` stands for the name of the model. None uses the published weights.
 
     Raises:
@@ -41,6 +41,7 @@ def select_models(pattern: str | None, weights: str | None = None) -> list[Candi
     for word in filter(None, map(str.strip, pattern.split(","))):
         if word == "all" or any(sign in word for sign in "*?["):
             matching = list_models("*" if word == "all" else word, pretrained=weights is None)
+            matching = [resolve_name(name) for name in matching]
         else:
             matching = [resolve_name(word)]
         if not matching:

@@ -147,7 +147,7 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
         what = f"weights {candidate.weights or candidate.name!r}"
         raise ConfigError(f"{what} have {card.num_classes} classes, not num_classes {settings.num_classes}")
     if settings.test_pool:
-        trained = card.preprocessing.image_size
+        trained = card.preprocessing.train_size or card.preprocessing.image_size
         if min(transform.shape) <= trained:
             raise ConfigError(f"test-time pooling of {card.model} needs pictures larger than its {trained} px")
         start = with_test_pooling(start, trained)
@@ -220,9 +220,9 @@ def _outcome(
         "exif": transform.exif,
         **({"resize": model.resize} if model.resize else {}),
     }
-    published = None
-    if model.candidate.weights is None and _is_imagenet_validation(settings, loader, table):
-        published = find_model(model.card.model).weights
+    is_scored = model.candidate.weights is None and _is_imagenet_validation(settings, loader, table)
+    published = find_model(model.card.model).weights if is_scored else None
+    top1, top5 = (published.top1, published.top5) if published else (None, None)
     row = {
         "model": model.card.model,
         "weights": model.candidate.weights,
@@ -234,9 +234,9 @@ def _outcome(
         "skipped": len(answers.skipped),
         "images_per_second": round(answers.images_per_second, 1),
         "preprocessing": preprocessing,
-        "published_top1": published and published.top1,
-        "published_top5": published and published.top5,
-        "top1_difference": published and round(scores.top1 - published.top1, 3),
+        "published_top1": top1,
+        "published_top5": top5,
+        "top1_difference": None if top1 is None else round(scores.top1 - top1, 3),
         "batch_size": batch_size,
         "settings": asdict(settings),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

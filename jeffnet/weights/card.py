@@ -74,7 +74,7 @@ def parse_card(text: str, source: str) -> ModelCard:
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
         if not all(isinstance(name, str) for name in card.classes) or len(card.classes) not in (0, card.num_classes):
             raise ValueError(f"its classes are not the names of {card.num_classes}")
-        resolve_name(card.model)
+        card = dataclasses.replace(card, model=resolve_name(card.model))  # older files have older names
         card.plan()
     except WeightsError:
         raise

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from jeffnet.arch.imagenet import label_set
 from jeffnet.arch.model import RELEASE
 from jeffnet.arch.zoo import find_model, list_models, resolve_name
 from jeffnet.errors import WeightsError, one_line
@@ -40,7 +41,7 @@ class Located:
     Attributes:
       path: of the file.
       source: what to call it in messages.
-      config: the `config.json` of their repository, or the name of a published model; None for a local path.
+      config: the `config.json` of their repository, or what the zoo says of published weights; None for a local path.
       is_verified: False for a download whose URL has no hash.
     """
 
@@ -57,12 +58,13 @@ def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -
 
     Args:
       source: True for the published weights of a model: from the hub, or, if the hub cannot give them, from an
-        installed package (`jeffnet.weights.packages`) or the original release (JEFFNET_RELEASE_URL replaces its
-        address). `hf:owner/name` for a repository of the hub, `hf:owner/name/folder/file` for a file in it; either may
-        end in `@revision` (a branch, tag or commit). A URL, with the beginning of the file's SHA-256 after it
-        (`#sha256=d480c9de`) or in its name (`b0-d480c9de.npz`), or else a warning. All else is the path of a local
-        file, which need not exist.
-      name: of the model, ours or timm's, for its published weights.
+        installed package (`jeffnet.weights.packages`) or, where it has them, the original release (JEFFNET_RELEASE_URL
+        replaces its address). `hf:owner/name` for a repository of the hub, `hf:owner/name/folder/file` for a file in
+        it; either may end in `@revision` (a branch, tag or commit). A URL, with the beginning of the file's SHA-256
+        after it (`#sha256=d480c9de`) or in its name (`b0-d480c9de.npz`), or else a warning. All else is the path of a
+        local file, which need not exist.
+      name: of the model, for its published weights: of an architecture, which has its default ones, or
+        `architecture.tag`.
 
     Raises:
       UnknownModelError: no such model.
@@ -88,10 +90,13 @@ def _published(name: str | None) -> Located:
         near = difflib.get_close_matches(model, list_models(pretrained=True), n=4, cutoff=0.5)
         hint = f"near it: {', '.join(near)}" if near else "`jeffnet list --pretrained` shows those that have"
         raise WeightsError(f"model {model!r} has no published weights; {hint}")
+    # Not the repository's own: weights of the release have the same.
+    config = HubConfig(model, entry.preprocessing, tuple(label_set(entry.weights.classes)))
     repository = _Repository(f"hf:timm/{entry.timm}", f"timm/{entry.timm}")
+    file = entry.release_file
     try:
         path = repository.weights(WEIGHTS_FILES[:1])
-        return Located(path, repository.source, HubConfig(model))
+        return Located(path, repository.source, config)
     except FetchError as error:
         if not error.unavailable:
             raise
@@ -99,14 +104,18 @@ def _published(name: str | None) -> Located:
     package = package_of(model)
     if (path := find_in_package(model)) is not None:
         _log.warning("weights %r: %s; using those of the package %s", repository.source, of_hub.reason, package)
-        return Located(path, str(path), HubConfig(model))
-    file = f"{model}-{entry.weights.sha256}.npz"
+        return Located(path, str(path), config)
+    if file is None:
+        raise WeightsError(
+            f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {of_hub.remedy}; or give the "
+            "path of a file"
+        ) from of_hub
     url = os.environ.get("JEFFNET_RELEASE_URL", RELEASE).rstrip("/") + f"/{file}"
     path = cache_folder() / "release" / file
     _log.warning("weights %r: %s; using those of the original release, %s", repository.source, of_hub.reason, url)
     try:
         fetch(url, path, f"sha256:{entry.weights.sha256}")
-        return Located(path, download.without_password(url), HubConfig(model))
+        return Located(path, download.without_password(url), config)
     except FetchError as error:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "

@@ -133,13 +133,15 @@ def _preprocessing(source: str, weights: Mapping[str, Any], model: str | None) -
     if "input_size" not in weights:
         return None
     try:
+        _, *trained = weights["input_size"]
         _, height, width = weights.get("test_input_size") or weights["input_size"]
         crop_pct = weights.get("test_crop_pct") or weights.get("crop_pct")
         stated = {**weights, "crop_pct": crop_pct}
         kinds = {"crop_pct": float, "crop_mode": str, "interpolation": str, "mean": _numbers, "std": _numbers}
         others = {name: kind(stated[name]) for name, kind in kinds.items() if stated.get(name)}
         if height == width:
-            return Preprocessing(int(height), **others)
+            is_other = trained != [height, width] and trained[0] == trained[1]
+            return Preprocessing(int(height), train_size=int(trained[0]) if is_other else None, **others)
         default = model_preprocessing(model).image_size if model else 224
         _log.warning(
             "weights %r: config.json says pictures of %s x %s, which are not square: %d px are taken; give a size for "

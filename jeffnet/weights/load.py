@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
-from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.arch.imagenet import known_classes
 from jeffnet.arch.lower import OUTPUT_STRIDES
 from jeffnet.arch.plan import Plan, trunk
 from jeffnet.arch.summary import ArraySpec
@@ -52,8 +52,8 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
     Raises:
       WeightsError: they cannot be downloaded or read.
     """
-    if isinstance(source, str) and _is_published(source) and not Path(source).exists():
-        source, name = True, source
+    if published := published_name(source, name):
+        source, name = True, published
     located = locate(source, name)
     try:
         file = read_weights(located.path)
@@ -73,11 +73,14 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
     return replace(file, source=located.source, config=config)
 
 
-def _is_published(name: str) -> bool:
-    try:
-        return find_model(name).weights is not None
-    except UnknownModelError:
-        return False
+def published_name(source: Source | bool | None, name: str | None = None) -> str | None:
+    """The name of the model whose published weights a source means, as of `find_weights`; None if it means others."""
+    wanted = name if source is True else source
+    if not isinstance(wanted, str) or (source is not True and Path(wanted).exists()):
+        return None
+    with contextlib.suppress(UnknownModelError):
+        return wanted if find_model(wanted).weights is not None else None
+    return None
 
 
 def read_weights(path: str | os.PathLike) -> WeightsFile:
@@ -214,8 +217,8 @@ def _describe(file: WeightsFile, model: str) -> ModelCard:
                 f"weights {file.source!r} have {count} {what}, their config.json says {stated}: the two do not belong "
                 "together; correct the entry, or move the weights away from it"
             )
-    # Of 1,000 classes without names, ImageNet's are assumed.
-    imagenet = tuple(imagenet_classes()) if num_classes == len(imagenet_classes()) else ()
+    # Of 1,000 classes without names, ImageNet's are assumed, and likewise for its larger sets.
+    imagenet = known_classes(num_classes)
     if len(config.classes) not in (0, num_classes):
         _log.warning(
             "weights %r: config.json names %d classes, and they have %d: the names are left aside",
@@ -273,8 +276,8 @@ def load_weights(
     Example:
       from jeffnet.arch.zoo import model_plan
 
-      plan = model_plan("pt_efficientnet_b0")
-      arrays = load_weights("b0.safetensors", plan, model="pt_efficientnet_b0")
+      plan = model_plan("efficientnet_b0")
+      arrays = load_weights("b0.safetensors", plan, model="efficientnet_b0")
     """
     file = find_weights(source, model)
     _check_model(file, plan, model)
@@ -313,7 +316,7 @@ def _match_classifier(
         return  # `fit` reports it or starts a new classifier
     indices = class_indices(classes, len(classes), known)
     if indices is None:
-        difference = class_difference(known or tuple(imagenet_classes()), classes)
+        difference = class_difference(known or known_classes(len(classes)), classes)
         _log.warning("%s: new classifier: its classes are %s", source, difference)
         arrays.update({name: initial[name] for name in CLASSIFIER})
     elif indices != tuple(range(len(classes))):

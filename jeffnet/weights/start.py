@@ -13,21 +13,23 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jeffnet.arch.execution import Execution
+from jeffnet.arch.imagenet import LABEL_SETS
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import STATISTICS, ArraySpec, array_specs
-from jeffnet.arch.zoo import model_plan
+from jeffnet.arch.zoo import find_model, model_plan
 from jeffnet.errors import ArchitectureError, UnknownOptionError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.card import ModelCard
-from jeffnet.weights.load import Source, load_weights, open_weights
+from jeffnet.weights.load import Source, load_weights, open_weights, published_name
 
 
 class ModelOptions(TypedDict, total=False):
     """The options of every backend's `create_model`.
 
     Attributes:
-      num_classes: width of the logits, 1000 unless given; 0 makes a call return the pooled features.
+      num_classes: width of the logits; unless given, that of the published weights that `pretrained` means, else 1000.
+        0 makes a call return the pooled features.
       in_chans: channels of the pictures, 3 unless given.
       drop_rate: dropout before the classifier, in [0, 1); None, the default, takes the paper's.
       drop_path_rate: stochastic depth of the last block, in [0, 1); None, the default, takes the paper's.
@@ -108,6 +110,9 @@ def start_model(
         )
     _check_float("dtype", dtype)
     _check_float("param_dtype", param_dtype)
+    published = published_name(pretrained, name)
+    if weights := find_model(published).weights if published else None:
+        architecture.setdefault("num_classes", LABEL_SETS[weights.classes])
     plan = model_plan(name, **architecture)
     if abstract:
         arrays = {

@@ -3,7 +3,7 @@
 import pytest
 
 from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
-from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.arch.imagenet import LABEL_SETS, imagenet_classes, label_set
 
 pytestmark = pytest.mark.numbers
 
@@ -16,6 +16,18 @@ def test_names_decide_whatever_their_order():
     assert class_indices(("b", "d"), 3, ("a", "b", "c")) is None
     assert class_indices(("pear", "apple"), 2, ("bus", "car")) is None
     assert class_indices(WNIDS[5:2:-1], 1000) == (5, 4, 3)
+
+
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_models_of_imagenets_larger_sets_know_their_classes(name):
+    """A data set of ImageNet-1k's folders has part of the classes of a model of ImageNet-21k."""
+    known = tuple(label_set(name))
+    shared = [wnid for wnid in WNIDS if wnid in label_set(name)]
+    assert len(known) == LABEL_SETS[name] and len(shared) > 900
+    assert class_indices(shared, len(known)) == tuple(known.index(wnid) for wnid in shared)
+    assert class_indices(("banana", "pear"), len(known)) is None
+    assert class_indices(NUMBERS, len(known)) is None
+    assert class_indices(tuple(map(str, range(len(known)))), len(known))[-1] == len(known) - 1
 
 
 def test_a_name_that_two_classes_have_decides_nothing():

@@ -42,7 +42,7 @@ def test_a_padded_convolution_is_not_pointwise():
 
 
 def test_depthwise_kernels_are_known_by_their_arrays_too():
-    plan = model_plan("pt_mixnet_s")
+    plan = model_plan("mixnet_s")
     specs = array_specs(plan)
     for op in plan.convolutions:
         for part in op.parts:
@@ -60,7 +60,7 @@ def test_grouped_convolutions_are_not_called_depthwise():
     assert kinds["blocks.0.0.conv"] == "conv 3x3"
 
 
-@pytest.mark.parametrize("name", ["pt_efficientnet_b0", "pt_mixnet_s", "tf_mobilenetv3_large_100"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mixnet_s", "tf_mobilenetv3_large_100"])
 def test_a_plan_lists_all_of_its_convolutions(name):
     plan = model_plan(name)
     kernels = [f"{part.name}.kernel" for op in plan.convolutions for part in op.parts]
@@ -69,7 +69,7 @@ def test_a_plan_lists_all_of_its_convolutions(name):
 
 
 def test_classes():
-    assert model_plan("pt_mnasnet_small", num_classes=7).num_classes == 7
-    assert model_plan("pt_mnasnet_small", num_classes=0).num_classes == 0
+    assert model_plan("mnasnet_small", num_classes=7).num_classes == 7
+    assert model_plan("mnasnet_small", num_classes=0).num_classes == 0
     op = Dense("classifier", 16, 7).conv
     assert (op.in_channels, op.out_channels, op.bias, op.is_pointwise) == (16, 7, True, True)

@@ -79,7 +79,7 @@ def test_scale_repeats(repeats, depth, rounding, scaled):
         ("efficientnet_b0", [1, 2, 2, 3, 3, 4, 1]),
         ("efficientnet_b4", [2, 4, 4, 6, 6, 8, 2]),
         ("efficientnet_b7", [4, 7, 7, 10, 10, 13, 4]),
-        ("tf_efficientnet_l2_ns", [6, 11, 11, 16, 16, 22, 6]),
+        ("tf_efficientnet_l2", [6, 11, 11, 16, 16, 22, 6]),
         ("efficientnet_lite4", [1, 4, 4, 6, 6, 8, 1]),  # its ends are not scaled
         ("mobilenetv2_120d", [1, 3, 5, 6, 5, 5, 1]),
         ("mixnet_xl", [1, 2, 5, 5, 5, 5]),  # rounded, not ceiled

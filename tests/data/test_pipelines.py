@@ -80,6 +80,19 @@ def data(request: pytest.FixtureRequest, files: dict[str, bytes], tmp_path_facto
 
 
 @pytest.mark.parametrize("loader", LOADERS)
+def test_pictures_of_a_model_that_squashes_are_whole(loader: str, tmp_path: Path):
+    """Its preprocessing alone says so, as that of published weights."""
+    if any(importlib.util.find_spec(name) is None for name in NEEDS[loader]):
+        pytest.skip(f"needs {NEEDS[loader]}")
+    (tmp_path / "one").mkdir()
+    UPRIGHT.save(tmp_path / "one" / "a.png")
+    transform = EvalTransform(Preprocessing(16, 1.0, crop_mode="squash"))
+    [batch] = list(open_pipeline(loader, str(tmp_path), "val", transform, 1, workers=0, tf_resize="pillow"))
+    expected = np.asarray(UPRIGHT.resize((16, 16), Image.Resampling.BICUBIC), np.float32)
+    np.testing.assert_allclose(batch["image"][0], expected, atol=1.0 if loader == "tf" else 0.0)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
 def test_pictures_are_turned_where_that_is_asked_for(loader: str, data: str, files: dict[str, bytes]):
     if any(importlib.util.find_spec(name) is None for name in NEEDS[loader]):
         pytest.skip(f"needs {NEEDS[loader]}")

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.data.preprocess import TrainTransform
+from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.errors import ConfigError
 from jeffnet.train.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, ProgressiveConfig
 from jeffnet.train.phases import make_phases
-from jeffnet.train.setup import train_transform
+from jeffnet.train.setup import run_preprocessing, train_transform
 
 OWN = Preprocessing(300, 0.9, mean=(0.2, 0.4, 0.6))
 CONFIG = Config(
@@ -23,6 +23,29 @@ CONFIG = Config(
 def test_an_ordinary_run_is_one_phase():
     (phase,) = make_phases(CONFIG, OWN)
     assert (phase.first_epoch, phase.config, phase.image_size) == (0, CONFIG, 300)
+
+
+def test_pictures_grow_to_their_size_in_training_not_in_tests():
+    grows = replace(CONFIG, progressive=ProgressiveConfig(stages=2, image_size=150))
+    assert [phase.image_size for phase in make_phases(grows, replace(OWN, train_size=200))] == [150, 200]
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, (224, 256)),
+        ({"image_size": 192}, (192, 192)),
+        ({"train_size": 192}, (192, 256)),
+        ({"image_size": 288, "train_size": 192}, (192, 288)),
+        ({"crop_pct": 0.9}, (224, 256)),
+    ],
+)
+def test_a_size_that_is_given_is_for_training_and_tests(options, sizes):
+    config = replace(CONFIG, model=ModelConfig(name="efficientnet_b1"), data=DataConfig(path="-", **options))
+    preprocessing = run_preprocessing(config)
+    (phase,) = make_phases(config, preprocessing)
+    assert (train_transform(phase, preprocessing).image_size, preprocessing.image_size) == sizes
+    assert EvalTransform(preprocessing).shape == (sizes[1], sizes[1])
 
 
 def test_what_grows_does_so_evenly_and_ends_as_configured():

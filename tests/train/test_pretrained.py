@@ -10,6 +10,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.errors import ConfigError, WeightsError
 from jeffnet.linen import create_model, to_canonical
 from jeffnet.train.config import LossConfig, ModelConfig
+from jeffnet.train.phases import make_phases
 from jeffnet.train.pretrained import continued, settled
 from jeffnet.train.setup import make_setup, run_preprocessing
 from jeffnet.weights.card import ModelCard
@@ -47,12 +48,33 @@ def test_what_is_not_said_is_taken_from_the_weights_and_what_is_said_stays(confi
     own = replace(config, model=ModelConfig(pretrained=path), data=replace(config.data, image_size=None, crop_pct=0.9))
     taken = settled(own)
     assert (taken.model.name, taken.model.output_stride, taken.model.global_pool) == (small_model, 8, "max")
-    assert run_preprocessing(taken) == replace(PREPROCESSING, crop_pct=0.9)
+    assert run_preprocessing(taken) == replace(PREPROCESSING, crop_pct=0.9, train_size=48)
     setup = make_setup(taken)
     assert (setup.card.output_stride, setup.card.global_pool, setup.network.plan.global_pool) == (8, "max", "max")
     assert setup.card.preprocessing.crop_mode == "squash"
     assert settled(taken) == taken
     assert continued(own, taken) == taken
+
+
+@pytest.mark.parametrize(
+    ("given", "train_size", "sizes"),
+    [
+        ({}, None, (48, 48)),
+        ({}, 40, (40, 48)),
+        ({"image_size": 64}, 40, (64, 64)),
+        ({"train_size": 32}, 40, (32, 48)),
+        ({"image_size": 64, "train_size": 32}, 40, (32, 64)),
+    ],
+)
+def test_sizes_are_those_of_the_weights_unless_they_are_given(given, train_size, sizes, config, weights, small_model):
+    path, _ = weights(preprocessing=replace(PREPROCESSING, train_size=train_size))
+    data = replace(config.data, **{"image_size": None, **given})
+    own = replace(config, model=ModelConfig(pretrained=path), data=data)
+    taken = settled(own)
+    preprocessing = run_preprocessing(taken)
+    assert make_phases(taken, preprocessing)[-1].image_size == sizes[0]
+    assert preprocessing.image_size == sizes[1]
+    assert run_preprocessing(continued(own, taken)) == run_preprocessing(settled(taken)) == preprocessing
 
 
 def test_an_option_against_the_weights_is_said(config, weights, caplog):
@@ -63,8 +85,8 @@ def test_an_option_against_the_weights_is_said(config, weights, caplog):
 
 def test_weights_of_another_model_are_refused_by_name(config, weights, small_model):
     path, _ = weights()
-    with pytest.raises(WeightsError, match=f"are of {small_model}, not of pt_mobilenetv3_small_075.*--model.name"):
-        settled(replace(config, model=ModelConfig(name="pt_mobilenetv3_small_075", pretrained=path)))
+    with pytest.raises(WeightsError, match=f"are of {small_model}, not of mobilenetv3_small_075.*--model.name"):
+        settled(replace(config, model=ModelConfig(name="mobilenetv3_small_075", pretrained=path)))
 
 
 def test_a_model_without_a_name_is_an_error_that_says_how_to_give_one(config):

@@ -13,7 +13,7 @@ from jeffnet.train.config import AugmentConfig, Config, DataConfig, LossConfig, 
 from jeffnet.train.recipe import entry_names, from_json, load_recipe, override, to_json
 from jeffnet.train.run import read_config
 
-BASE = Config(model=ModelConfig(name="pt_mnasnet_small"), data=DataConfig(path="digits"))
+BASE = Config(model=ModelConfig(name="mnasnet_small"), data=DataConfig(path="digits"))
 
 
 @pytest.mark.parametrize(

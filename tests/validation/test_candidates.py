@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import jeffnet.validation.batch_size as batch_size_module
-from jeffnet.arch.zoo import list_models, model_plan
+from jeffnet.arch.zoo import list_models, model_plan, resolve_name
 from jeffnet.errors import ConfigError, UnknownModelError
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate, select_models
@@ -15,22 +15,24 @@ def names(*arguments):
 
 
 def test_names_wildcards_and_all():
-    assert names("mixnet_s") == ["pt_mixnet_s"]
-    assert names("tf_efficientnet_b[0-1]_ns, pt_mixnet_s,tf_efficientnet_b1_ns") == [
-        "tf_efficientnet_b0_ns", "tf_efficientnet_b1_ns", "pt_mixnet_s",
+    assert names("mixnet_s") == ["mixnet_s"]
+    assert names("tf_efficientnet_b[0-1].ns_*, mixnet_s,tf_efficientnet_b1.ns_jft_in1k") == [
+        "tf_efficientnet_b0.ns_jft_in1k", "tf_efficientnet_b1.ns_jft_in1k", "mixnet_s",
     ]  # fmt: skip
-    assert set(names("all")) == set(list_models(pretrained=True))
+    assert names("all") == list_models(pretrained=True)
+    assert set(names("*.*")) == {resolve_name(name) for name in list_models(tags=True)}
+    assert names("pt_mixnet_s, tf_efficientnet_b0_ap") == ["mixnet_s", "tf_efficientnet_b0.ap_in1k"]  # older names
     # Without published weights, but one may have others.
-    assert names("pt_efficientnet_l*", "{model}.safetensors")
+    assert names("efficientnet_l*", "{model}.safetensors")
     with pytest.raises(UnknownModelError, match="no model with published weights matches"):
-        list(select_models("pt_efficientnet_l2*", None))
+        list(select_models("efficientnet_l2*", None))
 
 
 def test_weights_belong_to_one_model_or_have_its_name_in_theirs():
     assert select_models(None, "w") == [Candidate(None, "w")]
-    assert select_models("mixnet_s", "w") == [Candidate("pt_mixnet_s", "w")]
+    assert select_models("mixnet_s", "w") == [Candidate("mixnet_s", "w")]
     assert select_models("mixnet_s,mixnet_m", "x/{model}.pth") == [
-        Candidate("pt_mixnet_s", "x/pt_mixnet_s.pth"), Candidate("pt_mixnet_m", "x/pt_mixnet_m.pth"),
+        Candidate("mixnet_s", "x/mixnet_s.pth"), Candidate("mixnet_m", "x/mixnet_m.pth"),
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"for 2 models: put \{model\}"):
         select_models("mixnet_s,mixnet_m", "w")

@@ -235,7 +235,7 @@ def test_answers_are_those_of_timms_own_validation(capsys, pictures, tmp_path, l
     import torch
     from safetensors.torch import load_file
 
-    card = ModelCard("pt_mobilenetv3_small_075", 3, 3, Preprocessing(64, 0.9), CLASSES)
+    card = ModelCard("mobilenetv3_small_075", 3, 3, Preprocessing(64, 0.9), CLASSES)
     arrays = initial_arrays(card.plan(), 0)
     arrays["classifier.kernel"] = np.random.default_rng(0).normal(size=arrays["classifier.kernel"].shape)
     path = tmp_path / "timm.safetensors"
@@ -346,7 +346,7 @@ def imagenet(tmp_path, tiny_model, monkeypatch):
     )
 
     def publish(top1):
-        model = replace(zoo.MODELS["tiny_flat"], timm="tiny_flat.in1k", weights=WeightSet(top1, 5.0, "0" * 8))
+        model = replace(zoo.MODELS["tiny_flat"], timm="tiny_flat.in1k", weights=WeightSet(top1, top1 and 5.0, "0" * 8))
         monkeypatch.setitem(zoo.MODELS, "tiny_flat", model)
         return tmp_path / "imagenet.npz"
 
@@ -361,6 +361,13 @@ def test_a_score_is_checked_against_the_published_one(capsys, imagenet):
     status, out, err = run(capsys, imagenet(top1 + 0.2), "--model", "tiny_flat", "--check")
     assert status == 1 and "difference -0.200" in out and "tiny_flat by -0.200" in err.splitlines()[-1]
     assert run(capsys, data, "--model", "tiny_flat")[0] == 0
+
+
+def test_weights_without_a_score_are_validated_without_one(capsys, imagenet):
+    data = imagenet(None)
+    found = result(capsys, data, "--model", "tiny_flat")
+    assert found["published_top1"] is found["published_top5"] is found["top1_difference"] is None
+    assert "nothing to compare for tiny_flat" in run(capsys, data, "--model", "tiny_flat", "--check")[2]
 
 
 def test_there_is_nothing_to_check_on_other_data(capsys, imagenet, weights):

@@ -29,7 +29,7 @@ from jeffnet.weights.timm import TIMM
 
 pytestmark = pytest.mark.files
 
-NAME = "pt_mnasnet_small"
+NAME = "mnasnet_small"
 PLAN = model_plan(NAME, num_classes=2, in_chans=1)
 CARD = ModelCard(NAME, 2, 1, Preprocessing(28, 1.0, "bilinear", (0.5,), (0.25,)), ("cat", "dög"))
 SIZE = len(initial_arrays(PLAN, 0))
@@ -259,9 +259,9 @@ def test_the_card_is_documented_json(path):
             if left_out not in ("format",)
         ),
         json.dumps(_card_entry(surplus=1)),
-        json.dumps(_card_entry(model="pt_nothing")),
+        json.dumps(_card_entry(model="nothing")),
         json.dumps(_card_entry(model=None)),
-        json.dumps(_card_entry(model=["pt_mnasnet_small"])),
+        json.dumps(_card_entry(model=["mnasnet_small"])),
         json.dumps(_card_entry(classes=None)),
         json.dumps(_card_entry(preprocessing=None)),
         json.dumps(_card_entry(preprocessing={})),
@@ -304,17 +304,17 @@ def test_a_newer_format_asks_for_an_update(path):
 
 
 def test_a_card_whose_arrays_are_another_models_is_an_error(path):
-    _rewrite(path, {METADATA_KEY: json.dumps(_card_entry(model="pt_efficientnet_b0"))})
-    with pytest.raises(WeightsError, match="do not fit pt_efficientnet_b0"):
+    _rewrite(path, {METADATA_KEY: json.dumps(_card_entry(model="efficientnet_b0"))})
+    with pytest.raises(WeightsError, match="do not fit efficientnet_b0"):
         open_weights(path)
 
 
 def test_weights_of_another_model_are_an_error(tmp_path):
     """B0's in B1, which has the same shapes and more blocks, and B1's in B0, which leaves blocks over."""
     for source, target, fault in [("b0", "b1", "missing"), ("b1", "b0", "left over")]:
-        file = _timm_file(tmp_path / source, f"pt_efficientnet_{source}", num_classes=10)
-        with pytest.raises(WeightsError, match=rf"do not fit pt_efficientnet_{target}:(.|\n)*{fault} +\([1-9]"):
-            create_model(f"pt_efficientnet_{target}", num_classes=10, pretrained=file)
+        file = _timm_file(tmp_path / source, f"efficientnet_{source}", num_classes=10)
+        with pytest.raises(WeightsError, match=rf"do not fit efficientnet_{target}:(.|\n)*{fault} +\([1-9]"):
+            create_model(f"efficientnet_{target}", num_classes=10, pretrained=file)
 
 
 def test_create_model_takes_a_file(path):
@@ -348,7 +348,7 @@ def test_weights_of_another_function_are_not_taken_into_a_model_of_the_same_shap
         lambda name, path: open_weights(path, name),
     )
     for architecture in ("efficientnet_b0", "mobilenetv3_small_100"):
-        own, other = f"tf_{architecture}", f"pt_{architecture}"
+        own, other = f"tf_{architecture}", architecture
         arrays = initial_arrays(model_plan(own, num_classes=2), 0)
         save_model(tmp_path / own, arrays, ModelCard(own, 2, 3, model_preprocessing(own)))
         for load in loaders:
@@ -356,7 +356,7 @@ def test_weights_of_another_function_are_not_taken_into_a_model_of_the_same_shap
                 load(other, tmp_path / own)
             load(own, tmp_path / own)
     # Trained otherwise, but the same network.
-    create_model("tf_efficientnet_b0_ns", num_classes=2, pretrained=tmp_path / "tf_efficientnet_b0")
+    create_model("tf_efficientnet_b0.ns_jft_in1k", num_classes=2, pretrained=tmp_path / "tf_efficientnet_b0")
 
 
 @pytest.mark.parametrize(
@@ -389,10 +389,10 @@ def test_a_models_own_file_says_what_it_is(path):
     assert card == CARD and len(arrays) == SIZE
     assert open_weights(path, NAME)[0] == CARD
     assert open_weights(path, "mnasnet_small")[0] == CARD  # timm's name
-    with pytest.raises(WeightsError, match=f"are of {NAME}, not of pt_mnasnet_100"):
-        open_weights(path, "pt_mnasnet_100")
+    with pytest.raises(WeightsError, match=f"are of {NAME}, not of mnasnet_100"):
+        open_weights(path, "mnasnet_100")
     with pytest.raises(UnknownModelError):
-        open_weights(path, "pt_nothing")
+        open_weights(path, "nothing")
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 3}, {"num_classes": 0}, {"num_classes": 3, "in_chans": 1}])

@@ -20,7 +20,7 @@ from jeffnet.weights.load import open_weights, read_weights
 
 pytestmark = pytest.mark.files
 
-NAME = "pt_mnasnet_small"
+NAME = "mnasnet_small"
 CARD = ModelCard(NAME, 3, 3, model_preprocessing(NAME))
 FORMS = {
     "jeffnet": "a.safetensors",

@@ -17,7 +17,7 @@ from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, TIMM, state_dict_naming
 
 pytestmark = pytest.mark.files
 
-PLAN = model_plan("pt_mnasnet_small", num_classes=10)
+PLAN = model_plan("mnasnet_small", num_classes=10)
 
 
 def _state(plan=PLAN):
@@ -73,9 +73,9 @@ def test_all_faults_are_in_one_message():
     state["classifier.weight"] = np.zeros((1000, 1280))
     state["conv_stem.weight"] = np.zeros((8, 1, 3, 3))
     with pytest.raises(WeightsError) as raised:
-        from_timm(state, PLAN, source="b0.safetensors", model="pt_mnasnet_small")
+        from_timm(state, PLAN, source="b0.safetensors", model="mnasnet_small")
     assert str(raised.value).splitlines() == [
-        "weights 'b0.safetensors' do not fit pt_mnasnet_small:",
+        "weights 'b0.safetensors' do not fit mnasnet_small:",
         "  missing    (2): blocks.1.0.conv_dw.kernel, bn2.var",
         "  left over  (1): blocks.9.0.conv_dw.weight",
         "  misshapen  (2): conv_stem.kernel is (3, 3, 1, 8), the model has (3, 3, 3, 8): pass in_chans=1 to keep the "
@@ -125,7 +125,7 @@ def test_the_same_number_of_values_in_another_shape_is_misshapen():
 @pytest.mark.parametrize("fitting", [True, False], ids=["fit", "from_timm"])
 def test_wrong_classes_go_in_only_when_asked(fitting, caplog):
     """Then the classifier starts anew, with a warning, and the trunk is the file's."""
-    thousand = model_plan("pt_mnasnet_small", num_classes=1000)
+    thousand = model_plan("mnasnet_small", num_classes=1000)
     initial = initial_arrays(PLAN, 0)
 
     def load(**options):
@@ -153,7 +153,7 @@ def test_right_classes_stay_when_adapting_is_allowed(caplog):
 
 def test_a_model_without_classifier():
     """Leaves the file's out only when asked; a file without one gets a new one only when asked."""
-    features = model_plan("pt_mnasnet_small", num_classes=0)
+    features = model_plan("mnasnet_small", num_classes=0)
     with pytest.raises(WeightsError, match=r"left over +\(2\): classifier.kernel, classifier.bias"):
         from_timm(_state(), features)
     assert set(from_timm(_state(), features, initial=initial_arrays(features, 0))) == set(array_specs(features))
@@ -167,7 +167,7 @@ def test_a_model_without_classifier():
 @pytest.mark.parametrize("in_chans", [1, 2, 4, 6])
 def test_input_channels_are_adapted_only_when_asked(in_chans, caplog):
     """A grey picture's response is the same over one channel as over the file's three, and over any number of them."""
-    plan = model_plan("pt_mnasnet_small", num_classes=10, in_chans=in_chans)
+    plan = model_plan("mnasnet_small", num_classes=10, in_chans=in_chans)
     with pytest.raises(WeightsError, match="pass in_chans=3 to keep"):
         from_timm(_state(), plan)
     with caplog.at_level(logging.WARNING, "jeffnet"):

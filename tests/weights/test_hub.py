@@ -18,9 +18,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from jeffnet.arch.imagenet import LABEL_SETS, imagenet_classes, label_set
 from jeffnet.arch.model import RELEASE, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import MODELS
+from jeffnet.arch.zoo import MODELS, list_models, model_preprocessing
 from jeffnet.errors import UnknownModelError, WeightsError
 from jeffnet.weights import download
 from jeffnet.weights.hub import Located, locate
@@ -28,7 +29,8 @@ from jeffnet.weights.hub_config import HubConfig
 
 pytestmark = pytest.mark.files
 
-MODEL, REPOSITORY = "tf_efficientnet_b0_ns", "timm/tf_efficientnet_b0.ns_jft_in1k"
+MODEL, REPOSITORY = "tf_efficientnet_b0.ns_jft_in1k", "timm/tf_efficientnet_b0.ns_jft_in1k"
+PUBLISHED = HubConfig(MODEL, model_preprocessing(MODEL), tuple(imagenet_classes()))
 FIRST, SECOND = "1" * 40, "2" * 40
 WEIGHTS = b"weights of the hub " * 1000
 OTHER_WEIGHTS = b"older weights of the hub " * 1000
@@ -178,7 +180,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setitem(MODELS, MODEL, entry)
     hub.add(REPOSITORY, {"model.safetensors": WEIGHTS, "config.json": json.dumps(CONFIG).encode()})
     hub.add("me/mine", {"model.safetensors": WEIGHTS, "config.json": json.dumps(CONFIG).encode()})
-    hub.file = f"{MODEL}-{digest}.npz"
+    hub.file = f"tf_efficientnet_b0_ns-{digest}.npz"  # a name of the release's own
     hub.released[hub.file] = RELEASED
     yield hub
     close_session()
@@ -244,7 +246,7 @@ def test_a_path_is_returned_as_it_is(hub, tmp_path):
 @pytest.mark.parametrize("name", [MODEL, REPOSITORY.removeprefix("timm/")])
 def test_published_weights_come_from_the_hub(name, hub):
     located = locate(True, name)
-    assert located == Located(located.path, f"hf:{REPOSITORY}", HubConfig(MODEL))
+    assert located == Located(located.path, f"hf:{REPOSITORY}", PUBLISHED)
     assert located.path.read_bytes() == WEIGHTS
     assert hub.asked("release") == []
 
@@ -257,12 +259,47 @@ def test_what_is_cached_is_not_downloaded_again(hub):
 
 def test_every_published_model_has_an_address():
     published = [model for model in MODELS.values() if model.weights]
+    assert sorted(model.timm for model in published) == list_models(tags=True)
     assert all(re.fullmatch(r"\w+\.\w+", model.timm) for model in published)
-    assert all(re.fullmatch("[0-9a-f]{8}", model.weights.sha256) for model in published)
+    released = {model.timm: model.release_file for model in published if model.release_file}
+    assert len(released) == 65
+    assert all(re.fullmatch(r"(pt|tf)_\w+-[0-9a-f]{8}\.npz", file) for file in released.values())
+    names = {
+        "efficientnet_b0.ra_in1k": "pt_efficientnet_b0",
+        "tf_efficientnet_b0.aa_in1k": "tf_efficientnet_b0",
+        "tf_efficientnet_b8.ap_in1k": "tf_efficientnet_b8_ap",
+        "tf_efficientnet_l2.ns_jft_in1k": "tf_efficientnet_l2_ns",
+        "tf_efficientnet_l2.ns_jft_in1k_475": "tf_efficientnet_l2_ns_475",
+        "mobilenetv3_large_100.ra_in1k": "pt_mobilenetv3_large_100",
+    }
+    assert {name: released[name][:-13] for name in names} == names
+    assert "efficientnet_b0.ra4_e3600_r224_in1k" not in released and "efficientnet_b4.ra2_in1k" not in released
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b4", "efficientnet_b0.ra4_e3600_r224_in1k"])
+def test_weights_that_are_not_in_the_release_come_from_the_hub_alone(name, hub):
+    repository = f"timm/{MODELS[name].timm}"
+    message = refused(
+        True, f"weights of {name} cannot be had: hf:{repository}", "or give the path of a file", name=name
+    )
+    assert "release" not in message and "None" not in message
+    hub.add(repository, {"model.safetensors": WEIGHTS})
+    assert locate(True, name).source == f"hf:{repository}"
+    assert hub.asked("release") == []
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b5.sw_in12k", "tf_efficientnetv2_b3.in21k", "tf_efficientnetv2_m"])
+def test_published_weights_bring_their_preprocessing_and_their_classes(name, hub):
+    model = MODELS[name]
+    hub.add(f"timm/{model.timm}", {"model.safetensors": WEIGHTS})
+    config = locate(True, name).config
+    assert (config.model, config.preprocessing) == (name, model.preprocessing)
+    assert config.classes == tuple(label_set(model.weights.classes))
+    assert len(config.classes) == LABEL_SETS[model.weights.classes]
 
 
 def test_a_model_without_published_weights(hub):
-    refused(True, "'pt_mnasnet_small' has no published weights", "near it: ", "pt_mnasnet_100", name="pt_mnasnet_small")
+    refused(True, "'mnasnet_075' has no published weights", "near it: ", "mnasnet_100", name="mnasnet_075")
     with pytest.raises(UnknownModelError, match="near it: tf_efficientnet_b0"):
         locate(True, "tf_efficientnet_b00")
     refused(True, "give its name")
@@ -292,7 +329,7 @@ def _remove_file(hub):
 def test_the_release_stands_in_for_the_hub(fail, why, hub, caplog):
     fail(hub)
     located = locate(True, MODEL)
-    assert located == Located(located.path, f"{hub.url}/release/{hub.file}", HubConfig(MODEL))
+    assert located == Located(located.path, f"{hub.url}/release/{hub.file}", PUBLISHED)
     assert located.path.read_bytes() == RELEASED and located.path.name == hub.file
     (record,) = [
         record for record in caplog.records if record.name == "jeffnet" and "original release" in record.message
@@ -473,13 +510,13 @@ def test_what_a_repository_says_of_its_weights(hub):
     ("config", "model", "preprocessing", "classes"),
     [
         ({"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"tag": "ns_jft_in1k"}}, MODEL, None, ()),
-        ({"architecture": "efficientnet_b0", "pretrained_cfg": {"tag": "x"}}, "pt_efficientnet_b0", None, ()),
-        ({"architecture": "pt_efficientnet_b0"}, "pt_efficientnet_b0", None, ()),
+        ({"architecture": "efficientnet_b0", "pretrained_cfg": {"tag": "x"}}, "efficientnet_b0", None, ()),
+        ({"architecture": "efficientnet_b0"}, "efficientnet_b0", None, ()),
         ({"architecture": "resnet50", "pretrained_cfg": {"input_size": [3, 64, 64]}}, None, Preprocessing(64), ()),
         # As timm wrote it before it had `pretrained_cfg`.
         (
             {"architecture": "mixnet_s", "input_size": [3, 64, 64], "crop_pct": 1},
-            "pt_mixnet_s",
+            "mixnet_s",
             Preprocessing(64, 1.0),
             (),
         ),

@@ -22,7 +22,7 @@ from jeffnet.weights.timm import TIMM
 
 pytestmark = pytest.mark.files
 
-NAME, TIMM_NAME = "pt_mnasnet_small", "mnasnet_small"
+NAME, TIMM_NAME = "mnasnet_small", "mnasnet_small"
 PLAN = model_plan(NAME, num_classes=2)
 CONFIG = {
     "architecture": TIMM_NAME,
@@ -42,7 +42,7 @@ CONFIG = {
     },
 }
 CARD = ModelCard(
-    NAME, 2, 3, Preprocessing(72, 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3, "squash"), ("cat", "dog"), "avg", 32
+    NAME, 2, 3, Preprocessing(72, 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3, "squash", 64), ("cat", "dog"), "avg", 32
 )
 
 
@@ -98,7 +98,7 @@ def test_options_of_the_network_are_followed(clone):
         ({"model_args": {"stem_size": 16}}, "model_args.stem_size 16.*does not know it"),
         ({"model_args": {"in_chans": 1}}, "have 3 channels, their config.json says 1"),
         ({"num_classes": 7}, "have 2 classes, their config.json says 7"),
-        ({"architecture": "tf_mobilenetv3_small_100"}, "are of tf_mobilenetv3_small_100, not of pt_mnasnet_small"),
+        ({"architecture": "tf_mobilenetv3_small_100"}, "are of tf_mobilenetv3_small_100, not of mnasnet_small"),
     ],
 )
 def test_another_network_is_refused_by_name(changes, fault, clone):
@@ -113,7 +113,7 @@ def test_arguments_that_say_what_the_model_is_are_no_fault():
     config = parse_config({"architecture": "tf_efficientnet_b0", "model_args": same}, "a")
     check_arguments(config, "tf_efficientnet_b0", "a")
     with pytest.raises(WeightsError, match="pad_type"):
-        check_arguments(config, "pt_efficientnet_b0", "a")
+        check_arguments(config, "efficientnet_b0", "a")
 
 
 def test_a_clone_without_its_large_files_says_how_to_get_them(clone):
@@ -158,6 +158,7 @@ def test_the_configuration_is_read_as_timm_reads_it(timm, clone):
         ours = parse_config(config, "a")
         pre = ours.preprocessing
         assert (3, pre.image_size, pre.image_size) == tuple(data["input_size"])
+        assert pre.train_size == expected["input_size"][-1]
         assert (pre.crop_pct, pre.interpolation) == (data["crop_pct"], data["interpolation"])
         assert (list(pre.mean), list(pre.std), pre.crop_mode) == (data["mean"], data["std"], data["crop_mode"])
         assert (list(ours.classes), ours.num_classes) == (expected["label_names"], expected["num_classes"])

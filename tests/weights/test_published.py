@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jeffnet.arch.imagenet import class_titles, label_set
+from jeffnet.arch.model import Model, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.zoo import MODELS, model_plan, model_preprocessing
 from jeffnet.backends import BACKENDS, load_backend, to_start
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
+from jeffnet.train.config import ModelConfig
+from jeffnet.validation.candidates import select_models
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import read_weights
 
@@ -134,6 +139,77 @@ def test_other_classes_are_adapted_on_request_only(server, arrays, caplog):
     assert "new classifier of 5 classes" in caplog.text
 
 
+@pytest.fixture
+def of_many_classes(server, tmp_path, monkeypatch):
+    """A small model whose published weights are of ImageNet-12k, and their arrays."""
+    weights = WeightSet(classes="imagenet12k")
+    spec = ModelSpec(stages=(("cn_r1_k1_s2_c8",),), stem=8, features=8)
+    monkeypatch.setitem(MODELS, "many", Model(spec, Preprocessing(32, 1.0, train_size=24), "many.in12k", weights))
+    arrays = initial_arrays(model_plan("many", num_classes=11_821), 3)
+    write_checkpoint(tmp_path / "many", arrays, ModelCard("many", 11_821, 3, Preprocessing()), "timm")
+    server.files["/timm/many.in12k/resolve/main/model.safetensors"] = (tmp_path / "many").read_bytes()
+    return arrays
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_of_more_classes_make_a_model_of_as_many(backend, of_many_classes):
+    backend = load_backend(backend)
+    _equal(backend.create_model("many", pretrained=True), of_many_classes)
+    *model, card = backend.from_pretrained("many")
+    _equal(model[0] if len(model) == 1 else tuple(model), of_many_classes)
+    assert card.classes == tuple(label_set("imagenet12k")) and card.num_classes == 11_821
+    assert (card.preprocessing.image_size, card.preprocessing.train_size) == (32, 24)
+
+
+def test_the_number_of_classes_is_that_of_the_weights_that_are_asked_for(of_many_classes, tmp_path):
+    create = load_backend("functional").create_model
+    for options, classes in (
+        ({}, 1000),
+        ({"pretrained": True}, 11_821),
+        ({"pretrained": "many"}, 11_821),
+        ({"pretrained": True, "num_classes": 7, "adapt": True}, 7),
+    ):
+        assert create("many", **options)[1]["params"]["classifier.bias"].shape == (classes,)
+    with pytest.raises(WeightsError, match="pass num_classes=11821 to keep"):
+        create("many", pretrained=True, num_classes=1000)
+    for name, pretrained, classes in (
+        ("efficientnet_b5.sw_in12k", True, 11_821),
+        ("efficientnet_b5", "efficientnet_b5.sw_in12k", 11_821),
+        ("mobilenetv3_large_100.miil_in21k", True, 11_221),
+        ("tf_efficientnetv2_b3.in21k", True, 21_843),
+        ("tf_efficientnetv2_b3", True, 1000),
+        ("tf_efficientnetv2_b3.in21k", None, 1000),
+    ):
+        assert create(name, pretrained=pretrained, abstract=True)[0].plan.num_classes == classes
+
+
+def test_pictures_are_named_by_the_classes_of_the_weights(of_many_classes, tmp_path, capsys):
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "a.jpg")
+    assert main(["predict", str(tmp_path / "a.jpg"), "--model", "many", "--json"]) == 0
+    titles = class_titles(tuple(label_set("imagenet12k")))
+    assert set(json.loads(capsys.readouterr().out)[0]["classes"]) <= set(titles)
+
+
+@pytest.mark.parametrize("old", ["pt_mobilenetv3_small_100", "pt_mobilenetv3_small_100.lamb_in1k"])
+def test_older_names_are_the_same_models_everywhere(old, tmp_path, capsys):
+    name = "mobilenetv3_small_100"
+    arrays = initial_arrays(model_plan(old), 0)
+    for backend in BACKENDS:
+        _equal(load_backend(backend).create_model(old, rng=0), arrays)
+    card = ModelCard(old, 1000, 3, model_preprocessing(old))
+    write_checkpoint(tmp_path / "old.safetensors", arrays, card)
+    assert read_weights(tmp_path / "old.safetensors").card.model == name
+    *model, card = load_backend("functional").from_pretrained(tmp_path / "old.safetensors")
+    _equal(tuple(model), arrays)
+    assert card.model == name
+    for command in (["info", old], ["info", str(tmp_path / "old.safetensors")]):
+        assert main([*command, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert name in (found.get("name"), found.get("model"))
+    assert [candidate.name for candidate in select_models(old)] == [name]
+    assert ModelConfig(name=old).known_name == old and model_plan(old) == model_plan(name)
+
+
 def test_the_commands_take_published_weights(server, tmp_path, capsys):
     Image.new("RGB", (40, 50), "red").save(tmp_path / "a.jpg")
     assert main(["predict", str(tmp_path / "a.jpg"), "--model", NAME, "--image-size", "32", "--json"]) == 0
@@ -151,8 +227,8 @@ def test_the_commands_take_published_weights(server, tmp_path, capsys):
 
 
 def test_a_model_without_published_weights_says_so(server):
-    with pytest.raises(WeightsError, match="'pt_efficientnet_b8' has no published weights"):
-        load_backend("functional").create_model("pt_efficientnet_b8", pretrained=True)
+    with pytest.raises(WeightsError, match="'efficientnet_b8' has no published weights"):
+        load_backend("functional").create_model("efficientnet_b8", pretrained=True)
     assert not server.asked
 
 
@@ -203,7 +279,7 @@ def test_convert_to_other_libraries_and_back(form, name, ending, needs, tmp_path
 @pytest.mark.parametrize("form", ["efficientnet_pytorch", "tensorflow", "keras"])
 def test_a_library_that_has_no_such_model_is_told_as_such(form, tmp_path, capsys):
     pytest.importorskip({"tensorflow": "tensorflow", "keras": "keras"}.get(form, "numpy"))
-    name = "pt_mixnet_s"
+    name = "mixnet_s"
     own = tmp_path / "own.safetensors"
     write_checkpoint(own, initial_arrays(model_plan(name), 0), ModelCard(name, 1000, 3, model_preprocessing(name)))
     assert main(["convert", str(own), str(tmp_path / "there.keras"), "--to", form]) == (1 if form == "keras" else 2)

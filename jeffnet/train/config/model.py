@@ -74,7 +74,9 @@ class DataConfig:
         `tfds:name`, `hf:name`, ..., or `digits`.
       train_split: split to train on.
       val_split: split to validate on.
-      image_size: in training and validation; None takes that of `model.pretrained`, else the model's.
+      image_size: in validation, and in training unless `train_size` is given; None takes the sizes of
+        `model.pretrained`, else the model's, which may be smaller in training.
+      train_size: in training.
       crop_pct: in validation; None likewise.
       interpolation: 'bicubic' or 'bilinear'; None likewise.
       mean: of the pixels in [0, 1], by channel; None likewise.
@@ -90,6 +92,7 @@ class DataConfig:
     train_split: str = "train"
     val_split: str = "val"
     image_size: int | None = None
+    train_size: int | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
     mean: tuple[float, ...] | None = None
