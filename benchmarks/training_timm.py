@@ -99,6 +99,8 @@ def _loader(config: "Config", folder: Path, is_training: bool) -> Any:
 
     own, data, augment = model_preprocessing(config.model.name), config.data, config.augment
     size = data.image_size or own.image_size
+    if is_training:
+        size = data.train_size or data.image_size or own.train_size or own.image_size
     dataset: Any = create_dataset("", str(folder / (data.train_split if is_training else data.val_split)))
     return create_loader(
         dataset,

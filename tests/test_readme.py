@@ -43,7 +43,7 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     for block in re.findall(r"```python\n(.*?)```", TEXTS["README.md"] + TEXTS["backends.md"], re.DOTALL):
         block = block.replace("224, 224", "64, 64")
         if models == "small":
-            block = re.sub("efficientnet_b0|mobilenetv3_small_100", "flat", block)
+            block = re.sub('"(efficientnet_b0|mobilenetv3_small_100)"', '"flat"', block)
         exec(compile(block, "README.md and docs/backends.md", "exec"), names)
     assert names["logits"].shape == (2, 1000)
     assert [level.shape[1] for level in names["maps"]] == [16, 8, 2]

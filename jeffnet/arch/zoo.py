@@ -122,7 +122,7 @@ def list_models(pattern: str = "*", pretrained: bool = False, tags: bool = False
 
 
 def find_model(name: str) -> Model:
-    """The entry of a model, ours or timm's name; raises UnknownModelError."""
+    """The entry of a model, by any of its names; raises UnknownModelError."""
     model = _find(resolve_name(name))
     assert model is not None
     return model
@@ -139,7 +139,7 @@ def model_preprocessing(name: str) -> Preprocessing:
 
 
 def model_plan(name: str, **options) -> Plan:
-    """The Plan of a model, by our name or timm's; for the options and errors see `jeffnet.arch.lower.lower`.
+    """The Plan of a model, by any of its names; for the options and errors see `jeffnet.arch.lower.lower`.
 
     Raises:
       UnknownModelError: no such model.

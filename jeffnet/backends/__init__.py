@@ -38,7 +38,7 @@ class Backend(Protocol):
         """A model of the zoo, with initial or pretrained arrays; runs no forward pass.
 
         Args:
-          name: ours or timm's; `jeffnet list` shows them.
+          name: of an architecture, or `architecture.tag`; `jeffnet list` shows them.
           options: see `jeffnet.weights.start.ModelOptions`.
 
         Returns:

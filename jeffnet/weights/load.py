@@ -43,7 +43,7 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
 
     Args:
       source: a path, see `read_weights`; `hf:owner/name` or a URL, see `jeffnet.weights.hub.locate`; or, for published
-        weights, True or the model's name, ours or timm's.
+        weights, True or the model's name, with or without a tag.
       name: of the model whose published weights True means.
 
     Returns:

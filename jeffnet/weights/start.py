@@ -95,7 +95,7 @@ def start_model(
     abstract: bool = False,
     **architecture: Any,
 ) -> Start:
-    """The start of a model of the zoo, by our name or timm's; takes no forward pass. Options: see `ModelOptions`.
+    """The start of a model of the zoo, by any of its names; takes no forward pass. Options: see `ModelOptions`.
 
     Raises:
       UnknownModelError: no such model.

@@ -240,8 +240,9 @@ def _card_entry(**changes):
 
 def test_the_card_is_documented_json(path):
     """What other programs may read; the reference for the malformed ones below."""
-    _rewrite(path, {METADATA_KEY: json.dumps(_card_entry(classes=["cat", "dög"]))})
-    assert read_weights(path).card == CARD
+    for name in (NAME, f"pt_{NAME}"):  # an older name, and no size for training
+        _rewrite(path, {METADATA_KEY: json.dumps(_card_entry(model=name, classes=["cat", "dög"]))})
+        assert read_weights(path).card == CARD
 
 
 @pytest.mark.parametrize(

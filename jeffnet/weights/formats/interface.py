@@ -28,7 +28,7 @@ class WeightsFile:
       arrays: by the source's names and in its layouts.
       naming: the names and layouts.
       card: the description of the model, if the file is one of jeffnet's own.
-      model: our name of the model, if the file states it in another way.
+      model: the name of the model, if the file states it in another way.
       preprocessing: what the weights expect of pictures, if the file states it and it differs from the zoo's.
       config: the contents of the `config.json` beside the file.
       checksums: which parts of the file have checksums, which are compared when arrays are read; may be empty.
