@@ -1,4 +1,4 @@
-"""Keras: models of keras.applications, EfficientNet B0 to B7, MobileNetV2 and MobileNetV3.
+"""Keras: models of keras.applications, EfficientNet B0 to B7, EfficientNetV2, MobileNetV2 and MobileNetV3.
 
 Keras 3's `.keras` and `.weights.h5` are read, and the older `.h5` of a whole model or of its weights. That needs h5py
 alone, runs nothing that is in a file, and opens no other file that one may point to (`jeffnet.weights.formats.hdf5`).
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ from jeffnet.weights.stored import Stored
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _LONGEST = 2**26  # bytes of a model's description
 _WRITTEN = re.compile(
-    r"tf_(?:efficientnet_(?P<b>b[0-7])(?:_ap|_ns)?|mobilenetv2_(?P<v2>\d{3})|"
-    r"mobilenetv3_(?P<v3>small|large)(?P<minimal>_minimal)?_(?P<alpha>\d{3}))"
+    r"tf_(?:efficientnet_(?P<b>b[0-7])(?:_ap|_ns)?|efficientnetv2_(?P<e2>b[0-3]|[sml])|mobilenetv2_(?P<v2>\d{3})|"
+    r"mobilenetv3_(?P<v3>small|large)(?P<minimal>_minimal)?_(?P<alpha>\d{3}))(?:\..*)?"
 )
 
 
@@ -82,7 +82,7 @@ def write(path: Path, contents: Contents) -> None:
     """See `jeffnet.weights.formats.FormatModule`: a whole model, `*.keras`, or its weights, `*.weights.h5`, in float32.
 
     Keras itself writes it, and its outputs are probabilities. The card's mean and standard deviation become the
-    Normalization of EfficientNet.
+    Normalization of EfficientNet, and of EfficientNetV2 where they are not those of its own preprocessing.
     """
     card = contents.card
     if not path.name.endswith((".keras", ".weights.h5")):
@@ -92,6 +92,12 @@ def write(path: Path, contents: Contents) -> None:
         mean, std = (per_channel(name, getattr(card.preprocessing, name), card.in_chans) for name in ("mean", "std"))
     except JeffnetError as error:
         raise OutputError(f"cannot write {path.name!r}: {error}") from error
+    is_usual = not name.startswith("EfficientNetV2") or _is_own(card, mean, std)
+    if not is_usual and path.suffix != ".keras":
+        raise OutputError(
+            f"cannot write {path.name!r}: weights alone do not say that {card.model} takes pixels with mean {mean} and "
+            f"std {std}, and Keras's {name} takes others: name it *.keras"
+        )
     try:
         keras = _keras()
     except ModuleNotFoundError as error:
@@ -99,9 +105,11 @@ def write(path: Path, contents: Contents) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a number of channels that is not 1 or 3
+            if not is_usual:
+                options |= _with_normalization(keras, options.pop("input_shape"), mean, std)
             model = getattr(keras.applications, name)(**options)
         for layer in model.layers:
-            if isinstance(layer, keras.layers.Normalization):
+            if isinstance(layer, keras.layers.Normalization) and layer.weights:
                 layer.set_weights([np.asarray(mean), np.square(std), np.zeros((), int)])
         _set_weights(model, to_source_names(contents.arrays, KERAS, card.plan()))
     except ValueError as error:
@@ -115,6 +123,21 @@ def write(path: Path, contents: Contents) -> None:
         model.save(whole)
         with zipfile.ZipFile(whole) as archive:
             path.write_bytes(with_checksums(archive.read(_WEIGHTS)))
+
+
+def _is_own(card: ModelCard, mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether a card's constants are those of the preprocessing inside Keras's EfficientNetV2."""
+    return np.allclose((mean, std), _constants_of_v2(card.model, card.in_chans), rtol=1e-6, atol=0)
+
+
+def _with_normalization(
+    keras: Any, shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """The options by which Keras's EfficientNetV2 has other constants than its own."""
+    inputs = keras.Input(shape)
+    pixels = keras.layers.Rescaling(1 / 255)(inputs)
+    pixels = keras.layers.Normalization(mean=list(mean), variance=np.square(std).tolist())(pixels)
+    return {"include_preprocessing": False, "input_tensor": pixels}
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -173,14 +196,14 @@ def _check_layers(others: list[str], arrays: Mapping[str, Stored], dense: list[s
 def _preprocessing(
     model: str, arrays: Mapping[str, Stored], statistics: Layers, around: list[Layer] | None
 ) -> Preprocessing:
-    preprocessing = model_preprocessing(model)
+    stem = next(array for name, array in arrays.items() if array.ndim == 4 and name.endswith("/kernel"))
+    preprocessing = _usual_preprocessing(model, stem.shape[2])
     if around is None:
         for leaves in statistics.values():
             mean, std = _moments(leaves)
             preprocessing = replace(preprocessing, mean=mean, std=std)
         return preprocessing
     preprocessing = replace(preprocessing, image_size=_image_size(around) or preprocessing.image_size)
-    stem = next(array for name, array in arrays.items() if array.ndim == 4 and name.endswith("/kernel"))
 
     def moments(name: str) -> tuple[np.ndarray, np.ndarray]:
         leaves = next(iter(statistics.values())) if len(statistics) == 1 else statistics[name]
@@ -190,6 +213,23 @@ def _preprocessing(
         return preprocessing
     mean, std = map(_known, constants)
     return replace(preprocessing, mean=mean, std=std)
+
+
+def _usual_preprocessing(model: str, channels: int) -> Preprocessing:
+    """What a model of keras.applications expects of pictures if nothing else is stated."""
+    if (match := _WRITTEN.fullmatch(model)) is None or not match["e2"]:
+        return model_preprocessing(model)
+    # Those of these very weights: the zoo's default may be others.
+    mean, std = _constants_of_v2(model, channels)
+    return replace(model_preprocessing(f"{model}.in1k"), mean=mean, std=std)
+
+
+def _constants_of_v2(model: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and standard deviation inside Keras's EfficientNetV2: B0 to B3 have V1's, the others x / 128 - 1."""
+    if "_b" in model and channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    constants = (128 / 255,) * channels
+    return constants, constants
 
 
 def _nearest(arrays: Mapping[str, Stored]) -> tuple[str, list[str]] | None:
@@ -207,6 +247,7 @@ def _nearest(arrays: Mapping[str, Stored]) -> tuple[str, list[str]] | None:
 def _candidates(arrays: Mapping[str, Stored]) -> Iterator[str]:
     """The models that a file might be of, those with published weights first."""
     yield from list_models("tf_efficientnet_b[0-7]")
+    yield from (model for model in list_models("tf_efficientnetv2_*") if _WRITTEN.fullmatch(model))
     yield from list_models("tf_mobilenetv3_*")
     yield from ("tf_mobilenetv2_100", *list_models("tf_mobilenetv2_*"))
     stem = arrays.get("Conv1/kernel", arrays.get("conv2d/kernel"))
@@ -288,7 +329,8 @@ def _constructor(card: ModelCard) -> tuple[str, dict[str, Any]]:
     if match is None or card.global_pool != "avg" or card.output_stride != 32:
         raise OutputError(
             f"keras.applications has no {card.model} with pooling {card.global_pool!r} and output stride "
-            f"{card.output_stride}: only its EfficientNet B0 to B7, MobileNetV2 and V3 can be written, as tf_ models"
+            f"{card.output_stride}: only its EfficientNet B0 to B7, EfficientNetV2 but XL, MobileNetV2 and V3 can be "
+            "written, as tf_ models"
         )
     pixels = card.preprocessing
     options: dict[str, Any] = {"weights": None, "input_shape": (pixels.image_size, pixels.image_size, card.in_chans)}
@@ -300,6 +342,8 @@ def _constructor(card: ModelCard) -> tuple[str, dict[str, Any]]:
         options |= {"include_top": False, "pooling": "avg"}
     if match["b"]:
         return f"EfficientNet{match['b'].upper()}", options
+    if match["e2"]:
+        return f"EfficientNetV2{match['e2'].upper()}", options
     if {*pixels.mean, *pixels.std} != {0.5}:
         raise OutputError(
             f"Keras's MobileNets take pixels with mean and standard deviation 0.5, but {card.model} here has "

@@ -1,13 +1,13 @@
-"""The names of the layers of keras.applications: EfficientNet B0 to B7, MobileNetV2 and MobileNetV3.
+"""The names of the layers of keras.applications: EfficientNet B0 to B7, EfficientNetV2, MobileNetV2 and MobileNetV3.
 
 Source: keras-team/keras, keras/src/applications.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jeffnet.arch.operations import BatchNorm, SqueezeExcite
+from jeffnet.arch.operations import BatchNorm, Conv, SqueezeExcite
 from jeffnet.arch.plan import Plan
 from jeffnet.errors import WeightsError
 from jeffnet.weights.naming import Layer, Naming, array_names
@@ -37,6 +37,14 @@ _EFFICIENTNET = _Family(
         "head": ("top_conv", "top_bn"), "classifier": ("predictions", ""),
     },
 )  # fmt: skip
+_EFFICIENTNETV2 = replace(
+    _EFFICIENTNET,
+    layers={
+        **_EFFICIENTNET.layers,
+        "depthwise": ("dwconv2", "bn"),
+        "single": ("project_conv", "project_bn"),
+    },
+)
 _MOBILENETV2 = _Family(
     "expanded_conv_",
     "block_{place}_",
@@ -70,12 +78,13 @@ def _family(plan: Plan) -> _Family:
         if plan.pool_first:
             return _MOBILENETV3
         if plan.stem.act == "silu" and squeezed:
-            return _EFFICIENTNET
+            first = next(plan.blocks).ops[0]
+            return _EFFICIENTNET if isinstance(first, Conv) and first.is_depthwise else _EFFICIENTNETV2
         if plan.stem.act == "relu6" and kernels == {1, 3} and not squeezed:
             return _MOBILENETV2
     raise WeightsError(
-        "Keras has EfficientNet B0 to B7, MobileNetV2 and MobileNetV3, padded as in TensorFlow: give a name of these, "
-        "which begins with tf_"
+        "Keras has EfficientNet B0 to B7, EfficientNetV2, MobileNetV2 and MobileNetV3, padded as in TensorFlow: give a "
+        "name of these, which begins with tf_"
     )
 
 
@@ -89,7 +98,8 @@ def _names(plan: Plan, present: Iterable[str]) -> dict[str, str]:
             kind = "conv2d" if plan.pool_first and layer.kind == "dense" else layer.kind
             counts[kind] += 1
             return f"{kind}_{counts[kind] - 1}" if counts[kind] > 1 else kind
-        if not layer.block or layer.role == "single":
+        # MobileNetV3's last convolution before the pooling is in none of Keras's blocks.
+        if not layer.block or (layer.role == "single" and plan.pool_first):
             return layer.look_up(family.layers)
         stage, index = map(int, layer.block.split(".")[1:])
         prefix = family.block.format(place=layer.place, stage=stage + 1, letter=chr(ord("a") + index))

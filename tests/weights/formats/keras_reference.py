@@ -25,6 +25,10 @@ CASES = {
     "b0": ("efficientnet", "EfficientNetB0", (65, 65, 3), {}),
     "b1": ("efficientnet", "EfficientNetB1", (64, 64, 1), {}),
     "b3": ("efficientnet", "EfficientNetB3", (71, 96, 3), {}),
+    **{
+        f"e2_{size}": ("efficientnet_v2", f"EfficientNetV2{size.upper()}", (65, 65, 3), {})
+        for size in ("b0", "b1", "b2", "b3", "s", "m", "l")
+    },
     "v2_035": ("mobilenet_v2", "MobileNetV2", (71, 71, 3), {"alpha": 0.35}),
     "v2_056": ("mobilenet_v2", "MobileNetV2", (64, 47, 3), {"alpha": 0.56}),
     "v2_130": ("mobilenet_v2", "MobileNetV2", (64, 64, 3), {"alpha": 1.3}),
@@ -183,6 +187,10 @@ def _predict(model, inputs):
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # as after loading
+            if layer.input_mean is not None:  # which was a float32 tensor for a while
+                shape = (1, 1, 1, -1)
+                layer.mean = np.reshape(layer.input_mean, shape).astype(inputs.dtype)
+                layer.variance = np.reshape(layer.input_variance, shape).astype(inputs.dtype)
         if isinstance(layer, keras.layers.Rescaling):
             # TensorFlow makes Python's numbers float32 before they are cast to float64.
             layer.scale, layer.offset = (np.asarray(number, inputs.dtype) for number in (layer.scale, layer.offset))
@@ -195,7 +203,7 @@ def _randomize(model, inputs):
     rng = np.random.default_rng(1)
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Normalization):
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:
             channels = layer.weights[0].shape[-1]
             layer.set_weights([rng.uniform(0.3, 0.6, channels), rng.uniform(0.04, 0.1, channels), np.zeros((), int)])
             layer.finalize_state()
@@ -210,7 +218,9 @@ def _randomize(model, inputs):
             layer.set_weights([rng.normal(0, np.sqrt(2 / fan_in), kernel), *(rng.normal(0, 0.1, b) for b in bias)])
     model(np.concatenate([inputs, inputs[:, ::-1], inputs[:, :, ::-1]]), training=True)
     for norm in norms:
-        norm.moving_mean.assign(np.asarray(norm.moving_mean) + rng.normal(0, 0.1, norm.moving_mean.shape))
+        # Relative to what a channel varies by: in a deep network anything else grows from layer to layer.
+        noise = rng.normal(0, 0.1, norm.moving_mean.shape) * np.sqrt(np.asarray(norm.moving_variance))
+        norm.moving_mean.assign(np.asarray(norm.moving_mean) + noise)
         norm.moving_variance.assign(np.asarray(norm.moving_variance) * rng.uniform(0.8, 1.3, norm.moving_mean.shape))
 
 

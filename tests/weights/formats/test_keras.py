@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -48,6 +49,7 @@ CASES = {
     "b0": ("tf_efficientnet_b0", 65),
     "b1": ("tf_efficientnet_b1", 64),
     "b3": ("tf_efficientnet_b3", None),
+    **{f"e2_{size}": (f"tf_efficientnetv2_{size}", 65) for size in ("b0", "b1", "b2", "b3", "s", "m", "l")},
     "v2_035": ("tf_mobilenetv2_035", 71),
     "v2_056": ("tf_mobilenetv2_056", None),
     "v2_130": ("tf_mobilenetv2_130", 64),
@@ -59,7 +61,7 @@ CASES = {
     "v3_large_minimal": ("tf_mobilenetv3_large_minimal_100", 65),
 }
 FAST = {
-    "tensorflow": ("b0", "v2_035", "v2_056", "v3_small", "v3_small_minimal", "around", "heads"),
+    "tensorflow": ("b0", "e2_b0", "v2_035", "v2_056", "v3_small", "v3_small_minimal", "around", "heads"),
     "jax": (),
 }
 SMALL = "v2_035"
@@ -157,7 +159,7 @@ def test_logits_equal_keras(backend, case, reference):
     plan, arrays = _fitted(files[".keras"], in_chans=pictures.shape[-1])
     for ending, file in files.items():
         assert file.model == model
-        in_zoo = model_preprocessing(model)
+        in_zoo = model_preprocessing(f"{model}.in1k" if case.startswith("e2") else model)
         told = size if size and ending != ".weights.h5" else in_zoo.image_size
         assert file.preprocessing.image_size == told
         assert file.preprocessing.crop_pct == in_zoo.crop_pct
@@ -606,6 +608,7 @@ for path, size in ((folder / "b.keras", 8), (folder / "missing" / "a.keras", 48)
         print(error)
 """
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+OF_V2 = ((128 / 255,) * 3,) * 2
 OWN = ((0.1, 0.2, 0.3), (0.6, 0.7, 0.8))
 
 
@@ -616,6 +619,8 @@ OWN = ((0.1, 0.2, 0.3), (0.6, 0.7, 0.8))
         pytest.param("tf_efficientnet_b0", 5, 3, (IMAGENET_MEAN, IMAGENET_STD), "tensorflow", marks=pytest.mark.slow),
         pytest.param("tf_efficientnet_b0_ns", 0, 3, OWN, "tensorflow", marks=pytest.mark.slow),
         pytest.param("tf_efficientnet_b1_ap", 5, 1, OWN, "tensorflow", marks=pytest.mark.slow),
+        pytest.param("tf_efficientnetv2_b0", 5, 3, (IMAGENET_MEAN, IMAGENET_STD), "tensorflow", marks=pytest.mark.slow),
+        pytest.param("tf_efficientnetv2_s", 0, 3, OF_V2, "tensorflow", marks=pytest.mark.slow),
         pytest.param("tf_mobilenetv2_056", 5, 3, HALF, "tensorflow", marks=pytest.mark.slow),
         pytest.param("tf_mobilenetv2_100", 0, 3, HALF, "tensorflow", marks=pytest.mark.slow),
         pytest.param("tf_mobilenetv3_large_075", 5, 3, HALF, "tensorflow", marks=pytest.mark.slow),
@@ -629,13 +634,16 @@ def test_keras_reads_what_is_written(model, num_classes, in_chans, moments, back
     plan = model_plan(model, num_classes=num_classes, in_chans=in_chans)
     rng = np.random.default_rng(0)
     arrays = {
-        name: array + rng.uniform(0.01, 0.02, array.shape).astype(np.float32)
+        # In sum the same for every output, since a network of many layers would overflow.
+        name: array + (rng.uniform(0.01, 0.02, array.shape) / np.prod(array.shape[:-1])).astype(np.float32)
         for name, array in start_arrays(plan, 0, np.float32).items()
     }
     np.savez(tmp_path / "arrays.npz", **arrays)
     pictures = rng.integers(0, 256, (2, 48, 48, in_chans), np.uint8)
     # MobileNetV2 alone has its preprocessing outside of the network.
-    np.save(tmp_path / "pictures.npy", pictures / np.float32(127.5) - 1 if "v2" in model else pictures.astype("f4"))
+    np.save(
+        tmp_path / "pictures.npy", pictures / np.float32(127.5) - 1 if "mobilenetv2" in model else pictures.astype("f4")
+    )
     command = [sys.executable, "-c", WRITE, tmp_path, model, str(num_classes), str(in_chans), repr(moments)]
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -667,6 +675,8 @@ def test_keras_reads_what_is_written(model, num_classes, in_chans, moments, back
         ("a.keras", "tf_mobilenetv2_100", {"output_stride": 16}, "output stride 16"),
         ("a.keras", "tf_mobilenetv3_small_100", {"num_classes": 0}, "without a classifier"),
         ("a.keras", "tf_mobilenetv2_100", {"preprocessing": Preprocessing()}, "mean and standard deviation 0.5"),
+        ("a.weights.h5", "tf_efficientnetv2_s", {}, r"takes pixels with mean \(0.5, 0.5, 0.5\) .*: name it \*.keras"),
+        ("a.keras", "tf_efficientnetv2_xl", {}, "EfficientNetV2 but XL"),
         ("a.keras", "tf_efficientnet_b0", {"in_chans": 4}, "does not fit images of 4 channels: give 4 values"),
     ],
 )
@@ -678,6 +688,21 @@ def test_what_cannot_be_written(path, model, options, message, tmp_path):
     with pytest.raises(EndingError if path == "a.h5" else OutputError, match=message):
         write_checkpoint(tmp_path / path, arrays, card)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorFlow's arrays
+def test_other_constants_of_efficientnetv2_are_in_a_whole_model(tmp_path):
+    """Those of timm's weights are 127.5 / 255, Keras's own 128 / 255."""
+    pytest.importorskip("keras")
+    name = "tf_efficientnetv2_b0"
+    card = ModelCard(name, 5, 3, replace(model_preprocessing(name), image_size=64, mean=HALF[0], std=HALF[1]))
+    arrays = start_arrays(card.plan(), 0, np.float32)
+    write_checkpoint(tmp_path / "a.keras", arrays, card)
+    file = read(tmp_path / "a.keras")
+    assert file.model == name and file.preprocessing.image_size == 64
+    np.testing.assert_allclose((file.preprocessing.mean, file.preprocessing.std), HALF, rtol=1e-12)
+    _same(_fitted(file, num_classes=5)[1], {name: np.asarray(array) for name, array in arrays.items()})
 
 
 def test_without_keras_the_message_says_so(tmp_path, monkeypatch):
