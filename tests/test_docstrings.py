@@ -135,7 +135,7 @@ def test_examples_run(tiny_model, tmp_path, monkeypatch):
             assert any(re.search(rf"\b{name}\(", code) for code in examples), f"{path} has no example of {name}"
         scope = given | symbols
         for code in examples:
-            code = re.sub(r"\b(pt|tf)_\w+", "tiny_flat", code).replace("224", "32")
+            code = re.sub(r'"(tf_)?(efficientnet|mobilenet|mixnet)\w*"', '"tiny_flat"', code).replace("224", "32")
             code = code.replace('save_checkpoint("b0', 'save_checkpoint("another')
             exec(compile(code, f"docstring of {path}", "exec"), scope)
 

@@ -23,11 +23,11 @@ CLASSES, BATCH, SIZE = 10, 4, 32
 
 pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
 ONE_OF_EACH = (
-    "pt_efficientnet_es",
-    "pt_fbnetc_100",
-    "pt_mixnet_s",
-    "pt_mnasnet_small",
-    "pt_mobilenetv3_large_100",
+    "efficientnet_es",
+    "fbnetc_100",
+    "mixnet_s",
+    "mnasnet_small",
+    "mobilenetv3_large_100",
     "tf_efficientnet_b0",
     "tf_efficientnet_lite0",
     "tf_mobilenetv3_small_minimal_100",
@@ -95,7 +95,7 @@ def test_logits_and_variables_have_the_plans_shapes(name):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
 
 
-@pytest.mark.parametrize("name", ["pt_efficientnet_l2", "tf_efficientnet_l2_ns"])
+@pytest.mark.parametrize("name", ["efficientnet_l2", "tf_efficientnet_l2"])
 def test_abstract_variables_allocate_nothing(name):
     model, variables = create_model(name, abstract=True)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables))

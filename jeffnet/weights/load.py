@@ -74,13 +74,23 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
 
 
 def published_name(source: Source | bool | None, name: str | None = None) -> str | None:
-    """The name of the model whose published weights a source means, as of `find_weights`; None if it means others."""
+    """The name of the model whose published weights a source means; None if it means others.
+
+    Args:
+      source: see `find_weights`; None or False for no weights.
+      name: of the model whose published weights True means.
+
+    Returns:
+      A name for `jeffnet.arch.zoo.find_model`; None also where the model that True means has no published weights.
+    """
     wanted = name if source is True else source
-    if not isinstance(wanted, str) or (source is not True and Path(wanted).exists()):
+    if not isinstance(wanted, str):
         return None
-    with contextlib.suppress(UnknownModelError):
-        return wanted if find_model(wanted).weights is not None else None
-    return None
+    try:
+        is_published = find_model(wanted).weights is not None
+    except UnknownModelError:
+        return None
+    return wanted if is_published and (source is True or not Path(wanted).exists()) else None
 
 
 def read_weights(path: str | os.PathLike) -> WeightsFile:

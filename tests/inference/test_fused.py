@@ -42,17 +42,17 @@ TOLERANCE = 1e-5
 FAMILIES = (
     "tiny",
     "tiny_tf",
-    "pt_efficientnet_b0",
-    "pt_efficientnet_es",
-    "pt_efficientnet_lite0",
-    "pt_fbnetc_100",
-    "pt_mixnet_s",
-    "pt_mnasnet_small",
-    "pt_mobilenetv2_100",
-    "pt_mobilenetv3_small_075",
-    "pt_semnasnet_100",
-    "pt_spnasnet_100",
-    "tf_efficientnet_b0_ns",
+    "efficientnet_b0",
+    "efficientnet_es",
+    "efficientnet_lite0",
+    "fbnetc_100",
+    "mixnet_s",
+    "mnasnet_small",
+    "mobilenetv2_100",
+    "mobilenetv3_small_075",
+    "semnasnet_100",
+    "spnasnet_100",
+    "tf_efficientnet_b0.ns_jft_in1k",
     "tf_efficientnet_es",
     "tf_mixnet_s",
     "tf_mobilenetv3_small_minimal_100",
@@ -489,7 +489,7 @@ def test_weights_are_held_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pt_mobilenetv2_100", "tf_efficientnet_b0"])
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "tf_efficientnet_b0"])
 def test_the_file_is_little_more_than_the_weights(name, tmp_path):
     start = random_start(name)
     fused = fused_of(start)
@@ -559,7 +559,7 @@ SHARED = textwrap.dedent("""
     from jeffnet.functional import create_model
     from jeffnet.inference.fused import fuse
 
-    model = create_model("pt_mnasnet_small", num_classes=10)
+    model = create_model("mnasnet_small", num_classes=10)
     images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
     alone = np.asarray(fuse(*model, batch_size=8, image_size=32)(images))
     shared = fuse(*model, batch_size=8, image_size=32, devices=jax.local_devices())
@@ -589,7 +589,7 @@ TWICE = textwrap.dedent("""
     from jeffnet.inference.fused import fuse, load_fused
 
     path, images = sys.argv[1], np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
-    fused = fuse(*create_model("pt_mnasnet_small", num_classes=10), batch_size=1, image_size=32)
+    fused = fuse(*create_model("mnasnet_small", num_classes=10), batch_size=1, image_size=32)
     fused.save(path)
     assert (np.asarray(load_fused(path)(images)) == np.asarray(fused(images))).all()
     print("equal")

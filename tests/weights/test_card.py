@@ -211,7 +211,7 @@ def test_another_kind_of_file(content, tmp_path):
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
-    [({}, "no state dict"), ({"weight": np.ones((2, 2), np.float32)}, "neither jeffnet's nor a timm or .* 1 arrays")],
+    [({}, "no state dict"), ({"weight": np.ones((2, 2), np.float32)}, "neither jeffnet's nor a timm, .* 1 arrays")],
     ids=["empty", "another-model"],
 )
 def test_foreign_safetensors(arrays, message, tmp_path):

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.files
 
 TOLERANCE = 1e-10
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
-NAME = "pt_mobilenetv3_small_075"
+NAME = "mobilenetv3_small_075"
 
 
 def _randomized(reference, size=32):
@@ -314,15 +314,13 @@ def test_npz_of_the_release(name, timm, tmp_path):
 
     torch.manual_seed(0)
     reference = _randomized(timm.create_model(name, num_classes=7))
-    ours = name if name.startswith("tf_") else f"pt_{name}"
-    _check(_release(reference, tmp_path / "weights.npz"), reference, ours)
+    _check(_release(reference, tmp_path / "weights.npz"), reference, name)
 
 
 @pytest.mark.parametrize("name", ["mixnet_s", "efficientnet_es", "fbnetc_100", "tf_efficientnet_b0", "mobilenetv2_100"])
 def test_arrays_of_the_release_have_their_names(name, timm, tmp_path):
-    ours = name if name.startswith("tf_") else f"pt_{name}"
     reference = timm.create_model(name, num_classes=7)
-    _same_arrays(_release(reference, tmp_path / "weights.npz"), reference, ours)
+    _same_arrays(_release(reference, tmp_path / "weights.npz"), reference, name)
 
 
 def test_npz_that_holds_a_pickle_is_refused(tmp_path):
@@ -384,7 +382,7 @@ def test_efficientnet_pytorch(model, timm, tmp_path):
     path = _save(reference.state_dict(), tmp_path / "a.pth")
     _check(path, reference, f"tf_efficientnet_{model}", size=64)
     with pytest.raises(WeightsError, match="EfficientNet B0 to B8"):
-        open_weights(path, "pt_mobilenetv3_small_100")
+        open_weights(path, "mobilenetv3_small_100")
     _, _, card = from_pretrained(path, f"tf_efficientnet_{model}")
     assert card.num_classes == 7 and card.classes == ()
 
@@ -412,7 +410,7 @@ def test_efficientnet_lite_in_the_layout_of_efficientnet_pytorch(timm, tmp_path)
     path = _save(state, tmp_path / "a.pth")
     _check(path, reference, "tf_efficientnet_lite0", size=64)
     with pytest.raises(WeightsError, match="B8, L2 and Lite, padded as in TensorFlow"):
-        open_weights(path, "pt_efficientnet_lite0")
+        open_weights(path, "efficientnet_lite0")
     with pytest.raises(WeightsError, match="B8, L2 and Lite"):
         open_weights(path, "tf_mobilenetv2_100")
 
@@ -544,7 +542,7 @@ def test_what_is_written_is_loaded_strictly_and_gives_the_same_logits(form, endi
     import torch
     from safetensors.torch import load_file
 
-    name = {"timm": "pt_mobilenetv3_small_075", "efficientnet_pytorch": "tf_efficientnet_b0"}[form]
+    name = {"timm": "mobilenetv3_small_075", "efficientnet_pytorch": "tf_efficientnet_b0"}[form]
     size = {"timm": 32, "efficientnet_pytorch": 64}[form]
     if form == "timm":
         reference = timm.create_model("mobilenetv3_small_075", num_classes=7)
@@ -570,8 +568,8 @@ def test_npz_is_written_as_the_release_is(name, timm, tmp_path):
     """The same names and layers of torch, in whatever order, and the same values."""
     reference = timm.create_model(name, num_classes=7)
     theirs = np.load(_release(reference, tmp_path / "theirs.npz"))
-    functions, variables = create_model(f"pt_{name}", num_classes=7, pretrained=tmp_path / "theirs.npz")
-    save_checkpoint(tmp_path / "ours.npz", (functions, variables), f"pt_{name}", form="npz")
+    functions, variables = create_model(name, num_classes=7, pretrained=tmp_path / "theirs.npz")
+    save_checkpoint(tmp_path / "ours.npz", (functions, variables), name, form="npz")
     ours = np.load(tmp_path / "ours.npz")
     content = [
         {
