@@ -1,6 +1,7 @@
 """TensorFlow checkpoints of the papers' authors. Reading and writing them needs TensorFlow.
 
 * EfficientNet, Lite, EdgeTPU, MNASNet, MixNet: tensorflow/tpu, models/official/efficientnet and mnasnet.
+* EfficientNetV2: google/automl, efficientnetv2.
 * MobileNetV2 and V3: tensorflow/models, research/slim/nets/mobilenet.
 """
 
@@ -16,7 +17,8 @@ import numpy as np
 
 from jeffnet._tensorflow import on_cpu, tensorflow
 from jeffnet.arch.plan import Plan
-from jeffnet.arch.zoo import model_preprocessing
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.zoo import list_models, model_preprocessing
 from jeffnet.errors import OutputError, WeightsError
 from jeffnet.system.extras import install
 from jeffnet.system.reading import MOST_TEXT, read_file
@@ -50,12 +52,19 @@ _SLIM_LEAVES = {
 _SLIM_LAYERS = {"reduce": "squeeze_excite/Conv", "gate": "squeeze_excite/Conv_1"}
 # Lite and EdgeTPU were trained on pixels with these constants, whose rounded values timm uses.
 _EDGE = ((127 / 255,) * 3, (128 / 255,) * 3)
+_CLASSES_21K = 21_843
+# EfficientNetV2 S to L on ImageNet-1k: (pixel - 128) / 128, of the whole picture resized to a square.
+_V2 = {
+    "mean": (128 / 255,) * 3, "std": (128 / 255,) * 3,
+    "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear",
+}  # fmt: skip
 # Our models by the name under which the authors' variables are.
 _MODELS = {
     **{f"efficientnet-b{size}": f"tf_efficientnet_b{size}" for size in range(9)},
     "efficientnet-l2": "tf_efficientnet_l2_ns",
     **{f"efficientnet-lite{size}": f"tf_efficientnet_lite{size}" for size in range(5)},
     **{f"efficientnet-edgetpu-{size.upper()}": f"tf_efficientnet_e{size}" for size in "sml"},
+    **{f"efficientnetv2-{size}": f"tf_efficientnetv2_{size}" for size in ("b0", "b1", "b2", "b3", "s", "m", "l", "xl")},
     **{f"mixnet-{size}": f"tf_mixnet_{size}" for size in "sml"},
     "mnasnet-a1": "tf_semnasnet_100",
     "mnasnet-b1": "tf_mnasnet_100",
@@ -135,10 +144,27 @@ def read(path: Path) -> WeightsFile:
         )
     root = next((match["root"].strip("/") for match in map(_STEM.match, arrays) if match), "")
     model = _MODELS.get(root.rpartition("/")[2])
-    preprocessing = None
-    if model and ("lite" in root or "edgetpu" in root):
-        preprocessing = replace(model_preprocessing(model), mean=_EDGE[0], std=_EDGE[1])
+    classes = next((array.shape[-1] for name, array in arrays.items() if name.endswith("head/dense/bias")), 1000)
+    preprocessing = preprocessing_of(model, classes) if model else None
     return WeightsFile(str(prefix), arrays, naming, model=model, preprocessing=preprocessing, checksums=OF_ARRAYS)
+
+
+def preprocessing_of(model: str, classes: int) -> Preprocessing | None:
+    """What the authors' checkpoints of one of our models expect of pictures; None for the zoo's.
+
+    EfficientNetV2 with 21,843 classes was trained on ImageNet-21k, and XL only there at first: both as in the zoo. The
+    same of S, M and L with 1,000 classes have the names of those that ImageNet-1k alone trained, for which they are
+    taken; their pixels differ by 0.4 %.
+    """
+    if re.match(r"tf_efficientnet_(lite\d|e[sml])$", model):
+        return replace(model_preprocessing(model), mean=_EDGE[0], std=_EDGE[1])
+    if not model.startswith("tf_efficientnetv2_") or model.endswith("_xl"):
+        return None
+    if classes == _CLASSES_21K:
+        names = list_models(f"{model}.in21k", tags=True)
+        return model_preprocessing(names[0]) if names else None
+    preprocessing = model_preprocessing(f"{model}.in1k")
+    return preprocessing if model[-2] == "b" else replace(preprocessing, **_V2)
 
 
 def write(path: Path, contents: Contents) -> None:
@@ -166,7 +192,7 @@ def hints_of(model: str) -> tuple[str, ...]:
     """
     if re.match(r"tf_mobilenetv[23]_", model):
         return (f"MobilenetV{model[len('tf_mobilenetv')]}/Conv/weights",)
-    architecture = re.sub(r"_(ap|ns|ns_475)$", "", model)
+    architecture = re.sub(r"_(ap|ns|ns_475)$", "", model.partition(".")[0])
     for root, ours in _MODELS.items():
         if architecture == ours.removesuffix("_ns"):
             if root.startswith("mnasnet"):

@@ -1,7 +1,8 @@
 """The papers' authors' networks in plain TensorFlow operations, under the names of their variables.
 
-Written from tensorflow/tpu (efficientnet_model.py, mnasnet_model.py, mixnet_model.py) and tensorflow/models (slim's
-mobilenet_v3.py): block strings are the authors', strides are where they put them, padding is TensorFlow's own.
+Written from tensorflow/tpu (efficientnet_model.py, mnasnet_model.py, mixnet_model.py), google/automl
+(effnetv2_model.py) and tensorflow/models (slim's mobilenet_v3.py): block strings are the authors', strides are where
+they put them, padding is TensorFlow's own.
 """
 
 import re
@@ -122,8 +123,8 @@ def _mixed(x, kernels, apply, widths=None):
     )
 
 
-def searched(net, images, root, blocks, *, stem=32, features=1280, act=tf.nn.relu, classes=7, mnas=""):
-    """EfficientNet, Lite, EdgeTPU, MNASNet or MixNet: logits."""
+def searched(net, images, root, blocks, *, stem=32, features=1280, act=tf.nn.relu, classes=7, mnas="", fused=False):
+    """EfficientNet, Lite, EdgeTPU, MNASNet, MixNet or, with `fused`, EfficientNetV2: logits."""
     net.start()
     with net.scope(root):
         with net.scope(f"{mnas}stem"):
@@ -134,21 +135,26 @@ def searched(net, images, root, blocks, *, stem=32, features=1280, act=tf.nn.rel
             for repeat in range(int(options["r"])):
                 with net.scope(f"{mnas}blocks_{place}"):
                     source = int(options["i"]) if repeat == 0 else int(options["o"])
-                    x = _block(net, x, options, source, int(options["s"][0]) if repeat == 0 else 1, act)
+                    x = _block(net, x, options, source, int(options["s"][0]) if repeat == 0 else 1, act, fused)
                 place += 1
         with net.scope(f"{mnas}head"):
             x = act(net.norm(net.conv(x, features, 1)))
             return net.dense(tf.reduce_mean(x, [1, 2]), classes)
 
 
-def _block(net, x, options, source, stride, act):
+def _block(net, x, options, source, stride, act, fused):
     inputs, expansion = x, int(options["e"])
     width, expanded = int(options["o"]), source * expansion
     if "sw" in options["words"]:
         act = tf.nn.silu
     kernels = [int(kernel) for kernel in options["k"].split(".")]
     expand, project = ([int(kernel) for kernel in options.get(key, "1").split(".")] for key in "ap")
-    if options.get("c") == "1":
+    if options.get("c") == "1" and fused:
+        # EfficientNetV2: the first convolution has the stride; without expansion there is no other.
+        x = act(net.norm(net.conv(x, expanded if expansion > 1 else width, kernels[0], stride)))
+        if expansion > 1:
+            x = net.norm(net.conv(x, width, 1))
+    elif options.get("c") == "1":
         # EdgeTPU: a full convolution expands, and the projection has the stride.
         x = act(net.norm(net.conv(x, expanded, kernels[0])))
         x = net.norm(net.conv(x, width, 1, stride))
@@ -259,6 +265,22 @@ EDGETPU_S = (
     "r5_k5_s22_e8_i48_o96",
     "r4_k5_s11_e8_i96_o144",
     "r2_k5_s22_e8_i144_o192",
+)
+EFFICIENTNETV2_B0 = (
+    "r1_k3_s1_e1_i32_o16_c1",
+    "r2_k3_s2_e4_i16_o32_c1",
+    "r2_k3_s2_e4_i32_o48_c1",
+    "r3_k3_s2_e4_i48_o96_se0.25",
+    "r5_k3_s1_e6_i96_o112_se0.25",
+    "r8_k3_s2_e6_i112_o192_se0.25",
+)
+EFFICIENTNETV2_S = (
+    "r2_k3_s1_e1_i24_o24_c1",
+    "r4_k3_s2_e4_i24_o48_c1",
+    "r4_k3_s2_e4_i48_o64_c1",
+    "r6_k3_s2_e4_i64_o128_se0.25",
+    "r9_k3_s1_e6_i128_o160_se0.25",
+    "r15_k3_s2_e6_i160_o256_se0.25",
 )
 MNASNET_A1 = (
     "r1_k3_s11_e1_i32_o16_noskip",

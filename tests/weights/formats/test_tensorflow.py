@@ -14,7 +14,7 @@ from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.checkpoints import write_checkpoint
 from jeffnet.errors import WeightsError
 from jeffnet.functional import create_model, from_pretrained
-from jeffnet.weights.formats.tensorflow import find_checkpoint
+from jeffnet.weights.formats.tensorflow import find_checkpoint, preprocessing_of
 from jeffnet.weights.load import open_weights, read_weights
 
 pytestmark = pytest.mark.files
@@ -27,11 +27,19 @@ SMALL, V2 = "tf_mobilenetv3_small_100", "tf_mobilenetv2_100"
 SEARCHED = {
     "tf_efficientnet_b0": ("efficientnet-b0", "EFFICIENTNET_B0", {"act": "silu"}),
     "tf_efficientnet_lite0": ("efficientnet-lite0", "LITE0", {"act": "relu6"}),
+    "tf_efficientnetv2_b0": ("efficientnetv2-b0", "EFFICIENTNETV2_B0", {"act": "silu", "fused": True}),
+    "tf_efficientnetv2_s": ("efficientnetv2-s", "EFFICIENTNETV2_S", {"act": "silu", "fused": True, "stem": 24}),
     "tf_efficientnet_es": ("efficientnet-edgetpu-S", "EDGETPU_S", {}),
     "tf_mnasnet_100": ("mnasnet-b1", "MNASNET_B1", {"mnas": "mnas_"}),
     "tf_semnasnet_100": ("mnasnet-a1", "MNASNET_A1", {"mnas": "mnas_"}),
     "tf_mixnet_s": ("mixnet-s", "MIXNET_S", {"stem": 16, "features": 1536}),
 }
+# S has nothing that B0 lacks, but several times the layers.
+NAMES = [
+    *(pytest.param(name, marks=pytest.mark.slow if name == "tf_efficientnetv2_s" else ()) for name in SEARCHED),
+    SMALL,
+    V2,
+]
 
 
 @functools.cache
@@ -88,7 +96,7 @@ def _check(prefix, name, run, num_classes=7, skip=0):
     assert np.abs(logits - expected).max() / np.abs(expected).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("name", [*SEARCHED, SMALL, V2])
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_are_tensorflows(name, tmp_path):
     net, run = _reference(name)
     prefix = _save(net.variables, tmp_path / "model.ckpt")
@@ -97,7 +105,7 @@ def test_logits_are_tensorflows(name, tmp_path):
     assert read_weights(prefix).model == (None if name in (SMALL, V2) else name)
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", SMALL])
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnetv2_b0", SMALL])
 def test_moving_averages_are_preferred_and_said(name, tmp_path, caplog):
     """And an optimizer's slots are no part of the model."""
     net, run = _reference(name)
@@ -157,6 +165,22 @@ def test_preprocessing_is_the_authors(name, expected, tmp_path):
     assert card.model == name and card.preprocessing.image_size == zoo.image_size
 
 
+@pytest.mark.parametrize(
+    ("model", "classes", "mean", "crop_mode", "interpolation"),
+    [
+        ("tf_efficientnetv2_s", 1000, 128 / 255, "squash", "bilinear"),
+        ("tf_efficientnetv2_l", 1000, 128 / 255, "squash", "bilinear"),
+        ("tf_efficientnetv2_s", 21843, 0.5, "center", "bicubic"),
+        ("tf_efficientnetv2_b0", 1000, 0.485, "center", "bicubic"),
+        ("tf_efficientnetv2_b3", 1000, 0.485, "center", "bicubic"),
+    ],
+)
+def test_preprocessing_of_efficientnetv2(model, classes, mean, crop_mode, interpolation):
+    found = preprocessing_of(model, classes)
+    assert (found.mean[0], found.crop_mode, found.interpolation) == (mean, crop_mode, interpolation)
+    assert preprocessing_of("tf_efficientnetv2_xl", classes) is preprocessing_of("tf_efficientnet_b0", 1000) is None
+
+
 def test_a_checkpoint_is_found_by_prefix_file_and_folder(tmp_path):
     net, _ = _reference(SMALL)
     tf = _reference_module().tf
@@ -208,7 +232,7 @@ def test_without_tensorflow_the_message_says_so(tmp_path, monkeypatch):
         read_weights(tmp_path / "model.ckpt")
 
 
-@pytest.mark.parametrize("name", [*SEARCHED, SMALL, V2])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_has_the_authors_names_and_bits(name, tmp_path):
     """Names, shapes and values are those of the reference, which reads them back."""
     net, _ = _reference(name)
