@@ -53,21 +53,17 @@ test: $(VENV)/dev.stamp ## run the tests without the slow ones
 	$(QUICK_COMPILER) $(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
 
 # One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.
-# `runs` train whole runs, which the other tests of training do in part. What reads and writes `files`, and how devices
-# and processes work together, is tested on the newest. `numbers` depend on JAX, not on Python: with the JAX of the
-# interpreter before, they are not computed again.
+# The newest runs all but `runs`, which other tests do in part. Those before it have its JAX and lie between two Pythons
+# that are tested: they run the tests of what users do.
 test-pythons: $(VENV)/dev.stamp ## run the tests on the other Pythons found
-	@before=; for python in $(OTHER_PYTHONS); do \
+	@for python in $(OTHER_PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
 		venv=$(VENV)-$$version && \
 		$(MAKE) --no-print-directory $$venv/dev.stamp PYTHON=$$python VENV=$$venv && \
-		jax=$$($$venv/bin/python -c 'import jaxlib; print(jaxlib.__version__)') && \
 		which="not slow and not runs" && \
-		if [ "$$jax" = "$$before" ]; then which="$$which and not numbers"; fi && \
-		if [ "$$python" != "$(lastword $(OTHER_PYTHONS))" ]; then which="$$which and not files"; fi && \
-		echo "== Python $$version, JAX $$jax: $$which" && \
+		if [ "$$python" != "$(lastword $(OTHER_PYTHONS))" ]; then which="$$which and users"; fi && \
+		echo "== Python $$version: $$which" && \
 		$(MAKE) --no-print-directory test PYTHON=$$python VENV=$$venv MARKERS="$$which" || exit 1; \
-		before=$$jax; \
 	done
 
 test-all: $(VENV)/dev.stamp ## run all tests, the slow ones too

@@ -131,7 +131,13 @@ STRICT: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=STRICT)
+# The others are settings that a quick test of the same code has too, or that take long.
+_SLOW_SETTINGS = ("debug_nans", "disable_jit", "check_tracer_leaks")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in _SLOW_SETTINGS else ()) for name in STRICT]
+)
 def strict_jax(request: pytest.FixtureRequest) -> Callable[[], contextlib.AbstractContextManager[None]]:
     """A context in which one of `STRICT` is set; each in turn."""
     import jax

@@ -48,7 +48,7 @@ from jeffnet.objax import objax
 from jeffnet.weights.formats import FORMS
 from jeffnet.weights.start import start_model, with_test_pooling
 
-pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 TOLERANCE = 1e-10
 CLASSES, BATCH, HEIGHT, WIDTH = 10, 4, 44, 54

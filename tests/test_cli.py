@@ -32,7 +32,7 @@ from jeffnet.weights.formats.safetensors import save_model
 from jeffnet.weights.naming import to_source_names
 from jeffnet.weights.timm import TIMM
 
-pytestmark = pytest.mark.files
+pytestmark = pytest.mark.users
 
 CLASSES = ("bird", "cat", "dog")
 

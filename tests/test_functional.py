@@ -13,7 +13,7 @@ from jeffnet.arch.summary import array_specs
 from jeffnet.errors import ArchitectureError, WeightsError
 from jeffnet.functional import ImageClassifier, create_model, to_canonical, to_variables
 
-pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def _images(batch=4, seed=0):

@@ -21,16 +21,13 @@ NAME = "tiny"
 POOL_FIRST = "tf_mobilenetv3_small_minimal_100"
 CLASSES, BATCH, SIZE = 10, 4, 32
 
-pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
+pytestmark = pytest.mark.usefixtures("tiny_model")
 ONE_OF_EACH = (
     "efficientnet_es",
-    "fbnetc_100",
     "mixnet_s",
-    "mnasnet_small",
-    "mobilenetv3_large_100",
+    "mobilenetv3_small_100",
+    "mobilenetv4_hybrid_medium_075",
     "tf_efficientnet_b0",
-    "tf_efficientnet_lite0",
-    "tf_mobilenetv3_small_minimal_100",
 )
 ALL = [pytest.param(name, marks=() if name in ONE_OF_EACH else pytest.mark.slow) for name in MODELS]
 

@@ -13,7 +13,7 @@ from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import ArchitectureError
 from jeffnet.nnx import BatchNorm, create_model, from_pretrained
 
-pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def _images(batch=4, seed=0):

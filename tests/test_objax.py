@@ -14,7 +14,7 @@ from jeffnet.arch.summary import count_parameters
 from jeffnet.backends import convert
 from jeffnet.objax import BatchNorm, Conv2D, Linear, create_model, objax
 
-pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 def _images(batch=4, seed=0):

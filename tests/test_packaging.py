@@ -15,7 +15,7 @@ import pytest
 import jeffnet
 from jeffnet.system.extras import PACKAGES, install
 
-pytestmark = pytest.mark.files
+pytestmark = pytest.mark.users
 
 ROOT = Path(__file__).parents[1]
 

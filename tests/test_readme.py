@@ -22,7 +22,7 @@ from jeffnet.parallel.distributed import EXIT_LOST
 from jeffnet.train.interrupt import EXIT_CODES
 from jeffnet.train.recipe import load_recipe, override
 
-pytestmark = pytest.mark.files
+pytestmark = pytest.mark.users
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

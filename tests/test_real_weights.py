@@ -16,8 +16,6 @@ from jeffnet.data.preprocess import EvalTransform
 from jeffnet.ops.image import normalize
 from jeffnet.weights.card import ModelCard
 
-pytestmark = pytest.mark.numbers
-
 NAME = "tf_efficientnet_lite0"
 TOLERANCE = 1e-5
 # Of timm's blocks: the first has no expansion.

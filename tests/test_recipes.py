@@ -18,8 +18,6 @@ from jeffnet.train.recipe import entry_names, from_json, load_recipe, override, 
 from jeffnet.train.schedule import SCHEDULES, make_schedule
 from jeffnet.train.setup import run_preprocessing, train_transform
 
-pytestmark = pytest.mark.files
-
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
 GUIDE = (ROOT / "docs" / "training.md").read_text()

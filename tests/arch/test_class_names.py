@@ -5,8 +5,6 @@ import pytest
 from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
 from jeffnet.arch.imagenet import LABEL_SETS, imagenet_classes, label_set
 
-pytestmark = pytest.mark.numbers
-
 WNIDS = tuple(imagenet_classes())
 NUMBERS = tuple(map(str, range(12)))
 

@@ -6,8 +6,6 @@ from jeffnet.arch.grammar import BlockSpec, parse_block, parse_stages
 from jeffnet.arch.zoo import MODELS
 from jeffnet.errors import ArchitectureError
 
-pytestmark = pytest.mark.numbers
-
 
 @pytest.mark.parametrize(
     ("text", "expected"),

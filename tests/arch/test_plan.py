@@ -14,8 +14,6 @@ from jeffnet.arch.summary import array_specs, count_macs, layers, output_size
 from jeffnet.arch.zoo import list_models, model_plan, model_spec
 from jeffnet.errors import ArchitectureError, JeffnetError
 
-pytestmark = pytest.mark.numbers
-
 SMALL = ModelSpec(stages=(("ds_r1_k3_s1_c16",), ("ir_r2_k5_s2_e6_c24_se0.25",)), stem=16, features=64)
 
 

@@ -19,8 +19,6 @@ from jeffnet.arch.summary import array_specs, count_macs, count_parameters, laye
 from jeffnet.arch.zoo import MODELS, list_models, model_plan, model_preprocessing, model_spec, resolve_name
 from jeffnet.errors import ArchitectureError, JeffnetError, UnknownModelError
 
-pytestmark = pytest.mark.numbers
-
 FACTS = json.loads(Path(__file__).parents[1].joinpath("zoo_facts.json").read_text(encoding="utf-8"))
 # timm's name of every set of weights, and ours: the first of an architecture is called like it.
 TIMM_NAMES = {

@@ -12,8 +12,6 @@ import pytest
 from jeffnet.data.arrays import ArraySource, open_npz
 from jeffnet.errors import DatasetError, ImageError
 
-pytestmark = pytest.mark.files
-
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 7, 3), dtype=np.uint8)
 LABELS = np.array([2, 0, 1, 1, 0, 2])
 

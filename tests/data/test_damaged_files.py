@@ -27,8 +27,6 @@ from jeffnet.train.reports.journal import METRICS_FILE, read_rows
 from jeffnet.train.run import read_config
 from jeffnet.validation.results import ResultsFile
 
-pytestmark = pytest.mark.files
-
 # A reader that takes longer hangs: the files have a few kilobytes.
 _SECONDS = 20
 _ODD_BYTES = (

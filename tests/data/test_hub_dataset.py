@@ -15,8 +15,6 @@ from PIL import Image
 from jeffnet.data.hub_dataset import HubDataset
 from jeffnet.errors import DatasetError, ImageError
 
-pytestmark = pytest.mark.files
-
 pytest.importorskip("datasets")
 pq = pytest.importorskip("pyarrow.parquet")
 

@@ -14,8 +14,6 @@ from PIL import Image
 from jeffnet.data.images import FORMATS, SUFFIXES, is_picture, orientation, read_image, upright
 from jeffnet.errors import ImageError
 
-pytestmark = pytest.mark.files
-
 COLOUR = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
 GREY = COLOUR[:, :, 0]
 

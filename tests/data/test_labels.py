@@ -11,8 +11,6 @@ from jeffnet.data.choices import SUBSETS
 from jeffnet.data.labels import label_table, read_label_map, read_real_labels, real_index, subset_mask
 from jeffnet.errors import DatasetError
 
-pytestmark = pytest.mark.files
-
 WNIDS = tuple(imagenet_classes())
 
 

@@ -21,8 +21,6 @@ from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Example, ImageFolder
 from jeffnet.errors import ConfigError, DatasetError, ImageError
 
-pytestmark = pytest.mark.files
-
 TRAIN = TrainTransform(8)
 EVALUATE = EvalTransform(Preprocessing(8, crop_pct=1.0))
 # Without augmentation: what differs now is the order alone.

@@ -14,8 +14,6 @@ from jeffnet.data.sources import Digits, ImageFolder
 from jeffnet.data.tar import TarShards
 from jeffnet.errors import DatasetError
 
-pytestmark = pytest.mark.files
-
 
 def encoded(value: int = 0) -> bytes:
     buffer = io.BytesIO()

@@ -15,8 +15,6 @@ from jeffnet.data.choices import LOADERS
 from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 
-pytestmark = pytest.mark.files
-
 TURN = Image.Transpose
 # What stores an upright picture so that a reader has to turn it: the inverse of what `upright` does.
 STORED = {

@@ -16,8 +16,6 @@ from jeffnet.data.augment.policies import parse_policy
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.errors import ConfigError, ImageError
 
-pytestmark = pytest.mark.files
-
 # Width and height: square, both orientations, odd, smaller than any crop, extreme.
 SIZES = [(64, 64), (97, 64), (64, 97), (101, 75), (75, 101), (33, 200), (200, 33), (20, 31), (31, 20), (1, 7), (5, 1)]
 

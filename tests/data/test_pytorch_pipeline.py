@@ -23,7 +23,7 @@ from jeffnet.data.sources import Digits, ImageFolder
 from jeffnet.errors import ConfigError, DatasetError, ImageError
 
 # Everything here needs torch; where it is missing this skips.
-pytestmark = [pytest.mark.files, pytest.mark.usefixtures("timm")]
+pytestmark = pytest.mark.usefixtures("timm")
 
 EVALUATE = EvalTransform(Preprocessing(8, crop_pct=1.0))
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 12, 9, 3), dtype=np.uint8)

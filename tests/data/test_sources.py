@@ -13,8 +13,6 @@ from PIL import Image
 from jeffnet.data.sources import Digits, First, ImageFolder
 from jeffnet.errors import ConfigError, DatasetError, ImageError
 
-pytestmark = pytest.mark.files
-
 
 def picture(path: Path, value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

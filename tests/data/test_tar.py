@@ -17,8 +17,6 @@ from jeffnet.data.archives import expand_braces
 from jeffnet.data.tar import TarShards
 from jeffnet.errors import DatasetError, ImageError
 
-pytestmark = pytest.mark.files
-
 
 def encoded(value: int, file_format: str = "PNG") -> bytes:
     """A picture whose red is `value`; of random size, so that offsets differ."""

@@ -21,8 +21,6 @@ from jeffnet.data.sources import Example, ImageFolder
 from jeffnet.data.tensorflow import eval_loader
 from jeffnet.errors import ConfigError, DatasetError, ImageError
 
-pytestmark = pytest.mark.files
-
 if any(importlib.util.find_spec(name) is None for name in ("tensorflow", "tensorflow_datasets")):
     pytest.skip("TensorFlow is not installed", allow_module_level=True)
 

@@ -32,7 +32,7 @@ from jeffnet.ops import native
 from jeffnet.ops.conv import use_lowering
 from jeffnet.weights.start import start_model, with_test_pooling
 
-pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("tiny_model")]
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 CLASSES, BATCH, SIZE = 10, 3, (48, 64)
 # Float32's own error on these networks is 1e-6 of the largest logit; their sums come in another order here.

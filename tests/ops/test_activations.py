@@ -8,8 +8,6 @@ from jeffnet.arch.grammar import ACTIVATION_CODES
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.ops.activations import ACTIVATIONS
 
-pytestmark = pytest.mark.numbers
-
 X = np.linspace(-8, 8, 161)
 
 FORMULAS = {

@@ -9,8 +9,6 @@ import pytest
 
 from jeffnet.ops.average import average_arrays, ema_decay, update_average
 
-pytestmark = pytest.mark.numbers
-
 RNG = np.random.default_rng(0)
 VALUES = [{"kernel": RNG.normal(size=(3, 4)), "stats": [RNG.normal(size=5)]} for _ in range(6)]
 

@@ -17,8 +17,6 @@ from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.batch_norm import fits, norm_act_train
 from jeffnet.ops.dense import ACTS
 
-pytestmark = pytest.mark.numbers
-
 EPSILON = 1e-3
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

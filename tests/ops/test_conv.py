@@ -13,8 +13,6 @@ from jeffnet.errors import ConfigError
 from jeffnet.ops import conv, native
 from jeffnet.ops.conv import LOWERINGS, NHWC, conv_general_dilated, lowering, make_window, use_lowering
 
-pytestmark = pytest.mark.numbers
-
 SAME, VALID = "SAME", "VALID"
 
 

@@ -17,7 +17,6 @@ from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual
 from jeffnet.ops.depthwise import Window
 
 pytestmark = [
-    pytest.mark.numbers,
     pytest.mark.skipif(not native.available(), reason=f"no C++ kernels: {native.failure()}"),
 ]
 

@@ -14,8 +14,6 @@ from jeffnet.errors import JeffnetError
 from jeffnet.ops.erase import MODES, draw_boxes, random_erasing
 from jeffnet.ops.image import normalize
 
-pytestmark = pytest.mark.numbers
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPTIONS = {"prob": 1.0, "mode": "const", "count": 1, "mean": MEAN, "std": STD}
 PICTURES = 2000

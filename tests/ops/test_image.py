@@ -8,8 +8,6 @@ import pytest
 from jeffnet.errors import JeffnetError
 from jeffnet.ops.image import normalize
 
-pytestmark = pytest.mark.numbers
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

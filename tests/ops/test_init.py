@@ -14,8 +14,6 @@ from jeffnet.arch.zoo import model_plan
 from jeffnet.linen import ImageClassifier, to_canonical
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init, initial_arrays
 
-pytestmark = pytest.mark.numbers
-
 PLAN = model_plan("mnasnet_small", num_classes=100)
 
 # Every kind of layer once, wide enough to tell deviations.

@@ -17,7 +17,6 @@ from jeffnet.ops.depthwise import Window
 from jeffnet.ops.native import limits
 
 pytestmark = [
-    pytest.mark.numbers,
     pytest.mark.skipif(not native.available(), reason=f"no C++ kernels: {native.failure()}"),
 ]
 

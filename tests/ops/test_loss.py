@@ -15,8 +15,6 @@ from jeffnet.ops.loss import (
     soft_targets,
 )
 
-pytestmark = pytest.mark.numbers
-
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = RNG.normal(size=(6, 9)), RNG.integers(0, 9, 6)
 TEACHER = 3 * RNG.normal(size=(6, 9))

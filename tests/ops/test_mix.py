@@ -10,8 +10,6 @@ import pytest
 
 from jeffnet.ops.mix import cut_box, draw_mixing, mix, mix_batch
 
-pytestmark = pytest.mark.numbers
-
 RNG = np.random.default_rng(0)
 OTHERS = np.array([0, 1, 3, 4])  # of five pictures the one in the middle is mixed with itself
 BOTH = {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "switch_prob": 0.5}

@@ -14,8 +14,6 @@ import pytest
 
 from jeffnet.ops import native
 
-pytestmark = pytest.mark.numbers
-
 # Takes the place of the compiler: it answers after a while, with what it finds beside itself, in two pieces.
 COMPILER = """#!/bin/sh
 folder=$(dirname "$0")

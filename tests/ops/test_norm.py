@@ -15,8 +15,6 @@ from jeffnet.ops.norm import batch_norm, batch_statistics, norm_inference, norm_
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.start import start_model
 
-pytestmark = pytest.mark.numbers
-
 
 def _draw(*shape):
     return np.random.default_rng(0).normal(2.0, 3.0, shape)

@@ -17,8 +17,6 @@ from jeffnet.errors import ConfigError
 from jeffnet.ops import native
 from jeffnet.ops.pointwise import pointwise_conv
 
-pytestmark = pytest.mark.numbers
-
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TARGET = "custom_call @jeffnet_outer_product("
 

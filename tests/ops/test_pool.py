@@ -8,8 +8,6 @@ from jeffnet.arch.lower import GLOBAL_POOLS
 from jeffnet.errors import ArchitectureError
 from jeffnet.ops.pool import global_pool, pool_windows
 
-pytestmark = pytest.mark.numbers
-
 X = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
 
 EXPECTED = {

@@ -7,8 +7,6 @@ import pytest
 
 from jeffnet.ops.stochastic import drop_path
 
-pytestmark = pytest.mark.numbers
-
 
 @pytest.mark.parametrize("shape", [(64, 3, 2, 5), (64, 7)])
 def test_whole_examples_are_dropped_and_the_others_scaled(shape):

@@ -15,8 +15,6 @@ from jeffnet.cli.devices import add_process_options, connect
 from jeffnet.errors import ConfigError, OutputError
 from jeffnet.parallel import distributed
 
-pytestmark = pytest.mark.files
-
 # What each of two processes finds, as JSON on its last line.
 PROGRAM = """
 import json, sys

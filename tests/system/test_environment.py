@@ -19,8 +19,6 @@ from jeffnet.ops.conv import use_lowering
 from jeffnet.system import device_check as self_test
 from jeffnet.system import environment as health
 
-pytestmark = pytest.mark.files
-
 
 @pytest.fixture
 def passing(monkeypatch):

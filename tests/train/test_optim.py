@@ -13,8 +13,6 @@ from jeffnet.train import config as configuration
 from jeffnet.train.config import OptimizerConfig, ParamGroup
 from jeffnet.train.optim import OPTIMIZERS, make_optimizer
 
-pytestmark = pytest.mark.numbers
-
 STEPS = 50
 SHAPES = {
     "conv_stem.kernel": (3, 3, 2, 4),

@@ -12,8 +12,6 @@ from jeffnet.train import config as configuration
 from jeffnet.train.config import ScheduleConfig
 from jeffnet.train.schedule import SCHEDULES, make_schedule
 
-pytestmark = pytest.mark.numbers
-
 STEPS, EPOCH = 200, 20
 # Every entry of every schedule away from its default.
 SCHEDULES_IN_USE = {

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.files
-
 PROGRAM = Path(__file__).with_name("sharding_program.py")
 # What measures memory comes before what leaves arrays behind.
 QUICK = ("start", "everything", "groups-linen", "by-2", "collectives")

@@ -16,8 +16,6 @@ from jeffnet.train.state import LossScale, initial_state
 from jeffnet.train.step import Teacher, make_train_step
 from jeffnet.weights.start import start_arrays
 
-pytestmark = pytest.mark.numbers
-
 RNG = np.random.default_rng(0)
 CLASSES = 4
 BATCH = {"image": RNG.integers(0, 256, (8, 32, 32, 3), np.uint8), "label": RNG.integers(0, CLASSES, 8).astype(np.int32)}

@@ -17,8 +17,6 @@ from jeffnet.data.labels import subset_mask
 from jeffnet.validation.answers import answer, make_forward
 from jeffnet.validation.metrics import score
 
-pytestmark = pytest.mark.numbers
-
 IDENTITY = Preprocessing(1, 1.0, "bicubic", (0.0,), (1.0,))
 
 

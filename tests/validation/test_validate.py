@@ -21,8 +21,6 @@ from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.formats.safetensors import save_model
 
-pytestmark = pytest.mark.numbers
-
 CLASSES = ("bird", "cat", "dog")
 MODELS = ("tiny", "tiny_tf", "tiny_flat")
 

@@ -27,8 +27,6 @@ from jeffnet.weights.formats.safetensors import save_model
 from jeffnet.weights.load import load_weights, open_weights, read_weights
 from jeffnet.weights.timm import TIMM
 
-pytestmark = pytest.mark.files
-
 NAME = "mnasnet_small"
 PLAN = model_plan(NAME, num_classes=2, in_chans=1)
 CARD = ModelCard(NAME, 2, 1, Preprocessing(28, 1.0, "bilinear", (0.5,), (0.25,)), ("cat", "dög"))

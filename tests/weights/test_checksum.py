@@ -5,8 +5,6 @@ import pytest
 
 from jeffnet.weights.checksum import checksum, checksum_of_part
 
-pytestmark = pytest.mark.files
-
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "bool", "int8"])
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (5, 7), (300, 2, 128)])

@@ -18,8 +18,6 @@ from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import open_weights, read_weights
 
-pytestmark = pytest.mark.files
-
 NAME = "mnasnet_small"
 CARD = ModelCard(NAME, 3, 3, model_preprocessing(NAME))
 FORMS = {

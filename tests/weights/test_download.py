@@ -23,8 +23,6 @@ from jeffnet.weights.download import FetchError, cache_folder, fetch, wrong_hash
 from jeffnet.weights.hub import HubConfig, locate
 from jeffnet.weights.load import find_weights
 
-pytestmark = pytest.mark.files
-
 BODY = bytes(range(256)) * 800 + b"end"
 HASH = hashlib.sha256(BODY).hexdigest()
 

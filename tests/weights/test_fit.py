@@ -15,8 +15,6 @@ from jeffnet.weights.naming import to_canonical_names, to_source_names
 from jeffnet.weights.stored import stored
 from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, TIMM, state_dict_naming
 
-pytestmark = pytest.mark.files
-
 PLAN = model_plan("mnasnet_small", num_classes=10)
 
 

@@ -27,8 +27,6 @@ from jeffnet.weights import download
 from jeffnet.weights.hub import Located, locate
 from jeffnet.weights.hub_config import HubConfig
 
-pytestmark = pytest.mark.files
-
 MODEL, REPOSITORY = "tf_efficientnet_b0.ns_jft_in1k", "timm/tf_efficientnet_b0.ns_jft_in1k"
 PUBLISHED = HubConfig(MODEL, model_preprocessing(MODEL), tuple(imagenet_classes()))
 FIRST, SECOND = "1" * 40, "2" * 40

@@ -20,8 +20,6 @@ from jeffnet.weights.load import open_weights
 from jeffnet.weights.naming import to_source_names
 from jeffnet.weights.timm import TIMM
 
-pytestmark = pytest.mark.files
-
 NAME, TIMM_NAME = "mnasnet_small", "mnasnet_small"
 PLAN = model_plan(NAME, num_classes=2)
 CONFIG = {

@@ -12,8 +12,6 @@ from jeffnet.weights.download import FetchError
 from jeffnet.weights.hub import Located, locate
 from jeffnet.weights.hub_config import HubConfig
 
-pytestmark = pytest.mark.files
-
 MODEL = "tf_efficientnet_lite0"
 WEIGHTS = b"weights of the package"
 

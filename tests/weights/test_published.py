@@ -26,8 +26,6 @@ from jeffnet.validation.candidates import select_models
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import read_weights
 
-pytestmark = pytest.mark.files
-
 NAME, TIMM_NAME = "tf_mobilenetv3_small_075", "tf_mobilenetv3_small_075.in1k"
 
 

@@ -10,8 +10,6 @@ from jeffnet.errors import WeightsError
 from jeffnet.weights.load import read_weights
 from jeffnet.weights.state_dict import find_state_dict
 
-pytestmark = pytest.mark.files
-
 STATE = {
     "conv_stem.weight": np.zeros((8, 3, 3, 3)),
     "bn1.running_var": np.ones(8),

@@ -12,8 +12,6 @@ from jeffnet.data.augment import operations
 from jeffnet.data.augment.magnitudes import OPERATIONS, Canvas, Noise, Step
 from jeffnet.data.augment.operations import Fill
 
-pytestmark = pytest.mark.files
-
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 # timm draws the radius inside the operation, and moves by less only as AugMix tells it to.
 WITHOUT_A_TWIN = ("gaussian_blur_rand", "translate_x_short", "translate_y_short")

@@ -18,8 +18,6 @@ from jeffnet.data.augment.randaugment import RandAugment
 from jeffnet.data.augment.trivial import WIDE, TrivialAugment
 from jeffnet.errors import ConfigError
 
-pytestmark = pytest.mark.files
-
 EXAMPLES = [
     *SUB_POLICIES,
     "v0-mstd0.5",

@@ -9,8 +9,6 @@ from PIL import Image
 from jeffnet.data.augment.sheet import draw_sheet
 from jeffnet.errors import OutputError
 
-pytestmark = pytest.mark.files
-
 
 def places(sheet: np.ndarray, picture: np.ndarray) -> list[tuple[int, int]]:
     """Top left corners at which the picture is on the sheet, pixel by pixel."""

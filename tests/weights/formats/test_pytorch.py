@@ -24,8 +24,6 @@ from jeffnet.weights.load import open_weights, read_weights
 from jeffnet.weights.stored import Stored
 from jeffnet.weights.timm import state_dict
 
-pytestmark = pytest.mark.files
-
 TOLERANCE = 1e-10
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 NAME = "mobilenetv3_small_075"

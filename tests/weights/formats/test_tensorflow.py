@@ -17,8 +17,6 @@ from jeffnet.functional import create_model, from_pretrained
 from jeffnet.weights.formats.tensorflow import find_checkpoint, preprocessing_of
 from jeffnet.weights.load import open_weights, read_weights
 
-pytestmark = pytest.mark.files
-
 TOLERANCE = 1e-10
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 SMALL, V2 = "tf_mobilenetv3_small_100", "tf_mobilenetv2_100"
@@ -35,8 +33,10 @@ SEARCHED = {
     "tf_mixnet_s": ("mixnet-s", "MIXNET_S", {"stem": 16, "features": 1536}),
 }
 # S has nothing that B0 lacks, but several times the layers.
+# One of each way in which the authors name blocks.
+QUICK = ("tf_efficientnet_b0", "tf_efficientnetv2_b0", "tf_efficientnet_es", "tf_semnasnet_100")
 NAMES = [
-    *(pytest.param(name, marks=pytest.mark.slow if name == "tf_efficientnetv2_s" else ()) for name in SEARCHED),
+    *(pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SEARCHED),
     SMALL,
     V2,
 ]
