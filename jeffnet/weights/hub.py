@@ -262,7 +262,8 @@ class _Repository:
         # A commit never changes.
         if re.fullmatch("[0-9a-f]{40}", self.revision or "") and self._look_up(file) is False:
             return None
-        for is_last in (False, True):
+        is_last = False
+        while True:
             try:
                 return Path(hf_hub_download(self.name, file, revision=self.revision, library_name="jeffnet"))
             except RemoteEntryNotFoundError:
@@ -277,7 +278,7 @@ class _Repository:
                     raise self._explained(error) from error
                 _log.warning("weights %r: %s; trying again", self.source, one_line(error))
                 time.sleep(download.WAIT_SECONDS)
-        raise AssertionError("the last try returns or raises")
+                is_last = True
 
     def _hash(self, path: Path, file: str, offline: bool) -> str | None:
         """The hash that the hub states for a cached file: SHA-256 for large files, git's for small ones."""
