@@ -13,11 +13,11 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from jeffnet.arch.zoo import list_models, model_preprocessing
+from jeffnet.arch.zoo import list_models, model_preprocessing, register_model
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "list_models", "model_preprocessing"]
+__all__ = ["__version__", "list_models", "model_preprocessing", "register_model"]
 
 if TYPE_CHECKING:
     from jeffnet import arch as arch

@@ -20,7 +20,7 @@ from jeffnet.arch.imagenet import known_classes
 from jeffnet.arch.lower import OUTPUT_STRIDES
 from jeffnet.arch.plan import Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import model_plan, model_preprocessing, resolve_name
+from jeffnet.arch.zoo import ModelLike, model_plan, model_preprocessing, own_spec, resolve_name
 from jeffnet.backends import load_backend, to_start
 from jeffnet.errors import EndingError, OutputError, WeightsError
 from jeffnet.system.files import written_atomically
@@ -36,7 +36,7 @@ _log = logging.getLogger("jeffnet")
 def save_checkpoint(
     path: str | os.PathLike,
     model: Any,
-    name: str | ModelCard,
+    name: ModelLike | ModelCard,
     *,
     form: str | None = None,
     classes: Sequence[str] = (),
@@ -47,11 +47,11 @@ def save_checkpoint(
     Args:
       path: to write to; see `write_checkpoint`.
       model: what any backend's `create_model` returns.
-      name: the model's name in the zoo; or the card from `from_pretrained`, whose preprocessing and classes (if
-        their number is the same) are then the defaults.
+      name: the model's name, or the architecture that was given to `create_model`; or the card from `from_pretrained`,
+        whose preprocessing and classes (if their number is the same) are then the defaults.
       form: see `form_of`.
       classes: names of the classes in the order of the logits.
-      preprocessing: what the model expects of pictures; the card's or the zoo's by default.
+      preprocessing: what the model expects of pictures; the card's or the model's by default.
 
     Returns:
       The card that a file in jeffnet's own format has.
@@ -63,7 +63,7 @@ def save_checkpoint(
       OutputError: the path exists or cannot be written.
     """
     start, known = to_start(model), name if isinstance(name, ModelCard) else None
-    name = known.model if known else str(name)
+    architecture: ModelLike = known.architecture if known else name  # pyright: ignore[reportAssignmentType]
     num_classes = start.plan.num_classes
     names = (classes,) if isinstance(classes, str) else tuple(() if classes is None else classes)
     if not names and known and known.num_classes == num_classes:
@@ -73,20 +73,21 @@ def save_checkpoint(
     if len(names) not in (0, num_classes):
         raise WeightsError(f"{len(names)} names of classes do not fit a model of {num_classes}")
     card = ModelCard(
-        model=resolve_name(name),
+        model=known.model if known else resolve_name(architecture),
         num_classes=num_classes,
         in_chans=start.plan.in_chans,
-        preprocessing=preprocessing or (known.preprocessing if known else model_preprocessing(name)),
+        preprocessing=preprocessing or (known.preprocessing if known else model_preprocessing(architecture)),
         classes=names,
         global_pool="none" if start.execution.test_window else start.plan.global_pool,
-        output_stride=_output_stride(start.plan, name),
+        output_stride=_output_stride(start.plan, architecture),
         test_window=start.execution.test_window,
+        spec=known.spec if known else own_spec(architecture),
     )
     arrays = fit(
-        {key: np.asarray(array) for key, array in start.arrays.items()}, card.plan(), source="model", model=name
+        {key: np.asarray(array) for key, array in start.arrays.items()}, card.plan(), source="model", model=card.model
     )
     if trunk(start.plan) != trunk(card.plan()):
-        raise WeightsError(f"the model is not a {name}, which would compute something else with its arrays")
+        raise WeightsError(f"the model is not a {card.model}, which would compute something else with its arrays")
     write_checkpoint(path, arrays, card, form)
     return card
 
@@ -173,17 +174,19 @@ def _lost(card: ModelCard) -> list[str]:
     """The entries of a card that differ from those of arrays without a card."""
     defaults = {"global_pool": "avg", "output_stride": 32, "test_window": 0}
     lost = [f"{name} {getattr(card, name)!r}" for name, default in defaults.items() if getattr(card, name) != default]
-    if card.preprocessing != model_preprocessing(card.model):
+    if card.spec:
+        lost.append("the architecture")
+    if card.preprocessing != model_preprocessing(card.architecture):
         lost.append("the preprocessing")
     if card.classes and card.classes != known_classes(card.num_classes):
         lost.append("the names of the classes")
     return lost
 
 
-def _output_stride(plan: Plan, name: str) -> int:
+def _output_stride(plan: Plan, model: ModelLike) -> int:
     """The `output_stride` of a plan, from the strides of its maps."""
     strides = [feature.stride for feature in plan.features]
     for output_stride in reversed(OUTPUT_STRIDES):
-        if [feature.stride for feature in model_plan(name, output_stride=output_stride).features] == strides:
+        if [feature.stride for feature in model_plan(model, output_stride=output_stride).features] == strides:
             return output_stride
-    raise WeightsError(f"the model is not a {name}: its maps have the strides {strides}")
+    raise WeightsError(f"the model is not a {resolve_name(model)}: its maps have the strides {strides}")

@@ -60,7 +60,7 @@ from jeffnet.ops.pool import downsample
 from jeffnet.ops.stochastic import drop_path, dropout
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_arrays, start_model, start_pretrained
+from jeffnet.weights.start import ModelLike, ModelOptions, Start, start_arrays, start_model, start_pretrained
 
 Variables = dict[str, dict[str, Any]]
 _Trees = Mapping[str, Mapping[str, Array]]
@@ -70,13 +70,13 @@ to_variables, to_canonical = conversions(lambda name: (name,))
 
 
 @documented
-def create_model(name: str, **options: Unpack[ModelOptions]) -> tuple["ImageClassifier", Variables]:
+def create_model(name: ModelLike, **options: Unpack[ModelOptions]) -> tuple["ImageClassifier", Variables]:
     return build(start_model(name, **options))
 
 
 @documented
 def from_pretrained(
-    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source, name: ModelLike | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", Variables, ModelCard]:
     start, card = start_pretrained(source, name, dtype=dtype)
     return *build(start), card

@@ -34,7 +34,7 @@ from jeffnet.ops.precision import at_least_float32
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
+from jeffnet.weights.start import ModelLike, ModelOptions, Start, start_model, start_pretrained, statistics
 
 Variables = dict[str, Any]
 
@@ -44,13 +44,13 @@ to_variables, to_canonical = conversions(lambda name: re.sub(r"\.(\d+)", r"_\1",
 
 
 @documented
-def create_model(name: str, **options: Unpack[ModelOptions]) -> tuple["ImageClassifier", Variables]:
+def create_model(name: ModelLike, **options: Unpack[ModelOptions]) -> tuple["ImageClassifier", Variables]:
     return build(start_model(name, **options))
 
 
 @documented
 def from_pretrained(
-    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source, name: ModelLike | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", Variables, ModelCard]:
     start, card = start_pretrained(source, name, dtype=dtype)
     return *build(start), card

@@ -33,17 +33,17 @@ from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
+from jeffnet.weights.start import ModelLike, ModelOptions, Start, start_model, start_pretrained, statistics
 
 
 @documented
-def create_model(name: str, **options: Unpack[ModelOptions]) -> "ImageClassifier":
+def create_model(name: ModelLike, **options: Unpack[ModelOptions]) -> "ImageClassifier":
     return build(start_model(name, **options))
 
 
 @documented
 def from_pretrained(
-    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source, name: ModelLike | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", ModelCard]:
     start, card = start_pretrained(source, name, dtype=dtype)
     return build(start), card

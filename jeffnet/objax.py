@@ -31,20 +31,20 @@ from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained, statistics
+from jeffnet.weights.start import ModelLike, ModelOptions, Start, start_model, start_pretrained, statistics
 
 # What Objax's layers call the arrays; the bias of a norm is `beta`.
 _VARS = {"kernel": "w", "bias": "b", "scale": "gamma", "mean": "running_mean", "var": "running_var"}
 
 
 @documented
-def create_model(name: str, **options: Unpack[ModelOptions]) -> "ImageClassifier":
+def create_model(name: ModelLike, **options: Unpack[ModelOptions]) -> "ImageClassifier":
     return build(start_model(name, **options))
 
 
 @documented
 def from_pretrained(
-    source: Source, name: str | None = None, *, dtype: DTypeLike = jnp.float32
+    source: Source, name: ModelLike | None = None, *, dtype: DTypeLike = jnp.float32
 ) -> tuple["ImageClassifier", ModelCard]:
     start, card = start_pretrained(source, name, dtype=dtype)
     return build(start), card

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import count_macs, count_parameters
+from jeffnet.arch.zoo import ModelLike
 from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import OutputError, one_line
 from jeffnet.system.files import write_file
@@ -30,7 +32,7 @@ _README = "README.md"
 def save_pretrained(
     folder: str | os.PathLike,
     model: Any,
-    name: str | ModelCard,
+    name: ModelLike | ModelCard,
     *,
     classes: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
@@ -44,7 +46,7 @@ def save_pretrained(
     Args:
       folder: created if necessary; must not have a model or a README.
       model: what any backend's `create_model` returns.
-      name: of the model in the zoo, or the card that `from_pretrained` gave with it, see
+      name: of the model, its architecture, or the card that `from_pretrained` gave with it, see
         `jeffnet.checkpoints.save_checkpoint`.
       classes: names of the classes in the order of the logits; by default the card's.
       preprocessing: what the model expects of pictures; the card's or the zoo's by default.
@@ -86,7 +88,7 @@ def save_pretrained(
 def push_to_hub(
     repository: str,
     model: Any,
-    name: str | ModelCard,
+    name: ModelLike | ModelCard,
     *,
     private: bool = False,
     token: str | None = None,
@@ -174,6 +176,7 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
     crop = f"crop {pre.crop_pct}" + (f" ({pre.crop_mode})" if pre.crop_mode != "center" else "")
     rows = [
         ("architecture", f"`{card.model}`"),
+        *([("stages", _stages(card.spec))] if card.spec else []),
         ("parameters", f"{count_parameters(plan):,}"),
         ("multiply-accumulates", f"{count_macs(plan, pre.image_size):,} at {pre.image_size} px"),
         ("classes", f"{card.num_classes}" + (f": {_shown(card.classes)}" if card.classes else "")),
@@ -215,6 +218,10 @@ images = jnp.zeros({shape})  # (pixels / 255 - card.preprocessing.mean) / card.p
 logits = jax.jit(model.apply)(variables, images)  # (1, {card.num_classes}), in the order of card.classes
 ```
 """
+
+
+def _stages(spec: ModelSpec) -> str:
+    return "; ".join(f"`{' '.join(stage)}`" for stage in spec.stages)
 
 
 def _shown(classes: Sequence[str], most: int = 20) -> str:

@@ -25,6 +25,7 @@ API = [
 # In the order in which they run: one writes what the next reads.
 EXAMPLES = {
     "jeffnet": ("create_model",),
+    "jeffnet.arch.zoo": ("register_model",),
     **{f"jeffnet.{name}": ("create_model", "from_pretrained") for name in BACKENDS},
     "jeffnet.backends": ("convert",),
     "jeffnet.checkpoints": ("save_checkpoint",),
@@ -118,6 +119,7 @@ def test_gaps_are_noticed():
 def test_examples_run(tiny_model, tmp_path, monkeypatch):
     """With a model, images and pictures that compile in no time; what else they use, examples import themselves."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jeffnet.arch.zoo._REGISTERED", {})
     for number in range(32):
         picture = tmp_path / "pictures" / ("train", "val")[number // 16] / ("cat", "dog")[number % 2] / f"{number}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)

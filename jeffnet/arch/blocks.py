@@ -6,6 +6,7 @@ A new kind is one method of `BlockLowering`, its entry in `operations`, and one 
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jeffnet.arch.checks import LARGEST
 from jeffnet.arch.grammar import BlockSpec
 from jeffnet.arch.operations import (
     Attention,
@@ -64,8 +65,10 @@ def lower_conv(
     """A convolution of a model; several kernels share its channels, `padding` replaces the model's.
 
     Raises:
-      ArchitectureError: the channels cannot be divided into groups with `group_size` output channels.
+      ArchitectureError: the channels are too many, or cannot be divided into groups with `group_size` output channels.
     """
+    if out_channels > LARGEST:
+        raise ArchitectureError(f"{name}: {out_channels} channels are more than {LARGEST:,}")
     ins, outs = _split(in_channels, len(kernels)), _split(out_channels, len(kernels))
     parts = tuple(
         ConvPart(

@@ -1,12 +1,23 @@
 """Block strings: the notation in which the papers' authors write networks down.
 
-`ir_r2_k3_s2_e6_c24_se0.25` is a block kind followed by fields in any order:
+`ir_r2_k3_s2_e6_c24_se0.25` is a block kind followed by fields in any order. Only the first of a block's repetitions has
+its stride.
+
+| kind | block |
+|---|---|
+| `ir` | inverted residual (arXiv:1801.04381): a 1x1 convolution expands, a depthwise one follows, a 1x1 one projects |
+| `ds` | depthwise separable: a depthwise convolution, then a 1x1 one |
+| `dsa` | the same with an activation at the end |
+| `er` | edge residual: a full convolution expands, a 1x1 one projects |
+| `cn` | a convolution, its norm and its activation |
+| `uir` | universal inverted residual (arXiv:2404.10518): `ir` with a depthwise convolution at up to three places |
+| `mqa` | multi-query attention (arXiv:2404.10518) after a norm |
 
 | field | meaning | example |
 |---|---|---|
 | `r` | how many times the block is repeated | `r2` |
 | `k` | depthwise (in `er` and `cn` full) kernel; several sizes, joined by dots, share the channels | `k3`, `k3.5.7` |
-| `s` | stride of the first repetition | `s2` |
+| `s` | stride of the first repetition, 1 or 2 | `s2` |
 | `e` | expansion of the input channels | `e6`, `e2.5` |
 | `c` | output channels before scaling | `c24` |
 | `se` | squeeze-and-excitation ratio | `se0.25` |
@@ -14,17 +25,12 @@
 | `a`, `p` | kernels of the expanding and the projecting convolution; several share the channels | `a1.1` |
 | `fc` | channels that the expansion multiplies instead of the real input's (EdgeTPU) | `fc24` |
 | `gs` | output channels of a group of the convolution with kernel `k`; else 1 (`ir`, `ds`) or all (`er`) | `gs64` |
-| `d` | 1: the block starts with 2x2 positions packed into channels (`ds`); in `mqa` the width of a head | `d1`, `d64` |
+| `d` | in `ds` 1: the block first packs 2x2 positions into channels; in `mqa` the width of a head | `d1`, `d64` |
 | `cc` | experts whose kernels are mixed for each picture (arXiv:1904.04971) | `cc4` |
-| `h`, `v` | in `mqa`: heads, and the stride of keys and values | `h4`, `v2` |
+| `a`, `k`, `p` | in `uir` depthwise kernels before the expansion, after it, and at the end; 0 for none | `a3_k5_p0` |
+| `h`, `v` | in `mqa` heads, and the stride of keys and values, 1 or 2, of which `k` is the kernel | `h4`, `v2` |
 | `x`, `q` | exact widths, not rounded: of the expansion, of squeeze-and-excitation (pruned networks) | `x48`, `q4` |
-| `skip`, `noskip` | with or without the residual connection | |
-
-Kinds: `ir` inverted residual (arXiv:1801.04381), `ds` depthwise separable, `dsa` the same with an activation at the
-end, `er` edge residual (a full convolution expands), `cn` convolution, norm and activation, `uir` universal inverted
-residual (arXiv:2404.10518): up to three depthwise convolutions, of kernels `a` before the expansion, `k` after it and
-`p` at the end, where 0 stands for none; `mqa` multi-query attention, with kernel `k` where keys and values have a
-stride.
+| `skip`, `noskip` | with or without the residual connection, where input and output have the same shape | |
 
 Source of the notation: tensorflow/tpu, models/official/mnasnet; of `cn`, `uir`, `mqa` and the fields `gs`, `cc`, `d`:
 timm.
@@ -33,8 +39,10 @@ timm.
 import re
 from dataclasses import dataclass
 
+from jeffnet.arch.checks import LARGEST
 from jeffnet.errors import ArchitectureError
 
+_LARGEST_KERNEL, _MOST_KERNELS, _LARGEST_RATIO = 63, 16, 1000
 ACTIVATION_CODES = {"re": "relu", "r6": "relu6", "hs": "hard_swish", "sw": "silu"}
 
 
@@ -155,7 +163,7 @@ def _parse_field(text: str, field: str) -> tuple[str, object]:
 
 
 def _positive_int(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
+    if not value.isdecimal() or not 1 <= int(value) <= LARGEST:
         raise ValueError(value)
     return int(value)
 
@@ -164,13 +172,14 @@ def _kernels(value: str) -> tuple[int, ...]:
     if value == "0":
         return (0,)
     sizes = tuple(_positive_int(part) for part in value.split("."))
-    if any(size % 2 == 0 for size in sizes):  # no "same" padding is symmetric around an even kernel
+    # No "same" padding is symmetric around an even kernel.
+    if any(size % 2 == 0 for size in sizes) or max(sizes) > _LARGEST_KERNEL or len(sizes) > _MOST_KERNELS:
         raise ValueError(value)
     return sizes
 
 
 def _ratio(value: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", value) or float(value) <= 0:
+    if not re.fullmatch(r"\d+(\.\d+)?", value) or not 0 < float(value) <= _LARGEST_RATIO:
         raise ValueError(value)
     return float(value)
 
@@ -183,21 +192,21 @@ def _share(value: str) -> float:
 
 # The attribute of each field, how its value is parsed, and what it must be.
 _FIELDS = {
-    "r": ("repeats", _positive_int, "'r' and a positive whole number"),
-    "k": ("kernels", _kernels, "'k' and odd sizes joined by dots, as k3 or k3.5.7"),
+    "r": ("repeats", _positive_int, "'r' and a whole number from 1 to 65536"),
+    "k": ("kernels", _kernels, "'k' and odd sizes up to 63 joined by dots, as k3 or k3.5.7"),
     "s": ("stride", {"1": 1, "2": 2}.__getitem__, "s1 or s2"),
-    "e": ("expansion", _ratio, "'e' and a positive number"),
-    "c": ("channels", _positive_int, "'c' and a positive whole number"),
+    "e": ("expansion", _ratio, "'e' and a number above 0, up to 1000"),
+    "c": ("channels", _positive_int, "'c' and a whole number from 1 to 65536"),
     "se": ("se_ratio", _share, "'se' and a number in (0, 1]"),
     "n": ("act", ACTIVATION_CODES.__getitem__, "one of " + ", ".join("n" + code for code in ACTIVATION_CODES)),
-    "a": ("expand_kernels", _kernels, "'a' and odd sizes joined by dots, as a1.1"),
-    "p": ("project_kernels", _kernels, "'p' and odd sizes joined by dots, as p1.1"),
-    "fc": ("expand_from", _positive_int, "'fc' and a positive whole number"),
-    "gs": ("group_size", _positive_int, "'gs' and a positive whole number"),
-    "cc": ("experts", _positive_int, "'cc' and a positive whole number"),
-    "d": ("space_to_depth", _positive_int, "'d' and a positive whole number"),
-    "h": ("heads", _positive_int, "'h' and a positive whole number"),
+    "a": ("expand_kernels", _kernels, "'a' and odd sizes up to 63 joined by dots, as a1.1"),
+    "p": ("project_kernels", _kernels, "'p' and odd sizes up to 63 joined by dots, as p1.1"),
+    "fc": ("expand_from", _positive_int, "'fc' and a whole number from 1 to 65536"),
+    "gs": ("group_size", _positive_int, "'gs' and a whole number from 1 to 65536"),
+    "cc": ("experts", _positive_int, "'cc' and a whole number from 1 to 65536"),
+    "d": ("space_to_depth", _positive_int, "'d' and a whole number from 1 to 65536"),
+    "h": ("heads", _positive_int, "'h' and a whole number from 1 to 65536"),
     "v": ("key_stride", {"1": 1, "2": 2}.__getitem__, "v1 or v2"),
-    "x": ("expanded", _positive_int, "'x' and a positive whole number"),
-    "q": ("squeezed", _positive_int, "'q' and a positive whole number"),
+    "x": ("expanded", _positive_int, "'x' and a whole number from 1 to 65536"),
+    "q": ("squeezed", _positive_int, "'q' and a whole number from 1 to 65536"),
 }

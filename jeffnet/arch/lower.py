@@ -13,6 +13,7 @@ from jeffnet.errors import ArchitectureError, check_choice
 
 GLOBAL_POOLS = ("avg", "max", "avgmax", "none")
 OUTPUT_STRIDES = (8, 16, 32)
+_MOST_BLOCKS = 1000
 
 
 def lower(
@@ -32,7 +33,8 @@ def lower(
     from 0, has the stochastic depth `drop_path_rate * i / n`. Output strides of 16 and 8 are as in arXiv:1706.05587.
 
     Raises:
-      ArchitectureError: an option outside its range, or a block string that cannot be parsed.
+      ArchitectureError: an option outside its range, or an architecture that is no network; the message names the block
+        string or the convolution.
     """
     drop_rate = spec.drop_rate if drop_rate is None else drop_rate
     drop_path_rate = spec.drop_path_rate if drop_path_rate is None else drop_path_rate
@@ -104,12 +106,15 @@ def scale_repeats(repeats: list[int], depth: float, rounding: str) -> list[int]:
 def repeats_of(spec: ModelSpec) -> list[list[int]]:
     """How many blocks each block string of each stage stands for, with the model's depth."""
     stages = parse_stages(spec.stages)
-    repeats = []
+    repeats, count = [], 0.0
     for index, stage in enumerate(stages):
         at_end = index in (0, len(stages) - 1)
         depth = spec.depth[index] if isinstance(spec.depth, tuple) else spec.depth
         if at_end and not spec.scale_ends:
             depth = 1.0
+        count += depth * sum(block.repeats for block in stage)
+        if count > _MOST_BLOCKS:
+            raise ArchitectureError(f"the stages have more than {_MOST_BLOCKS:,} blocks: repeat them fewer times")
         repeats.append(scale_repeats([block.repeats for block in stage], depth, spec.depth_rounding))
     return repeats
 

@@ -1,8 +1,10 @@
-"""The models by name."""
+"""The models by name: those of the zoo, and those that a program registers."""
 
 import difflib
 import fnmatch
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from jeffnet.arch.families import (
     edgetpu,
@@ -23,8 +25,11 @@ from jeffnet.arch.lower import lower
 from jeffnet.arch.model import OLD_NAMES, Model
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.spec import ModelSpec, as_spec, spec_name
 from jeffnet.errors import ArchitectureError, UnknownModelError
+
+# A model of the zoo or a registered one by its name, or any architecture: a spec, or its stages of block strings.
+ModelLike = str | ModelSpec | Sequence[str | Sequence[str]]
 
 _FAMILIES = (
     edgetpu,
@@ -72,40 +77,127 @@ def _aliases() -> dict[str, str]:
 _ALIASES = _aliases()
 
 
-def resolve_name(name: str) -> str:
+# The models of `register_model`.
+_REGISTERED: dict[str, Model] = {}
+_OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+def register_model(
+    name: str, spec: ModelSpec | Sequence[str | Sequence[str]], preprocessing: Preprocessing | None = None
+) -> None:
+    """Give an architecture of one's own a name, by which it is created, listed, trained and saved like one of the zoo.
+
+    Files of the model say its architecture: to load them, no registration is needed.
+
+    Args:
+      name: letters, digits, `_` and `-`.
+      spec: the architecture, or its stages of block strings (`jeffnet.arch.grammar`), with the defaults of `ModelSpec`
+        for all else.
+      preprocessing: what the model expects of pictures where its weights do not say it; 224 pixels and the other
+        defaults of `Preprocessing` unless given.
+
+    Raises:
+      ArchitectureError: the name is one of the zoo, or of an architecture that was registered with other contents; or
+        the architecture is no network.
+
+    Example:
+      from jeffnet import register_model
+      from jeffnet.linen import create_model
+
+      register_model("my_net", [["ds_r1_k3_s1_c16"], ["ir_r2_k3_s2_e4_c24"], ["uir_r2_a3_k5_s2_e4_c48"]])
+      model, variables = create_model("my_net", num_classes=10)
+    """
+    check_own_name(name)
+    model = Model(as_spec(spec), preprocessing or Preprocessing())
+    lower(model.spec)
+    if _REGISTERED.setdefault(name, model) != model:
+        raise ArchitectureError(f"model {name!r} is registered already, with other contents: give another name")
+
+
+def check_own_name(name: object) -> None:
+    """Raises ArchitectureError where a model that is not of the zoo cannot have this name."""
+    if not isinstance(name, str) or not _OWN_NAME.fullmatch(name):
+        raise ArchitectureError(
+            f"model name {str(name)[:100]!r}: give one of letters, digits, '_' and '-', such as 'my_net'"
+        )
+    if is_of_zoo(name):
+        raise ArchitectureError(f"model name {name!r} is one of the zoo: give another")
+
+
+def resolve_name(model: ModelLike) -> str:
     """The name of a model, from any of its names.
 
     Args:
-      name: of an architecture (`efficientnet_b0`, which has its default weights) or of an architecture with other
+      model: of an architecture (`efficientnet_b0`, which has its default weights) or of an architecture with other
         weights (`tf_efficientnet_b0.ns_jft_in1k`), as in timm; earlier names of ours (`pt_efficientnet_b0`,
-        `tf_efficientnet_b0_ns`). MobileNetV2 also has names for widths that are not listed, see
-        `jeffnet.arch.families.mobilenet.scaled`.
+        `tf_efficientnet_b0_ns`); that of a registered model. MobileNetV2 also has names for widths that are not listed,
+        see `jeffnet.arch.families.mobilenet.scaled`. An architecture without a name gets one, see
+        `jeffnet.arch.spec.spec_name`.
 
     Returns:
       `architecture`, or `architecture.tag` for other weights than the default.
 
     Raises:
       UnknownModelError: no such model; the message has the nearest names.
+      ArchitectureError: it is neither a name nor an architecture.
     """
-    if not isinstance(name, str):
-        raise UnknownModelError(f"unknown model {name!r}: a name is text, such as 'efficientnet_b0'")
-    if name in MODELS:
-        return name
-    if name in _ALIASES:
-        return _ALIASES[name]
-    if mobilenet.scaled(name):
-        return name.removeprefix("pt_")
-    known = [*MODELS, *(model.timm for model in MODELS.values() if model.timm)]
+    if not isinstance(model, str):
+        return spec_name(_unnamed(model))
+    if found := _zoo_name(model):
+        return found
+    if model in _REGISTERED:
+        return model
+    raise _unknown(model)
+
+
+def _unnamed(model: object) -> ModelSpec:
+    if isinstance(model, ModelSpec | Sequence | Mapping):
+        return as_spec(model)
+    raise UnknownModelError(
+        f"unknown model {model!r}: give a name, such as 'efficientnet_b0', a ModelSpec, or stages of block strings"
+    )
+
+
+def _unknown(name: str) -> UnknownModelError:
+    known = [*_REGISTERED, *MODELS, *(model.timm for model in MODELS.values() if model.timm)]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     # A tag is long: compared with it, models of other architectures but similar tags would seem near.
     near += [other for other in difflib.get_close_matches(name.partition(".")[0], MODELS, n=4) if other not in near]
     near += [other for other in MODELS if name and name in other and other not in near]
     hint = f"near it: {', '.join(near[:5])}" if near else "`jeffnet list` shows all"
-    raise UnknownModelError(f"unknown model {name!r}; {hint}")
+    return UnknownModelError(f"unknown model {name!r}; {hint}")
+
+
+def _zoo_name(name: str) -> str | None:
+    """The name in the zoo of one of its models; None if it is none of them."""
+    if name in MODELS:
+        return name
+    if name in _ALIASES:
+        return _ALIASES[name]
+    return name.removeprefix("pt_") if mobilenet.scaled(name) else None
+
+
+def is_of_zoo(name: str) -> bool:
+    """Whether a name is one of the zoo's, as opposed to registered ones and unknown ones."""
+    return _zoo_name(name) is not None
+
+
+def is_known(name: str) -> bool:
+    """Whether a model has this name."""
+    with suppress(UnknownModelError):
+        return bool(resolve_name(name))
+    return False
+
+
+def own_spec(model: ModelLike) -> ModelSpec | None:
+    """The architecture of a model that is not of the zoo, for its files; None if it is. Raises as `find_model`."""
+    if isinstance(model, str) and is_of_zoo(model):
+        return None
+    return find_model(model).spec
 
 
 def list_models(pattern: str = "*", pretrained: bool = False, tags: bool = False) -> list[str]:
-    """Names of the zoo, sorted.
+    """Names of the models, sorted: those of the zoo, and the registered ones.
 
     Args:
       pattern: names of architectures, with shell wildcards (`tf_*_b[0-3]`); with a dot, of weights (`*.ns_jft_in1k*`),
@@ -117,35 +209,40 @@ def list_models(pattern: str = "*", pretrained: bool = False, tags: bool = False
     if tags or "." in pattern:
         pattern = pattern if "." in pattern else f"{pattern}.*"
         return sorted(fnmatch.filter([model.timm for model in MODELS.values() if model.timm], pattern))
-    names = [name for name, model in MODELS.items() if "." not in name and (model.weights or not pretrained)]
-    return fnmatch.filter(names, pattern)
+    models = {**MODELS, **_REGISTERED}
+    names = [name for name, model in models.items() if "." not in name and (model.weights or not pretrained)]
+    return sorted(fnmatch.filter(names, pattern))
 
 
-def find_model(name: str) -> Model:
-    """The entry of a model, by any of its names; raises UnknownModelError."""
-    model = _find(resolve_name(name))
-    assert model is not None
-    return model
+def find_model(model: ModelLike) -> Model:
+    """The entry of a model; of an architecture without a name, one with the default preprocessing and no weights.
+
+    Raises:
+      UnknownModelError: no such model.
+      ArchitectureError: it is neither a name nor an architecture.
+    """
+    if not isinstance(model, str):
+        return Model(_unnamed(model), Preprocessing())
+    name = resolve_name(model)
+    found = MODELS.get(name) or _REGISTERED.get(name) or mobilenet.scaled(name)
+    assert found is not None
+    return found
 
 
-def model_spec(name: str) -> ModelSpec:
-    """The architecture of a model; raises UnknownModelError."""
-    return find_model(name).spec
+def model_spec(model: ModelLike) -> ModelSpec:
+    """The architecture of a model; raises as `find_model`."""
+    return find_model(model).spec
 
 
-def model_preprocessing(name: str) -> Preprocessing:
-    """What a model's weights expect of their input; raises UnknownModelError."""
-    return find_model(name).preprocessing
+def model_preprocessing(model: ModelLike) -> Preprocessing:
+    """What a model's weights expect of their input; raises as `find_model`."""
+    return find_model(model).preprocessing
 
 
-def model_plan(name: str, **options) -> Plan:
-    """The Plan of a model, by any of its names; for the options and errors see `jeffnet.arch.lower.lower`.
+def model_plan(model: ModelLike, **options) -> Plan:
+    """The Plan of a model; for the options and errors see `jeffnet.arch.lower.lower`.
 
     Raises:
       UnknownModelError: no such model.
     """
-    return lower(model_spec(name), **options)
-
-
-def _find(name: str) -> Model | None:
-    return MODELS.get(name) or mobilenet.scaled(name)
+    return lower(model_spec(model), **options)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from jeffnet.errors import JeffnetError, check_choice
 
 if TYPE_CHECKING:  # the command line names backends in its help, for which JAX is not needed
+    from jeffnet.arch.zoo import ModelLike
     from jeffnet.weights.start import Start
 
 BACKENDS = {
@@ -34,11 +35,13 @@ class Backend(Protocol):
     Functions that take a model take a pair as two arguments.
     """
 
-    def create_model(self, name: str, **options: Any) -> Any:
-        """A model of the zoo, with initial or pretrained arrays; runs no forward pass.
+    def create_model(self, name: "ModelLike", **options: Any) -> Any:
+        """A model with initial or pretrained arrays; runs no forward pass.
 
         Args:
-          name: of an architecture, or `architecture.tag`; `jeffnet list` shows them.
+          name: of an architecture, or `architecture.tag`; `jeffnet list` shows them. Or one of
+            `jeffnet.register_model`; or an architecture itself: a `jeffnet.arch.spec.ModelSpec`, or its stages of block
+            strings.
           options: see `jeffnet.weights.start.ModelOptions`.
 
         Returns:
@@ -48,18 +51,18 @@ class Backend(Protocol):
         Raises:
           UnknownModelError: no such model.
           UnknownOptionError: no such option.
-          ArchitectureError: an option outside its range.
+          ArchitectureError: an option outside its range, or an architecture that is no network.
           WeightsError: `pretrained` cannot be read or does not fit.
         """
         ...
 
-    def from_pretrained(self, source: Any, name: str | None = None, *, dtype: Any = ...) -> tuple:
+    def from_pretrained(self, source: Any, name: "ModelLike | None" = None, *, dtype: Any = ...) -> tuple:
         """A model from its weights, with their number of classes and input channels.
 
         Args:
           source: any that `jeffnet.weights.load.find_weights` takes: a path, `hf:owner/name`, a URL, or the name of a
             model for its published weights.
-          name: of the model; not needed where the weights state it.
+          name: of the model, or its architecture; not needed where the weights state it.
           dtype: in which layers compute.
 
         Returns:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from jeffnet.arch.spec import spec_attributes
+from jeffnet.arch.zoo import model_preprocessing, own_spec
 from jeffnet.bench.child import Child, ChildError, Setting, run
 from jeffnet.bench.contenders import CONTENDERS
 from jeffnet.bench.prepare import reference_file
@@ -77,6 +79,13 @@ def _peak_errors() -> Iterator[None]:
         raise JeffnetError(f"the machine's peak cannot be measured, --no-peak leaves it out: {error}") from None
 
 
+def _registered(name: str | None) -> dict[str, Any] | None:
+    """What a process needs to register a model that is registered in this one; None for models of the zoo."""
+    if name is None or (spec := own_spec(name)) is None:
+        return None
+    return {"spec": spec_attributes(spec), "preprocessing": asdict(model_preprocessing(name))}
+
+
 def _prepare(candidate: Candidate, settings: Settings, folder: str) -> list[Case]:
     arguments = {
         "folder": folder,
@@ -85,6 +94,7 @@ def _prepare(candidate: Candidate, settings: Settings, folder: str) -> list[Case
         "image_sizes": settings.image_sizes,
         "batch_sizes": settings.batch_sizes,
         "tasks": settings.tasks,
+        "registered": _registered(candidate.name),
     }
     # On the processor, and by operations that of all contenders `plain` alone takes.
     setting = setting_of(settings, {"JAX_PLATFORMS": "cpu", "JEFFNET_CONV": "xla"})

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from jeffnet.arch.plan import Plan
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import as_spec
 from jeffnet.arch.summary import array_specs, count_macs, count_parameters
-from jeffnet.arch.zoo import model_plan, model_preprocessing
+from jeffnet.arch.zoo import model_preprocessing, own_spec, register_model
 from jeffnet.bench.child import Channel
 from jeffnet.bench.program import COMPARED, pictures_file
-from jeffnet.weights.card import ModelCard
+from jeffnet.weights.card import ModelCard, card_json
 from jeffnet.weights.formats.safetensors import save_model
 
 # Pixels and pictures from which random weights get their BatchNorm statistics.
@@ -33,14 +34,17 @@ def prepare(arguments: dict[str, Any], channel: Channel) -> None:
 
     Args:
       arguments: `folder`; `model` or None; `weights`, their source, or None for random ones; `image_sizes`, where none
-        takes the model's own; `batch_sizes`; `tasks`.
+        takes the model's own; `batch_sizes`; `tasks`; `registered`: architecture and preprocessing of a model that the
+        caller registered, or None.
       channel: gets `model`, `parameters` and `macs`, the last by size.
     """
     folder = Path(arguments["folder"])
+    if own := arguments["registered"]:
+        register_model(arguments["model"], as_spec(own["spec"]), Preprocessing(**own["preprocessing"]))
     card, arrays = _model(arguments["model"], arguments["weights"])
     plan = card.plan()
     save_model(folder / "model.safetensors", arrays, card)
-    (folder / "card.json").write_text(json.dumps({"format": 1, **dataclasses.asdict(card)}), encoding="utf-8")
+    (folder / "card.json").write_text(card_json(card), encoding="utf-8")
     most = max(*arguments["batch_sizes"], COMPARED)
     labels = _random("labels").integers(0, max(plan.num_classes, 1), most).astype(np.int32)
     np.save(folder / "labels.npy", labels)
@@ -72,15 +76,7 @@ def reference_file(folder: str | Path, task: str, image_size: int, batch_size: i
 
 def training_plan(card: ModelCard) -> Plan:
     """The model without dropout and drop path, so that all contenders compute the same."""
-    return model_plan(
-        card.model,
-        num_classes=card.num_classes,
-        in_chans=card.in_chans,
-        global_pool=card.global_pool,
-        output_stride=card.output_stride,
-        drop_rate=0.0,
-        drop_path_rate=0.0,
-    )
+    return card.plan(drop_rate=0.0, drop_path_rate=0.0)
 
 
 def random_arrays(card: ModelCard) -> dict[str, np.ndarray]:
@@ -137,7 +133,7 @@ def _model(name: str | None, weights: str | None) -> tuple[ModelCard, dict[str, 
         card, arrays = open_weights(weights, name)
         return card, {key: np.asarray(array, np.float32) for key, array in arrays.items()}
     assert name is not None
-    card = ModelCard(name, 1000, 3, model_preprocessing(name))
+    card = ModelCard(name, 1000, 3, model_preprocessing(name), spec=own_spec(name))
     return card, random_arrays(card)
 
 

@@ -9,7 +9,7 @@ from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.bench.contenders import PEERS
 from jeffnet.bench.settings import TASKS
 from jeffnet.cli.devices import add_device_options
-from jeffnet.cli.model import add_switch, local_path, positive, positive_number
+from jeffnet.cli.model import add_switch, local_path, model_name, positive, positive_number
 from jeffnet.cli.parser import usage
 from jeffnet.cli.scaling import add_scaling_options, run_scaling
 from jeffnet.cli.text import table
@@ -112,7 +112,7 @@ def _candidates(options: argparse.Namespace) -> list:
     if not options.models and options.weights is None:
         raise UsageError("give the name of a model, wildcards, or --weights SOURCE; `jeffnet list` shows the models")
     # Without a source, wildcards would only match models with published weights.
-    selected = select_models(",".join(options.models) or None, options.weights or "{model}")
+    selected = select_models(",".join(map(model_name, options.models)) or None, options.weights or "{model}")
     return selected if options.weights else [Candidate(candidate.name) for candidate in selected]
 
 

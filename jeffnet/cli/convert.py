@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.cli.devices import add_device_options, start_devices
-from jeffnet.cli.model import local_path, positive, whole
+from jeffnet.cli.model import MODEL_TEXT, local_path, model_name, positive, whole
 from jeffnet.text.names import printable
 from jeffnet.weights.formats import FORMS
 
@@ -23,7 +23,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     text = "a file or checkpoint in any format, hf:owner/name, a URL, or a model's name for its published weights"
     parser.add_argument("source", help=text)
     parser.add_argument("destination", type=local_path, help="file or folder to write; must not exist")
-    parser.add_argument("--model", metavar="NAME", help="required unless the source names its model")
+    parser.add_argument("--model", metavar="NAME", help=f"{MODEL_TEXT}; required unless the source names its model")
     text = "start a new classifier with N classes if the source has another number"
     parser.add_argument("--num-classes", type=whole, metavar="N", help=text)
     text = "sum or repeat the first convolution for N input channels"
@@ -53,9 +53,8 @@ def run(options: argparse.Namespace) -> None:
     # Other formats need no device, which another process may be using.
     if options.device or options.num_devices or form in ("nnx", "objax") or Path(options.source).is_dir():
         start_devices(options)
-    card, arrays = open_weights(
-        options.source, options.model, num_classes=options.num_classes, in_chans=options.in_chans
-    )
+    name = options.model and model_name(options.model)
+    card, arrays = open_weights(options.source, name, num_classes=options.num_classes, in_chans=options.in_chans)
     write_checkpoint(options.destination, arrays, card, form)
     result = {
         "model": card.model,

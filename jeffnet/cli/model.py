@@ -1,12 +1,16 @@
 """Options that commands share: the model, its preprocessing, and types of values."""
 
 import argparse
+import os
 from typing import Any
 
 from jeffnet.arch.preprocessing import INTERPOLATIONS
+from jeffnet.arch.zoo import is_known, register_model
 from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.errors import UsageError
 from jeffnet.system.reading import is_url
+
+MODEL_TEXT = "a name, or a file of jeffnet's own format that has the same architecture"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +21,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a file or checkpoint in any format, a repository on the hub (hf:owner/name), or a URL (default: the "
         "published weights of --model)",
     )
-    parser.add_argument("--model", metavar="NAME", help="required unless the weights name their model")
+    parser.add_argument("--model", metavar="NAME", help=f"{MODEL_TEXT}; required unless the weights name their model")
     add_backend_options(parser)
     parser.add_argument("--batch-size", type=positive, default=32, help="pictures per batch (default: %(default)s)")
     add_size_option(parser)
@@ -62,10 +66,25 @@ def open_model(options: argparse.Namespace):
     if options.weights is None and options.model is None:
         raise UsageError(NO_MODEL)
     backend = load_backend(options.backend)
+    name = options.model and model_name(options.model)
     source = True if options.weights is None else options.weights
-    *model, card = backend.from_pretrained(source, options.model, dtype=jnp.dtype(options.dtype))
+    *model, card = backend.from_pretrained(source, name, dtype=jnp.dtype(options.dtype))
     chosen = {name: getattr(options, name) for name in ("image_size", "crop_pct", "interpolation")}
     return *backend.inference(*model), replace(card, preprocessing=card.preprocessing.changed(**chosen))
+
+
+def model_name(text: str) -> str:
+    """The name that an option gives, or that of the model in the file that it gives, registered for this process."""
+    if is_known(text) or not os.path.isfile(text):
+        return text
+    from jeffnet.weights.load import read_weights
+
+    card = read_weights(text).card
+    if card is None:
+        raise UsageError(f"model {text!r}: a file of another format than jeffnet's does not say its architecture")
+    if card.spec is not None:
+        register_model(card.model, card.spec, card.preprocessing)
+    return card.model
 
 
 def positive(text: str) -> int:

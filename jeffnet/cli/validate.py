@@ -10,7 +10,16 @@ from typing import Any
 
 from jeffnet.arch.preprocessing import CROP_MODES
 from jeffnet.cli.devices import add_device_options, add_process_options, connect, start_devices
-from jeffnet.cli.model import add_backend_options, add_crop_options, add_switch, image_size, local_path, positive, whole
+from jeffnet.cli.model import (
+    add_backend_options,
+    add_crop_options,
+    add_switch,
+    image_size,
+    local_path,
+    model_name,
+    positive,
+    whole,
+)
 from jeffnet.cli.parser import usage
 from jeffnet.cli.text import table
 from jeffnet.data.choices import LOADERS, ON_BAD_IMAGE, RESIZES, SUBSETS
@@ -139,7 +148,8 @@ def _run(options: argparse.Namespace) -> None:
     from jeffnet.validation.results import ResultsFile
     from jeffnet.validation.validate import validate
 
-    candidates, settings = select_models(options.model, options.weights), _settings(options)
+    pattern = options.model and ",".join(map(model_name, options.model.split(",")))
+    candidates, settings = select_models(pattern, options.weights), _settings(options)
     _check_outputs(options, len(candidates))
     start_devices(options)
     local = ("run", "process_id", "debug", "arguments")

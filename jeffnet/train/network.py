@@ -92,7 +92,7 @@ def make_network(config: ModelConfig, preprocessing: Preprocessing, num_classes:
     load_backend(config.backend)
     dtype, names = jnp.dtype(config.dtype), ("remat", "in_chans", "drop_rate", "drop_path_rate", "bn_momentum")
     start = start_model(
-        config.known_name,
+        config.known_architecture,
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
         abstract=True,

@@ -64,7 +64,7 @@ def _values(config: Config, epoch: int, share: float, image_size: int) -> tuple[
         if first.magnitude is not None and augment.policy and magnitude is not None:
             augment = replace(augment, policy=with_magnitude(augment.policy, between(first.magnitude, magnitude)))
         if first.drop_rate is not None:
-            final = model_plan(model.known_name, drop_rate=model.drop_rate).drop_rate
+            final = model_plan(model.known_architecture, drop_rate=model.drop_rate).drop_rate
             model = replace(model, drop_rate=between(first.drop_rate, final))
         image_size = round(between(first.image_size, image_size))
     return replace(config, augment=augment, model=model), image_size

@@ -8,7 +8,8 @@ from typing import Any
 from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
 from jeffnet.arch.imagenet import known_classes
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import model_preprocessing
+from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.zoo import is_known, model_preprocessing, own_spec, resolve_name
 from jeffnet.errors import ConfigError
 from jeffnet.text.names import listed
 from jeffnet.train.config import Config
@@ -17,7 +18,7 @@ from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import describe_weights
 
 # Entries of the configuration that are taken from the weights where they are None.
-_OF_MODEL = ("name", "global_pool", "output_stride")
+_OF_MODEL = ("name", "spec", "global_pool", "output_stride")
 OF_PICTURES = ("image_size", "train_size", "crop_pct", "interpolation", "mean", "std", "crop_mode")
 _log = logging.getLogger("jeffnet")
 
@@ -25,7 +26,8 @@ _log = logging.getLogger("jeffnet")
 def settled(config: Config) -> Config:
     """A configuration whose open entries are filled in from the pretrained weights.
 
-    These are the model's name, pooling and output stride, and its preprocessing where that is not the zoo's.
+    These are the model's name, architecture, pooling and output stride, and its preprocessing where that is not the
+    zoo's. Architecture and preprocessing of a registered model are filled in too: the run then says what it trains.
 
     Raises:
       WeightsError: the weights cannot be fetched or read, or are of another model.
@@ -33,25 +35,17 @@ def settled(config: Config) -> Config:
     """
     source = config.model.pretrained
     if source is None:
-        config.model.known_name  # noqa: B018 (raises where there is none)
-        return config
-    file, card = describe_weights(source, config.model.name)
-    usual, expected = model_preprocessing(card.model), card.preprocessing
+        config.model.known_architecture  # noqa: B018 (raises where there is none)
+        return _with_registered(config)
+    file, card = describe_weights(source, config.model.architecture)
     model: dict[str, Any] = {"name": card.model}
     # Training needs pooled features.
     if card.global_pool not in ("avg", "none"):
         model["global_pool"] = card.global_pool
     if card.output_stride != 32:
         model["output_stride"] = card.output_stride
-    fits = len(expected.mean) in (1, config.model.in_chans)
-    entries = [entry for entry in OF_PICTURES if fits or entry not in ("mean", "std")]
-    if config.data.image_size is not None:
-        entries.remove("train_size")  # the size that is given is for training too
-    usual, expected = _with_train_size(usual), _with_train_size(expected)
-    data = {entry: getattr(expected, entry) for entry in entries if getattr(expected, entry) != getattr(usual, entry)}
-    if config.data.image_size is None and "image_size" in data:
-        data["train_size"] = expected.train_size  # or it would be the image size
-    settled = _filled(config, model, data)
+    data = _unusual(config, card.preprocessing, model_preprocessing(card.architecture))
+    settled = _filled(config, model | {"spec": _registered_spec(config, card.spec)}, data)
     taken = [f"model.{entry} {value}" for entry, value in model.items() if getattr(config.model, entry) is None]
     taken += [f"data.{entry} {value}" for entry, value in data.items() if getattr(config.data, entry) is None]
     if taken:
@@ -66,9 +60,40 @@ def _with_train_size(preprocessing: Preprocessing) -> Preprocessing:
 def continued(config: Config, begun: Config) -> Config:
     """A configuration whose open entries are filled in from the run that it continues."""
     if config.model.pretrained is None:
-        return config
+        return _with_registered(config)
     model = {entry: getattr(begun.model, entry) for entry in _OF_MODEL}
+    model["spec"] = _registered_spec(config, begun.model.spec)
     return _filled(config, model, {entry: getattr(begun.data, entry) for entry in OF_PICTURES})
+
+
+def _with_registered(config: Config) -> Config:
+    """The configuration with what is known of a model that is not of the zoo: name, architecture, preprocessing."""
+    if config.model.spec is not None:
+        return _filled(config, {"name": resolve_name(config.model.spec)}, {})
+    spec = _registered_spec(config, None)
+    if spec is None:
+        return config
+    data = _unusual(config, model_preprocessing(config.model.name or spec), Preprocessing())
+    return _filled(config, {"spec": spec}, data)
+
+
+def _registered_spec(config: Config, otherwise: ModelSpec | None) -> ModelSpec | None:
+    """The architecture of a configuration's name: None of the zoo's, `otherwise` where the name is not known here."""
+    name = config.model.name
+    return own_spec(name) if name is not None and is_known(name) else otherwise
+
+
+def _unusual(config: Config, expected: Preprocessing, usual: Preprocessing) -> dict[str, Any]:
+    """Entries of the preprocessing that differ from the usual ones and fit the channels of the configuration."""
+    fits = len(expected.mean) in (1, config.model.in_chans)
+    entries = [entry for entry in OF_PICTURES if fits or entry not in ("mean", "std")]
+    if config.data.image_size is not None:
+        entries.remove("train_size")  # the size that is given is for training too
+    usual, expected = _with_train_size(usual), _with_train_size(expected)
+    data = {entry: getattr(expected, entry) for entry in entries if getattr(expected, entry) != getattr(usual, entry)}
+    if config.data.image_size is None and "image_size" in data:
+        data["train_size"] = expected.train_size  # or it would be the image size
+    return data
 
 
 def _filled(config: Config, model: Mapping[str, Any], data: Mapping[str, Any]) -> Config:

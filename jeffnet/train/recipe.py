@@ -69,7 +69,7 @@ def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
     Args:
       config: with the other entries.
       overrides: dotted names and texts, such as `('optimizer.learning_rate', '0.1')`. `none` stands for None. Items of
-        a sequence are joined by commas; groups of parameters are JSON.
+        a sequence are joined by commas; groups of parameters and architectures are JSON.
 
     Returns:
       Another configuration.
@@ -195,6 +195,8 @@ def _parse(text: str, hint: Any, name: str) -> Any:
             return _BOOLEANS[text.lower()]
         if typing.get_origin(kind) is typing.Literal:
             return {choice: choice for choice in items}[text]
+        if dataclasses.is_dataclass(kind):
+            return parse_json(text)
         if typing.get_origin(kind) is not tuple:
             return kind(text)
         if dataclasses.is_dataclass(items[0]):

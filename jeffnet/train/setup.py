@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import model_preprocessing, resolve_name
+from jeffnet.arch.zoo import model_preprocessing, own_spec, resolve_name
 from jeffnet.data.batches import EvalLoader, Shard
 from jeffnet.data.loader import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.open import open_source
@@ -92,7 +92,7 @@ class Setup:
             self.network.plan,
             self.config.seed,
             self.network.compute_dtype,
-            model=model.known_name,
+            model=model.known_architecture,
             pretrained=model.pretrained,
             adapt=True,
             classes=self.card.classes,
@@ -163,13 +163,14 @@ def make_setup(config: Config) -> Setup:
         config=config,
         network=network,
         card=ModelCard(
-            model=resolve_name(config.model.known_name),
+            model=_model_name(config),
             num_classes=num_classes,
             in_chans=config.model.in_chans,
             preprocessing=preprocessing,
             classes=train_set.classes,
             global_pool=network.plan.global_pool,
             output_stride=config.model.output_stride or 32,
+            spec=own_spec(config.model.known_architecture),
         ),
         train_set=train_set,
         val_batches=eval_loader(
@@ -188,6 +189,12 @@ def make_setup(config: Config) -> Setup:
         teacher=_make_teacher(config.loss, network, train_set.classes, layout),
         layout=layout,
     )
+
+
+def _model_name(config: Config) -> str:
+    """The name of the model in its files; beside an architecture of one's own it need not be registered."""
+    name, spec = config.model.name, config.model.spec
+    return name if spec and name else resolve_name(config.model.known_architecture)
 
 
 def own_shard() -> Shard:
@@ -219,7 +226,7 @@ def _check_shares(config: Config, layout: Layout) -> None:
 def run_preprocessing(config: Config) -> Preprocessing:
     """The model's preprocessing with what the configuration says instead."""
     chosen = {name: getattr(config.data, name) for name in OF_PICTURES}
-    preprocessing = model_preprocessing(config.model.known_name)
+    preprocessing = model_preprocessing(config.model.known_architecture)
     if config.data.image_size is not None:
         preprocessing = replace(preprocessing, train_size=None)
     return preprocessing.changed(**chosen)

@@ -2,16 +2,23 @@
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import model_plan, resolve_name
+from jeffnet.arch.spec import ModelSpec, as_spec, spec_attributes, spec_name
+from jeffnet.arch.summary import count_parameters
+from jeffnet.arch.zoo import check_own_name, is_of_zoo, model_plan, resolve_name
 from jeffnet.errors import WeightsError, first_line
 
 METADATA_KEY = "jeffnet"
 _FORMAT = 1
+# Nine times those of the largest network; a file could ask for any number.
+_MOST_PARAMETERS = 2**32
+_log = logging.getLogger("jeffnet")
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class ModelCard:
     """What a file says of the model whose arrays it holds.
 
     Attributes:
-      model: its name in the zoo.
+      model: its name.
       num_classes: width of its logits.
       in_chans: channels of its pictures.
       preprocessing: what it expects of them.
@@ -27,6 +34,8 @@ class ModelCard:
       global_pool: how the last map is pooled.
       output_stride: at which the arrays were trained: with another they compute something else.
       test_window: of test-time pooling, see `jeffnet.arch.execution.Execution`; 0 for none.
+      spec: the architecture of a model that is not of the zoo, so that its file can be read where its name is not
+        known; None for those of the zoo.
     """
 
     model: str
@@ -37,16 +46,27 @@ class ModelCard:
     global_pool: str = "avg"
     output_stride: int = 32
     test_window: int = 0
+    spec: ModelSpec | None = None
 
-    def plan(self) -> Plan:
-        """The Plan of the file's arrays."""
+    def plan(self, **options: Any) -> Plan:
+        """The Plan of the file's arrays.
+
+        Args:
+          **options: of training, such as `drop_rate`, see `jeffnet.arch.lower.lower`.
+        """
         return model_plan(
-            self.model,
+            self.architecture,
             num_classes=self.num_classes,
             in_chans=self.in_chans,
             global_pool=self.global_pool,
             output_stride=self.output_stride,
+            **options,
         )
+
+    @property
+    def architecture(self) -> str | ModelSpec:
+        """What the functions of `jeffnet.arch.zoo` take: the name in the zoo, or the architecture."""
+        return self.spec or self.model
 
     @property
     def execution(self) -> Execution:
@@ -55,8 +75,11 @@ class ModelCard:
 
 
 def card_json(card: ModelCard) -> str:
-    """The card as JSON."""
-    return json.dumps({"format": _FORMAT, **dataclasses.asdict(card)})
+    """The card as JSON; models of the zoo have no entry `spec`."""
+    entries = dataclasses.asdict(dataclasses.replace(card, spec=None))
+    del entries["spec"]
+    own = {"spec": spec_attributes(card.spec)} if card.spec else {}
+    return json.dumps({"format": _FORMAT, **entries, **own})
 
 
 def parse_card(text: str, source: str) -> ModelCard:
@@ -71,14 +94,32 @@ def parse_card(text: str, source: str) -> ModelCard:
             raise WeightsError(f"weights {source!r} are of another format than this jeffnet reads: update jeffnet")
         stated = entry["preprocessing"]
         entry["preprocessing"] = Preprocessing(**{**stated, "mean": tuple(stated["mean"]), "std": tuple(stated["std"])})
+        if "spec" in entry:
+            entry |= _own(entry["model"], entry["spec"], source)
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
         if not all(isinstance(name, str) for name in card.classes) or len(card.classes) not in (0, card.num_classes):
             raise ValueError(f"its classes are not the names of {card.num_classes}")
-        card = dataclasses.replace(card, model=resolve_name(card.model))  # older files have older names
-        card.plan()
+        if card.spec is None:
+            card = dataclasses.replace(card, model=resolve_name(card.model))  # older files have older names
+        if count_parameters(card.plan()) > _MOST_PARAMETERS:
+            raise ValueError(f"its architecture has more than {_MOST_PARAMETERS:,} parameters")
     except WeightsError:
         raise
     except Exception as error:  # whatever stands there instead of a description
         text = f"lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise WeightsError(f"weights {source!r} have a malformed description of their model: {text}") from error
     return card
+
+
+def _own(name: object, attributes: object, source: str) -> dict[str, Any]:
+    """Name and architecture of a model that is not of the zoo; a later zoo than its writer's may have the name."""
+    if not isinstance(attributes, dict):
+        raise ValueError(f"its spec is a {type(attributes).__name__}")
+    spec = as_spec(attributes)
+    if isinstance(name, str) and is_of_zoo(name):
+        own = spec_name(spec)
+        text = "weights %r: their model is called %s here, since %s, as they call it, is another model of the zoo"
+        _log.warning(text, source, own, name)
+        return {"model": own, "spec": spec}
+    check_own_name(name)
+    return {"model": name, "spec": spec}

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from jeffnet.arch.imagenet import label_set
 from jeffnet.arch.model import RELEASE
-from jeffnet.arch.zoo import find_model, list_models, resolve_name
+from jeffnet.arch.zoo import ModelLike, find_model, list_models, resolve_name
 from jeffnet.errors import WeightsError, one_line
 from jeffnet.system.network import is_offline
 from jeffnet.weights import download
@@ -51,7 +51,7 @@ class Located:
     is_verified: bool = True
 
 
-def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -> Located:
+def locate(source: str | os.PathLike | Literal[True], name: ModelLike | None = None) -> Located:
     """The local path of weights, which are downloaded if necessary.
 
     With JEFFNET_OFFLINE or HF_HUB_OFFLINE set, only earlier downloads are used.
@@ -81,11 +81,10 @@ def locate(source: str | os.PathLike | Literal[True], name: str | None = None) -
     return Located(Path(source), str(source))
 
 
-def _published(name: str | None) -> Located:
+def _published(name: ModelLike | None) -> Located:
     if name is None:
         raise WeightsError("published weights are those of a model: give its name")
-    model = resolve_name(name)
-    entry = find_model(model)
+    model, entry = resolve_name(name), find_model(name)
     if entry.weights is None:
         near = difflib.get_close_matches(model, list_models(pretrained=True), n=4, cutoff=0.5)
         hint = f"near it: {', '.join(near)}" if near else "`jeffnet list --pretrained` shows those that have"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import MODELS, model_preprocessing, model_spec, resolve_name
+from jeffnet.arch.zoo import MODELS, ModelLike, model_preprocessing, model_spec, resolve_name
 from jeffnet.errors import UnknownModelError, WeightsError, first_line
 from jeffnet.system.reading import parse_json, read_text
 
@@ -101,13 +101,13 @@ def parse_config(config: Mapping[str, Any], source: str, repository: str | None 
     )
 
 
-def check_arguments(config: HubConfig, model: str, source: str) -> None:
-    """Raises WeightsError if a configuration's arguments make another network than a model of the zoo."""
+def check_arguments(config: HubConfig, model: ModelLike, source: str) -> None:
+    """Raises WeightsError if a configuration's arguments make another network than a model."""
     spec = model_spec(model)
     for name, value in config.arguments.items():
         equal = _COMPARED[name](spec)
         if (_ACTIVATIONS.get(value, value) if isinstance(value, str) else value) not in equal:
-            raise _refused(source, f"model_args.{name}", value, f"{model} has {equal[0]!r}")
+            raise _refused(source, f"model_args.{name}", value, f"{resolve_name(model)} has {equal[0]!r}")
 
 
 # The values that arguments of timm must have for a model.

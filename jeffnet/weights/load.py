@@ -15,7 +15,15 @@ from jeffnet.arch.imagenet import known_classes
 from jeffnet.arch.lower import OUTPUT_STRIDES
 from jeffnet.arch.plan import Plan, trunk
 from jeffnet.arch.summary import ArraySpec
-from jeffnet.arch.zoo import find_model, model_plan, model_preprocessing, resolve_name
+from jeffnet.arch.zoo import (
+    ModelLike,
+    find_model,
+    is_known,
+    model_plan,
+    model_preprocessing,
+    own_spec,
+    resolve_name,
+)
 from jeffnet.errors import UnknownModelError, WeightsError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.system.reading import check_file
@@ -38,7 +46,7 @@ MODEL_FILE = WEIGHTS_FILES[0]
 _log = logging.getLogger("jeffnet")
 
 
-def find_weights(source: Source, name: str | None = None) -> WeightsFile:
+def find_weights(source: Source, name: ModelLike | None = None) -> WeightsFile:
     """Weights from wherever they are.
 
     Args:
@@ -73,7 +81,7 @@ def find_weights(source: Source, name: str | None = None) -> WeightsFile:
     return replace(file, source=located.source, config=config)
 
 
-def published_name(source: Source | bool | None, name: str | None = None) -> str | None:
+def published_name(source: Source | bool | None, name: ModelLike | None = None) -> str | None:
     """The name of the model whose published weights a source means; None if it means others.
 
     Args:
@@ -150,7 +158,7 @@ def _probe(path: Path) -> Probe:
 
 def open_weights(
     source: Source,
-    name: str | None = None,
+    name: ModelLike | None = None,
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
@@ -160,7 +168,7 @@ def open_weights(
 
     Args:
       source: see `find_weights`.
-      name: the model's, if the source does not state it.
+      name: the model's, if the source does not state it; or its architecture, if it has no name.
       num_classes: starts a new classifier if it is another number than the source's.
       in_chans: sums or repeats the first convolution's kernel if it is another number than the source's.
       put: called with every array as soon as it is read, see `jeffnet.weights.fit.fit`.
@@ -183,12 +191,12 @@ def open_weights(
     return card, fit(arrays, card.plan(), source=file.source, model=card.model, initial=initial, put=put)
 
 
-def describe_weights(source: Source, name: str | None = None) -> tuple[WeightsFile, ModelCard]:
+def describe_weights(source: Source, name: ModelLike | None = None) -> tuple[WeightsFile, ModelCard]:
     """A weights file, without reading its arrays, and the card of its model.
 
     Args:
       source: see `find_weights`.
-      name: the model's, if the source does not state it.
+      name: the model's, if the source does not state it; or its architecture, if it has no name.
 
     Returns:
       The file, and the card.
@@ -199,17 +207,19 @@ def describe_weights(source: Source, name: str | None = None) -> tuple[WeightsFi
         the `config.json` beside them.
     """
     file = find_weights(source, name)
+    if isinstance(name, str) and name == file.stated_model and not is_known(name):
+        name = None  # a model that was registered where the file was written
     if name is None and file.stated_model is None:
         raise WeightsError(
             f"weights {file.source!r} do not say of which model they are: give its name (--model NAME, or --model.name "
             "NAME to train)"
         )
-    model = resolve_name(name or file.stated_model or "")
+    model = name or file.stated_architecture or ""
     _check_model(file, model_plan(model), model)
     return file, _describe(file, model)
 
 
-def _describe(file: WeightsFile, model: str) -> ModelCard:
+def _describe(file: WeightsFile, model: ModelLike) -> ModelCard:
     """The card of weights, or else one made from their arrays and their `config.json`."""
     if file.card is not None:
         return file.card
@@ -235,32 +245,51 @@ def _describe(file: WeightsFile, model: str) -> ModelCard:
             file.source, len(config.classes), num_classes,
         )  # fmt: skip
     return ModelCard(
-        model,
+        resolve_name(model),
         num_classes,
         in_chans,
         config.preprocessing or file.preprocessing or model_preprocessing(model),
         config.classes if len(config.classes) == num_classes else imagenet,
         config.global_pool,
         config.output_stride,
+        spec=own_spec(model),
     )
 
 
-def _check_model(file: WeightsFile, plan: Plan, model: str) -> None:
+def _check_model(file: WeightsFile, plan: Plan, model: ModelLike) -> None:
     """Raises WeightsError where weights say that they are of a model whose arrays compute something else in `plan`."""
-    stated = file.stated_model
+    stated = file.stated_architecture
     output_stride = min(max(plan.output_stride, OUTPUT_STRIDES[0]), OUTPUT_STRIDES[-1])
     if stated is not None and trunk(model_plan(stated, output_stride=output_stride)) != trunk(plan):
-        raise WeightsError(
-            f"weights {file.source!r} are of {stated}, not of {model}, which would compute something else with them: "
-            f"give weights of {model}, or the name {stated} (--model, or --model.name to train)"
+        raise _of_another(file, model)
+
+
+def _of_another(file: WeightsFile, model: ModelLike) -> WeightsError:
+    stated, ours = file.stated_model, _label(model)
+    if stated == ours:
+        return WeightsError(
+            f"weights {file.source!r} are of another {ours} than the registered one, and have its architecture: load "
+            "them by from_pretrained without a name"
         )
+    way_out = f"the name {stated} (--model, or --model.name to train)"
+    if file.card and file.card.spec:
+        way_out = "no name, since the weights have their architecture"
+    return WeightsError(
+        f"weights {file.source!r} are of {stated}, not of {ours}, which would compute something else with them: "
+        f"give weights of {ours}, or {way_out}"
+    )
+
+
+def _label(model: ModelLike) -> str:
+    """A model's name for messages, as it was given."""
+    return model if isinstance(model, str) else resolve_name(model)
 
 
 def load_weights(
     source: Source,
     plan: Plan,
     *,
-    model: str = "the model",
+    model: ModelLike = "the model",
     initial: Mapping[str, np.ndarray] | None = None,
     classes: Sequence[str] = (),
     put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
@@ -270,7 +299,7 @@ def load_weights(
     Args:
       source: see `find_weights`.
       plan: the model.
-      model: its name, also in messages.
+      model: its name, also in messages, or the architecture of a model that has none.
       initial: if given, another number of classes or input channels is adapted, see `jeffnet.weights.fit.fit`, and
         another pooling or output stride than the weights were made with is only a warning.
       classes: names of the model's classes, for adapting: weights of the same names in another order get this one, and
@@ -293,12 +322,12 @@ def load_weights(
     _check_model(file, plan, model)
     card = None
     with contextlib.suppress(UnknownModelError):  # a plan may be of a model that has no name
-        card = _describe(file, file.stated_model or resolve_name(model))
-        _check_options(file, card, plan, model, adapt=initial is not None)
+        card = _describe(file, file.stated_architecture or model)
+        _check_options(file, card, plan, _label(model), adapt=initial is not None)
     arrays = to_canonical_names(file.arrays, file.naming, plan)
     if initial is not None and classes:
         _match_classifier(arrays, card.classes if card else (), classes, initial, file.source)
-    return fit(arrays, plan, source=file.source, model=model, initial=initial, put=put)
+    return fit(arrays, plan, source=file.source, model=_label(model), initial=initial, put=put)
 
 
 def _check_options(file: WeightsFile, card: ModelCard, plan: Plan, model: str, adapt: bool) -> None:

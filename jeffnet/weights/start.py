@@ -16,6 +16,7 @@ from jeffnet.arch.execution import Execution
 from jeffnet.arch.imagenet import LABEL_SETS
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import STATISTICS, ArraySpec, array_specs
+from jeffnet.arch.zoo import ModelLike as ModelLike
 from jeffnet.arch.zoo import find_model, model_plan
 from jeffnet.errors import ArchitectureError, UnknownOptionError
 from jeffnet.ops.init import initial_arrays
@@ -84,7 +85,7 @@ class Start:
 
 
 def start_model(
-    name: str,
+    name: ModelLike,
     *,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
@@ -95,7 +96,7 @@ def start_model(
     abstract: bool = False,
     **architecture: Any,
 ) -> Start:
-    """The start of a model of the zoo, by any of its names; takes no forward pass. Options: see `ModelOptions`.
+    """The start of a model, by its name or its architecture; takes no forward pass. Options: see `ModelOptions`.
 
     Raises:
       UnknownModelError: no such model.
@@ -127,7 +128,7 @@ def start_model(
 
 def start_pretrained(
     source: Source,
-    name: str | None = None,
+    name: ModelLike | None = None,
     *,
     dtype: DTypeLike = jnp.float32,
     place: Callable[[np.ndarray], Array] = jnp.asarray,
@@ -136,7 +137,7 @@ def start_pretrained(
 
     Args:
       source: see `jeffnet.weights.load.find_weights`.
-      name: the model's, if the source does not state it.
+      name: the model's, if the source does not state it; or its architecture, if it has no name.
       dtype: in which layers compute.
       place: puts an array on devices, before the next is read.
 
@@ -181,7 +182,7 @@ def start_arrays(
     rng: int | Array,
     param_dtype: DTypeLike,
     *,
-    model: str = "the model",
+    model: ModelLike = "the model",
     pretrained: Source | bool | None = None,
     adapt: bool = False,
     classes: Sequence[str] = (),

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, dataclass_transform
 
-from jeffnet.errors import ConfigError
+from jeffnet.arch.spec import ModelSpec, as_spec
+from jeffnet.errors import ArchitectureError, ConfigError
 from jeffnet.text.spelling import suggestion
 
 _BEYOND = 2**63
@@ -68,6 +69,11 @@ def checked_value(value: Any, hint: Any, name: str) -> Any:
     too_large = isinstance(value, int) and abs(value) >= _BEYOND
     if too_large or (isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and kind is not float))):
         raise ConfigError(f"{name} {str(value)[:50]} is no number to compute with")
+    if kind is ModelSpec:
+        try:
+            return as_spec(value)
+        except ArchitectureError as error:
+            raise ConfigError(f"{name}: {error}") from error
     if isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, Mapping):
             return kind(**{str(entry): content for entry, content in value.items()})

@@ -1,10 +1,12 @@
 """Configuration of the model and of its pictures."""
 
 from jeffnet.arch.preprocessing import CROP_MODES
+from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.zoo import check_own_name
 from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.data.batches import OnBadImage
 from jeffnet.data.choices import ON_BAD_IMAGE
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ArchitectureError, ConfigError
 from jeffnet.train.config.entries import check_choice, check_range, part
 
 
@@ -13,7 +15,10 @@ class ModelConfig:
     """The model; see `jeffnet.weights.start.ModelOptions`.
 
     Attributes:
-      name: in the zoo; None takes it from `pretrained`.
+      name: of the model; None takes it from `pretrained`.
+      spec: the architecture of a model that is not of the zoo: a `jeffnet.arch.spec.ModelSpec`, its attributes, or its
+        stages of block strings. None takes that of `name`; a run keeps it, so that it can be resumed where the name is
+        not registered.
       backend: 'linen', 'nnx', 'objax' or 'functional', whose layers are trained. All write the same files.
       in_chans: channels of the pictures, 3 or 1.
       drop_rate: dropout before the classifier; None as in the paper.
@@ -34,6 +39,7 @@ class ModelConfig:
     """
 
     name: str | None = None
+    spec: ModelSpec | None = None
     backend: str = "linen"
     in_chans: int = 3
     drop_rate: float | None = None
@@ -52,17 +58,27 @@ class ModelConfig:
         check_choice("model.dtype", self.dtype, DTYPES)
         check_choice("model.global_pool", self.global_pool, ("avg", "max", "avgmax"))
         check_range("model.bn_devices", self.bn_devices, 1)
+        if self.spec is not None and self.name is not None:
+            try:
+                check_own_name(self.name)
+            except ArchitectureError as error:
+                raise ConfigError(f"model.spec is the architecture of a model of one's own: {error}") from error
 
     @property
-    def known_name(self) -> str:
-        """The name.
+    def architecture(self) -> str | ModelSpec | None:
+        """What the functions of `jeffnet.arch.zoo` take for the model; None where only `pretrained` says it."""
+        return self.name if self.spec is None else self.spec
+
+    @property
+    def known_architecture(self) -> str | ModelSpec:
+        """The same.
 
         Raises:
           ConfigError: it is None.
         """
-        if self.name is None:
+        if self.architecture is None:
             raise ConfigError("give --model.name NAME, or --model.pretrained WEIGHTS that say of which model they are")
-        return self.name
+        return self.architecture
 
 
 @part("data")

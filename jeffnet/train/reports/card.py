@@ -85,7 +85,7 @@ def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:
     yield "data", f"{_without_folders(data.path)}, split {data.train_split}; validated on split {data.val_split}"
     start = config.model.pretrained
     yield "start", "random weights" if start is None else f"weights of {_without_folders(start)}"
-    yield "model", ", ".join(_changed(config.model, "name", "pretrained")) or "as published"
+    yield "model", ", ".join(_changed(config.model, "name", "spec", "pretrained")) or "as published"
     yield "epochs", f"{config.epochs}, in {rows[-1]['step']:,} steps"
     yield "batch size", f"{config.batch_size}" + (f", in {config.accumulate} parts" if config.accumulate > 1 else "")
     optimizer = config.optimizer

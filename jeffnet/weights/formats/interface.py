@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.spec import ModelSpec
 from jeffnet.errors import WeightsError, first_line
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.hub_config import HubConfig
@@ -47,6 +48,11 @@ class WeightsFile:
     def stated_model(self) -> str | None:
         """The model's name, if the file or its `config.json` states it."""
         return self.card.model if self.card else self.model or self.config.model
+
+    @property
+    def stated_architecture(self) -> str | ModelSpec | None:
+        """What `jeffnet.arch.zoo.model_plan` takes for this model: the name, or the card's own architecture."""
+        return self.card.architecture if self.card else self.stated_model
 
 
 @dataclass(frozen=True)
