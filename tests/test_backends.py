@@ -28,7 +28,7 @@ from jeffnet.arch import zoo
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.model import Model
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.spec import ModelSpec, SqueezeRule
 from jeffnet.arch.summary import array_specs, layers
 from jeffnet.arch.zoo import MODELS, model_plan
 from jeffnet.backends import BACKENDS, backend_of, convert, load_backend, to_start
@@ -82,6 +82,37 @@ families = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 )
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+# The operations that none of these families has, each in a model of a block or two.
+OPERATIONS = {
+    "attention": ModelSpec(
+        stages=(("mqa_r1_k3_s1_h2_v2_d4_c8", "mqa_r1_k3_s1_h3_d4_c8"),),
+        stem=8,
+        features=16,
+        act="gelu",
+        layer_scale=0.5,
+    ),
+    "average": ModelSpec(stages=(("er_r1_k3_s2_e2_c8",),), stem=8, features=0, downsample="average"),
+    "blur": ModelSpec(stages=(("cn_r1_k3_s2_c8",),), stem=8, features=16, downsample="blur"),
+    "experts": ModelSpec(stages=(("ir_r1_k3_s2_e2_c8_cc3",),), stem=8, features=16, padding="same"),
+    "global context": ModelSpec(
+        stages=(("ds_r1_k3_s1_c8_se0.5",),), stem=8, features=16, se=SqueezeRule(kind="context")
+    ),
+    "group norm": ModelSpec(stages=(("ds_r1_k3_s2_c8",),), stem=8, features=16, norm="group", norm_group=4),
+    "grouped": ModelSpec(stages=(("er_r1_k3_s1_e2_gs4_c8",),), stem=8, features=16, pool_first=True, head_bias=False),
+    "packed": ModelSpec(
+        stages=(("ds_r1_k3_s1_c8_se0.25_d1",), ("er_r1_k1_s2_e4_c8_se0.25",)), stem=8, features=16, act="silu"
+    ),
+    "universal": ModelSpec(
+        stages=(("uir_r1_a3_k0_s2_e2_c8", "uir_r1_k3_p3_s1_e2_c8"),),
+        stem=8,
+        features=16,
+        layer_scale=0.5,
+        pool_first=True,
+        head_norm=True,
+    ),
+}
+every_operation = pytest.mark.parametrize("operation", OPERATIONS)
 
 
 class Linen:
@@ -259,6 +290,12 @@ def error(ours, theirs):
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
 
 
+def operation_start(operation, monkeypatch, **options):
+    """Random arrays for the model of an operation, which has its name."""
+    monkeypatch.setitem(zoo.MODELS, operation, Model(OPERATIONS[operation], Preprocessing(32, 1.0)))
+    return random_start(operation, **{"drop_rate": 0.0} | options)
+
+
 _REFERENCES = {}
 
 
@@ -402,6 +439,109 @@ def test_training(name, backend, x64):
         scale = max(largest[key], largest.get(key.replace(".bias", ".scale"), 0))
         assert np.abs(array - theirs[key]).max() <= TOLERANCE * scale, key
         assert np.abs(array - np.asarray(start.arrays[key])).max() > 0, key
+
+
+@every_backend
+@every_operation
+def test_operations(operation, backend, monkeypatch, x64):
+    """Evaluation and training, in pictures of odd sizes; the same where blocks are computed again."""
+    images, weights = images_of(13, 10), np.random.default_rng(2).normal(size=(BATCH, CLASSES))
+
+    def outputs(backend, remat):
+        driver = build(backend, operation_start(operation, monkeypatch, remat=remat))
+
+        def both(variables, images, key):
+            return driver.evaluate(variables, images), driver.step(variables, images, key, weights)
+
+        return run(both, driver.variables, images, jax.random.key(0))
+
+    evaluated, (logits, arrays) = outputs(backend, True)
+    their_evaluated, (their_logits, theirs) = reference("operation", operation, lambda: outputs("linen", False))
+    for ours, their in zip(
+        jax.tree.leaves((evaluated, logits)), jax.tree.leaves((their_evaluated, their_logits)), strict=True
+    ):
+        assert ours.dtype == np.float64
+        assert error(ours, their) <= TOLERANCE
+    assert arrays.keys() == theirs.keys()
+    for key, array in arrays.items():
+        layer = key.rpartition(".")[0]
+        # A bias that is subtracted again has the gradient 0, of which rounding alone is left.
+        scale = max(np.abs(theirs[other]).max() for other in theirs if other.rpartition(".")[0] == layer)
+        assert np.abs(array - theirs[key]).max() <= TOLERANCE * scale, key
+
+
+@every_operation
+def test_operations_are_converted_saved_and_read(operation, monkeypatch, tmp_path):
+    """From every backend into the next one, through a file of every form."""
+    start = operation_start(operation, monkeypatch, dtype=jnp.float32, param_dtype=jnp.float32)
+    model, following = load_backend("linen").build(start), [*[*BACKENDS][1:], "linen"]
+    for backend in following:
+        model = convert(model, backend)
+    assert to_start(model).plan == start.plan
+    for form in ANY_MODEL:
+        if form == "npz" and operation in ("attention", "experts", "global context", "universal"):
+            with pytest.raises(WeightsError, match=r"only timm has names for the \w+ of blocks"):
+                save_checkpoint(tmp_path / form, model, operation, form=form)
+            continue
+        save_checkpoint(tmp_path / form, model, operation, form=form)
+        *model, card = load_backend(following[0]).from_pretrained(tmp_path / form, operation)
+        model = model[0] if len(model) == 1 else tuple(model)
+        following = [*following[1:], following[0]]
+        arrays = to_start(model).arrays
+        assert card.model == operation and list(arrays) == list(start.arrays)
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, start.arrays[key], err_msg=key)
+
+
+@every_backend
+@every_operation
+def test_operations_in_half_precision(operation, backend, monkeypatch):
+    """Layers compute in it, statistics and gradients stay float32, and nothing is promoted behind one's back."""
+    options = {"dtype": jnp.bfloat16, "param_dtype": jnp.float32}
+    driver = build(backend, operation_start(operation, monkeypatch, **options))
+    images, weights = (
+        jax.ShapeDtypeStruct((4, 13, 10, 3), jnp.bfloat16),
+        jax.ShapeDtypeStruct((4, CLASSES), jnp.bfloat16),
+    )
+
+    def both(variables, images, key, weights):
+        return driver.evaluate(variables, images), driver.step(variables, images, key, weights)
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        lowered = jax.jit(both).lower(driver.variables, images, jax.random.key(0), weights)
+    evaluated, (logits, arrays) = lowered.out_info
+    assert {each.dtype for each in jax.tree.leaves((evaluated, logits))} == {jnp.dtype(jnp.bfloat16)}
+    assert {array.dtype for array in arrays.values()} == {jnp.dtype(jnp.float32)}
+
+
+@every_operation
+def test_operations_of_no_pictures(operation, monkeypatch):
+    driver = build("functional", operation_start(operation, monkeypatch, dtype=jnp.float32, param_dtype=jnp.float32))
+    outputs = run(driver.evaluate, driver.variables, images_of(13, 10, batch=0))
+    some = jax.eval_shape(driver.evaluate, driver.variables, images_of(13, 10, batch=2))
+    for none, two in zip(jax.tree.leaves(outputs), jax.tree.leaves(some), strict=True):
+        assert (none.shape, none.dtype) == ((0, *two.shape[1:]), two.dtype)
+
+
+@pytest.mark.parametrize(
+    ("operation", "layer", "change"),
+    [
+        ("attention", "blocks.0.0.attn", {"op": {"heads": 1}}),
+        ("experts", "blocks.0.0.conv_dw", {"conv": {"stride": 1}}),
+        ("group norm", "bn1", {"norm": {"epsilon": 0.1}}),
+        ("group norm", "blocks.0.0.bn2", {"norm": {"groups": 1}}),
+        ("global context", "blocks.0.0.se.norm", {"norm": {"epsilon": 0.1}}),
+    ],
+)
+@pytest.mark.parametrize("backend", ["nnx", "objax"])
+def test_a_changed_operation_is_not_lost(operation, layer, change, backend, monkeypatch):
+    start = operation_start(operation, monkeypatch, dtype=jnp.float32, param_dtype=jnp.float32)
+    model = load_backend(backend).build(start)
+    module = submodule(model, layer)
+    ((attribute, values),) = change.items()
+    setattr(module, attribute, replace(getattr(module, attribute), **values))
+    with pytest.raises(WeightsError, match=rf"{layer} has {attribute} .* would be lost"):
+        convert(model, "functional")
 
 
 @every_backend

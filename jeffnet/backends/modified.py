@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jeffnet.arch.operations import Conv, Downsample, ExpertConv, Op
+from jeffnet.arch.operations import Conv, Downsample, ExpertConv, Norm, Op
 from jeffnet.arch.plan import Block, Plan
 from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.backends.common import submodule
@@ -18,7 +18,7 @@ _METHODS = ("__call__", "apply", "pre_logits", "features", "_forward")
 # Attributes of layers that say whether a model trains, and those on which only training depends.
 _OF_MODE = frozenset({"deterministic", "use_running_average"})
 _OF_TRAINING = frozenset({"momentum", "frozen", "rate", "keep", "axis_name"})
-_COMPARED = (bool, int, float, str, tuple, type(None), type, FunctionType, Block, Op)
+_COMPARED = (bool, int, float, str, tuple, type(None), type, FunctionType, Block, Op, Norm)
 
 
 def check_unchanged(backend: str, model: Any, start: Start, training: bool) -> None:

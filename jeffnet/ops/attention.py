@@ -25,8 +25,9 @@ def multi_query_attention(query: Array, key: Array, value: Array, heads: int) ->
     """
     count, height, width, _ = query.shape
     depth, features = key.shape[-1], value.shape[-1]
+    positions = key.shape[1] * key.shape[2]  # not -1, which an array of no pictures leaves open
     query = query.reshape(count, height * width, heads, depth)
-    key, value = key.reshape(count, -1, depth), value.reshape(count, -1, features)
+    key, value = key.reshape(count, positions, depth), value.reshape(count, positions, features)
     dtype = at_least_float32(query.dtype)
     scores = jnp.einsum("nqhd,npd->nqhp", query, key, preferred_element_type=dtype) * depth**-0.5
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)

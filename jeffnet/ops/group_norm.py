@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from jeffnet.arch.operations import GroupNorm, LayerNorm
 from jeffnet.ops.activations import ACTIVATIONS
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.precision import at_least_float32
 
 
@@ -69,5 +70,6 @@ def _normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
 
 
 def _affine(x: Array, scale: Array, bias: Array, dtype: DTypeLike, act: str | None) -> Array:
-    y = (x * scale.astype(x.dtype) + bias.astype(x.dtype)).astype(dtype)
+    scale, bias = (over_channels(each.astype(x.dtype), x) for each in (scale, bias))
+    y = (x * scale + bias).astype(dtype)
     return ACTIVATIONS[act](y) if act else y
