@@ -2,11 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jeffnet.ops.attention import attended_mean, multi_query_attention
-
-pytestmark = pytest.mark.numbers
 
 RNG = np.random.default_rng(0)
 
@@ -36,12 +33,16 @@ def test_attended_mean_is_its_definition(x64):
     np.testing.assert_allclose(attended_mean(jnp.asarray(x), jnp.asarray(scores))[:, 0, 0], expected, atol=1e-13)
 
 
-def test_half_precision_sums_in_single():
-    """A thousand equal scores: in bfloat16 each weight would be added to a sum that it no longer changes."""
-    key, value = jnp.zeros((1, 32, 32, 2), jnp.bfloat16), jnp.ones((1, 32, 32, 1), jnp.bfloat16)
-    attended = multi_query_attention(jnp.ones((1, 1, 1, 2), jnp.bfloat16), key, value, 1)
+def test_scores_of_half_precision_are_single():
+    """Large products with small differences, which bfloat16 would round away."""
+    small = np.linspace(-1, 1, 17)
+    keys = np.stack([np.full(17, 16), small], axis=-1).reshape(1, 17, 1, 2)
+    query, key, value = (
+        jnp.asarray(each, jnp.bfloat16) for each in (np.reshape([8, 1], (1, 1, 1, 2)), keys, small.reshape(1, 17, 1, 1))
+    )
+    attended = multi_query_attention(query, key, value, 1)
     assert attended.dtype == jnp.bfloat16
-    assert abs(float(attended.ravel()[0]) - 1) < 0.01
+    assert abs(float(attended.ravel()[0]) - softmax(small / 2**0.5) @ small) < 0.005
 
 
 def test_no_pictures(x64):

@@ -8,8 +8,6 @@ import pytest
 
 from jeffnet.ops.group_norm import group_norm, layer_norm
 
-pytestmark = pytest.mark.numbers
-
 RNG = np.random.default_rng(0)
 X, SCALE, BIAS = RNG.normal(3, 2, (2, 5, 4, 6)), RNG.uniform(0.5, 1.5, 6), RNG.normal(size=6)
 
