@@ -130,6 +130,23 @@ def test_info_adds_up_its_own_layers(capsys):
     assert "depthwise 3x3+5x5+7x7 /2" in out and "4,134,606" in out and "timm/mixnet_s.ft_in1k" in out
 
 
+def test_info_shows_all_weights_of_an_architecture(capsys):
+    model = json.loads(run(capsys, "info", "efficientnet_b5.sw_in12k", "--json")[1])
+    assert [entry["name"] for entry in model["weights"]] == list_models("efficientnet_b5", tags=True)
+    assert model["num_classes"] == model["layers"][-1]["out_channels"] == 11821
+    assert model["pretrained"]["release"] is model["pretrained"]["top1"] is None
+    older = json.loads(run(capsys, "info", "tf_efficientnet_b0_ns", "--json")[1])
+    assert older["name"] == "tf_efficientnet_b0.ns_jft_in1k" and older["pretrained"]["top1"] == 78.68
+    assert older["pretrained"]["release"].endswith("/tf_efficientnet_b0_ns-6f64c20c.npz")
+    _, out, _ = run(capsys, "info", "efficientnet_b1")
+    marked = [line for line in out.splitlines() if " * " in line]
+    assert [line.split()[0] for line in marked] == ["efficientnet_b1.ft_in1k"] and "224, 256" in marked[0]
+    assert "efficientnet_b1.ra4_e3600_r240_in1k" in out
+    assert "256 px (224 in training), crop 1.0, bicubic" in out and "at 256 px; Apache-2.0" in out
+    assert "crop 1.0 squash" in run(capsys, "info", "tf_efficientnetv2_m")[1]
+    assert run(capsys, "info", "efficientnet_b8")[1].splitlines()[-1] == "weights       none published"
+
+
 def test_info_verifies_a_weights_file(capsys, weights, tmp_path, small_model):
     status, out, _ = run(capsys, "info", weights)
     assert status == 0 and small_model in out and "of every array: verified" in out
