@@ -61,7 +61,7 @@ _V2 = {
 # Our models by the name under which the authors' variables are.
 _MODELS = {
     **{f"efficientnet-b{size}": f"tf_efficientnet_b{size}" for size in range(9)},
-    "efficientnet-l2": "tf_efficientnet_l2_ns",
+    "efficientnet-l2": "tf_efficientnet_l2",
     **{f"efficientnet-lite{size}": f"tf_efficientnet_lite{size}" for size in range(5)},
     **{f"efficientnet-edgetpu-{size.upper()}": f"tf_efficientnet_e{size}" for size in "sml"},
     **{f"efficientnetv2-{size}": f"tf_efficientnetv2_{size}" for size in ("b0", "b1", "b2", "b3", "s", "m", "l", "xl")},

@@ -619,8 +619,8 @@ OWN = ((0.1, 0.2, 0.3), (0.6, 0.7, 0.8))
     [
         ("tf_mobilenetv3_small_minimal_100", 5, 3, HALF, "tensorflow"),
         pytest.param("tf_efficientnet_b0", 5, 3, (IMAGENET_MEAN, IMAGENET_STD), "tensorflow", marks=pytest.mark.slow),
-        pytest.param("tf_efficientnet_b0_ns", 0, 3, OWN, "tensorflow", marks=pytest.mark.slow),
-        pytest.param("tf_efficientnet_b1_ap", 5, 1, OWN, "tensorflow", marks=pytest.mark.slow),
+        pytest.param("tf_efficientnet_b0.ns_jft_in1k", 0, 3, OWN, "tensorflow", marks=pytest.mark.slow),
+        pytest.param("tf_efficientnet_b1.ap_in1k", 5, 1, OWN, "tensorflow", marks=pytest.mark.slow),
         pytest.param("tf_efficientnetv2_b0", 5, 3, (IMAGENET_MEAN, IMAGENET_STD), "tensorflow", marks=pytest.mark.slow),
         pytest.param("tf_efficientnetv2_s", 0, 3, OF_V2, "tensorflow", marks=pytest.mark.slow),
         pytest.param("tf_mobilenetv2_056", 5, 3, HALF, "tensorflow", marks=pytest.mark.slow),
@@ -671,7 +671,7 @@ def test_keras_reads_what_is_written(model, num_classes, in_chans, moments, back
     ("path", "model", "options", "message"),
     [
         ("a.h5", "tf_mobilenetv2_100", {}, r"name it \*.keras or \*.weights.h5"),
-        ("a.keras", "pt_mobilenetv2_100", {}, "has no pt_mobilenetv2_100"),
+        ("a.keras", "mobilenetv2_100", {}, "has no mobilenetv2_100"),
         ("a.keras", "tf_efficientnet_b8", {}, "has no tf_efficientnet_b8"),
         ("a.keras", "tf_mobilenetv2_100", {"global_pool": "max"}, "with pooling 'max'"),
         ("a.keras", "tf_mobilenetv2_100", {"output_stride": 16}, "output stride 16"),
