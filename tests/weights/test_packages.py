@@ -9,8 +9,7 @@ import pytest
 from jeffnet.errors import WeightsError
 from jeffnet.weights import hub, packages
 from jeffnet.weights.download import FetchError
-from jeffnet.weights.hub import Located, locate
-from jeffnet.weights.hub_config import HubConfig
+from jeffnet.weights.hub import locate
 
 MODEL = "tf_efficientnet_lite0"
 WEIGHTS = b"weights of the package"
@@ -45,7 +44,8 @@ def package(tmp_path, monkeypatch):
 def test_a_package_stands_in_for_the_hub(package, caplog):
     with caplog.at_level(logging.WARNING, "jeffnet"):
         located = locate(True, MODEL)
-    assert located == Located(package, str(package), HubConfig(MODEL)) and located.is_verified
+    assert (located.path, located.source, located.is_verified) == (package, str(package), True)
+    assert located.config and located.config.model == MODEL
     assert "the hub cannot be reached; using those of the package weights_of_the_tests" in caplog.text
 
 
