@@ -68,7 +68,7 @@ def test_the_guide_has_the_figures_of_the_model():
     ]
     assert len(rows) >= 3 * len(MACHINES)
     for name, size, pictures, machine, *figures, limit in rows:
-        fsdp = 8 if "_l2_" in name else 1
+        fsdp = 8 if "_l2" in name else 1
         step = model_step(model_plan(name), int(size), MACHINES[machine], per_device=int(pictures), fsdp=fsdp)
         parts = (step.compute, step.memory, step.gradients, step.norms, step.input, step.step)
         assert ([f"{1e3 * part:.1f}" for part in parts], step.limit) == (figures, limit), (name, machine)
