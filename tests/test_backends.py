@@ -30,7 +30,7 @@ from jeffnet.arch.model import Model
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec, SqueezeRule
 from jeffnet.arch.summary import array_specs, layers
-from jeffnet.arch.zoo import MODELS, model_plan
+from jeffnet.arch.zoo import list_models, model_plan
 from jeffnet.backends import BACKENDS, backend_of, convert, load_backend, to_start
 from jeffnet.backends.common import submodule
 from jeffnet.checkpoints import form_of, save_checkpoint
@@ -53,29 +53,33 @@ pytestmark = pytest.mark.usefixtures("tiny_model")
 TOLERANCE = 1e-10
 CLASSES, BATCH, HEIGHT, WIDTH = 10, 4, 44, 54
 
-# Every family in both paddings. The first two are small and have every kind of layer, both paddings and both orders of
+# Families of one kind of block each, in both paddings. The first two are small and have every kind of layer, both paddings and both orders of
 # head and pooling: `make test` computes with them alone, `make test-all` with all.
 FAMILIES = (
     "tiny",
     "tiny_tf",
-    "pt_mnasnet_small",
-    "pt_mobilenetv3_small_075",
+    "mnasnet_small",
+    "mobilenetv3_small_075",
     "tf_mobilenetv3_small_minimal_100",
-    "pt_efficientnet_b0",
-    "pt_efficientnet_es",
-    "pt_efficientnet_lite0",
-    "pt_fbnetc_100",
-    "pt_mixnet_s",
-    "pt_mnasnet_100",
-    "pt_mobilenetv2_100",
-    "pt_mobilenetv3_large_100",
-    "pt_semnasnet_100",
-    "pt_spnasnet_100",
-    "tf_efficientnet_b0_ns",
+    "efficientnet_b0",
+    "efficientnet_es",
+    "efficientnet_lite0",
+    "fbnetc_100",
+    "lcnet_035",
+    "mixnet_s",
+    "mnasnet_100",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "mobilenetv4_conv_small_035",
+    "semnasnet_100",
+    "spnasnet_100",
+    "tf_efficientnet_b0",
     "tf_efficientnet_es",
     "tf_efficientnet_lite0",
+    "tf_efficientnetv2_b0",
     "tf_mixnet_s",
     "tf_mobilenetv3_large_100",
+    "tinynet_e",
 )
 QUICK = FAMILIES[:2]
 families = pytest.mark.parametrize(
@@ -360,12 +364,12 @@ def test_an_unknown_operation_is_an_error(backend):
     [
         # A backend sees the Plan only, whose parts those of each family have: with the others, one backend is enough.
         pytest.param(name, backend, marks=() if name in FAMILIES or backend == "functional" else pytest.mark.slow)
-        for name in MODELS
+        for name in list_models()
         for backend in BACKENDS
     ],
 )
 def test_abstract_shapes(name, backend):
-    """All models: the arrays of the Plan and no other, without allocating any."""
+    """All architectures: the arrays of the Plan and no other, without allocating any."""
     model = load_backend(backend).create_model(name, abstract=True)
     arrays = to_start(model).arrays
     assert all(isinstance(array, jax.ShapeDtypeStruct) for array in arrays.values())
@@ -721,7 +725,7 @@ def test_seeds_and_options_give_linens_arrays(backend):
 def test_bad_input_is_an_error_that_names_it(backend):
     create_model = load_backend(backend).create_model
     with pytest.raises(UnknownModelError, match="near it"):
-        create_model("pt_mnasnet_smal")
+        create_model("mnasnet_smal")
     for options in ({"num_classes": -1}, {"drop_rate": 1.0}, {"output_stride": 4}, {"global_pool": "mean"}):
         with pytest.raises(ArchitectureError, match=f"{next(iter(options))} "):
             create_model("tiny", **options)
@@ -1098,8 +1102,8 @@ def test_test_time_pooling_is_kept(tmp_path):
 def test_a_model_is_not_saved_under_the_name_of_another(tmp_path):
     """The arrays of both have the same shapes."""
     model = load_backend("functional").create_model("tf_mobilenetv3_small_100", num_classes=2)
-    with pytest.raises(WeightsError, match="not a pt_mobilenetv3_small_100"):
-        save_checkpoint(tmp_path / "a", model, "pt_mobilenetv3_small_100")
+    with pytest.raises(WeightsError, match="not a mobilenetv3_small_100"):
+        save_checkpoint(tmp_path / "a", model, "mobilenetv3_small_100")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -1116,10 +1120,10 @@ def test_what_another_form_does_not_keep_is_said(tmp_path, caplog):
 
 @pytest.mark.parametrize("classes", [np.array(["a", "b"]), iter(["a", "b"]), ["a", "b"]])
 def test_what_is_saved_with_numbers_of_numpy_is_read_again(classes, tmp_path):
-    model = load_backend("functional").create_model("pt_mnasnet_small", num_classes=2)
+    model = load_backend("functional").create_model("mnasnet_small", num_classes=2)
     preprocessing = Preprocessing(np.int64(96), np.float32(0.5), "bilinear", np.full(3, 0.5, np.float32), np.ones(3))
     path = tmp_path / "a.safetensors"
-    saved = save_checkpoint(path, model, "pt_mnasnet_small", classes=classes, preprocessing=preprocessing)
+    saved = save_checkpoint(path, model, "mnasnet_small", classes=classes, preprocessing=preprocessing)
     card = load_backend("functional").from_pretrained(path)[-1]
     assert card == saved and card.classes == ("a", "b")
     assert card.preprocessing == Preprocessing(96, 0.5, "bilinear", (0.5,) * 3, (1.0,) * 3)
@@ -1130,9 +1134,9 @@ def test_what_is_saved_with_numbers_of_numpy_is_read_again(classes, tmp_path):
     [(range(2), "are text, and 0 is a int"), ("ab", "1 names of classes do not fit a model of 2")],
 )
 def test_names_that_could_not_be_read_again_are_not_saved(classes, message, tmp_path):
-    model = load_backend("functional").create_model("pt_mnasnet_small", num_classes=2)
+    model = load_backend("functional").create_model("mnasnet_small", num_classes=2)
     with pytest.raises(WeightsError, match=message):
-        save_checkpoint(tmp_path / "a.safetensors", model, "pt_mnasnet_small", classes=classes)
+        save_checkpoint(tmp_path / "a.safetensors", model, "mnasnet_small", classes=classes)
 
 
 def test_a_card_stands_for_the_name_and_brings_what_it_says(tmp_path):
@@ -1147,7 +1151,7 @@ def test_a_card_stands_for_the_name_and_brings_what_it_says(tmp_path):
 def test_what_does_not_fit_is_not_written(tmp_path):
     model = load_backend("linen").create_model("tiny", num_classes=2)
     with pytest.raises(WeightsError, match=r"misshapen|missing|strides"):
-        save_checkpoint(tmp_path / "a", model, "pt_mnasnet_small")
+        save_checkpoint(tmp_path / "a", model, "mnasnet_small")
     with pytest.raises(WeightsError, match="3 names of classes"):
         save_checkpoint(tmp_path / "a", model, "tiny", classes=("a", "b", "c"))
     with pytest.raises(OutputError, match="form 'onnx' is not one of"):
