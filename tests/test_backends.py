@@ -53,8 +53,9 @@ pytestmark = pytest.mark.usefixtures("tiny_model")
 TOLERANCE = 1e-10
 CLASSES, BATCH, HEIGHT, WIDTH = 10, 4, 44, 54
 
-# Families of one kind of block each, in both paddings. The first two are small and have every kind of layer, both paddings and both orders of
-# head and pooling: `make test` computes with them alone, `make test-all` with all.
+# Families whose blocks differ, in both paddings. The first two are small and have convolutions, norms and squeezes of
+# every kind, both paddings and both orders of head and pooling: `make test` computes with them alone, `make test-all`
+# with all.
 FAMILIES = (
     "tiny",
     "tiny_tf",
