@@ -76,11 +76,14 @@ def test_wheel_works_in_an_environment_of_its_own(distributions, tmp_path):
 
 
 def _package_files() -> set[str]:
-    """Sources, the marker of typing and two tables of ImageNet's classes: nothing else belongs into a distribution."""
+    """Sources, the marker of typing and tables of ImageNet's classes: nothing else belongs into a distribution."""
     native = {path for kind in ("*.cc", "*.h") for path in (ROOT / "jeffnet/ops/native").glob(kind)}
     package = ROOT / "jeffnet"
-    others = {"jeffnet/py.typed", "jeffnet/arch/imagenet_classes.tsv", "jeffnet/data/imagenet_subsets.tsv"}
-    return {str(path.relative_to(ROOT)) for path in [*package.rglob("*.py"), *native]} | others
+    tables = {
+        f"jeffnet/{name}"
+        for name in ("arch/imagenet_classes.tsv", "arch/imagenet21k.tsv.gz", "data/imagenet_subsets.tsv")
+    }
+    return {str(path.relative_to(ROOT)) for path in [*package.rglob("*.py"), *native]} | tables | {"jeffnet/py.typed"}
 
 
 def _run(*command: str, cwd: Path | None = None) -> str:
