@@ -21,7 +21,8 @@ from jeffnet.checkpoints import write_checkpoint
 from jeffnet.cli.main import main
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
-from jeffnet.train.config import ModelConfig
+from jeffnet.train.config import Config, DataConfig, ModelConfig
+from jeffnet.train.setup import run_preprocessing
 from jeffnet.validation.candidates import select_models
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import read_weights
@@ -205,7 +206,8 @@ def test_older_names_are_the_same_models_everywhere(old, tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)
         assert name in (found.get("name"), found.get("model"))
     assert [candidate.name for candidate in select_models(old)] == [name]
-    assert ModelConfig(name=old).known_name == old and model_plan(old) == model_plan(name)
+    config = Config(model=ModelConfig(name=old), data=DataConfig(path="-"))
+    assert run_preprocessing(config) == model_preprocessing(name) and model_plan(old) == model_plan(name)
 
 
 def test_the_commands_take_published_weights(server, tmp_path, capsys):
