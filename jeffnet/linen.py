@@ -153,7 +153,7 @@ class Block(nn.Module):
 
 
 class Composite(nn.Module):
-    """Squeeze-and-excitation, global context or attention: an operation that consists of convolutions."""
+    """An operation that consists of convolutions: global context or attention."""
 
     op: operations.Composite
     layers: "_Layers"
@@ -164,6 +164,10 @@ class Composite(nn.Module):
     def __call__(self, x: Array, use_running_average: bool = True) -> Array:
         """`(N, H, W, C)` to `(N, H, W, C')`."""
         return apply_composite(self.op, x, lambda op, x: apply_layers(self, op, x, None, use_running_average))
+
+
+class SqueezeExcite(Composite):
+    """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
 
 
 class SampleNorm(nn.Module):
@@ -293,4 +297,4 @@ class _Layers(Layers):
         return ExpertConv(op, self.param_dtype)
 
     def composite(self, op: operations.Composite) -> Composite:
-        return Composite(op, self)
+        return (SqueezeExcite if isinstance(op, operations.SqueezeExcite) else Composite)(op, self)

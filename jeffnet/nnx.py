@@ -142,7 +142,11 @@ class Block(nnx.Module):
 
 
 class Composite(CompositeLayers, nnx.Module):
-    """Squeeze-and-excitation, global context or attention: an operation that consists of convolutions."""
+    """An operation that consists of convolutions: global context or attention."""
+
+
+class SqueezeExcite(Composite):
+    """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
 
 
 class SampleNorm(nnx.Module):
@@ -250,7 +254,7 @@ class _Layers(Layers):
     list_class = nnx.List
 
     def composite(self, op: operations.Composite) -> Composite:
-        return Composite(op, self)
+        return (SqueezeExcite if isinstance(op, operations.SqueezeExcite) else Composite)(op, self)
 
     def layer_scale(self, op: operations.LayerScale) -> LayerScale:
         return LayerScale(self.start.arrays[f"{op.name}.scale"])

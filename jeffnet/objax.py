@@ -151,7 +151,11 @@ class Block(objax.Module):
 
 
 class Composite(CompositeLayers, objax.Module):
-    """Squeeze-and-excitation, global context or attention: an operation that consists of convolutions."""
+    """An operation that consists of convolutions: global context or attention."""
+
+
+class SqueezeExcite(Composite):
+    """Channels weighted by what the whole picture holds (arXiv:1709.01507)."""
 
 
 class SampleNorm(objax.Module):
@@ -250,7 +254,7 @@ class _Layers(Layers):
     list_class = objax.ModuleList
 
     def composite(self, op: operations.Composite) -> Composite:
-        return Composite(op, self)
+        return (SqueezeExcite if isinstance(op, operations.SqueezeExcite) else Composite)(op, self)
 
     def layer_scale(self, op: operations.LayerScale) -> LayerScale:
         return LayerScale(self.start.arrays[f"{op.name}.scale"])
