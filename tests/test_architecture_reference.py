@@ -14,8 +14,6 @@ from jeffnet.arch.spec import ModelSpec, SqueezeRule
 from jeffnet.arch.summary import array_specs
 from jeffnet.errors import ArchitectureError
 
-pytestmark = pytest.mark.files
-
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
 # A number, a list of sizes, a code.
 VALUES = {"k": "3", "s": "1", "e": "2", "se": "0.25", "n": "re", "a": "1", "p": "1", "v": "2"}

@@ -88,7 +88,8 @@ def test_variables_have_names_and_kinds():
     variables = model.vars()
     assert isinstance(variables, objax.VarCollection)
     assert (
-        "(ImageClassifier).blocks(ModuleList)[1](ModuleList)[0](Block).se(SqueezeExcite).conv_reduce(Conv2D).b" in variables
+        "(ImageClassifier).blocks(ModuleList)[1](ModuleList)[0](Block).se(SqueezeExcite).conv_reduce(Conv2D).b"
+        in variables
     )
     params, states = variables.subset(objax.TrainVar), variables.subset(objax.StateVar)
     assert {name.rpartition(".")[2] for name, _ in params.items()} == {"w", "b", "beta", "gamma"}

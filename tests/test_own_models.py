@@ -28,8 +28,6 @@ from jeffnet.weights.card import METADATA_KEY, ModelCard, card_json, parse_card
 from jeffnet.weights.checksum import CHECKSUMS_KEY
 from jeffnet.weights.load import open_weights, read_weights
 
-pytestmark = pytest.mark.files
-
 # Nothing but 1x1 convolutions, which compile in no time.
 STAGES = [["cn_r1_k1_s2_c8"], ["cn_r2_k1_s2_c8_skip"]]
 SPEC = ModelSpec(stages=STAGES, stem=8, features=16, act="silu")

@@ -70,14 +70,24 @@ QUICK = {
     "tinynet_e": 3,
 }
 
-# The quick ones, then every architecture with all stages.
-architectures = pytest.mark.parametrize(
-    ("name", "stages"),
-    [
-        *(pytest.param(name, stages, id=f"{name}-quick") for name, stages in QUICK.items()),
-        *(pytest.param(name, None, id=name, marks=pytest.mark.slow) for name in ARCHITECTURES),
-    ],
+# Of these, those whose operations no other has; what is left differs in widths, depths and kernels.
+QUICK_TO_TRAIN = (
+    *("efficientnet_b0_gn", "efficientnet_blur_b0", "efficientnet_lite0", "efficientnet_x_b3", "fbnetv3_b"),
+    *("gc_efficientnetv2_rw_t", "mobilenet_edgetpu_v2_xs", "mobilenetv1_100", "mobilenetv4_conv_small_035"),
+    *("mobilenetv4_hybrid_medium_075", "tf_efficientnet_cc_b0_4e", "tf_efficientnet_es", "tf_efficientnetv2_b0"),
+    *("tf_mixnet_s", "tf_mobilenetv3_small_075"),
 )
+
+
+def _architectures(quick):
+    """The quick ones, then every architecture with all stages."""
+    return pytest.mark.parametrize(
+        ("name", "stages"),
+        [
+            *(pytest.param(name, QUICK[name], id=f"{name}-quick") for name in quick),
+            *(pytest.param(name, None, id=name, marks=pytest.mark.slow) for name in ARCHITECTURES),
+        ],
+    )
 
 
 # Networks with more blocks are compared without the repetitions of their blocks. One that is very deep is chaotic: a
@@ -304,7 +314,7 @@ def test_names_and_shapes_equal_timm(name, timm):
     assert {key: array.shape for key, array in to_source_names(ours, TIMM, plan).items()} == theirs
 
 
-@architectures
+@_architectures(QUICK)
 def test_evaluation_equals_timm(name, stages, timm, x64, record_property):
     """Logits and the feature map at every stride, with its name, width and stride."""
     import torch
@@ -330,7 +340,7 @@ def test_evaluation_equals_timm(name, stages, timm, x64, record_property):
     assert max(errors) <= TOLERANCE
 
 
-@architectures
+@_architectures(QUICK_TO_TRAIN)
 def test_training_equals_timm(name, stages, timm, x64, record_property):
     """Logits, the gradient of every parameter through a random linear functional of them, the updated statistics."""
     import torch

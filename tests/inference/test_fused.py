@@ -380,7 +380,10 @@ def test_bfloat16():
     assert TOLERANCE < error(logits, wanted) < max(2 * plain, 0.05)
 
 
-@pytest.mark.parametrize(("how", "name"), [("shifted", "tiny"), ("xla", "tiny_tf"), ("no compiler", "tiny")])
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [("shifted", "tiny"), pytest.param("xla", "tiny_tf", marks=pytest.mark.slow), ("no compiler", "tiny")],
+)
 def test_without_the_cpp(how, name, monkeypatch):
     start, images, wanted = exact_tiny(name)
     if how == "no compiler":

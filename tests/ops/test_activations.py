@@ -1,11 +1,13 @@
 """Activations by name equal torch's, by their formulas."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jeffnet.arch.grammar import ACTIVATION_CODES
-from jeffnet.arch.zoo import MODELS, model_plan
+from jeffnet.arch.zoo import list_models, model_plan
 from jeffnet.ops.activations import ACTIVATIONS
 
 X = np.linspace(-8, 8, 161)
@@ -14,6 +16,7 @@ FORMULAS = {
     "relu": np.maximum(X, 0),
     "relu6": np.clip(X, 0, 6),
     "silu": X / (1 + np.exp(-X)),
+    "gelu": X / 2 * (1 + np.vectorize(math.erf)(X / math.sqrt(2))),
     "hard_swish": X * np.clip(X + 3, 0, 6) / 6,
     "sigmoid": 1 / (1 + np.exp(-X)),
     "hard_sigmoid": np.clip(X + 3, 0, 6) / 6,
@@ -32,6 +35,7 @@ def test_dtypes_stay(name):
 
 def test_every_activation_of_the_zoo_is_there():
     used = set(ACTIVATION_CODES.values())
-    for model in MODELS:
-        used |= {conv.act for conv in model_plan(model).convolutions}
+    for model in list_models():
+        for op in model_plan(model).operations:
+            used |= {conv.act for conv in op.convolutions}
     assert used - {None} == set(ACTIVATIONS)

@@ -119,7 +119,8 @@ FORMULAS = {
 
 
 def test_every_activation_has_a_number():
-    assert {name for name in ACTS if name} == ACTIVATIONS.keys() == {name for name in FORMULAS if name}
+    """All but GELU, whose norm XLA computes."""
+    assert {name for name in ACTS if name} == ACTIVATIONS.keys() - {"gelu"} == {name for name in FORMULAS if name}
     assert sorted(ACTS.values()) == list(range(len(ACTS)))
 
 

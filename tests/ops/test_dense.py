@@ -54,8 +54,8 @@ FORMULAS = {
 
 
 def test_every_activation_has_a_number():
-    """One without would be computed with a kernel packed for C++."""
-    assert {name for name in ACTS if name} == ACTIVATIONS.keys() and FORMULAS.keys() == ACTS.keys()
+    """All but GELU, which is computed after the kernel."""
+    assert {name for name in ACTS if name} == ACTIVATIONS.keys() - {"gelu"} and FORMULAS.keys() == ACTS.keys()
     assert sorted(ACTS.values()) == list(range(len(ACTS)))
 
 

@@ -136,7 +136,8 @@ def test_a_process_ends_with_one_message_when_the_first_is_killed():
             process.communicate()
     assert second.returncode == 76
     message = r"error: another of the 2 processes is gone or does not answer: start all of them again"
-    assert re.fullmatch(message, told.splitlines()[-1]) and len(told.splitlines()) <= 2, told
+    # Python may have begun to print a traceback when the process ended.
+    assert re.fullmatch(message, told.splitlines()[-1]) and told.count("error: ") == 1, told
 
 
 @pytest.mark.slow

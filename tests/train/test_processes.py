@@ -82,7 +82,7 @@ class Team:
     def out(self, number):
         """What a process wrote to standard output; Gloo writes there too, from several threads at once."""
         lines = (self.folder / f"{number}.out").read_text().splitlines()
-        return [line for line in lines if "Gloo" not in line and "peer ranks" not in line]
+        return [line for line in lines if line and "Gloo" not in line and "peer ranks" not in line]
 
     def err(self, number):
         return (self.folder / f"{number}.err").read_text().splitlines()

@@ -18,6 +18,9 @@ from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import open_weights, read_weights
 
+# Reads of Orbax's that fail leave callbacks for an event loop that is closed by then.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+
 NAME = "mnasnet_small"
 CARD = ModelCard(NAME, 3, 3, model_preprocessing(NAME))
 FORMS = {
