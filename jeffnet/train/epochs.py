@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -135,6 +135,7 @@ class Epochs:
             "pending": self.metrics.pending,
             "steps_per_epoch": self.setup.steps_per_epoch,
             "classes": list(self.setup.card.classes),
+            "preprocessing": asdict(self.setup.card.preprocessing),
         }
         self.files.checkpoints.save(state, values)
 

@@ -1,6 +1,7 @@
 """A training run from its configuration to its best model."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -190,4 +191,29 @@ def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
             f"epochs had {values['steps_per_epoch']} steps when the run was saved, and would have "
             f"{setup.steps_per_epoch}: continue with the batch_size and the data of the start"
         )
+    _check_pictures(setup, values.get("preprocessing"))
     setup.batches(setup.phases[0], values["loader"]).close()
+
+
+def _check_pictures(setup: Setup, before: Mapping[str, Any] | None) -> None:
+    """Raises ConfigError where a model's entry in the zoo has changed since a run was saved, and so its pictures."""
+    now = json.loads(json.dumps(asdict(setup.card.preprocessing)))
+    chosen = setup.config.data
+    changed = {
+        name: value
+        for name, value in (before or {}).items()
+        if value != now.get(name) and getattr(chosen, name, None) is None
+    }
+    if chosen.image_size is not None:
+        changed.pop("train_size", None)  # what is chosen is for training too
+    if changed:
+        ways = " ".join(
+            f"--data.{name} {','.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in changed.items()
+            if value is not None
+        )
+        raise ConfigError(
+            f"the model's pictures were others when the run was saved: "
+            f"{', '.join(f'{name} {value}, now {now.get(name)}' for name, value in changed.items())}: continue with "
+            f"{ways or 'the jeffnet of the start'}"
+        )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jeffnet.arch import zoo
 from jeffnet.errors import ConfigError, ImageError, OutputError, TrainingError
 from jeffnet.train import run
 from jeffnet.train.config import OptimizerConfig
@@ -58,8 +59,8 @@ def write_config(config, folder):
 def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(config, finished, assert_same_run, tmp_path):
     process = start("--config", write_config(config, tmp_path), "--output", tmp_path / "run")
     wait_for_rows(process, tmp_path / "run", 5)
-    kill(process)
-    assert process.returncode == -signal.SIGKILL
+    out = kill(process)
+    assert process.returncode == -signal.SIGKILL, out
     left = [
         tmp_path / "run" / ".model.safetensors.0123456789abcdef.partial" / "content",
         tmp_path / "run" / "best" / ".epoch_0001.safetensors.0123456789abcdef.partial",
@@ -286,3 +287,14 @@ def test_steps_without_numbers_in_a_row_end_even_a_run_that_skips_them(config, t
     wild = replace(config, on_nan="skip", max_skipped=3, optimizer=OptimizerConfig(name="sgd", learning_rate=1e38))
     with pytest.raises(TrainingError, match="3 steps in a row"):
         train(wild, tmp_path / "run", progress=False)
+
+
+def test_a_run_does_not_go_on_with_other_pictures(crashed, config, monkeypatch):
+    """As they would be where the model's entry in the zoo has changed since; what the user asks for is no surprise."""
+    entry = zoo.MODELS[config.model.name]
+    changed = replace(entry.preprocessing, interpolation="bilinear", mean=(0.5, 0.4, 0.3))
+    monkeypatch.setitem(zoo.MODELS, config.model.name, replace(entry, preprocessing=changed))
+    with pytest.raises(ConfigError, match=r"were others when .* bicubic, now bilinear.*--data.mean 0.485,0.456,0.406"):
+        resume(crashed, progress=False)
+    same = [("data.interpolation", "bicubic"), ("data.mean", "0.485,0.456,0.406")]
+    assert resume(crashed, [*same, ("epochs", "2")], progress=False).steps == 8
