@@ -69,6 +69,11 @@ def lower_conv(
     """
     if out_channels > LARGEST:
         raise ArchitectureError(f"{name}: {out_channels} channels are more than {LARGEST:,}")
+    if len(kernels) > min(in_channels, out_channels):
+        raise ArchitectureError(
+            f"{name}: {len(kernels)} kernels cannot share {in_channels} input channels and {out_channels} output "
+            "channels"
+        )
     ins, outs = _split(in_channels, len(kernels)), _split(out_channels, len(kernels))
     parts = tuple(
         ConvPart(
@@ -118,6 +123,7 @@ class BlockLowering:
     dilation: int
     packed: bool = False  # whether its maps have 2x2 positions in the channels of one
     packs: bool = False  # whether it packs them
+    strided: bool = False  # whether it has a stride, or had one that is a dilation now
 
     @property
     def out_channels(self) -> int:
@@ -129,7 +135,7 @@ class BlockLowering:
 
     def lower(self, drop_path_rate: float) -> Block:
         """The block, with this rate of stochastic depth where it has a residual connection."""
-        unchanged = self.stride == 1 and self.in_channels == self.out_channels and not self.packs
+        unchanged = not self.strided and self.in_channels == self.out_channels and not self.packs
         residual = self.block.skip and unchanged
         return Block(self.name, self.operations(), residual, drop_path_rate if residual else 0.0, self.out_channels)
 
@@ -328,8 +334,8 @@ class BlockLowering:
         # Expanded channels over the expansion are the block's input, or what an EdgeTPU block takes for it.
         wanted = channels * (ratio if rule.from_expanded else ratio / block.expansion)
         if rule.kind == "context":
-            return (self._global_context(name, channels, int(wanted + 0.5)),)
-        reduced = round(wanted)
+            return (self._global_context(name, channels, max(1, int(wanted + 0.5))),)
+        reduced = max(1, round(wanted))
         if rule.divisor > 1:
             reduced = round_channels(wanted, divisor=rule.divisor, limit=self.spec.round_limit)
         return (SqueezeExcite(name, channels, block.squeezed or reduced, rule.act or self.act, rule.gate),)

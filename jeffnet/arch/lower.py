@@ -141,6 +141,7 @@ def _lower_stages(
         blocks = []
         for block_index, block in enumerate(stage):
             block_stride = block.stride if block_index == 0 else 1
+            strided = block_stride > 1
             block_dilation = dilation
             packs = block.space_to_depth and not packed
             if packs:
@@ -158,7 +159,9 @@ def _lower_stages(
             stride *= block_stride
             name = f"blocks.{stage_index}.{block_index}"
             rate = drop_path_rate * index / total
-            lowering = BlockLowering(spec, name, block, channels, block_stride, block_dilation, packed, packs)
+            _check_kernels(block, stage_index, output_stride, max(block_dilation, dilation))
+            numbers = channels, block_stride, block_dilation, packed, packs, strided
+            lowering = BlockLowering(spec, name, block, *numbers)
             blocks.append(lowering.lower(rate))
             channels = blocks[-1].out_channels
             index += 1
@@ -175,6 +178,12 @@ def _check_dilation(spec: ModelSpec, block: BlockSpec, stage: int, output_stride
     first, middle, last = block.expand_kernels, block.kernels, block.project_kernels
     if block.kind == "uir" and any(last) and any((*first, *middle)):
         raise _cannot_dilate(output_stride, f"blocks.{stage} has a kernel after its stride")
+
+
+def _check_kernels(block: BlockSpec, stage: int, output_stride: int, dilation: int) -> None:
+    """Check that no convolution but the one with the block's kernels has a reach that would have to be wider."""
+    if dilation > 1 and block.kind != "uir" and max(*block.expand_kernels, *block.project_kernels) > 1:
+        raise _cannot_dilate(output_stride, f"blocks.{stage} has a kernel 'a' or 'p' of more than 1x1")
 
 
 def _cannot_dilate(output_stride: int, reason: str) -> ArchitectureError:

@@ -7,7 +7,7 @@ one by one with their framework's layers.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jeffnet.arch.operations import Conv, Dense, Op
+from jeffnet.arch.operations import Conv, Dense, LayerScale, Op
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,14 @@ def with_classes(plan: Plan, num_classes: int) -> Plan:
 
 def without_training_options(plan: Plan) -> Plan:
     """The same network, which drops nothing, and whose running statistics become those of the last batch."""
-    stages = tuple(tuple(replace(block, drop_path_rate=0.0) for block in stage) for stage in plan.stages)
+
+    def op_without(op: Op) -> Op:
+        return replace(op, initial=0.0) if isinstance(op, LayerScale) else op
+
+    stages = tuple(
+        tuple(replace(block, drop_path_rate=0.0, ops=tuple(map(op_without, block.ops))) for block in stage)
+        for stage in plan.stages
+    )
     return replace(plan, stages=stages, drop_rate=0.0, bn_momentum=0.0)
 
 

@@ -108,7 +108,10 @@ def register_model(
       model, variables = create_model("my_net", num_classes=10)
     """
     check_own_name(name)
-    model = Model(as_spec(spec), preprocessing or Preprocessing())
+    preprocessing = Preprocessing() if preprocessing is None else preprocessing
+    if not isinstance(preprocessing, Preprocessing):
+        raise ArchitectureError(f"preprocessing {preprocessing!r}: give a jeffnet.arch.preprocessing.Preprocessing")
+    model = Model(as_spec(spec), preprocessing)
     lower(model.spec)
     if _REGISTERED.setdefault(name, model) != model:
         raise ArchitectureError(f"model {name!r} is registered already, with other contents: give another name")

@@ -55,7 +55,15 @@ def downsample(x: Array, taps: tuple[float, ...], padding: int) -> Array:
 
     Returns:
       `(N, H', W', C)`, with `H' = (H + 2 * padding - len(taps)) // 2 + 1`.
+
+    Raises:
+      ArchitectureError: the map is smaller than the window.
     """
+    if min(x.shape[1:3]) + 2 * padding < len(taps):
+        raise ArchitectureError(
+            f"a map of {x.shape[1]} x {x.shape[2]} cannot be halved by a filter of {len(taps)} x {len(taps)}: give "
+            "larger images"
+        )
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     for axis in (1, 2):
         count = (x.shape[axis] - len(taps)) // 2 + 1

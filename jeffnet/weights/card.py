@@ -99,6 +99,8 @@ def parse_card(text: str, source: str) -> ModelCard:
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
         if not all(isinstance(name, str) for name in card.classes) or len(card.classes) not in (0, card.num_classes):
             raise ValueError(f"its classes are not the names of {card.num_classes}")
+        if type(card.test_window) is not int or card.test_window < 0:
+            raise ValueError(f"its test_window {card.test_window!r} is no number of positions")
         if card.spec is None:
             card = dataclasses.replace(card, model=resolve_name(card.model))  # older files have older names
         if count_parameters(card.plan()) > _MOST_PARAMETERS:

@@ -8,7 +8,7 @@ import pytest
 
 from jeffnet.arch.blocks import round_channels
 from jeffnet.arch.lower import GLOBAL_POOLS, lower, scale_repeats
-from jeffnet.arch.operations import Attention, Conv, Downsample, ExpertConv
+from jeffnet.arch.operations import Attention, Conv, Downsample, ExpertConv, SqueezeExcite
 from jeffnet.arch.spec import ModelSpec, as_tensorflow
 from jeffnet.arch.summary import array_specs, count_macs, layers, output_size
 from jeffnet.arch.zoo import list_models, model_plan, model_spec
@@ -274,3 +274,27 @@ def test_attention_keeps_its_reach_in_a_denser_map():
     plan = model_plan("mobilenetv4_hybrid_medium_075", output_stride=8)
     (key, _), *_ = (op.key for block in plan.blocks for op in block.ops if isinstance(op, Attention))
     assert (key.stride, key.dilation) == (2, 2)
+
+
+def test_a_stride_that_became_a_dilation_adds_no_residual():
+    stages = (("cn_r1_k3_s2_c8",), ("cn_r1_k3_s2_c24",), ("ir_r2_k3_s2_e2_c24",))
+    for output_stride in (8, 32):
+        plan = lower(ModelSpec(stages=stages), output_stride=output_stride)
+        assert [block.residual for block in plan.blocks] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("block", "options", "fault"),
+    [
+        ("ir_r1_k3_s2_e2_c24_p3", {"output_stride": 8}, "kernel 'a' or 'p' of more than 1x1"),
+        ("ir_r1_k3.5_s1_e1_c8_x1", {}, "2 kernels cannot share 1 input channels"),
+    ],
+)
+def test_a_block_that_cannot_be_lowered_is_an_error(block, options, fault):
+    with pytest.raises(ArchitectureError, match=fault):
+        lower(ModelSpec(stages=(("cn_r1_k3_s2_c8",), ("cn_r1_k3_s2_c16",), (block,))), **options)
+
+
+def test_squeeze_and_excitation_has_a_channel_at_least():
+    plan = lower(ModelSpec(stages=(("ir_r1_k3_s1_e1_c8_se0.01",),)))
+    assert [op.reduced for block in plan.blocks for op in block.ops if isinstance(op, SqueezeExcite)] == [1]

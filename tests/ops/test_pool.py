@@ -53,3 +53,8 @@ def test_downsampling_is_a_strided_filter(taps, padding, shape, x64):
         for j, across in enumerate(taps)
     )
     np.testing.assert_allclose(downsample(jnp.asarray(x), taps, padding), expected, atol=1e-13)
+
+
+def test_a_map_smaller_than_the_filter_cannot_be_halved():
+    with pytest.raises(ArchitectureError, match="1 x 3 cannot be halved by a filter of 2 x 2"):
+        downsample(jnp.ones((1, 1, 3, 2)), (0.5, 0.5), 0)

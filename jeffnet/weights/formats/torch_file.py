@@ -29,6 +29,9 @@ from jeffnet.weights.stored import Stored
 # The first pickle of the older form.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
+# A pickle may ask for any number of copies of what it has once: so many characters and pairs are made of them at most.
+_MOST_COPIED = 2**20
+
 _DTYPES = {
     "float32": ("FloatStorage", np.dtype("<f4")),
     "float64": ("DoubleStorage", np.dtype("<f8")),
@@ -175,6 +178,7 @@ def _interpret(file: io.BytesIO | mmap.mmap, storage: Callable[[str, np.dtype, i
     """The value of one pickle, of which the file is read to its end."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    copied = 0
 
     def pop(count: int) -> list[Any]:
         if len(stack) < count or any(value is _MARK for value in stack[-count:]):
@@ -237,7 +241,7 @@ def _interpret(file: io.BytesIO | mmap.mmap, storage: Callable[[str, np.dtype, i
                 top(list).extend(values)
             case "ADDITEMS":
                 values = pop_to_mark()
-                top(set).update(values)
+                top(set).update(map(_key, values))
             case "SETITEM":
                 items = pop(2)
                 top(dict).update(_dict(items))
@@ -259,6 +263,9 @@ def _interpret(file: io.BytesIO | mmap.mmap, storage: Callable[[str, np.dtype, i
                 stack.append(_storage(identity, storage))
             case "REDUCE" | "NEWOBJ":
                 function, arguments = pop(2)
+                copied += sum(len(part) for part in list(arguments) if isinstance(part, str | list))
+                if copied > _MOST_COPIED:
+                    raise ValueError("its pickle makes too many copies")
                 stack.append(_rebuild(function, arguments))
             case "BUILD":
                 (state,) = pop(1)
@@ -278,7 +285,14 @@ def _interpret(file: io.BytesIO | mmap.mmap, storage: Callable[[str, np.dtype, i
 def _dict(items: list[Any]) -> dict[Any, Any]:
     if len(items) % 2:
         raise ValueError("its pickle has a key without a value")
-    return dict(zip(items[::2], items[1::2], strict=True))
+    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _key(value: Any) -> Any:
+    """A key of a mapping or a member of a set: the hash of nested tuples could fill the C stack."""
+    if not isinstance(value, str | bytes | int | float | None):
+        raise UnsafeContentError(f"it has a key of type {type(value).__name__}")
+    return value
 
 
 def _storage(identity: Any, storage: Callable[[str, np.dtype, int], _Storage]) -> _Storage:
@@ -303,10 +317,10 @@ def _rebuild(function: Any, arguments: Any) -> Any:
         case "collections.OrderedDict", ():
             return {}
         case "collections.OrderedDict", (list(pairs),):
-            return dict(pairs)
+            return {_key(key): value for key, value in pairs}
         case "argparse.Namespace", ():
             return _Namespace()
-        case "_codecs.encode", (str(text), "latin1"):  # how bytes are written for Python 2
+        case "_codecs.encode", (str(text), "latin1"):  # bytes, as Python 2 reads them
             return text.encode("latin1")
         case "torch.Size", (tuple(size),):
             return size

@@ -101,6 +101,18 @@ def test_objects_and_opcodes_are_refused_by_name(by_hand, tmp_path):
             load(path)
 
 
+def test_keys_and_copies_cannot_fill_the_memory(tmp_path):
+    """The hash of a tuple nested a million deep would end the process; five bytes ask for another copy of a text."""
+    deep = b"\x80\x02}N" + b"\x85" * 1_000_000 + b"Ns."
+    text, calls = b"\x8c\xff" + b"a" * 255, b"h\x00(h\x01X\x06\x00\x00\x00latin1tR" * 5000
+    copies = b"\x80\x02c_codecs\nencode\nq\x00" + text + b"q\x01" + calls + b"."
+    for pickled, fault in ((deep, "key of type tuple"), (copies, "too many copies")):
+        with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+            archive.writestr("a/data.pkl", pickled)
+        with pytest.raises(ValueError, match=fault):
+            load(tmp_path / "a.pth")
+
+
 def test_big_endian_files_are_refused(by_hand, tmp_path):
     with pytest.raises(ValueError, match="big-endian"):
         load(by_hand.write(tmp_path / "a.pth", {}, byteorder="big"))
