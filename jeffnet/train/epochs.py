@@ -136,6 +136,7 @@ class Epochs:
             "steps_per_epoch": self.setup.steps_per_epoch,
             "classes": list(self.setup.card.classes),
             "preprocessing": asdict(self.setup.card.preprocessing),
+            "spec": self.setup.card.spec and asdict(self.setup.card.spec),
         }
         self.files.checkpoints.save(state, values)
 

@@ -191,8 +191,23 @@ def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
             f"epochs had {values['steps_per_epoch']} steps when the run was saved, and would have "
             f"{setup.steps_per_epoch}: continue with the batch_size and the data of the start"
         )
+    _check_spec(setup, values.get("spec"))
     _check_pictures(setup, values.get("preprocessing"))
     setup.batches(setup.phases[0], values["loader"]).close()
+
+
+def _check_spec(setup: Setup, before: Mapping[str, Any] | None) -> None:
+    """Raises ConfigError where an architecture of one's own is another than when a run was saved."""
+    if before is None or setup.card.spec is None:
+        return
+    now = json.loads(json.dumps(asdict(setup.card.spec)))
+    for name, value in before.items():
+        # Arrays may have the same shapes all the same. An attribute that this version does not know has no say.
+        if value != now.get(name, value):
+            raise ConfigError(
+                f"the model's {name} was {value} when the run was saved, not {now[name]}: give it back, or begin a new "
+                "run"
+            )
 
 
 def _check_pictures(setup: Setup, before: Mapping[str, Any] | None) -> None:

@@ -51,6 +51,14 @@ def test_a_run_is_resumed_where_its_model_is_not_registered(own, registry, tmp_p
     with pytest.raises(ConfigError, match=r"holds a run with model\.spec"):
         train(own, tmp_path / "continued", progress=False, go_on=True)
     registry.clear()
+    path = tmp_path / "resumed" / "config.json"
+    begun = path.read_text()
+    entries = json.loads(begun)
+    entries["model"]["spec"]["act"] = "silu"
+    path.write_text(json.dumps(entries))
+    with pytest.raises(ConfigError, match="the model's act was relu when the run was saved, not silu"):
+        resume(tmp_path / "resumed", progress=False)
+    path.write_text(begun)
     resume(tmp_path / "resumed", progress=False)
     assert_same_run(tmp_path / "resumed", tmp_path / "whole")
     card = read_weights(tmp_path / "resumed" / "model.safetensors").card
