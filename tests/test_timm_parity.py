@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jeffnet.arch.grammar import parse_stages
 from jeffnet.arch.lower import lower, repeats_of
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS, list_models, model_plan, model_spec
@@ -99,7 +100,7 @@ def _blocks(spec):
     """The string of every block, in stages; those of repetitions are equal."""
     return [
         [re.sub(r"_r\d+", "_r1", text) for text, repeats in zip(stage, counts, strict=True) for _ in range(repeats)]
-        for stage, counts in zip(spec.stages, repeats_of(spec), strict=True)
+        for stage, counts in zip(spec.stages, repeats_of(spec, parse_stages(spec.stages)), strict=True)
     ]
 
 

@@ -4,7 +4,6 @@ A new kind is one method of `BlockLowering`, its entry in `operations`, and one 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from jeffnet.arch.checks import LARGEST
 from jeffnet.arch.grammar import BlockSpec
@@ -99,16 +98,13 @@ def lower_norm(spec: ModelSpec, name: str, channels: int) -> Norm:
     """A norm of a model.
 
     Raises:
-      ArchitectureError: there is no such norm, or the channels cannot be divided into its groups.
+      ArchitectureError: the channels cannot be divided into its groups.
     """
-    match spec.norm:
-        case "batch":
-            return BatchNorm(name, channels, spec.bn_epsilon)
-        case "group" if channels % spec.norm_group == 0:
-            return GroupNorm(name, channels, spec.bn_epsilon, channels // spec.norm_group)
-        case "group":
-            raise ArchitectureError(f"{name}: groups of {spec.norm_group} channels do not divide {channels}")
-    raise ArchitectureError(f"norm {spec.norm!r} is not one of batch, group")
+    if spec.norm == "batch":
+        return BatchNorm(name, channels, spec.bn_epsilon)
+    if channels % spec.norm_group:
+        raise ArchitectureError(f"{name}: groups of {spec.norm_group} channels do not divide {channels}")
+    return GroupNorm(name, channels, spec.bn_epsilon, channels // spec.norm_group)
 
 
 @dataclass(frozen=True)
@@ -243,26 +239,27 @@ class BlockLowering:
         block, channels = self.block, self.in_channels
         attention = f"{self.name}.attn"
 
-        def conv(name: str, outputs: int, **options: Any) -> Conv:
-            kernels = options.pop("kernels", (1,))
-            inputs = options.pop("inputs", channels)
-            norm = options.pop("norm", None)
-            conv = lower_conv(self.spec, f"{attention}.{name}", inputs, outputs, kernels, norm, None, **options)
+        def project(name: str, inputs: int, outputs: int) -> Conv:
+            conv = lower_conv(self.spec, f"{attention}.{name}", inputs, outputs, (1,), None, None)
             return replace(conv, xavier=True)
 
         def shared(name: str) -> tuple[Conv, ...]:
+            projection = project(name, channels, block.head_width)
             if block.key_stride == 1:
-                return (conv(name, block.head_width),)
-            down = conv(
-                f"{name}_down",
+                return (projection,)
+            down = lower_conv(
+                self.spec,
+                f"{attention}.{name}_down",
                 channels,
-                kernels=block.kernels,
-                norm=f"{attention}.{name}_norm",
+                channels,
+                block.kernels,
+                f"{attention}.{name}_norm",
+                None,
                 stride=block.key_stride,
                 dilation=self.dilation,
                 group_size=1,
             )
-            return down, conv(name, block.head_width)
+            return replace(down, xavier=True), projection
 
         width = block.heads * block.head_width
         return (
@@ -270,10 +267,10 @@ class BlockLowering:
             Attention(
                 attention,
                 block.heads,
-                conv("query", width),
+                project("query", channels, width),
                 shared("key"),
                 shared("value"),
-                conv("output", self.out_channels, inputs=width),
+                project("output", width, self.out_channels),
             ),
             *self.layer_scale(),
         )

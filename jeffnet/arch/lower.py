@@ -1,6 +1,7 @@
 """Lowering of a `ModelSpec` to a `Plan`; `jeffnet.arch.blocks` has the block kinds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 
@@ -103,9 +104,8 @@ def scale_repeats(repeats: list[int], depth: float, rounding: str) -> list[int]:
     return scaled[::-1]
 
 
-def repeats_of(spec: ModelSpec) -> list[list[int]]:
-    """How many blocks each block string of each stage stands for, with the model's depth."""
-    stages = parse_stages(spec.stages)
+def repeats_of(spec: ModelSpec, stages: Sequence[Sequence[BlockSpec]]) -> list[list[int]]:
+    """How many blocks each block string of each stage of a model stands for, with its depth."""
     repeats, count = [], 0.0
     for index, stage in enumerate(stages):
         at_end = index in (0, len(stages) - 1)
@@ -121,9 +121,10 @@ def repeats_of(spec: ModelSpec) -> list[list[int]]:
 
 def _expand_stages(spec: ModelSpec) -> list[list[BlockSpec]]:
     """Stages with one spec per block: repetitions are scaled and written out."""
+    stages = parse_stages(spec.stages)
     return [
         [block for block, repeat in zip(stage, repeats, strict=True) for _ in range(repeat)]
-        for stage, repeats in zip(parse_stages(spec.stages), repeats_of(spec), strict=True)
+        for stage, repeats in zip(stages, repeats_of(spec, stages), strict=True)
     ]
 
 
@@ -134,8 +135,7 @@ def _lower_stages(
     total = sum(len(stage) for stage in specs)
     channels, stride, dilation, index = stem_channels, 2, 1, 0
     # The map at a stride is the output of the last module before the next stride.
-    first = specs[0][0]
-    features = [FeatureInfo("bn1", stem_channels, 2, -1)] if first.stride > 1 or first.space_to_depth else []
+    features = [FeatureInfo("bn1", stem_channels, 2, -1)] if _halves(specs[0][0]) else []
     stages, packed = [], False
     for stage_index, stage in enumerate(specs):
         blocks = []
@@ -160,15 +160,21 @@ def _lower_stages(
             name = f"blocks.{stage_index}.{block_index}"
             rate = drop_path_rate * index / total
             _check_kernels(block, stage_index, output_stride, max(block_dilation, dilation))
-            numbers = channels, block_stride, block_dilation, packed, packs, strided
-            lowering = BlockLowering(spec, name, block, *numbers)
+            lowering = BlockLowering(
+                spec, name, block, channels, block_stride, block_dilation, packed=packed, packs=packs, strided=strided
+            )
             blocks.append(lowering.lower(rate))
             channels = blocks[-1].out_channels
             index += 1
         stages.append(tuple(blocks))
-        if stage_index + 1 == len(specs) or (specs[stage_index + 1][0].stride > 1 and not packed):
+        if stage_index + 1 == len(specs) or (_halves(specs[stage_index + 1][0]) and not packed):
             features.append(FeatureInfo(f"blocks.{stage_index}", channels, stride, stage_index))
     return tuple(stages), tuple(features)
+
+
+def _halves(block: BlockSpec) -> bool:
+    """Whether the first block of a stage halves the map, by its stride or by packing positions."""
+    return block.stride > 1 or block.space_to_depth
 
 
 def _check_dilation(spec: ModelSpec, block: BlockSpec, stage: int, output_stride: int) -> None:

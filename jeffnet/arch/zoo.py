@@ -162,7 +162,7 @@ def _unnamed(model: object) -> ModelSpec:
 
 
 def _unknown(name: str) -> UnknownModelError:
-    known = [*_REGISTERED, *MODELS, *(model.timm for model in MODELS.values() if model.timm)]
+    known = dict.fromkeys([*_REGISTERED, *MODELS, *(model.timm for model in MODELS.values() if model.timm)])
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     # A tag is long: compared with it, models of other architectures but similar tags would seem near.
     near += [other for other in difflib.get_close_matches(name.partition(".")[0], MODELS, n=4) if other not in near]
@@ -204,11 +204,13 @@ def list_models(pattern: str = "*", pretrained: bool = False, tags: bool = False
 
     Args:
       pattern: names of architectures, with shell wildcards (`tf_*_b[0-3]`); with a dot, of weights (`*.ns_jft_in1k*`),
-        which asks for `tags`.
+        which asks for `tags`. An earlier name means its model.
       pretrained: only models with published weights.
       tags: a name for every set of weights (`efficientnet_b0.ra_in1k`) instead of one for every architecture;
         architectures without weights are left out.
     """
+    if pattern in _ALIASES and pattern not in {model.timm for model in MODELS.values()}:
+        pattern = _ALIASES[pattern]
     if tags or "." in pattern:
         pattern = pattern if "." in pattern else f"{pattern}.*"
         return sorted(fnmatch.filter([model.timm for model in MODELS.values() if model.timm], pattern))

@@ -298,3 +298,8 @@ def test_a_block_that_cannot_be_lowered_is_an_error(block, options, fault):
 def test_squeeze_and_excitation_has_a_channel_at_least():
     plan = lower(ModelSpec(stages=(("ir_r1_k3_s1_e1_c8_se0.01",),)))
     assert [op.reduced for block in plan.blocks for op in block.ops if isinstance(op, SqueezeExcite)] == [1]
+
+
+def test_the_map_before_positions_are_packed_is_a_feature():
+    plan = lower(ModelSpec(stages=(("cn_r1_k3_s1_c8",), ("ds_r1_k3_s1_c16_d1",), ("cn_r1_k3_s2_c8",))))
+    assert [(feature.name, feature.stride) for feature in plan.features] == [("blocks.0", 2), ("blocks.2", 4)]

@@ -244,6 +244,19 @@ def test_models_are_listed_by_wildcard():
     assert list_models("nothing*") == []
 
 
+def test_an_earlier_name_lists_its_model():
+    assert list_models("pt_efficientnet_b0") == ["efficientnet_b0"]
+    assert list_models("tf_efficientnet_b0_ns") == ["tf_efficientnet_b0.ns_jft_in1k"]
+    assert list_models("efficientnet_b0.ra_in1k") == ["efficientnet_b0.ra_in1k"]
+
+
+def test_suggestions_do_not_repeat():
+    with pytest.raises(UnknownModelError) as raised:
+        resolve_name("tf_efficientnet_b0.nope")
+    near = str(raised.value).partition("near it: ")[2].split(", ")
+    assert len(set(near)) == len(near) > 1
+
+
 def test_published_weights_are_known_with_their_scores():
     published = {name: model for name, model in MODELS.items() if model.weights}
     assert sorted(published) == sorted(TIMM_NAMES.values())

@@ -32,19 +32,18 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 # A pickle may ask for any number of copies of what it has once: so many characters and pairs are made of them at most.
 _MOST_COPIED = 2**20
 
-_DTYPES = {
-    "float32": ("FloatStorage", np.dtype("<f4")),
-    "float64": ("DoubleStorage", np.dtype("<f8")),
-    "float16": ("HalfStorage", np.dtype("<f2")),
-    "bfloat16": ("BFloat16Storage", np.dtype(ml_dtypes.bfloat16)),
-    "int64": ("LongStorage", np.dtype("<i8")),
-    "int32": ("IntStorage", np.dtype("<i4")),
-    "int16": ("ShortStorage", np.dtype("<i2")),
-    "int8": ("CharStorage", np.dtype("i1")),
-    "uint8": ("ByteStorage", np.dtype("u1")),
-    "bool": ("BoolStorage", np.dtype("?")),
+_STORAGES = {
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.BoolStorage": np.dtype("?"),
 }
-_STORAGES = {f"torch.{storage}": dtype for storage, dtype in _DTYPES.values()}
 
 
 class UnsafeContentError(ValueError):
