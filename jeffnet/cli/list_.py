@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
             f"no model matches {options.pattern!r}; `jeffnet list` and `jeffnet list --tags` show all"
         )
     models = [describe(name) for name in names]
-    columns = WEIGHTS if options.tags or "." in options.pattern else MODELS
+    columns = WEIGHTS if any("." in name for name in names) else MODELS
     if options.json:
         print(json.dumps(models, indent=1))
     elif options.markdown:
@@ -73,9 +73,11 @@ def run(options: argparse.Namespace) -> None:
         print(table(list(columns), [[cell(model) for cell in columns.values()] for model in models]))
         scored = "top-1: published, on ImageNet-1k, with the preprocessing for tests"
         if columns is WEIGHTS:
-            print(f"{len(models)} sets of weights, of https://huggingface.co/timm, under {LICENSE}; {scored}")
+            print(
+                f"{len(models)} set{'s' * (len(models) != 1)} of weights, of https://huggingface.co/timm, under {LICENSE}; {scored}"
+            )
         else:
-            print(f"{len(models)} models; {scored}; --tags shows all weights")
+            print(f"{len(models)} model{'s' * (len(models) != 1)}; {scored}; --tags shows all weights")
 
 
 def _parameters(model: _Entry) -> str:
