@@ -73,9 +73,8 @@ def run(options: argparse.Namespace) -> None:
         print(table(list(columns), [[cell(model) for cell in columns.values()] for model in models]))
         scored = "top-1: published, on ImageNet-1k, with the preprocessing for tests"
         if columns is WEIGHTS:
-            print(
-                f"{len(models)} set{'s' * (len(models) != 1)} of weights, of https://huggingface.co/timm, under {LICENSE}; {scored}"
-            )
+            sets = "set" if len(models) == 1 else "sets"
+            print(f"{len(models)} {sets} of weights, of https://huggingface.co/timm, under {LICENSE}; {scored}")
         else:
             print(f"{len(models)} model{'s' * (len(models) != 1)}; {scored}; --tags shows all weights")
 
