@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jeffnet.arch.class_names import class_difference
+from jeffnet.arch.spec import spec_attributes
 from jeffnet.errors import ConfigError, ImageError, TrainingError
 from jeffnet.parallel.distributed import check_agreement, is_primary, on_primary, wait_for_all
 from jeffnet.text.names import shell_word
@@ -200,7 +201,7 @@ def _check_spec(setup: Setup, before: Mapping[str, Any] | None) -> None:
     """Raises ConfigError where an architecture of one's own is another than when a run was saved."""
     if before is None or setup.card.spec is None:
         return
-    now = json.loads(json.dumps(asdict(setup.card.spec)))
+    now = json.loads(json.dumps(spec_attributes(setup.card.spec)))
     for name, value in before.items():
         # Arrays may have the same shapes all the same. An attribute that this version does not know has no say.
         if value != now.get(name, value):
