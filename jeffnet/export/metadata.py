@@ -1,0 +1,77 @@
+"""What an exported file says of itself."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jeffnet
+from jeffnet.errors import WeightsError, first_line
+from jeffnet.export.options import ExportOptions
+from jeffnet.weights.card import ModelCard, card_json, parse_card
+
+# Under which formats that hold names and texts have it.
+METADATA_KEY = "jeffnet"
+# Of formats that hold none: a file beside the exported one, whose name ends so.
+BESIDE = ".json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ExportMetadata:
+    """What an exported file says of itself.
+
+    Attributes:
+      target: one of `jeffnet.export.targets.TARGETS`.
+      card: of the model that was exported.
+      options: what the file takes and gives; its `image_size` is stated.
+      quantization: how it was quantised, in words; None for floats.
+      jeffnet: version that wrote it.
+    """
+
+    target: str
+    card: ModelCard
+    options: ExportOptions
+    quantization: str | None = None
+    jeffnet: str = jeffnet.__version__
+
+
+def metadata_json(metadata: ExportMetadata) -> str:
+    """As JSON."""
+    options = {
+        name: getattr(metadata.options, name)
+        for name in ("batch_size", "image_size", "layout", "dtype", "include", "opset")
+    }
+    return json.dumps(
+        {
+            "export_format": _FORMAT,
+            "jeffnet": metadata.jeffnet,
+            "target": metadata.target,
+            "options": options,
+            "quantization": metadata.quantization,
+            "card": json.loads(card_json(metadata.card)),
+        }
+    )
+
+
+def parse_metadata(text: str, source: str) -> ExportMetadata:
+    """From JSON.
+
+    Raises:
+      WeightsError: it is malformed or of a newer format.
+    """
+    try:
+        entry: dict[str, Any] = json.loads(text)
+        if entry["export_format"] != _FORMAT:
+            raise WeightsError(
+                f"{source!r} was exported by another version of jeffnet than can be read: update jeffnet"
+            )
+        stated = entry["options"]
+        size, include = tuple(stated.pop("image_size")), tuple(stated.pop("include"))
+        options = ExportOptions(**stated, image_size=size, include=include)  # pyright: ignore[reportArgumentType]
+        card = parse_card(json.dumps(entry["card"]), source)
+        return ExportMetadata(str(entry["target"]), card, options, entry["quantization"], str(entry["jeffnet"]))
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever stands there instead of a description
+        text = f"lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise WeightsError(f"{source!r} has a malformed description of its model: {text}") from error

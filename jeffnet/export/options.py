@@ -1,0 +1,43 @@
+"""What an exported file is asked to be."""
+
+from dataclasses import dataclass
+
+from jeffnet.errors import ConfigError, check_choice
+
+LAYOUTS = ("nhwc", "nchw")
+DTYPES = ("float32", "float16")
+INCLUDED = ("preprocessing", "softmax")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an exported file takes and gives.
+
+    Attributes:
+      batch_size: pictures of a call; None for any number.
+      image_size: height and width in pixels; None for the model's.
+      layout: of its pictures, 'nhwc' or 'nchw'.
+      dtype: of weights and arithmetic, 'float32' or 'float16'. Pictures and logits are float32 for both.
+      include: what the file does besides: 'preprocessing' takes uint8 pixels and normalises them, 'softmax' gives
+        probabilities instead of logits.
+      opset: of ONNX; None for the oldest that has all operations.
+
+    Raises:
+      ConfigError: a value outside its range.
+    """
+
+    batch_size: int | None = None
+    image_size: tuple[int, int] | None = None
+    layout: str = "nhwc"
+    dtype: str = "float32"
+    include: tuple[str, ...] = ()
+    opset: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, LAYOUTS)
+        check_choice("dtype", self.dtype, DTYPES)
+        for name in self.include:
+            check_choice("include", name, INCLUDED)
+        for name, number in {"batch_size": self.batch_size, "image_size": min(self.image_size or (1,))}.items():
+            if number is not None and number < 1:
+                raise ConfigError(f"{name} {number} is below 1")
