@@ -16,10 +16,14 @@ class Runner(Protocol):
     Attributes:
       metadata: what the file says of itself; None for a file that jeffnet did not write.
       runtime: name and version of what runs it.
+      shape: of the pictures that it takes, as the file states it; None for a side that may be any.
+      dtype: of these pictures, such as 'float32'.
     """
 
     metadata: "ExportMetadata | None"
     runtime: str
+    shape: tuple[int | None, ...]
+    dtype: str
 
     def __call__(self, images: Any) -> Any:
         """What the file gives for pictures as it takes them, of any number that it takes: a NumPy array."""
@@ -27,7 +31,12 @@ class Runner(Protocol):
 
 
 class TargetModule(Protocol):
-    """The module of a target."""
+    """The module of a target.
+
+    One whose files can be asked for values on the way also has
+    `values(path, images, names) -> dict[str, numpy.ndarray]`: those of `names`, as `FoldedNetwork` calls them, that the
+    file has, maps as `(N, H, W, C)`. The check of an export uses it to say which layer differs.
+    """
 
     def write(self, path: Path, network: "ExportNetwork", metadata: "ExportMetadata") -> None:
         """Write the file, or folder, to a path whose name may differ from the final one."""
