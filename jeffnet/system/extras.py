@@ -12,6 +12,7 @@ PACKAGES = {
     "tfds": "tensorflow-datasets importlib_resources",
     "datasets": "datasets",
     "keras": "keras h5py",
+    "onnx": "onnx onnxruntime",
     "bench": "onnx onnxruntime onnxscript openvino",
     "wandb": "wandb",
 }
