@@ -53,6 +53,7 @@ MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 OPTIONAL = frozenset(
     {"torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "array_record", "datasets", "pyarrow"}
     | {"objax", "sklearn", "keras", "h5py", "wandb", "onnx", "onnxruntime", "onnxscript", "openvino"}
+    | {"litert_converter", "ai_edge_litert", "ai_edge_quantizer"}
 )
 HEAVY = OPTIONAL | {"jax", "flax", "matplotlib", "grain", "tensorboardX"}
 

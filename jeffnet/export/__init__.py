@@ -4,5 +4,21 @@
 
     export_model("b0.onnx", (model, variables), "efficientnet_b0")
 
-`jeffnet.export.run` runs what was exported.
+`jeffnet.export.run` runs what was exported. Without anything of the models' code, `load` loads exported StableHLO.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jeffnet.export.program import Program as Program
+    from jeffnet.export.program import load as load
+
+_MODULES = {"load": "program", "Program": "program"}
+
+
+def __getattr__(name: str) -> Any:
+    """What reading and writing files needs is imported when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

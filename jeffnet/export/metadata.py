@@ -2,18 +2,14 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import jeffnet
 from jeffnet.errors import WeightsError, first_line
+from jeffnet.export.description import BESIDE as BESIDE
+from jeffnet.export.description import FORMAT, read_description
+from jeffnet.export.description import METADATA_KEY as METADATA_KEY
 from jeffnet.export.options import ExportOptions
 from jeffnet.weights.card import ModelCard, card_json, parse_card
-
-# Under which formats that hold names and texts have it.
-METADATA_KEY = "jeffnet"
-# Of formats that hold none: a file beside the exported one, whose name ends so.
-BESIDE = ".json"
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ def metadata_json(metadata: ExportMetadata) -> str:
     }
     return json.dumps(
         {
-            "export_format": _FORMAT,
+            "export_format": FORMAT,
             "jeffnet": metadata.jeffnet,
             "target": metadata.target,
             "options": options,
@@ -59,12 +55,8 @@ def parse_metadata(text: str, source: str) -> ExportMetadata:
     Raises:
       WeightsError: it is malformed or of a newer format.
     """
+    entry = read_description(text, source)
     try:
-        entry: dict[str, Any] = json.loads(text)
-        if entry["export_format"] != _FORMAT:
-            raise WeightsError(
-                f"{source!r} was exported by another version of jeffnet than can be read: update jeffnet"
-            )
         stated = entry["options"]
         size, include = tuple(stated.pop("image_size")), tuple(stated.pop("include"))
         options = ExportOptions(**stated, image_size=size, include=include)  # pyright: ignore[reportArgumentType]

@@ -10,7 +10,7 @@ from functools import partial, reduce
 from typing import Any, assert_never
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.operations import (
@@ -34,7 +34,7 @@ from jeffnet.ops.attention import attended_mean, multi_query_attention
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.group_norm import sample_norm
-from jeffnet.ops.network import apply_experts, apply_network, apply_routing
+from jeffnet.ops.network import apply_network, apply_routing
 from jeffnet.ops.pool import downsample
 
 # From the name of a value, and the value, to what takes its place.
@@ -128,7 +128,7 @@ class FoldedNetwork:
             case ExpertConv():
                 assert weights is not None
                 kernel = self.weight(f"{op.name}.kernel", arrays[f"{op.name}.kernel"])
-                x = apply_experts(op.conv, x, kernel, weights)
+                x = self._mixture(op.conv, x, kernel, weights)
                 x = x + over_channels(arrays[f"{op.name}.bias"], x)
                 return self._norm_act(arrays, op.name, op.conv.norm, x, op.conv.act)
             case Downsample():
@@ -145,15 +145,40 @@ class FoldedNetwork:
         return self.point(op.name, x * gate)
 
     def _conv(self, arrays: Mapping[str, Array], op: Conv, x: Array) -> Array:
-        outputs = [self._part(arrays, op, part, x[..., channels]) for part, channels, _ in op.shares]
+        # Not by indexing, which gathers where the number of pictures is a symbol.
+        outputs = [
+            self._part(arrays, op, part, lax.slice_in_dim(x, channels.start, channels.stop, axis=-1))
+            for part, channels, _ in op.shares
+        ]
         x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
         return self._norm_act(arrays, op.name, op.norm, x, op.act)
 
     def _part(self, arrays: Mapping[str, Array], op: Conv, part: ConvPart, x: Array) -> Array:
         kernel = self.weight(f"{part.name}.kernel", arrays[f"{part.name}.kernel"])
-        steps, dilation = (op.stride, op.stride), (op.dilation, op.dilation)
-        x = conv_general_dilated(x, kernel, steps, part.padding, rhs_dilation=dilation, feature_group_count=part.groups)
+        x = self._convolved(op, part, x, kernel)
         return x + over_channels(arrays[f"{part.name}.bias"], x)
+
+    @staticmethod
+    def _convolved(op: Conv, part: ConvPart, x: Array, kernel: Array) -> Array:
+        steps, dilation = (op.stride, op.stride), (op.dilation, op.dilation)
+        return conv_general_dilated(
+            x, kernel, steps, part.padding, rhs_dilation=dilation, feature_group_count=part.groups
+        )
+
+    def _mixture(self, conv: Conv, x: Array, kernels: Array, weights: Array) -> Array:
+        """As `jeffnet.ops.network.apply_experts`, in operations that need not know the number of pictures.
+
+        1x1 convolutions mix the experts' kernels, all others, which are cheaper, the experts' outputs.
+        """
+        (part,) = conv.parts
+        if conv.is_pointwise:
+            return jnp.einsum("nhwi,nio->nhwo", x, jnp.einsum("ne,eio->nio", weights, kernels[:, 0, 0]))
+        outputs = (
+            lax.slice_in_dim(weights, expert, expert + 1, axis=1)[:, :, None, None]
+            * self._convolved(conv, part, x, kernel)
+            for expert, kernel in enumerate(kernels)
+        )
+        return reduce(jnp.add, outputs)
 
     def _norm_act(self, arrays: Mapping[str, Array], name: str, norm: Norm | None, x: Array, act: str | None) -> Array:
         if norm is not None or act is not None:

@@ -33,7 +33,8 @@ def use_lowering(name: str) -> Iterator[None]:
 
     Args:
       name: 'auto': on CPUs the C++ kernels where they can be built, otherwise shifted multiply-adds; XLA's convolutions
-        on other platforms. 'native': the C++ kernels. 'shifted': JAX's operations alone. 'xla': XLA's convolutions.
+        on other platforms. 'native': the C++ kernels. 'shifted': JAX's operations alone, for CPUs also where this
+        process has another platform, as in exported programs. 'xla': XLA's convolutions.
 
     Raises:
       ConfigError: no such lowering. Where the C++ kernels cannot be built 'native' is refused when a convolution is
@@ -79,7 +80,8 @@ def conv_general_dilated(
     `use_lowering` chooses the form. An `lhs_dilation` other than 1 and an `out_sharding` are left to XLA.
     """
     form = lowering()
-    ours = form != "xla" and jax.default_backend() == "cpu" and out_sharding is None and _is_plain(lhs, rhs)
+    here = form == "shifted" or (form != "xla" and jax.default_backend() == "cpu")
+    ours = here and out_sharding is None and _is_plain(lhs, rhs)
     positive = all(step > 0 for step in (*window_strides, *(rhs_dilation or ()), *rhs.shape[:2]))  # others XLA refuses
     if ours and positive and all(step == 1 for step in lhs_dilation or ()):
         window = make_window(lhs.shape[1:3], rhs.shape[:2], window_strides, padding, rhs_dilation or (1, 1))

@@ -78,12 +78,16 @@ def _shifted(images: Array, kernel: Array, window: Window, size: Any = None) -> 
 
 def _views(padded: Array, kernel_size: Sequence[int], window: Window):
     """The pixels under each kernel position: `(row, column, (N, H', W', C))`."""
-    height, width = Window(window.strides, ((0, 0), (0, 0)), window.dilation).out_size(padded.shape[1:3], kernel_size)
-    for row, column in itertools.product(*map(range, kernel_size)):
-        top, left = row * window.dilation[0], column * window.dilation[1]
-        rows = slice(top, top + (height - 1) * window.strides[0] + 1, window.strides[0])
-        columns = slice(left, left + (width - 1) * window.strides[1] + 1, window.strides[1])
-        yield row, column, padded[:, rows, columns]
+    sizes = Window(window.strides, ((0, 0), (0, 0)), window.dilation).out_size(padded.shape[1:3], kernel_size)
+    for position in itertools.product(*map(range, kernel_size)):
+        view = padded
+        # Not by indexing, which gathers where the number of pictures is a symbol.
+        for axis, tap, dilation, size, stride in zip(
+            (1, 2), position, window.dilation, sizes, window.strides, strict=True
+        ):
+            start = tap * dilation
+            view = lax.slice_in_dim(view, start, start + (size - 1) * stride + 1, stride, axis)
+        yield *position, view
 
 
 def _shifted_input_gradient(g: Array, kernel: Array, window: Window, size: tuple[int, int]) -> Array:

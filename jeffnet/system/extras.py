@@ -14,6 +14,7 @@ PACKAGES = {
     "keras": "keras h5py",
     "onnx": "onnx onnxruntime",
     "bench": "onnx onnxruntime onnxscript openvino",
+    "export": "flatbuffers",
     "wandb": "wandb",
 }
 
