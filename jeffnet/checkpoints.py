@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jeffnet.arch.imagenet import known_classes
@@ -62,7 +63,35 @@ def save_checkpoint(
         does not fit the form.
       OutputError: the path exists or cannot be written.
     """
-    start, known = to_start(model), name if isinstance(name, ModelCard) else None
+    card, arrays = describe_model(to_start(model), name, classes, preprocessing)
+    write_checkpoint(path, arrays, card, form)
+    return card
+
+
+def describe_model(
+    start: Start,
+    name: ModelLike | ModelCard,
+    classes: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
+) -> tuple[ModelCard, dict[str, np.ndarray]]:
+    """The card of a model, and its arrays.
+
+    Args:
+      start: of `jeffnet.backends.to_start`.
+      name: see `save_checkpoint`, as for `classes` and `preprocessing`.
+      classes: names of the classes.
+      preprocessing: what the model expects of pictures.
+
+    Returns:
+      The card, and the arrays by canonical name.
+
+    Raises:
+      UnknownModelError: no such model.
+      WeightsError: the model is not the one of this name, or the names are not of its classes.
+    """
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in start.arrays.values()):
+        raise WeightsError("the model has shapes instead of arrays: create it without abstract=True")
+    known = name if isinstance(name, ModelCard) else None
     architecture: ModelLike = known.architecture if known else name  # pyright: ignore[reportAssignmentType]
     num_classes = start.plan.num_classes
     names = (classes,) if isinstance(classes, str) else tuple(() if classes is None else classes)
@@ -88,13 +117,13 @@ def save_checkpoint(
     )
     if trunk(start.plan) != trunk(card.plan()):
         raise WeightsError(f"the model is not a {card.model}, which would compute something else with its arrays")
-    write_checkpoint(path, arrays, card, form)
-    return card
+    return card, arrays
 
 
-# Endings of formats that jeffnet does not write.
+# Endings of exported files, see `jeffnet.export`, and of formats that jeffnet does not write.
+EXPORTED = (".onnx", ".tflite", ".stablehlo")
 _FOREIGN = (
-    *(".onnx", ".tflite", ".pb", ".hdf5", ".mlmodel", ".mlpackage", ".gguf", ".engine", ".xml", ".jit", ".pt2"),
+    *(".pb", ".hdf5", ".mlmodel", ".mlpackage", ".gguf", ".engine", ".xml", ".jit", ".pt2"),
     *(".pkl", ".pickle", ".npy", ".zip", ".gz", ".json"),
 )
 
@@ -115,6 +144,8 @@ def form_of(path: str | os.PathLike, form: str | None = None) -> str:
     path = Path(path)
     if form is not None and form not in FORMS:
         raise EndingError(f"form {form!r} is not one of {', '.join(FORMS)}")
+    if path.suffix.lower() in EXPORTED:
+        raise EndingError(f"cannot write {str(path)!r} as weights: `jeffnet export` writes {path.suffix.lower()} files")
     if path.suffix.lower() in _FOREIGN:
         endings = dict.fromkeys(ending for format in FORMATS for ending in format.endings)
         written = ", ".join(f"*{ending} ({' or '.join(_forms(f'a{ending}'))})" for ending in endings)

@@ -1203,8 +1203,9 @@ def test_the_form_follows_the_ending(name, form, expected):
 @pytest.mark.parametrize(
     ("name", "form", "message"),
     [
-        ("a.onnx", None, r"'a.onnx': jeffnet writes no .onnx files, but \*.safetensors"),
-        ("a.onnx", "jeffnet", "writes no .onnx files"),
+        ("a.onnx", None, "cannot write 'a.onnx' as weights: `jeffnet export` writes .onnx files"),
+        ("a.zip", None, r"'a.zip': jeffnet writes no .zip files, but \*.safetensors"),
+        ("a.zip", "jeffnet", "writes no .zip files"),
         ("a.pth", "jeffnet", "in the form 'jeffnet': a file of this name is timm or efficientnet_pytorch"),
         ("a.keras", "npz", "a file of this name is keras"),
         ("a.safetensors", "linen", "a file of this name is jeffnet or timm"),

@@ -18,6 +18,7 @@ _METHODS = ("__call__", "apply", "pre_logits", "features", "_forward")
 # Attributes of layers that say whether a model trains, and those on which only training depends.
 _OF_MODE = frozenset({"deterministic", "use_running_average"})
 _OF_TRAINING = frozenset({"momentum", "frozen", "rate", "keep", "axis_name"})
+_WAY_OUT = "describe the architecture by block strings (jeffnet.register_model), or set it back"
 _COMPARED = (bool, int, float, str, tuple, type(None), type, FunctionType, Block, Op, Norm)
 
 
@@ -44,7 +45,8 @@ def check_unchanged(backend: str, model: Any, start: Start, training: bool) -> N
         if not (issubclass(type(other), type(own)) if name == "classifier" else type(own) is type(other)):
             raise WeightsError(
                 f"the model's {name} is a {type(own).__name__} in place of a {type(other).__name__}, which would be "
-                "lost: only layers of the same class can be replaced where a model is converted, saved or fused"
+                "lost: only layers of the same class can be replaced where a model is converted, saved, fused or "
+                f"exported; {_WAY_OUT}"
             )
         if name != "classifier":
             _check_options(name, own, other, ignored)
@@ -55,7 +57,7 @@ def _check_methods(module: Any, expected: type) -> None:
         if _owner(type(module), name) is not _owner(expected, name):
             raise WeightsError(
                 f"{type(module).__name__} has a {name} of its own, which would be lost: only what jeffnet's own class "
-                "computes can be converted, saved or fused"
+                f"computes can be converted, saved, fused or exported; {_WAY_OUT}"
             )
 
 

@@ -12,7 +12,7 @@ from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.model import add_switch, local_path, model_name, positive, positive_number
 from jeffnet.cli.parser import usage
 from jeffnet.cli.scaling import add_scaling_options, run_scaling
-from jeffnet.cli.text import table
+from jeffnet.cli.text import progress_line, table
 from jeffnet.errors import JeffnetError, UsageError
 from jeffnet.system.figures import FORMS
 from jeffnet.system.files import check_output
@@ -82,15 +82,15 @@ def run(options: argparse.Namespace) -> None:
     if options.scaling:
         if len(candidates) != 1 or options.weights:
             raise UsageError("--scaling takes the name of one model, and no weights")
-        with _bar() as bar:
-            run_scaling(options, candidates[0].name, settings, bar.set_description_str)
+        with progress_line() as progress:
+            run_scaling(options, candidates[0].name, settings, progress)
         return
     for path, endings in ((options.csv, [".csv"]), (options.plot, FORMS)):
         if path is not None:
             check_output(path, endings)
     results = []
-    with _bar() as bar:
-        for result in bench(candidates, settings, bar.set_description_str):
+    with progress_line() as progress:
+        for result in bench(candidates, settings, progress):
             results.append(result)
             if options.csv:
                 write_csv(options.csv, results, prices)
@@ -162,10 +162,3 @@ def _check(results: list) -> None:
         faults.append("nothing could be measured")
     if faults:
         raise JeffnetError("; ".join(faults))
-
-
-def _bar():
-    """Progress in one line of standard error."""
-    from tqdm import tqdm
-
-    return tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None, file=sys.stderr)

@@ -22,6 +22,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "published weights of --model)",
     )
     parser.add_argument("--model", metavar="NAME", help=f"{MODEL_TEXT}; required unless the weights name their model")
+    add_model_file_option(parser)
     add_backend_options(parser)
     parser.add_argument("--batch-size", type=positive, default=32, help="pictures per batch (default: %(default)s)")
     add_size_option(parser)
@@ -54,7 +55,54 @@ def add_switch(group: Any, name: str, default: bool, text: str) -> None:
     group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
 
 
-def open_model(options: argparse.Namespace):
+def add_model_file_option(group: Any) -> None:
+    """Add `--model-file`."""
+    text = "an exported file (docs/export.md) instead of weights; --model only where it does not say its model"
+    group.add_argument("--model-file", type=local_path, metavar="FILE", help=text)
+
+
+def check_model_file(options: argparse.Namespace) -> None:
+    """Raises UsageError for options that an exported file has no use for."""
+    if options.model_file is None:
+        return
+    if options.weights is not None:
+        raise UsageError("--model-file and --weights: give one of them")
+    defaults = {"backend": BACKENDS, "dtype": DTYPES}
+    for name, reason in {
+        "backend": "runs in its own runtime",
+        "dtype": "has its own dtype",
+        "test_pool": "has its own pooling",
+        "no_jit": "runs in its own runtime",
+    }.items():
+        default = next(iter(defaults[name])) if name in defaults else False
+        if getattr(options, name, default) != default:
+            raise UsageError(f"--{name.replace('_', '-')} is not for --model-file, which {reason}")
+
+
+def open_forward(options: argparse.Namespace):
+    """A function of variables and pictures, 0 to 255, the variables, and the card with the chosen preprocessing."""
+    from dataclasses import replace
+
+    from jeffnet.validation.answers import exported_forward, make_forward
+
+    if options.model_file is None:
+        apply, variables, card = _open_model(options)
+        return make_forward(apply, card.preprocessing), variables, card
+    from jeffnet.export.run import open_exported
+
+    check_model_file(options)
+    exported = open_exported(options.model_file, options.model and model_name(options.model))
+    height, width = exported.image_size
+    if height != width:
+        raise UsageError(f"{options.model_file!r} takes pictures of {height}x{width} pixels: predict has squares only")
+    if options.image_size not in (None, height):
+        raise UsageError(f"{options.model_file!r} takes pictures of {height} pixels: --image-size cannot change that")
+    chosen = {"image_size": height, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
+    card = replace(exported.card, preprocessing=exported.card.preprocessing.changed(**chosen))
+    return exported_forward(exported), {}, card
+
+
+def _open_model(options: argparse.Namespace):
     """A pure function of variables and normalised images, the variables, and the card with the chosen preprocessing."""
     from dataclasses import replace
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.cli.devices import add_device_options, start_devices
-from jeffnet.cli.model import add_model_options, add_switch, local_path, open_model, positive
+from jeffnet.cli.model import add_model_options, add_switch, local_path, open_forward, positive
 from jeffnet.cli.text import table
 from jeffnet.errors import DatasetError
 from jeffnet.system.figures import FORMS
@@ -44,16 +44,15 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.arch.imagenet import class_titles
     from jeffnet.data.images import orientation
     from jeffnet.inference.predict import draw_predictions, predict
-    from jeffnet.validation.answers import check_classifies, make_forward
+    from jeffnet.validation.answers import check_classifies
 
     if options.output:
         check_output(options.output, FORMS)
     start_devices(options)
-    apply, variables, card = open_model(options)
-    check_classifies(card, options.weights)
+    forward, variables, card = open_forward(options)
+    check_classifies(card, options.model_file or options.weights)
     classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
     pictures = _pictures(options.pictures, options.limit, card.in_chans)
-    forward = make_forward(apply, card.preprocessing)
     predictions = predict(
         forward, variables, pictures, card.preprocessing, classes, options.top, options.batch_size, options.exif
     )

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from jeffnet.text.names import printable, printable_lines
@@ -21,6 +21,19 @@ def any_text() -> Iterator[None]:
         for stream, errors in zip(streams, before, strict=True):
             with suppress(OSError, ValueError):  # it is closed, or its buffer cannot be written
                 stream.reconfigure(errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Yields a function that shows what is being done, in one line of standard error if that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None, file=sys.stderr) as bar:
+
+        def show(text: str) -> None:
+            bar.set_description_str(printable(text))
+
+        yield show
 
 
 class PrintableFormatter(logging.Formatter):

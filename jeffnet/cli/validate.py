@@ -13,7 +13,9 @@ from jeffnet.cli.devices import add_device_options, add_process_options, connect
 from jeffnet.cli.model import (
     add_backend_options,
     add_crop_options,
+    add_model_file_option,
     add_switch,
+    check_model_file,
     image_size,
     local_path,
     model_name,
@@ -66,6 +68,7 @@ def _add_model_options(group: Any) -> None:
         help="a file or checkpoint in any format, hf:owner/name, or a URL; {model} stands for the name of the model "
         "(default: the published weights)",
     )
+    add_model_file_option(group)
     text = "number of classes that the weights must have (default: any)"
     group.add_argument("--num-classes", type=positive, metavar="N", help=text)
     add_backend_options(group)
@@ -148,8 +151,9 @@ def _run(options: argparse.Namespace) -> None:
     from jeffnet.validation.results import ResultsFile
     from jeffnet.validation.validate import validate
 
+    check_model_file(options)
     pattern = options.model and ",".join(map(model_name, options.model.split(",")))
-    candidates, settings = select_models(pattern, options.weights), _settings(options)
+    candidates, settings = select_models(pattern, options.weights, options.model_file), _settings(options)
     _check_outputs(options, len(candidates))
     start_devices(options)
     local = ("run", "process_id", "debug", "arguments")
@@ -157,7 +161,7 @@ def _run(options: argparse.Namespace) -> None:
     results = ResultsFile(options.results) if options.results else None
     rows, failures, waiting = [], [], []
     for candidate in candidates:
-        row = results.find(candidate.name, candidate.weights, asdict(settings)) if results else None
+        row = results.find(candidate.name, candidate.source, asdict(settings)) if results else None
         if row:
             print(printable(f"{row['model']}: already in {options.results}"), file=sys.stderr)
             rows.append(row)

@@ -4,17 +4,25 @@
 
     export_model("b0.onnx", (model, variables), "efficientnet_b0")
 
-`jeffnet.export.run` runs what was exported. Without anything of the models' code, `load` loads exported StableHLO.
+`open_exported` runs what was exported. Without anything of the models' code, `load` loads exported StableHLO.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jeffnet.export.export import ExportReport as ExportReport
+    from jeffnet.export.export import export_model as export_model
     from jeffnet.export.program import Program as Program
     from jeffnet.export.program import load as load
+    from jeffnet.export.run import ExportedModel as ExportedModel
+    from jeffnet.export.run import open_exported as open_exported
 
-_MODULES = {"load": "program", "Program": "program"}
+_MODULES = {
+    **dict.fromkeys(("export_model", "ExportReport"), "export"),
+    **dict.fromkeys(("open_exported", "ExportedModel"), "run"),
+    **dict.fromkeys(("load", "Program"), "program"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,8 @@
 """What an exported file is asked to be."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from jeffnet.errors import ConfigError, check_choice
 
@@ -20,6 +22,7 @@ class ExportOptions:
       dtype: of weights and arithmetic, 'float32' or 'float16'. Pictures and logits are float32 for both.
       include: what the file does besides: 'preprocessing' takes uint8 pixels and normalises them, 'softmax' gives
         probabilities instead of logits.
+      embed_labels: store the names of the classes, for people, where other programs look for them.
       opset: of ONNX; None for the oldest that has all operations.
 
     Raises:
@@ -31,6 +34,7 @@ class ExportOptions:
     layout: str = "nhwc"
     dtype: str = "float32"
     include: tuple[str, ...] = ()
+    embed_labels: bool = False
     opset: int | None = None
 
     def __post_init__(self) -> None:
@@ -41,3 +45,16 @@ class ExportOptions:
         for name, number in {"batch_size": self.batch_size, "image_size": min(self.image_size or (1,))}.items():
             if number is not None and number < 1:
                 raise ConfigError(f"{name} {number} is below 1")
+
+
+def export_options(options: Mapping[str, Any]) -> ExportOptions:
+    """Options by name; `image_size` may be one side of square pictures.
+
+    Raises:
+      ConfigError: no such option, or a value outside its range.
+    """
+    names = [field.name for field in fields(ExportOptions)]
+    for name in options:
+        check_choice("option", name, names)
+    size = options.get("image_size")
+    return ExportOptions(**{**options, **({"image_size": (size, size)} if isinstance(size, int) else {})})

@@ -1,9 +1,14 @@
 """The formats of exported files."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from jeffnet.errors import EndingError, JeffnetError, check_choice
+from jeffnet.system.extras import install
 
 if TYPE_CHECKING:
     from jeffnet.export.metadata import ExportMetadata
@@ -72,3 +77,41 @@ TARGETS: dict[str, Target] = {
     "stablehlo": Target("jeffnet.export.stablehlo", (".stablehlo",), "export"),
     "savedmodel": Target("jeffnet.export.savedmodel", ("",), "tf"),
 }
+
+
+def choose_target(path: Path, to: str | None = None) -> str:
+    """The format in which to write a file.
+
+    Args:
+      path: to write to.
+      to: one of `TARGETS`; None goes by the ending of the path.
+
+    Raises:
+      ConfigError: no such format.
+      EndingError: files of this format have another ending, or no format has this one.
+    """
+    ending = path.suffix.lower()
+    of_ending = next((name for name, target in TARGETS.items() if ending in target.endings), None)
+    if to is None:
+        if of_ending is None:
+            known = ", ".join(f"*{target.endings[0]} ({name})" for name, target in TARGETS.items() if target.endings[0])
+            raise EndingError(f"cannot export to {str(path)!r}: give a name such as {known}, or the format (--to)")
+        return of_ending
+    check_choice("target", to, TARGETS)
+    endings = TARGETS[to].endings
+    # A folder may have any name that is not one of another format's files.
+    if ending in endings or ("" in endings and of_ending is None):
+        return to
+    wanted = f"ends in {' or '.join(filter(None, endings))}" if any(endings) else "is a folder's"
+    raise EndingError(f"cannot export to {str(path)!r} as {to}: give a name that {wanted}")
+
+
+@contextmanager
+def packages_of(target: str) -> Iterator[None]:
+    """Within it, a package of a format that is not installed is a JeffnetError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise JeffnetError(
+            f"{target} files need {error.name}, which is not installed: {install(TARGETS[target].extra)}"
+        ) from error

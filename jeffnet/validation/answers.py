@@ -83,6 +83,15 @@ def make_forward(apply: Forward, preprocessing: Preprocessing, jit: bool = True)
     return jax.jit(forward) if jit else forward
 
 
+def exported_forward(exported: Callable[[np.ndarray], np.ndarray]) -> Forward:
+    """A function like those of `make_forward` that runs an exported file, see `jeffnet.export.run`."""
+
+    def forward(variables: Any, images: Array) -> Array:
+        return jnp.asarray(exported(np.asarray(images)))
+
+    return forward
+
+
 def check_classifies(card: ModelCard, source: str | None) -> None:
     """Raises WeightsError unless a model gives a picture one logit per class.
 

@@ -1,6 +1,6 @@
 """Selects the models to validate or measure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jeffnet.arch.zoo import list_models, resolve_name
 from jeffnet.errors import UnknownModelError, UsageError
@@ -15,24 +15,35 @@ class Candidate:
     Attributes:
       name: in the zoo; None if the weights name their model.
       weights: their source; None for the published weights.
+      file: an exported file, see `jeffnet.export.run.open_exported`, instead of weights; it needs a name only where it
+        does not state its model.
     """
 
     name: str | None
     weights: str | None = None
+    file: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """Its weights, or its exported file."""
+        return self.file or self.weights
 
 
-def select_models(pattern: str | None, weights: str | None = None) -> list[Candidate]:
+def select_models(pattern: str | None, weights: str | None = None, file: str | None = None) -> list[Candidate]:
     """The models that match a pattern.
 
     Args:
       pattern: names and wildcards, separated by commas; 'all' is every architecture with its default weights, `*.*`
         every set of weights. None if the weights name their model.
       weights: their source, in which `{model}` stands for the name of the model. None uses the published weights.
+      file: an exported file instead of weights.
 
     Raises:
       UnknownModelError: no model matches.
-      UsageError: neither is given, or several models would share one file of weights.
+      UsageError: nothing is given, or several models would share one file.
     """
+    if file is not None:
+        return [replace(candidate, weights=None, file=file) for candidate in select_models(pattern, file)]
     if pattern is None:
         if weights is None:
             raise UsageError(NO_MODEL)

@@ -1,7 +1,7 @@
 """Validation: models by name or from files, a data set through any of three pipelines, one pass for several models."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
@@ -17,8 +17,16 @@ from jeffnet.data.labels import label_table, read_label_map, read_real_labels, r
 from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, JeffnetError
+from jeffnet.export.run import open_exported
 from jeffnet.parallel.mesh import make_layout
-from jeffnet.validation.answers import Answers, Forward, answer, check_classifies, make_forward
+from jeffnet.validation.answers import (
+    Answers,
+    Forward,
+    answer,
+    check_classifies,
+    exported_forward,
+    make_forward,
+)
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
 from jeffnet.validation.metrics import score
@@ -96,6 +104,7 @@ class _Model:
     variables: Any
     transform: EvalTransform
     resize: str | None
+    row: dict[str, Any] = field(default_factory=dict)  # entries that are not the settings'
 
     @property
     def needs(self) -> tuple:
@@ -106,7 +115,7 @@ class _Model:
 
 def _pixels(candidate: Candidate, settings: Settings) -> Any:
     """What a model's pixels depend on, as far as it is known before its weights are read."""
-    if candidate.name is None:
+    if candidate.name is None or candidate.file:
         return None
     return _shared_part(_transform(model_preprocessing(candidate.name), settings)), _resize(candidate.name, settings)
 
@@ -138,14 +147,13 @@ def _shared_part(transform: EvalTransform) -> EvalTransform:
 
 
 def _open_model(candidate: Candidate, settings: Settings) -> _Model:
+    if candidate.file:
+        return _open_file(candidate.file, candidate, settings)
     backend = load_backend(settings.backend)
     source = candidate.weights or True
     start, card = start_pretrained(source, candidate.name, dtype=jnp.dtype(settings.dtype))
     transform = _transform(card.preprocessing, settings)
-    check_classifies(card, candidate.weights)
-    if settings.num_classes not in (None, card.num_classes):
-        what = f"weights {candidate.weights or candidate.name!r}"
-        raise ConfigError(f"{what} have {card.num_classes} classes, not num_classes {settings.num_classes}")
+    _check_classes(candidate, card, settings)
     if settings.test_pool:
         trained = card.preprocessing.train_size or card.preprocessing.image_size
         if min(transform.shape) <= trained:
@@ -155,6 +163,28 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
     apply, variables = backend.inference(*(model if isinstance(model, tuple) else (model,)))
     forward = make_forward(apply, transform.preprocessing, settings.jit)
     return _Model(candidate, card, forward, variables, transform, _resize(card.model, settings))
+
+
+def _open_file(path: str, candidate: Candidate, settings: Settings) -> _Model:
+    """The model of an exported file, whose runtime computes on the host, outside of JAX."""
+    if jax.process_count() > 1:
+        raise ConfigError(f"{path!r} runs in one process: validate it without several")
+    exported = open_exported(path, candidate.name)
+    if settings.size not in (None, exported.image_size):
+        height, width = exported.image_size
+        raise ConfigError(f"{path!r} takes pictures of {height}x{width} pixels: --img-size cannot change that")
+    card = exported.card
+    _check_classes(candidate, card, settings)
+    transform = _transform(card.preprocessing, replace(settings, size=exported.image_size))
+    row = {"backend": exported.runner.runtime, "dtype": exported.dtype}
+    return _Model(candidate, card, exported_forward(exported), {}, transform, _resize(card.model, settings), row)
+
+
+def _check_classes(candidate: Candidate, card: ModelCard, settings: Settings) -> None:
+    check_classifies(card, candidate.source)
+    if settings.num_classes not in (None, card.num_classes):
+        what = f"weights {candidate.source or candidate.name!r}"
+        raise ConfigError(f"{what} have {card.num_classes} classes, not num_classes {settings.num_classes}")
 
 
 def _pass(
@@ -220,13 +250,16 @@ def _outcome(
         "exif": transform.exif,
         **({"resize": model.resize} if model.resize else {}),
     }
-    is_scored = model.candidate.weights is None and _is_imagenet_validation(settings, loader, table)
+    is_scored = (
+        model.candidate.weights is None and model.card.spec is None and _is_imagenet_validation(settings, loader, table)
+    )
     published = find_model(model.card.model).weights if is_scored else None
     top1, top5 = (published.top1, published.top5) if published else (None, None)
     row = {
         "model": model.card.model,
-        "weights": model.candidate.weights,
+        "weights": model.candidate.source,
         **{name: getattr(settings, name) for name in ("data", "split", "loader", "backend", "dtype")},
+        **model.row,
         "top1": scores.top1,
         "top5": scores.top5,
         "loss": scores.loss,

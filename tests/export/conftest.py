@@ -1,11 +1,15 @@
-"""Small models to export, and what they compute."""
+"""Small models to export, what they compute, and a format for tests of what all formats share."""
 
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def _random_arrays(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -96,3 +100,40 @@ def pictures_of() -> Callable[..., np.ndarray]:
         return rng.normal(size=like.shape).astype(np.float32)
 
     return pictures
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The format 'fake', with files `*.fake`, as a module."""
+    import fake_target
+
+    from jeffnet.export import run, snippet
+    from jeffnet.export.targets import TARGETS, Target
+
+    monkeypatch.setitem(TARGETS, "fake", Target("fake_target", (".fake",), "onnx"))
+    monkeypatch.setitem(run._STARTS, "fake", lambda start: start.startswith(b"FAKE"))
+    monkeypatch.setitem(snippet._IMPORTS, "fake", "import fake_target")
+    monkeypatch.setitem(snippet._RUNS, "fake", "outputs = fake_target.open_runner({path!r})(images)")
+    monkeypatch.setattr(fake_target, "faults", {})
+    return fake_target
+
+
+@pytest.fixture
+def tiny(tiny_model):
+    """A model of three classes, whose norms have random statistics, and its card: as `from_pretrained` gives them."""
+    import numpy as np
+
+    from jeffnet.arch.zoo import model_preprocessing
+    from jeffnet.functional import build
+    from jeffnet.ops.init import initial_arrays
+    from jeffnet.weights.card import ModelCard
+    from jeffnet.weights.start import Start
+
+    card = ModelCard("tiny_flat", 3, 3, model_preprocessing("tiny_flat"), ("cat", "dog", "owl"))
+    arrays, rng = dict(initial_arrays(card.plan(), 0)), np.random.default_rng(0)
+    for name, array in arrays.items():
+        if name.endswith((".mean", ".bias")):
+            arrays[name] = rng.normal(0, 0.3, array.shape).astype(np.float32)
+        elif name.endswith((".var", ".scale")):
+            arrays[name] = rng.uniform(0.5, 2, array.shape).astype(np.float32)
+    return build(Start(card.plan(), arrays)), card

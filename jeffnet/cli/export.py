@@ -1,0 +1,120 @@
+"""`jeffnet export`: a model as a file for another runtime."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from jeffnet.cli.devices import add_device_options, start_devices
+from jeffnet.cli.model import image_size, local_path, model_name, positive
+from jeffnet.cli.parser import usage
+from jeffnet.cli.text import progress_line
+from jeffnet.export.options import DTYPES, INCLUDED, LAYOUTS
+from jeffnet.export.targets import TARGETS, choose_target
+from jeffnet.system.files import write_file
+from jeffnet.text.names import printable_lines
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "export",
+        parents=[common],
+        help="write a model as a file for another runtime",
+        description="Write a model for ONNX Runtime, LiteRT, JAX or TensorFlow, run the file there, and compare what "
+        "it gives with what the model gives; see docs/export.md. A file that differs from its model is not kept.",
+    )
+    text = "a name for its published weights, or a file or checkpoint of weights in any format, hf:owner/name, or a URL"
+    parser.add_argument("model", metavar="MODEL", help=text)
+    text = "weights of the model whose name MODEL is, as for `jeffnet validate` (default: the published ones)"
+    parser.add_argument("--weights", metavar="SOURCE", help=text)
+    parser.add_argument("--output", required=True, type=local_path, metavar="FILE", help="must not exist")
+    text = "format (default: by the ending of the output: .onnx, .tflite, .stablehlo; without one: savedmodel)"
+    parser.add_argument("--to", choices=TARGETS, help=text)
+    _add_file_options(parser.add_argument_group("what the file takes and gives"))
+    _add_check_options(parser.add_argument_group("check"))
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one object")
+    text = "write OUTPUT.md, which describes the file and has the program that runs it, instead of printing the program"
+    group.add_argument("--card", action="store_true", help=text)
+    add_device_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_file_options(group: Any) -> None:
+    text = "pictures of a call, or `any` (default: %(default)s)"
+    group.add_argument("--batch-size", type=_batch_size, default="any", metavar="N", help=text)
+    text = "side of the pictures, or HEIGHTxWIDTH (default: the model's)"
+    group.add_argument("--image-size", "--img-size", type=image_size, metavar="PIXELS", help=text)
+    group.add_argument("--layout", choices=LAYOUTS, default="nhwc", help="of the pictures (default: %(default)s)")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    text = f"what the file does besides, of {', '.join(INCLUDED)}: takes uint8 pixels; gives probabilities"
+    group.add_argument("--include", type=_words, default=(), metavar="STEP,...", help=text)
+    group.add_argument("--embed-labels", action="store_true", help="store the names of the classes for other programs")
+    group.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: the oldest that will do)")
+
+
+def _add_check_options(group: Any) -> None:
+    group.add_argument("--no-check", action="store_true", help="do not run the file")
+    text = "data set or folder of pictures on which to compare (default: synthetic pictures)"
+    group.add_argument("--check-with", metavar="DATA", help=text)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Export, and say what was written."""
+    path = Path(options.output)
+    with usage():
+        target = choose_target(path, options.to)
+    start_devices(options)
+    from jeffnet.export.export import export_model
+    from jeffnet.export.snippet import described, entries, model_card, snippet
+
+    with progress_line() as progress:
+        progress(f"{options.model}: read")
+        *model, card = _open(options)
+        report = export_model(
+            path,
+            tuple(model),
+            card,
+            to=target,
+            check=not options.no_check,
+            check_with=options.check_with,
+            progress=progress,
+            **_file_options(options),
+        )
+    if options.card:
+        write_file(f"{path}.md", model_card(report))
+    program = snippet(report.path, report.metadata)
+    if options.json:
+        print(json.dumps({**entries(report), "snippet": program}))
+        return
+    print(printable_lines(described(report)))
+    if not options.card:
+        print(f"\nTo run it on a picture:\n\n{program}", end="")
+
+
+def _open(options: argparse.Namespace) -> tuple:
+    from jeffnet.functional import from_pretrained
+
+    if options.weights is None:
+        return from_pretrained(options.model)
+    return from_pretrained(options.weights, model_name(options.model))
+
+
+def _file_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `jeffnet.export.options.ExportOptions`."""
+    names = ("image_size", "layout", "dtype", "include", "embed_labels", "opset")
+    batch_size = None if options.batch_size == "any" else options.batch_size
+    return {"batch_size": batch_size, **{name: getattr(options, name) for name in names}}
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "any" else positive(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(filter(None, text.split(",")))
+    for word in words:
+        if word not in INCLUDED:
+            raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(INCLUDED)}")
+    return words

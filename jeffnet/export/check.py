@@ -1,0 +1,172 @@
+"""Compares an exported file, run by its own runtime, with the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jeffnet.errors import JeffnetError
+from jeffnet.export.network import ExportNetwork
+from jeffnet.export.run import ExportedModel
+from jeffnet.export.targets import TARGETS
+from jeffnet.functional import ImageClassifier, to_variables
+from jeffnet.ops.conv import use_lowering
+from jeffnet.ops.image import normalize
+from jeffnet.weights.start import Start
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an exported file may be from its model.
+
+    Attributes:
+      difference: most of `Comparison.difference`.
+      cosine: least of `Comparison.cosine`.
+      agreement: least of `Comparison.agreement`, on a user's pictures. Of synthetic ones no class may be clear.
+    """
+
+    difference: float
+    cosine: float
+    agreement: float
+
+
+LIMITS = {
+    "float32": Limits(difference=1e-3, cosine=0.99999, agreement=0.99),
+    "float16": Limits(difference=5e-2, cosine=0.999, agreement=0.95),
+    # Rounding errors of 8 bits are not small; a graph that is wrong is far beyond these.
+    "int8": Limits(difference=1.0, cosine=0.9, agreement=0.7),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What an exported file gives beside what the model gives.
+
+    Attributes:
+      pictures: that both were given.
+      difference: the largest, as a share of the model's largest output.
+      cosine: between the outputs of both for a picture, the least.
+      agreement: share of pictures with the same first class; None without classes.
+    """
+
+    pictures: int
+    difference: float
+    cosine: float
+    agreement: float | None
+
+    @classmethod
+    def of(cls, outputs: np.ndarray, expected: np.ndarray, has_classes: bool = True) -> "Comparison":
+        """Compare outputs `(N, ..., C)`.
+
+        Raises:
+          JeffnetError: they have different shapes.
+        """
+        if outputs.shape != expected.shape:
+            raise JeffnetError(f"the file gives {outputs.shape[1:]} for a picture, the model {expected.shape[1:]}")
+        difference = np.abs(outputs - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
+        # Not a number counts as wrong.
+        difference = float(difference) if np.isfinite(difference) else float("inf")
+        same = float((outputs.argmax(-1) == expected.argmax(-1)).mean()) if has_classes else None
+        return cls(len(outputs), difference, _cosine(outputs, expected), same)
+
+    def faults(self, limits: Limits, are_real: bool) -> list[str]:
+        """What is beyond the limits, in words; `are_real` where the pictures are a user's."""
+        found = []
+        if self.difference > limits.difference:
+            found.append(f"by {self.difference:.2g} of the largest output (limit {limits.difference:g})")
+        if self.cosine < limits.cosine:
+            found.append(f"to a cosine of {self.cosine:.4f} (limit {limits.cosine:g})")
+        if are_real and self.agreement is not None and self.agreement < limits.agreement:
+            found.append(f"in the first class of {1 - self.agreement:.1%} of the pictures")
+        return found
+
+
+def check_export(
+    exported: ExportedModel, path: Path, network: ExportNetwork, start: Start, pictures: np.ndarray, are_real: bool
+) -> Comparison:
+    """Run a file and compare it with the model.
+
+    Args:
+      exported: the file.
+      path: where it lies.
+      network: that was written.
+      start: the model, with its norms.
+      pictures: uint8 `(N, H, W, C)`.
+      are_real: whether they are a user's, so that the first classes count too.
+
+    Raises:
+      JeffnetError: it differs from the model by more than `LIMITS`.
+    """
+    images = exported.prepare(pictures)
+    outputs = exported.run(images)
+    expected = model_outputs(network, start, pictures)
+    comparison = Comparison.of(outputs, expected, network.plan.classifier is not None)
+    limits = LIMITS[exported.dtype]
+    if faults := comparison.faults(limits, are_real):
+        raise JeffnetError(
+            f"{exported.path!r} is not written: in {exported.runner.runtime} it differs from the model "
+            f"{' and '.join(faults)}{_first(exported, path, network, images, limits)}; --no-check (check=False) "
+            "writes it all the same"
+        )
+    return comparison
+
+
+def model_outputs(network: ExportNetwork, start: Start, pictures: np.ndarray) -> np.ndarray:
+    """What the model gives for pictures `(N, H, W, C)`, unfolded and in float32, by JAX's operations alone."""
+    model = ImageClassifier(start.plan, jnp.float32, execution=start.execution)
+    arrays = {name: jnp.asarray(array, jnp.float32) for name, array in start.arrays.items()}
+    preprocessing = network.card.preprocessing
+
+    def apply(variables: Mapping[str, Any], pixels: Array) -> Array:
+        outputs = model.apply(variables, normalize(pixels, preprocessing.mean, preprocessing.std))
+        return jax.nn.softmax(outputs) if "softmax" in network.options.include else outputs
+
+    lowering = "shifted" if jax.default_backend() == "cpu" else "xla"
+    with use_lowering(lowering), jax.default_matmul_precision("highest"):
+        run, variables = jax.jit(apply), to_variables(arrays)
+        # One by one: a batch of the maps of a large model takes much memory.
+        return np.concatenate([np.asarray(run(variables, picture[None])) for picture in pictures])
+
+
+def _first(exported: ExportedModel, path: Path, network: ExportNetwork, images: np.ndarray, limits: Limits) -> str:
+    """Where on the way through the network a file first leaves it, in words; '' where its format does not show that."""
+    values = getattr(TARGETS[exported.target].load(), "values", None)
+    if values is None:
+        return ""
+    expected = network_values(network, images[: exported.batch_size or 1])
+    try:
+        found = values(path, images[: exported.batch_size or 1], list(expected))
+    except Exception:  # a file that cannot run says nothing more
+        return ""
+    for name, value in expected.items():
+        if name in found and Comparison.of(found[name], value, False).faults(limits, False):
+            return f", first at {name!r}"
+    return ", and no layer by as much"
+
+
+def network_values(network: ExportNetwork, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The values of a folded network on its way, by name in their order, for pictures as the file takes them."""
+    values: dict[str, np.ndarray] = {}
+
+    def keep(name: str, value: Array) -> Array:
+        values[name] = np.asarray(value)
+        return value
+
+    arrays = {name: jnp.asarray(array) for name, array in network.arrays.items()}
+    floats = replace(network, options=replace(network.options, dtype="float32"))
+    with use_lowering("xla"), jax.default_matmul_precision("highest"):
+        floats.apply(arrays, jnp.asarray(images), keep)
+    return values
+
+
+def _cosine(outputs: np.ndarray, expected: np.ndarray) -> float:
+    """The least cosine between the outputs of both for a picture."""
+    rows, others = (array.reshape(len(array), -1).astype(np.float64) for array in (outputs, expected))
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
+    cosines = (rows * others).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return float(cosines.min()) if np.isfinite(cosines).all() else -1.0

@@ -1,0 +1,209 @@
+"""Exporting in Python, by a format that only the tests have."""
+
+import errno
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jeffnet.arch.zoo import model_preprocessing
+from jeffnet.backends import BACKENDS, convert
+from jeffnet.errors import ConfigError, EndingError, JeffnetError, OutputError, WeightsError
+from jeffnet.export import export_model, open_exported
+from jeffnet.export.targets import TARGETS, Target
+from jeffnet.ops.image import normalize
+
+
+def _pixels(size=32):
+    return np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+
+
+def _logits(model, card, pixels):
+    module, variables = model
+    return np.asarray(module.apply(variables, normalize(pixels, card.preprocessing.mean, card.preprocessing.std)))
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "objax"])
+def test_models_of_all_backends_are_exported(fake, tiny, backend, tmp_path):
+    model, card = tiny
+    before = jax.tree.map(np.array, model[1])
+    report = export_model(tmp_path / "a.fake", convert(model, backend), card)
+    assert report.runtime == "fake 1.0"
+    assert report.bytes == (tmp_path / "a.fake").stat().st_size
+    assert (report.comparison.pictures, report.comparison.agreement) == (8, 1.0)
+    assert 0 < report.comparison.difference < 1e-5
+    jax.tree.map(np.testing.assert_array_equal, model[1], before)
+    exported = open_exported(tmp_path / "a.fake")
+    assert (exported.card, exported.image_size, exported.target) == (card, (32, 32), "fake")
+    np.testing.assert_allclose(exported(_pixels()), _logits(model, card, _pixels()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layout": "nchw", "batch_size": 2},
+        {"include": ("preprocessing",), "layout": "nchw"},
+        {"include": ("preprocessing", "softmax"), "batch_size": 1},
+    ],
+    ids=str,
+)
+def test_what_a_file_takes_and_gives_does_not_matter(fake, tiny, options, tmp_path):
+    """Batches of 3 are cut and filled up, pictures transposed and normalised, probabilities turned into scores."""
+    model, card = tiny
+    report = export_model(tmp_path / "a.fake", model, card, **options)
+    assert report.comparison.difference < 1e-5
+    scores, logits = open_exported(tmp_path / "a.fake")(_pixels()), _logits(model, card, _pixels())
+    np.testing.assert_allclose(jax.nn.softmax(scores), jax.nn.softmax(logits), rtol=1e-4)
+    if "softmax" not in options.get("include", ()):
+        np.testing.assert_allclose(scores, logits, rtol=1e-4, atol=1e-5)
+    # From TensorFlow pictures come as floats.
+    floats = open_exported(tmp_path / "a.fake")(_pixels().astype(np.float32))
+    np.testing.assert_allclose(floats, scores, rtol=1e-6)
+
+
+def test_a_file_of_another_size_and_other_names(fake, tiny, tmp_path):
+    model, card = tiny
+    wanted = card.preprocessing.changed(crop_pct=0.5)
+    report = export_model(
+        tmp_path / "a.fake", model, "tiny_flat", classes=("a", "b", "c"), preprocessing=wanted, image_size=(40, 48)
+    )
+    exported = open_exported(tmp_path / "a.fake")
+    assert (exported.image_size, exported.card.classes) == ((40, 48), ("a", "b", "c"))
+    assert exported.card.preprocessing == wanted
+    assert report.metadata.options.image_size == (40, 48)
+    with pytest.raises(ConfigError, match=r"takes pictures of shape \(40, 48, 3\), not \(32, 32, 3\)"):
+        exported(_pixels())
+
+
+@pytest.mark.parametrize("name", ["blocks.1.0.conv.kernel", "classifier.kernel"])
+def test_a_file_that_differs_is_not_kept(fake, tiny, name, tmp_path):
+    """The first layer that differs is named; without the check it is written."""
+    model, card = tiny
+    fake.faults[name] = lambda array: 1.1 * array
+    with pytest.raises(JeffnetError) as error:
+        export_model(tmp_path / "a.fake", model, card)
+    message = str(error.value)
+    first = name.removesuffix(".kernel").replace(".conv", ".conv:sum")
+    assert f"first at {first!r}" in message and "fake 1.0" in message and "--no-check" in message
+    assert "\n" not in message and list(tmp_path.iterdir()) == []
+    report = export_model(tmp_path / "a.fake", model, card, check=False)
+    assert report.comparison is None and (tmp_path / "a.fake").exists()
+
+
+def test_a_file_that_gives_no_numbers_or_fails_is_not_kept(fake, tiny, tmp_path, monkeypatch):
+    model, card = tiny
+    fake.faults["classifier.bias"] = lambda array: np.nan * array
+    with pytest.raises(JeffnetError, match="by inf of the largest output"):
+        export_model(tmp_path / "a.fake", model, card)
+    monkeypatch.setattr(fake.Runner, "__call__", lambda self, images: 1 / 0)
+    with pytest.raises(WeightsError, match=r"a.fake' fails in fake 1.0: division by zero"):
+        export_model(tmp_path / "a.fake", model, card)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(fake, tiny, tmp_path, monkeypatch):
+    model, card = tiny
+
+    def full(path, network, metadata):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fake, "write", full)
+    with pytest.raises(OutputError, match=r"cannot write '.*a.fake': No space left on device"):
+        export_model(tmp_path / "a.fake", model, card)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_paths_that_cannot_be_written(fake, tiny, tmp_path):
+    model, card = tiny
+    (tmp_path / "there.fake").write_text("mine")
+    (tmp_path / "folder.fake").mkdir()
+    (tmp_path / "beside.fake.json").write_text("mine")
+    for name, match in {
+        "there.fake": "exists: remove it",
+        "folder.fake": "exists: remove it",
+        "beside.fake": r"beside.fake.json' exists",
+        "none/a.fake": "its folder does not exist",
+    }.items():
+        with pytest.raises(OutputError, match=match):
+            export_model(tmp_path / name, model, card)
+    for name, to, match in (
+        ("a.txt", None, r"give a name such as \*.onnx \(onnx\)"),
+        ("a.tflite", "onnx", "as onnx: give a name that ends in .onnx"),
+        ("a.onnx", "savedmodel", "give a name that is a folder's"),
+    ):
+        with pytest.raises(EndingError, match=match):
+            export_model(tmp_path / name, model, card, to=to)
+    with pytest.raises(ConfigError, match="target 'pdf' is not one of onnx"):
+        export_model(tmp_path / "a.pdf", model, card, to="pdf")
+    assert (tmp_path / "there.fake").read_text() == "mine"
+
+
+def test_options_that_cannot_be(fake, tiny, tmp_path):
+    model, card = tiny
+    for options, match in (
+        ({"batch": 1}, "option 'batch' is not one of batch_size"),
+        ({"batch_size": 0}, "batch_size 0 is below 1"),
+        ({"image_size": 0}, "image_size 0 is below 1"),
+        ({"include": ("sigmoid",)}, "include 'sigmoid' is not one of"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            export_model(tmp_path / "a.fake", model, card, **options)
+    with pytest.raises(WeightsError, match="tiny_tf"):
+        export_model(tmp_path / "a.fake", model, "tiny_tf")
+
+
+def test_a_missing_package_is_named_with_its_command(tiny, tmp_path, monkeypatch):
+    model, card = tiny
+    monkeypatch.setitem(TARGETS, "fake", Target("no_such_package_of_the_tests", (".fake",), "digits"))
+    monkeypatch.delitem(sys.modules, "no_such_package_of_the_tests", raising=False)
+    with pytest.raises(JeffnetError, match=r"fake files need no_such_package_of_the_tests.*: pip install scikit-learn"):
+        export_model(tmp_path / "a.fake", model, card)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_abstract_and_changed_models_are_refused(fake, tiny_model, tmp_path):
+    from flax import nnx
+
+    from jeffnet.nnx import create_model
+
+    with pytest.raises(WeightsError, match="without abstract=True"):
+        export_model(tmp_path / "a.fake", create_model("tiny_flat", abstract=True), "tiny_flat")
+
+    class Mine(nnx.Conv):
+        pass
+
+    model = create_model("tiny_flat")
+    model.conv_stem = Mine(3, 8, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
+    with pytest.raises(WeightsError, match=r"conv_stem is a Mine .* or exported; .*jeffnet\.register_model"):
+        export_model(tmp_path / "a.fake", model, "tiny_flat")
+
+
+def test_pictures_to_check_with(fake, tiny, tmp_path):
+    """A data set, or a folder of pictures; a broken one is an error, before anything is written."""
+    from PIL import Image
+
+    model, card = tiny
+    for folder in ("flat", "classes/val/cat", "classes/val/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(_pixels(50)[number]).save(tmp_path / folder / f"{number}.png")
+    for folder, number in (("flat", 2), ("classes", 4)):
+        report = export_model(tmp_path / f"{folder}.fake", model, card, check_with=str(tmp_path / folder))
+        assert report.comparison.pictures == number
+    (tmp_path / "flat" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(JeffnetError, match=r"0\.png"):
+        export_model(tmp_path / "b.fake", model, card, check_with=str(tmp_path / "flat"))
+    with pytest.raises(JeffnetError, match="none"):
+        export_model(tmp_path / "b.fake", model, card, check_with=str(tmp_path / "none"))
+    assert not (tmp_path / "b.fake").exists()
+
+
+def test_features_are_exported_too(fake, tiny_model, tmp_path):
+    from jeffnet.functional import create_model
+
+    report = export_model(tmp_path / "a.fake", create_model("tiny_flat", num_classes=0), "tiny_flat")
+    assert report.comparison.agreement is None and report.comparison.difference < 1e-5
+    assert open_exported(tmp_path / "a.fake")(_pixels()).shape == (3, 16)
+    assert model_preprocessing("tiny_flat") == report.metadata.card.preprocessing
