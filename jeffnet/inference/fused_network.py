@@ -41,6 +41,8 @@ from jeffnet.ops.network import apply_composite, apply_experts, apply_network, a
 from jeffnet.ops.pool import downsample
 from jeffnet.system.processor import cache_bytes, processors
 
+# Bytes. The C library keeps up to 32 MiB that a call frees; of what is larger, the system clears every page anew.
+_MOST_KEPT = 24 << 20
 _MOST_REPEATED = 0.15  # largest share of a band's rows that its neighbour computes too
 
 
@@ -157,7 +159,7 @@ class FusedNetwork:
         shortcut = x if block.residual else None
         ops = block.ops
         while ops:
-            count, bands = self._inverted_ops(ops, x) if gate is None else (1, 0)
+            count, parts = self._inverted_ops(ops, x) if gate is None else (1, 0)
             (op, *others), ops = ops[:count], ops[count:]
             added = None
             if not ops and isinstance(op, Conv | Attention):
@@ -167,7 +169,7 @@ class FusedNetwork:
             match op:
                 case Conv() if others:
                     with jax.named_scope(block.name):
-                        x, means = self._inverted(arrays, (op, *others), x, bands, added)
+                        x, means = self._inverted(arrays, (op, *others), x, parts, added)
                 case Conv():
                     x, means = self._conv(arrays, op, x, gate, added)
                     gate = None
@@ -226,37 +228,36 @@ class FusedNetwork:
         return sample_norm(norm, x, arrays[f"{norm.name}.scale"], arrays[f"{norm.name}.bias"], self.dtype, act)
 
     def _inverted_ops(self, ops: Sequence[Op], x: Array) -> tuple[int, int]:
-        """How many of the first operations one kernel computes, and in how many bands of rows: 1 and 0 for none."""
-        none = (1, 0)
+        """How many of the first operations one kernel computes, in how many parts of each picture; 1 and 0 for none."""
         match ops:
             case [expand, Conv(parts=[part]) as depthwise, after, *_] if self._is_pointwise(expand):
                 pass
             case _:
-                return none
+                return 1, 0
         kernel = (part.kernel_size, part.kernel_size, 1, part.in_channels)
         fits = limits.inverted(x.shape, kernel, _window(depthwise, part, x)) and _is_plain(depthwise)
         if not fits or self._form(depthwise, part) != "depthwise":
-            return none
-        # The kernel of three operations ends with a product of all channels and no activation.
+            return 1, 0
+        parts = -(-len(processors()) // x.shape[0])
+        # The kernel of three operations ends with a product of all channels and no activation. Its parts are bands of
+        # rows: neighbouring bands both compute the rows under the kernels at their border.
         whole = self._is_pointwise(after) and isinstance(after, Conv) and after.act is None
-        if len(ops) == 3 and not whole:
-            return none
-        bands = -(-len(processors()) // x.shape[0])
-        # Neighbouring bands both compute the rows under the kernels at their border.
-        rows, repeated = x.shape[1] / bands, part.kernel_size - depthwise.stride
-        return (3 if whole else 2, bands) if bands == 1 or repeated <= rows * _MOST_REPEATED else none
+        rows, repeated = x.shape[1] / parts, part.kernel_size - depthwise.stride
+        if whole and (parts == 1 or repeated <= rows * _MOST_REPEATED):
+            return 3, parts
+        return 2, parts
 
     def _inverted(
-        self, arrays: Mapping[str, Array], ops: Sequence[Any], x: Array, bands: int, shortcut: Array | None
+        self, arrays: Mapping[str, Array], ops: Sequence[Any], x: Array, parts: int, shortcut: Array | None
     ) -> tuple[Array, Array | None]:
         """Outputs, and means where they end with the depthwise convolution."""
         expand, depthwise, *project = ops
         window, acts = _window(depthwise, depthwise.parts[0], x), (expand.act, depthwise.act)
         kernels = _weights(arrays, expand.name), _weights(arrays, depthwise.name)
         if not project:
-            return inverted_residual(x, *kernels, window, acts, bands)
+            return inverted_residual(x, *kernels, window, acts, parts)
         last, features = _weights(arrays, project[0].name), project[0].out_channels
-        return inverted_residual(x, *kernels, window, acts, bands, last, features, shortcut)[0], None
+        return inverted_residual(x, *kernels, window, acts, parts, last, features, shortcut)[0], None
 
     def _conv(
         self, arrays: Mapping[str, Array], op: Conv, x: Array, gate: Array | None = None, shortcut: Array | None = None
@@ -339,9 +340,9 @@ def _window(op: Conv, part: ConvPart, x: Array) -> Window:
 
 
 def best_piece(plan: Plan, batch_size: int, height: int, width: int) -> int:
-    """As many pictures as have their largest input and output in the cache, and divide the batch."""
+    """As many pictures as have their largest input and output in the cache, need no new memory, and share the batch."""
     scale = (height * width) / max(height, width) ** 2
     rows = [row.out_size**2 * row.out_channels * scale * 4 for row in layers(plan, max(height, width))]
     largest = max(before + after for before, after in itertools.pairwise(rows))
-    fitting = max(1, int(cache_bytes() / 2 / largest))
+    fitting = max(1, int(min(cache_bytes() / 2, _MOST_KEPT) / largest))
     return max(size for size in range(1, min(fitting, batch_size) + 1) if batch_size % size == 0)

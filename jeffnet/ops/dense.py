@@ -92,7 +92,7 @@ def inverted_residual(
     depthwise: tuple[Array, Array],
     window: Window,
     acts: tuple[str | None, str | None],
-    bands: int,
+    parts: int,
     project: tuple[Array, Array] | None = None,
     features: int = 0,
     shortcut: Array | None = None,
@@ -105,8 +105,8 @@ def inverted_residual(
       depthwise: kernel `(size, size, 1, E)` and bias `(E,)`.
       window: of the depthwise convolution, square, of dilation 1 and a stride not above its size.
       acts: after the two convolutions.
-      bands: parts into which each picture's rows are cut, to be computed at the same time; each computes the rows at
-        its border anew.
+      parts: into which the work of each picture is cut, to be computed at the same time: with `project` bands of rows,
+        whose neighbours both compute the rows at their border, otherwise shares of the channels.
       project: packed kernel and bias of the last 1x1 convolution.
       features: channels of the outputs of `project`.
       shortcut: added to its outputs.
@@ -122,5 +122,5 @@ def inverted_residual(
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in wanted]
     more = () if project is None else (*project, *(() if shortcut is None else (shortcut,)))
     numbers = (window.strides[0], window.pads[0][0], window.pads[1][0])
-    numbered = {"window": numbers, "expand_act": ACTS[acts[0]], "act": ACTS[acts[1]], "bands": bands}
+    numbered = {"window": numbers, "expand_act": ACTS[acts[0]], "act": ACTS[acts[1]], "parts": parts}
     return tuple(foreign_call("jeffnet_inverted", shapes, x, *expand, kernel, bias, *more, **numbered))

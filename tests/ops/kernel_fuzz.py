@@ -379,7 +379,7 @@ def calls(draw: Any) -> Call:
     flags = {"gated": gated, "shortcut": shortcut}
     more = [means] * gated + [expanded] * shortcut
     widen, narrow = [[f * padded(c)], [padded(c)]], [[c * padded(f)], [padded(f)], expanded]
-    inverted = {**acts, "expand_act": 3, "bands": draw(st.integers(1, 3))}
+    inverted = {**acts, "expand_act": 3, "parts": draw(st.integers(1, 3))}
     call = draw(
         st.sampled_from(
             [

@@ -386,7 +386,7 @@ def inverted_residuals(draw):
     assume(0 not in make_window(image[1:3], (size, size), (stride,) * 2, padding).out_size(image[1:3], (size, size)))
     features = draw(st.sampled_from([0, 1, 16, 50]))
     acts = draw(st.tuples(st.sampled_from(list(ACTS)), st.sampled_from(list(ACTS))))
-    wide, shortcut = draw(st.sampled_from([16, 17, 40])), features > 0 and draw(st.booleans())
+    wide, shortcut = draw(st.sampled_from([16, 17, 40, 48, 60, 113])), features > 0 and draw(st.booleans())
     return Inverted(image, wide, size, stride, padding, bands, acts, features, shortcut)
 
 

@@ -9,14 +9,46 @@
 namespace jeffnet {
 namespace {
 
+// Activation and shortcut of sums in panels: a function of its own, since in each `Block` it would take a minute to compile.
+template <int kVectors>
+__attribute__((noinline)) void Finish(const Product& p, const float* sums, int64_t row, int64_t rows, int64_t column) {
+  const int64_t step = kVectors * kWidth, last = std::min(step, p.columns - column);
+  const bool whole = last == step;
+  float* out = p.out + row * p.columns + column;
+  const float* shortcut = p.shortcut ? p.shortcut + row * p.columns + column : nullptr;
+  WithAct(p.act, [&](auto act) {
+    for (int64_t r = 0; r < rows; ++r, sums += step, out += p.columns) {
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < step; v += kWidth) {
+        const Floats value = Activate(act.value, Load(sums + v));
+        if (whole || v + kWidth < last) {
+          Store(out + v, shortcut ? value + Load(shortcut + v) : value);
+        } else {
+          for (int64_t lane = 0; v + lane < last; ++lane) out[v + lane] = value[lane] + (shortcut ? shortcut[v + lane] : 0.0f);
+        }
+      }
+      if (shortcut) shortcut += p.columns;
+    }
+  });
+}
+
 // Outputs from `row` on by one panel.
 template <int kRows, int kVectors>
 void Block(const Product& p, const Values& a, const float* panel, int64_t row, int64_t column) {
+  const bool whole = p.columns - column >= kVectors * kWidth;
+  float* out = p.out + row * p.columns + column;
   Floats sums[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = Load(p.bias + column + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) {
+      if (!p.accumulate) {
+        sums[r][v] = Load(p.bias + column + v * kWidth);
+      } else {
+        const float* from = out + r * p.columns + v * kWidth;
+        sums[r][v] = whole || v + 1 < kVectors ? Load(from) : LoadFirst(from, p.columns - column - v * kWidth);
+      }
+    }
   for (int64_t stretch = 0; stretch < a.count; ++stretch) {
     const float* values = a.first + stretch * a.apart;
     for (int64_t k = 0; k < a.depth; ++k, panel += kVectors * kWidth) {
@@ -31,35 +63,37 @@ void Block(const Product& p, const Values& a, const float* panel, int64_t row, i
       }
     }
   }
-  const bool whole = p.columns - column >= kVectors * kWidth;
-  float* out = p.out + row * p.columns + column;
-  const float* shortcut = p.shortcut ? p.shortcut + row * p.columns + column : nullptr;
+  if (whole && p.act == Act::kNone && !p.shortcut) {
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r, out += p.columns, shortcut = shortcut ? shortcut + p.columns : nullptr)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) {
-      const Floats value = Activate(p.act, sums[r][v]);
-      if (whole || v + 1 < kVectors) {
-        Store(out + v * kWidth, shortcut ? value + Load(shortcut + v * kWidth) : value);
-      } else {
-        for (int64_t lane = 0; v * kWidth + lane < p.columns - column; ++lane)
-          out[v * kWidth + lane] = value[lane] + (shortcut ? shortcut[v * kWidth + lane] : 0.0f);
-      }
-    }
+      for (int v = 0; v < kVectors; ++v) Store(out + r * p.columns + v * kWidth, sums[r][v]);
+    return;
+  }
+  float finished[kRows * kVectors * kWidth];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) Store(finished + (r * kVectors + v) * kWidth, sums[r][v]);
+  Finish<kVectors>(p, finished, row, kRows, column);
 }
 
 template <int kVectors>
 void Rows(const Product& p, Values a, const float* panel, int64_t row, int64_t rows, int64_t column) {
-  for (; rows >= kBlockRows; rows -= kBlockRows, row += kBlockRows, a.first += kBlockRows * a.step)
-    Block<kBlockRows, kVectors>(p, a, panel, row, column);
-  switch (rows) {
-    case 7: return Block<7, kVectors>(p, a, panel, row, column);
-    case 6: return Block<6, kVectors>(p, a, panel, row, column);
-    case 5: return Block<5, kVectors>(p, a, panel, row, column);
-    case 4: return Block<4, kVectors>(p, a, panel, row, column);
-    case 3: return Block<3, kVectors>(p, a, panel, row, column);
-    case 2: return Block<2, kVectors>(p, a, panel, row, column);
-    case 1: return Block<1, kVectors>(p, a, panel, row, column);
+  // Blocks of about the same size: the last rows alone would leave the processor's units idle.
+  for (int64_t blocks = (rows + kBlockRows - 1) / kBlockRows; blocks > 0; --blocks) {
+    const int64_t size = (rows + blocks - 1) / blocks;
+    switch (size) {
+      case 1: Block<1, kVectors>(p, a, panel, row, column); break;
+      case 2: Block<2, kVectors>(p, a, panel, row, column); break;
+      case 3: Block<3, kVectors>(p, a, panel, row, column); break;
+      case 4: Block<4, kVectors>(p, a, panel, row, column); break;
+      case 5: Block<5, kVectors>(p, a, panel, row, column); break;
+      case 6: Block<6, kVectors>(p, a, panel, row, column); break;
+      case 7: Block<7, kVectors>(p, a, panel, row, column); break;
+      default: Block<kBlockRows, kVectors>(p, a, panel, row, column);
+    }
+    rows -= size, row += size, a.first += size * a.step;
   }
 }
 
@@ -68,9 +102,9 @@ void Rows(const Product& p, Values a, const float* panel, int64_t row, int64_t r
 void Panels(const Product& p, const Values& a, int64_t first, int64_t last, int64_t row, int64_t rows) {
   const int64_t vectors = Padded(p.columns) / kWidth;
   for (int64_t panel = first; panel < last; ++panel) {
-    const int64_t column = panel * kPanelVectors * kWidth;
-    const float* packed = p.weights + column * p.depth;
-    switch (std::min<int64_t>(kPanelVectors, vectors - panel * kPanelVectors)) {
+    const int64_t column = panel * kPanel, these = std::min<int64_t>(kPanelVectors, vectors - panel * kPanelVectors);
+    const float* packed = p.weights + column * p.depth + p.skipped * these * kWidth;
+    switch (these) {
       case 1: Rows<1>(p, a, packed, row, rows, column); break;
       case 2: Rows<2>(p, a, packed, row, rows, column); break;
       default: Rows<3>(p, a, packed, row, rows, column);
@@ -110,7 +144,7 @@ void Gather(const Picture& g, const float* images, const float* gate, int64_t ro
   }
 }
 
-ffi::Error Dense(ffi::ThreadPool pool, F32 images, F32 weights, F32 bias, ffi::RemainingArgs more, ffi::Result<F32> out,
+ffi::Error Dense(ffi::ThreadPool pool, ffi::RunId run, F32 images, F32 weights, F32 bias, ffi::RemainingArgs more, ffi::Result<F32> out,
                  Numbers window, int64_t act, bool gated, bool shortcut) {
   const auto in_shape = images.dimensions(), out_shape = out->dimensions();
   if (in_shape.size() != 4 || out_shape.size() != 4 || window.size() != 6 ||
@@ -122,6 +156,7 @@ ffi::Error Dense(ffi::ThreadPool pool, F32 images, F32 weights, F32 bias, ffi::R
       !IsStep(g.stride_y) || !IsStep(g.stride_x) || !IsPad(g.top) || !IsPad(g.left) || !IsAct(act))
     return ffi::Error::InvalidArgument("dense: outside the limits of the kernel");
   if (Holds(*out, 0)) return ffi::Error::Success();
+  AdviseHugePages(out->typed_data(), out->size_bytes(), run.run_id);
   const float *gate = nullptr, *summand = nullptr;
   if (gated) {
     auto factors = more.get<F32>(0);
@@ -277,7 +312,7 @@ ffi::Error OuterProduct(ffi::ThreadPool pool, F32 a, F32 b, ffi::Result<F32> out
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, Caught<Dense>::Call,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().RemainingArgs().Ret<F32>()
+                              Bind().Ctx<ffi::RunId>().Arg<F32>().Arg<F32>().Arg<F32>().RemainingArgs().Ret<F32>()
                                   .Attr<Numbers>("window").Attr<int64_t>("act").Attr<bool>("gated").Attr<bool>("shortcut"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, Caught<OuterProduct>::Call, Bind().Arg<F32>().Arg<F32>().Ret<F32>());

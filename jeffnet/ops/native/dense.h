@@ -8,6 +8,7 @@
 namespace jeffnet {
 
 constexpr int kPanelVectors = 3;
+constexpr int64_t kPanel = kPanelVectors * kWidth;  // columns
 constexpr int kBlockRows = 8;
 constexpr int64_t kGroupBytes = 192 << 10;  // rows of one task, which should stay in the second cache
 
@@ -18,7 +19,7 @@ bool IsPacked(Buffer& weights, int64_t depth, int64_t columns) {
   return count % padded == 0 && count / padded == depth;
 }
 
-inline int64_t CountPanels(int64_t columns) { return (columns + kPanelVectors * kWidth - 1) / (kPanelVectors * kWidth); }
+inline int64_t CountPanels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 struct Product {
   int64_t depth, columns;
@@ -27,6 +28,8 @@ struct Product {
   const float* shortcut; // like the outputs, or null
   float* out;
   Act act;
+  int64_t skipped = 0;      // rows of the weights before those that are used
+  bool accumulate = false;  // add to `out` instead of to the bias
 };
 
 // The values that some outputs read: each output `count` stretches of `depth` values, `apart` from each other; those of the

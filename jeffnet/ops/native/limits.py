@@ -64,8 +64,10 @@ def inverted(images: Sequence[int], kernel: Sequence[int], window: Window) -> bo
     taps, stride = kernel[0], window.strides[0]
     square = kernel[1] == taps and window.strides[1] == stride and window.dilation == (1, 1)
     _, out_width = window.out_size(images[1:3], kernel[:2])
-    row = max((out_width - 1) * stride + taps, window.pads[1][0] + images[2]) * kernel[3]
-    small = 4 * row * (taps + 1) <= native.load().jeffnet_most_scratch()
+    library = native.load()
+    padded = kernel[3] + -kernel[3] % library.jeffnet_vector_floats()
+    row = max((out_width - 1) * stride + taps, window.pads[1][0] + images[2]) * padded
+    small = 4 * row * (taps + 1) <= library.jeffnet_most_scratch()
     return square and stride <= taps and small and images[3] >= 1 and depthwise(kernel, window)
 
 

@@ -128,20 +128,6 @@ void GradientRows(int64_t first, int64_t last, int64_t channels, const float* x,
     });
 }
 
-// Calls `function` with the activation as a constant.
-template <typename F>
-void WithAct(Act act, const F& function) {
-  switch (act) {
-    case Act::kNone: return function(std::integral_constant<Act, Act::kNone>{});
-    case Act::kRelu: return function(std::integral_constant<Act, Act::kRelu>{});
-    case Act::kRelu6: return function(std::integral_constant<Act, Act::kRelu6>{});
-    case Act::kSilu: return function(std::integral_constant<Act, Act::kSilu>{});
-    case Act::kHardSwish: return function(std::integral_constant<Act, Act::kHardSwish>{});
-    case Act::kSigmoid: return function(std::integral_constant<Act, Act::kSigmoid>{});
-    case Act::kHardSigmoid: return function(std::integral_constant<Act, Act::kHardSigmoid>{});
-  }
-}
-
 // Calls `function(act, task, first, last)` for the tasks and their rows, with the activation as a constant.
 template <typename F>
 void ForRows(ffi::ThreadPool& pool, int64_t tasks, int64_t rows, int64_t act, const F& function) {
