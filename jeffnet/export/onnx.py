@@ -94,13 +94,21 @@ class OnnxRunner:
         self.shape = tuple(side if isinstance(side, int) else None for side in images.shape)
         self.dtype = _DTYPES.get(images.type, images.type)
         self.outputs = tuple(output.name for output in session.get_outputs())
-        self._session, self._input = session, images.name
+        self._session, self._input, self._source = session, images.name, source
 
     def __call__(self, images: Any) -> np.ndarray:
         return self.values(images, self.outputs[:1])[0]
 
     def values(self, images: Any, names: Sequence[str]) -> list[np.ndarray]:
-        """Outputs by their names."""
+        """Outputs by their names.
+
+        Raises:
+          ConfigError: the file takes other pictures.
+        """
+        given = np.shape(images)
+        if len(given) != len(self.shape) or any(b not in (None, a) for a, b in zip(given, self.shape, strict=True)):
+            taken = ", ".join("any number" if side is None else str(side) for side in self.shape)
+            raise ConfigError(f"images of shape {given}: {self._source!r} takes ({taken})")
         return self._session.run(list(names), {self._input: np.ascontiguousarray(images, self.dtype)})
 
 

@@ -87,9 +87,12 @@ class OnnxGraph:
           dtype: of the output; None for that of the first input.
           **attributes: of the operator.
         """
+        from onnx import helper
+
         first = inputs[0]
-        output = Tensor(name, first.shape if shape is None else shape, np.dtype(dtype or first.dtype))
-        self._node(operator, name, inputs, [output], attributes)
+        output = self._new(Tensor(name, first.shape if shape is None else shape, np.dtype(dtype or first.dtype)))
+        self._nodes.append(helper.make_node(operator, [each.name for each in inputs], [name], name=name, **attributes))
+        self._values.append(self._described(output))
         return output
 
     def cast(self, name: str, x: Tensor, dtype: Any) -> Tensor:
@@ -108,12 +111,6 @@ class OnnxGraph:
         """The axes of every picture in another order; `axes` counts them from 0."""
         order = [0, *(axis + 1 for axis in axes)]
         return self.add("Transpose", name, [x], tuple(x.shape[axis] for axis in axes), perm=order)
-
-    def split(self, name: str, x: Tensor, channels: Sequence[int]) -> list[Tensor]:
-        """Maps of so many channels each."""
-        outputs = [Tensor(f"{name}:{i}", (count, *x.shape[1:]), x.dtype) for i, count in enumerate(channels)]
-        self._node("Split", name, [x, self.numbers(*channels)], outputs, {"axis": 1})
-        return outputs
 
     def model(self, name: str, output: Tensor, metadata: dict[str, str]) -> Any:
         """The graph as an `onnx.ModelProto`.
@@ -142,15 +139,6 @@ class OnnxGraph:
         )
         helper.set_model_props(model, metadata)
         return model
-
-    def _node(
-        self, operator: str, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attributes: dict[str, Any]
-    ) -> None:
-        from onnx import helper
-
-        names = ([each.name for each in inputs], [self._new(each).name for each in outputs])
-        self._nodes.append(helper.make_node(operator, *names, name=name, **attributes))
-        self._values += map(self._described, outputs)
 
     def _new(self, tensor: Tensor) -> Tensor:
         assert tensor.name not in self._names, f"two tensors are called {tensor.name}"

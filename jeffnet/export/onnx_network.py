@@ -16,7 +16,6 @@ from jeffnet.arch.operations import (
     Attention,
     BatchNorm,
     Conv,
-    ConvPart,
     Dense,
     Downsample,
     ExpertConv,
@@ -31,8 +30,16 @@ from jeffnet.arch.operations import (
 from jeffnet.arch.plan import Block
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.onnx_graph import OnnxGraph, Tensor
-from jeffnet.export.onnx_operations import activation, attended_mean, multi_query_attention, sample_norm
-from jeffnet.ops.conv import make_window
+from jeffnet.export.onnx_kernels import conv_kernel, expert_kernels, expert_matrices, part_window
+from jeffnet.export.onnx_operations import (
+    activation,
+    attended_mean,
+    convolution,
+    mixture_of_outputs,
+    multi_query_attention,
+    product_with_mixture,
+    sample_norm,
+)
 from jeffnet.ops.image import per_channel
 from jeffnet.ops.pool import downsample, pool_windows
 
@@ -52,8 +59,8 @@ class OnnxNetwork:
       graph: gets its nodes and constants.
       dtype: in which to compute.
       point: is given every value with its name, as by `FoldedNetwork`, and returns what takes its place.
-      weight: the same for the kernel of every convolution and of the classifier; the first axis is the outputs' but for
-        kernels of experts.
+      weight: the same for the kernels of convolutions and of the classifier. Their first axis is that of the outputs,
+        but for 1x1 kernels of experts. Several kernels of a convolution are one, named after the convolution.
     """
 
     def __init__(
@@ -140,7 +147,7 @@ class OnnxNetwork:
             case Downsample():
                 return self.point(op.name, self._downsample(op, x))
             case Normalize():
-                return self._norm_act(op.name, op.norm, op.act, lambda name: x)
+                return self._norm_act(op.name, op.norm, op.act, lambda name: self.graph.add("Identity", name, [x]))
             case LayerScale() | Routing():
                 raise AssertionError(f"{op.name} is folded, or a block's")
             case _:
@@ -172,40 +179,14 @@ class OnnxNetwork:
         )
 
     def _conv(self, op: Conv, x: Tensor) -> Tensor:
-        return self._norm_act(op.name, op.norm, op.act, lambda name: self._parts(op, name, x))
+        return self._norm_act(op.name, op.norm, op.act, lambda name: self._kernels(op, name, x))
 
-    def _parts(self, op: Conv, name: str, x: Tensor) -> Tensor:
-        """All kernels of a convolution, each applied to its share of the channels."""
-        if len(op.parts) == 1:
-            return self._part(op, op.parts[0], name, x)
-        inputs = self.graph.split(f"{name}:shares", x, [part.in_channels for part in op.parts])
-        outputs = [self._part(op, part, part.name, share) for part, share in zip(op.parts, inputs, strict=True)]
-        return self.graph.add("Concat", name, outputs, (op.out_channels, *outputs[0].shape[1:]), axis=1)
-
-    def _part(self, op: Conv, part: ConvPart, name: str, x: Tensor) -> Tensor:
-        kernel = self.weight(f"{part.name}.kernel", self._kernel(part.name))
-        return self._convolved(op, part, name, [x, kernel, self._array(f"{part.name}.bias")])
-
-    def _convolved(self, op: Conv, part: ConvPart, name: str, inputs: list[Tensor]) -> Tensor:
-        (_, *size), kernel = inputs[0].shape, inputs[1]
-        window = make_window(size, kernel.shape[2:], (op.stride,) * 2, part.padding, (op.dilation,) * 2)
-        reach = (op.dilation * (part.kernel_size - 1) + 1,) * 2
-        sides = [
-            (side + sum(pads) - taps) // op.stride + 1
-            for side, pads, taps in zip(size, window.pads, reach, strict=True)
-        ]
-        (top, bottom), (left, right) = window.pads
-        return self.graph.add(
-            "Conv",
-            name,
-            inputs,
-            (kernel.shape[0], *sides),
-            kernel_shape=kernel.shape[2:],
-            strides=window.strides,
-            dilations=window.dilation,
-            pads=(top, left, bottom, right),
-            group=part.groups,
-        )
+    def _kernels(self, op: Conv, name: str, x: Tensor) -> Tensor:
+        """A convolution without norm and activation; several kernels have become one."""
+        array, window, groups = conv_kernel(op, self.network.arrays, x.shape[1:])
+        kernel = self._kernel(f"{op.name}.kernel", array)
+        biases = [self.network.arrays[f"{part.name}.bias"] for part in op.parts]
+        return convolution(self.graph, name, x, kernel, window, groups, self._constant(f"{op.name}.bias", *biases))
 
     def _norm_act(self, name: str, norm: Norm | None, act: str | None, make: Callable[[str], Tensor]) -> Tensor:
         """A value that `make` adds under the name that it is given, then norm and activation, where there are any."""
@@ -224,39 +205,21 @@ class OnnxNetwork:
         return self.point(op.name, self.graph.add("Sigmoid", op.name, [logits]))
 
     def _expert_conv(self, op: ExpertConv, x: Tensor, weights: Tensor) -> Tensor:
+        array, conv = self.network.arrays[f"{op.name}.kernel"], op.conv
+
         def mixed(name: str) -> Tensor:
-            y = (self._mixed_kernels if op.conv.is_pointwise else self._mixed_outputs)(op, name, x, weights)
+            if conv.is_pointwise:
+                kernels = self._kernel(f"{op.name}.kernel", expert_matrices(array))
+                y = product_with_mixture(self.graph, name, x, kernels, weights, conv.out_channels)
+            else:
+                kernels, (part,) = self._kernel(f"{op.name}.kernel", expert_kernels(array)), conv.parts
+                window = part_window(conv, part, x.shape[1:])
+                y = convolution(self.graph, f"{name}:experts", x, kernels, window, part.groups)
+                y = mixture_of_outputs(self.graph, name, y, weights)
             bias = self._per_channel(f"{op.name}.bias", self.network.arrays[f"{op.name}.bias"], self.dtype)
             return self.graph.add("Add", name, [y, bias])
 
         return self._norm_act(op.name, op.conv.norm, op.conv.act, mixed)
-
-    def _mixed_kernels(self, op: ExpertConv, name: str, x: Tensor, weights: Tensor) -> Tensor:
-        """The product of every picture with its own mixture of matrices."""
-        graph, outputs, (inputs, *sides) = self.graph, op.conv.out_channels, x.shape
-        kernels = self._array(f"{op.name}.kernel", lambda array: array[:, 0, 0].mT.reshape(op.experts, -1))
-        kernels = self.weight(f"{op.name}.kernel", kernels)
-        matrix = graph.add("MatMul", f"{name}:mixture", [weights, kernels], (outputs * inputs,))
-        matrix = graph.reshape(f"{name}:matrix", matrix, (outputs, inputs))
-        positions = graph.reshape(f"{name}:positions", x, (inputs, math.prod(sides)))
-        y = graph.add("MatMul", f"{name}:product", [matrix, positions], (outputs, math.prod(sides)))
-        return graph.reshape(f"{name}:map", y, (outputs, *sides))
-
-    def _mixed_outputs(self, op: ExpertConv, name: str, x: Tensor, weights: Tensor) -> Tensor:
-        """The mixture of what all kernels give: ONNX has no convolution whose kernel differs by picture."""
-        (part,), graph, outputs = op.conv.parts, self.graph, op.conv.out_channels
-
-        def outermost(array: np.ndarray) -> np.ndarray:  # the kernels of all experts for an output side by side
-            array = array.transpose(4, 0, 3, 1, 2)
-            return array.reshape(-1, *array.shape[2:])
-
-        kernels = self.weight(f"{op.name}.kernel", self._array(f"{op.name}.kernel", outermost))
-        y = self._convolved(op.conv, part, f"{name}:experts", [x, kernels])
-        sides = y.shape[1:]
-        y = graph.reshape(f"{name}:by_output", y, (outputs, op.experts, math.prod(sides)))
-        row = graph.reshape(f"{name}:weights", weights, (1, 1, op.experts))
-        y = graph.add("MatMul", f"{name}:mixture", [row, y], (outputs, 1, math.prod(sides)))
-        return graph.reshape(f"{name}:map", y, (outputs, *sides))
 
     def _head(self, x: Tensor) -> Tensor:
         """Pooled features, or logits."""
@@ -305,27 +268,26 @@ class OnnxNetwork:
         """Of a vector, or of every position of a map."""
         if len(x.shape) == 1:
             return self._dense(classifier.name, classifier.name, x)
-        conv = classifier.conv
-        kernel = self._array(f"{classifier.name}.kernel", lambda array: array.T[:, :, None, None])
-        kernel = self.weight(f"{classifier.name}.kernel", kernel)
-        inputs = [x, kernel, self._array(f"{classifier.name}.bias")]
-        return self._convolved(conv, conv.parts[0], classifier.name, inputs)
+        conv, name = classifier.conv, classifier.name
+        kernel = self._kernel(f"{name}.kernel", self.network.arrays[f"{name}.kernel"].T[:, :, None, None])
+        bias = self._constant(f"{name}.bias", self.network.arrays[f"{name}.bias"])
+        return convolution(self.graph, name, x, kernel, part_window(conv, conv.parts[0], x.shape[1:]), 1, bias)
 
     def _dense(self, layer: str, name: str, x: Tensor) -> Tensor:
-        kernel = self.weight(f"{layer}.kernel", self._array(f"{layer}.kernel", np.transpose))
-        bias = self._array(f"{layer}.bias")
+        kernel = self._kernel(f"{layer}.kernel", self.network.arrays[f"{layer}.kernel"].T)
+        bias = self._constant(f"{layer}.bias", self.network.arrays[f"{layer}.bias"])
         return self.graph.add("Gemm", name, [x, kernel, bias], (kernel.shape[0],), transB=1)
 
     def _flat(self, name: str, x: Tensor) -> Tensor:
         """A map of one position as a vector."""
         return self.graph.add("Flatten", name, [x], (math.prod(x.shape),))
 
-    def _kernel(self, name: str) -> Tensor:
-        return self._array(f"{name}.kernel", lambda array: array.transpose(3, 2, 0, 1))
+    def _kernel(self, name: str, array: np.ndarray) -> Tensor:
+        return self.weight(name, self._constant(name, array))
 
-    def _array(self, name: str, change: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Tensor:
-        """An array of the network, in the layout and dtype that an operator takes."""
-        return self.graph.constant(name, change(self.network.arrays[name]).astype(self.dtype))
+    def _constant(self, name: str, *arrays: np.ndarray) -> Tensor:
+        """Arrays one after the other, in the dtype in which to compute."""
+        return self.graph.constant(name, np.concatenate(arrays).astype(self.dtype))
 
 
 def _shape_after(function: Callable[[jax.Array], jax.Array], x: Tensor) -> tuple[int, ...]:

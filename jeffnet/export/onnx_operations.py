@@ -7,6 +7,7 @@ import numpy as np
 
 from jeffnet.arch.operations import GroupNorm, LayerNorm
 from jeffnet.export.onnx_graph import OnnxGraph, Tensor
+from jeffnet.ops.depthwise import Window
 from jeffnet.ops.precision import at_least_float32
 
 _GELU_OPSET = 20
@@ -112,6 +113,46 @@ def multi_query_attention(graph: OnnxGraph, name: str, query: Tensor, key: Tenso
     v = graph.reshape(f"{name}:value", value, (1, features, positions))
     attended = graph.add("MatMul", f"{name}:heads", [v, weights], (heads, features, queries))
     return graph.reshape(name, attended, (heads * features, *sides))
+
+
+def convolution(
+    graph: OnnxGraph, name: str, x: Tensor, kernel: Tensor, window: Window, groups: int, bias: Tensor | None = None
+) -> Tensor:
+    """A convolution, in the layout of `jeffnet.export.onnx_kernels`."""
+    (top, bottom), (left, right) = window.pads
+    return graph.add(
+        "Conv",
+        name,
+        [x, kernel, bias] if bias else [x, kernel],
+        (kernel.shape[0], *window.out_size(x.shape[1:], kernel.shape[2:])),
+        kernel_shape=kernel.shape[2:],
+        strides=window.strides,
+        dilations=window.dilation,
+        pads=(top, left, bottom, right),
+        group=groups,
+    )
+
+
+def product_with_mixture(
+    graph: OnnxGraph, name: str, x: Tensor, kernels: Tensor, weights: Tensor, outputs: int
+) -> Tensor:
+    """The product of every picture with its own mixture of matrices `(E, outputs * C)`."""
+    inputs, *sides = x.shape
+    matrix = graph.add("MatMul", f"{name}:mixture", [weights, kernels], (outputs * inputs,))
+    matrix = graph.reshape(f"{name}:matrix", matrix, (outputs, inputs))
+    positions = graph.reshape(f"{name}:positions", x, (inputs, math.prod(sides)))
+    y = graph.add("MatMul", f"{name}:product", [matrix, positions], (outputs, math.prod(sides)))
+    return graph.reshape(f"{name}:map", y, (outputs, *sides))
+
+
+def mixture_of_outputs(graph: OnnxGraph, name: str, x: Tensor, weights: Tensor) -> Tensor:
+    """The mixture of what all experts give, `(C * E, H, W)`: in ONNX all pictures have the same kernel."""
+    (experts,), (channels, *sides) = weights.shape, x.shape
+    outputs, positions = channels // experts, math.prod(sides)
+    y = graph.reshape(f"{name}:by_output", x, (outputs, experts, positions))
+    row = graph.reshape(f"{name}:weights", weights, (1, 1, experts))
+    y = graph.add("MatMul", f"{name}:mixture", [row, y], (outputs, 1, positions))
+    return graph.reshape(f"{name}:map", y, (outputs, *sides))
 
 
 def _exact(graph: OnnxGraph, name: str, x: Tensor) -> Tensor:
