@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jeffnet.arch.imagenet import known_classes
+from jeffnet.arch.imagenet import LABEL_SETS, known_classes
 from jeffnet.arch.lower import OUTPUT_STRIDES
 from jeffnet.arch.plan import Plan, trunk
 from jeffnet.arch.preprocessing import Preprocessing
@@ -29,6 +29,7 @@ from jeffnet.weights.card import ModelCard
 from jeffnet.weights.fit import fit
 from jeffnet.weights.formats import FORMATS, FORMS, formats_of
 from jeffnet.weights.formats.interface import Contents
+from jeffnet.weights.known_classifiers import remembered_classes
 from jeffnet.weights.start import Start
 
 _log = logging.getLogger("jeffnet")
@@ -51,7 +52,9 @@ def save_checkpoint(
       name: the model's name, or the architecture that was given to `create_model`; or the card from `from_pretrained`,
         whose preprocessing and classes (if their number is the same) are then the defaults.
       form: see `form_of`.
-      classes: names of the classes in the order of the logits.
+      classes: names of the classes in the order of the logits. Unless they or a card are given, those of the weights
+        that this process loaded, published ones for example, if the classifier still has their values; else none, since
+        a classifier that was trained further may be one of other classes.
       preprocessing: what the model expects of pictures; the card's or the model's by default.
 
     Returns:
@@ -64,6 +67,11 @@ def save_checkpoint(
       OutputError: the path exists or cannot be written.
     """
     card, arrays = describe_model(to_start(model), name, classes, preprocessing)
+    if not card.classes and card.num_classes in LABEL_SETS.values() and form_of(path, form) == "jeffnet":
+        _log.warning(
+            "%s: written without names of its classes, since its classifier is not that of loaded weights: if they are "
+            "ImageNet's, give classes=jeffnet.arch.imagenet.known_classes(%d)", path, card.num_classes,
+        )  # fmt: skip
     write_checkpoint(path, arrays, card, form)
     return card
 
@@ -94,13 +102,9 @@ def describe_model(
     known = name if isinstance(name, ModelCard) else None
     architecture: ModelLike = known.architecture if known else name  # pyright: ignore[reportAssignmentType]
     num_classes = start.plan.num_classes
-    names = (classes,) if isinstance(classes, str) else tuple(() if classes is None else classes)
-    if not names and known and known.num_classes == num_classes:
-        names = known.classes
-    if wrong := [entry for entry in names if not isinstance(entry, str)]:
-        raise WeightsError(f"names of classes are text, and {wrong[0]!r} is a {type(wrong[0]).__name__}")
-    if len(names) not in (0, num_classes):
-        raise WeightsError(f"{len(names)} names of classes do not fit a model of {num_classes}")
+    names = _checked_names(classes, num_classes)
+    if not names:
+        names = known.classes if known and known.num_classes == num_classes else remembered_classes(start.arrays)
     card = ModelCard(
         model=known.model if known else resolve_name(architecture),
         num_classes=num_classes,
@@ -118,6 +122,16 @@ def describe_model(
     if trunk(start.plan) != trunk(card.plan()):
         raise WeightsError(f"the model is not a {card.model}, which would compute something else with its arrays")
     return card, arrays
+
+
+def _checked_names(classes: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """Names of classes that a user gives, or none; raises WeightsError where they are no names or not as many."""
+    names = (classes,) if isinstance(classes, str) else tuple(() if classes is None else classes)
+    if wrong := [entry for entry in names if not isinstance(entry, str)]:
+        raise WeightsError(f"names of classes are text, and {wrong[0]!r} is a {type(wrong[0]).__name__}")
+    if len(names) not in (0, num_classes):
+        raise WeightsError(f"{len(names)} names of classes do not fit a model of {num_classes}")
+    return names
 
 
 # Endings of exported files, see `jeffnet.export`, and of formats that jeffnet does not write.

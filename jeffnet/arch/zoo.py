@@ -21,6 +21,7 @@ from jeffnet.arch.families import (
     searched,
     tinynet,
 )
+from jeffnet.arch.imagenet import LABEL_SETS
 from jeffnet.arch.lower import lower
 from jeffnet.arch.model import OLD_NAMES, Model
 from jeffnet.arch.plan import Plan
@@ -244,10 +245,21 @@ def model_preprocessing(model: ModelLike) -> Preprocessing:
     return find_model(model).preprocessing
 
 
+def default_num_classes(model: ModelLike) -> int:
+    """How many classes the published weights of this name have (`tf_efficientnetv2_s.in21k`), or else ImageNet-1k.
+
+    Raises as `find_model`.
+    """
+    weights = find_model(model).weights
+    return LABEL_SETS[weights.classes if weights else "imagenet1k"]
+
+
 def model_plan(model: ModelLike, **options) -> Plan:
     """The Plan of a model; for the options and errors see `jeffnet.arch.lower.lower`.
+
+    Unless it is given, the number of classes is `default_num_classes`.
 
     Raises:
       UnknownModelError: no such model.
     """
-    return lower(model_spec(model), **options)
+    return lower(model_spec(model), **{"num_classes": default_num_classes(model), **options})

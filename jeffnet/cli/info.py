@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from jeffnet.arch.imagenet import LABEL_SETS
 from jeffnet.arch.model import LICENSE, RELEASE
 from jeffnet.arch.summary import count_macs, count_parameters, layers
-from jeffnet.arch.zoo import find_model, list_models, model_plan, resolve_name
+from jeffnet.arch.zoo import default_num_classes, find_model, list_models, model_plan, resolve_name
 from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.list_ import WEIGHTS, describe
 from jeffnet.cli.model import add_size_option, positive, whole
@@ -163,9 +162,7 @@ def _show_model(options: argparse.Namespace) -> None:
     name = resolve_name(options.model)
     model = find_model(name)
     preprocessing, weights = model.preprocessing, model.weights
-    num_classes = options.num_classes
-    if num_classes is None:
-        num_classes = LABEL_SETS[weights.classes if weights else "imagenet1k"]
+    num_classes = default_num_classes(name) if options.num_classes is None else options.num_classes
     plan = model_plan(name, num_classes=num_classes, in_chans=options.in_chans, output_stride=options.output_stride)
     size = options.image_size or preprocessing.image_size
     rows = layers(plan, size)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from jeffnet.arch.imagenet import LABEL_SETS
 from jeffnet.arch.model import LICENSE
 from jeffnet.arch.summary import count_macs, count_parameters
 from jeffnet.arch.zoo import find_model, list_models, model_plan
@@ -36,15 +35,14 @@ def describe(name: str) -> _Entry:
     """A model, with its weights if there are any, as an object of the output of `--json`."""
     model = find_model(name)
     preprocessing, weights = model.preprocessing, model.weights
-    num_classes = LABEL_SETS[weights.classes] if weights else LABEL_SETS["imagenet1k"]
-    plan = model_plan(name, num_classes=num_classes)
+    plan = model_plan(name)
     return {
         "name": name,
         "parameters": count_parameters(plan),
         "macs": count_macs(plan, preprocessing.image_size),
         **vars(preprocessing),
         "train_size": preprocessing.train_size or preprocessing.image_size,
-        "num_classes": num_classes,
+        "num_classes": plan.num_classes,
         "pretrained": weights is not None,
         "timm": model.timm,
         "tag": model.timm and model.timm.partition(".")[2],

@@ -35,6 +35,7 @@ from jeffnet.weights.formats import FORMATS, safetensors
 from jeffnet.weights.formats.interface import Probe, WeightsFile, reading
 from jeffnet.weights.hub import WEIGHTS_FILES, locate
 from jeffnet.weights.hub_config import HubConfig, check_arguments, config_beside
+from jeffnet.weights.known_classifiers import remember_classes
 from jeffnet.weights.naming import CLASSIFIER, to_canonical_names
 from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, TIMM
 
@@ -188,7 +189,9 @@ def open_weights(
         card = replace(card, in_chans=in_chans)
     initial = initial_arrays(card.plan(), 0) if card != stated_card else None
     arrays = to_canonical_names(file.arrays, file.naming, card.plan())
-    return card, fit(arrays, card.plan(), source=file.source, model=card.model, initial=initial, put=put)
+    fitted = fit(arrays, card.plan(), source=file.source, model=card.model, initial=initial, put=put)
+    remember_classes(fitted, card.classes)
+    return card, fitted
 
 
 def describe_weights(source: Source, name: ModelLike | None = None) -> tuple[WeightsFile, ModelCard]:
@@ -327,7 +330,10 @@ def load_weights(
     arrays = to_canonical_names(file.arrays, file.naming, plan)
     if initial is not None and classes:
         _match_classifier(arrays, card.classes if card else (), classes, initial, file.source)
-    return fit(arrays, plan, source=file.source, model=_label(model), initial=initial, put=put)
+    fitted = fit(arrays, plan, source=file.source, model=_label(model), initial=initial, put=put)
+    if card and not classes and card.num_classes == plan.num_classes:
+        remember_classes(fitted, card.classes)
+    return fitted
 
 
 def _check_options(file: WeightsFile, card: ModelCard, plan: Plan, model: str, adapt: bool) -> None:

@@ -13,11 +13,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jeffnet.arch.execution import Execution
-from jeffnet.arch.imagenet import LABEL_SETS
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.summary import STATISTICS, ArraySpec, array_specs
 from jeffnet.arch.zoo import ModelLike as ModelLike
-from jeffnet.arch.zoo import find_model, model_plan
+from jeffnet.arch.zoo import default_num_classes, model_plan
 from jeffnet.errors import ArchitectureError, UnknownOptionError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.precision import at_least_float32
@@ -29,8 +28,9 @@ class ModelOptions(TypedDict, total=False):
     """The options of every backend's `create_model`.
 
     Attributes:
-      num_classes: width of the logits; unless given, that of the published weights that `pretrained` means, else 1000.
-        0 makes a call return the pooled features.
+      num_classes: width of the logits; unless given, that of the published weights that `pretrained` means, else of
+        those of the model's name: 1000, but 11,221, 11,821 or 21,843 for tags such as `in21k`. 0 makes a call return
+        the pooled features.
       in_chans: channels of the pictures, 3 unless given.
       drop_rate: dropout before the classifier, in [0, 1); None, the default, takes the paper's.
       drop_path_rate: stochastic depth of the last block, in [0, 1); None, the default, takes the paper's.
@@ -112,8 +112,8 @@ def start_model(
     _check_float("dtype", dtype)
     _check_float("param_dtype", param_dtype)
     published = published_name(pretrained, name)
-    if weights := find_model(published).weights if published else None:
-        architecture.setdefault("num_classes", LABEL_SETS[weights.classes])
+    if published:
+        architecture.setdefault("num_classes", default_num_classes(published))
     plan = model_plan(name, **architecture)
     if abstract:
         arrays = {

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jeffnet.arch.imagenet import class_titles, label_set
+from jeffnet.arch.imagenet import LABEL_SETS, class_titles, known_classes, label_set
 from jeffnet.arch.model import Model, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
-from jeffnet.arch.zoo import MODELS, model_plan, model_preprocessing
+from jeffnet.arch.zoo import MODELS, default_num_classes, model_plan, model_preprocessing
 from jeffnet.backends import BACKENDS, load_backend, to_start
-from jeffnet.checkpoints import write_checkpoint
+from jeffnet.checkpoints import save_checkpoint, write_checkpoint
 from jeffnet.cli.main import main
 from jeffnet.errors import WeightsError
 from jeffnet.ops.init import initial_arrays
+from jeffnet.publish import save_pretrained
 from jeffnet.train.config import Config, DataConfig, ModelConfig
 from jeffnet.train.setup import run_preprocessing
 from jeffnet.validation.candidates import select_models
@@ -163,7 +164,8 @@ def test_weights_of_more_classes_make_a_model_of_as_many(backend, of_many_classe
 def test_the_number_of_classes_is_that_of_the_weights_that_are_asked_for(of_many_classes, tmp_path):
     create = load_backend("functional").create_model
     for options, classes in (
-        ({}, 1000),
+        ({}, 11_821),
+        ({"num_classes": 1000}, 1000),
         ({"pretrained": True}, 11_821),
         ({"pretrained": "many"}, 11_821),
         ({"pretrained": True, "num_classes": 7, "adapt": True}, 7),
@@ -177,16 +179,62 @@ def test_the_number_of_classes_is_that_of_the_weights_that_are_asked_for(of_many
         ("mobilenetv3_large_100.miil_in21k", True, 11_221),
         ("tf_efficientnetv2_b3.in21k", True, 21_843),
         ("tf_efficientnetv2_b3", True, 1000),
-        ("tf_efficientnetv2_b3.in21k", None, 1000),
+        ("tf_efficientnetv2_b3.in21k", None, 21_843),
+        ("tf_efficientnetv2_b3", None, 1000),
+        ("tf_efficientnetv2_b3.in21k", "tf_efficientnetv2_b3", 1000),
+        ("efficientnet_b5.sw_in12k", "a/path", 11_821),
     ):
         assert create(name, pretrained=pretrained, abstract=True)[0].plan.num_classes == classes
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_name_of_weights_means_their_number_of_classes_in_every_backend(backend, of_many_classes):
+    """As in timm, also where no weights are loaded."""
+    made = load_backend(backend).create_model("many", abstract=True)
+    assert (made[0] if isinstance(made, tuple) else made).plan.num_classes == 11_821
+    for name, model in MODELS.items():
+        of_name = LABEL_SETS[model.weights.classes] if model.weights else 1000
+        assert model_plan(name).num_classes == default_num_classes(name) == of_name
+        assert model_plan(name, num_classes=3).num_classes == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_of_published_weights_is_written_with_the_names_of_its_classes(backend, of_many_classes, tmp_path):
+    """Whichever function loaded it, and without its card."""
+    made = load_backend(backend).create_model("many", pretrained=True)
+    *model, _ = load_backend(backend).from_pretrained("many")
+    save_checkpoint(tmp_path / "made.safetensors", made, "many")
+    save_pretrained(tmp_path / "loaded", model[0] if len(model) == 1 else tuple(model), "many")
+    for path in (tmp_path / "made.safetensors", tmp_path / "loaded"):
+        assert read_weights(path).card.classes == known_classes(11_821)
+
+
+def test_a_classifier_that_was_trained_further_has_no_names_by_itself(server, tmp_path, caplog):
+    """It may be of 1,000 other classes."""
+    model, variables = load_backend("functional").create_model(NAME, pretrained=True)
+    half = load_backend("functional").create_model(NAME, pretrained=True, param_dtype="bfloat16")
+    assert save_checkpoint(tmp_path / "half.safetensors", half, NAME).classes == known_classes(1000)
+    assert "names of its classes" not in caplog.text
+    params = variables["params"]
+    others = {"classifier.bias": params["classifier.bias"] + 1e-3}
+    changed = {**variables, "params": {**params, **others}}
+    assert save_checkpoint(tmp_path / "a.safetensors", (model, changed), NAME).classes == ()
+    assert "without names of its classes" in caplog.text and "known_classes(1000)" in caplog.text
+    trunk = {**variables, "params": {**params, "conv_head.kernel": params["conv_head.kernel"] * 2}}
+    assert save_checkpoint(tmp_path / "b.safetensors", (model, trunk), NAME).classes == known_classes(1000)
+    given = ["other"] * 1000
+    assert save_checkpoint(tmp_path / "c.safetensors", (model, variables), NAME, classes=given).classes == (*given,)
+
+
 def test_pictures_are_named_by_the_classes_of_the_weights(of_many_classes, tmp_path, capsys):
+    """Those that are published, and those that were written again."""
     Image.new("RGB", (40, 50), "red").save(tmp_path / "a.jpg")
-    assert main(["predict", str(tmp_path / "a.jpg"), "--model", "many", "--json"]) == 0
+    model = load_backend("functional").create_model("many", pretrained=True)
+    save_checkpoint(tmp_path / "a.safetensors", model, "many")
     titles = class_titles(tuple(label_set("imagenet12k")))
-    assert set(json.loads(capsys.readouterr().out)[0]["classes"]) <= set(titles)
+    for arguments in (["--model", "many"], ["--weights", str(tmp_path / "a.safetensors")]):
+        assert main(["predict", str(tmp_path / "a.jpg"), *arguments, "--json"]) == 0
+        assert set(json.loads(capsys.readouterr().out)[0]["classes"]) <= set(titles)
 
 
 @pytest.mark.parametrize("old", ["pt_mobilenetv3_small_100", "pt_mobilenetv3_small_100.lamb_in1k"])
