@@ -2,25 +2,12 @@
 
 import difflib
 import fnmatch
+import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from jeffnet.arch.families import (
-    edgetpu,
-    efficientnet,
-    efficientnet_v2,
-    efficientnet_variants,
-    fbnetv3,
-    hardcorenas,
-    lcnet,
-    mixnet,
-    mobilenet,
-    mobilenet_v4,
-    pruned,
-    searched,
-    tinynet,
-)
+from jeffnet.arch.families import mobilenet, searched
 from jeffnet.arch.imagenet import LABEL_SETS
 from jeffnet.arch.lower import lower
 from jeffnet.arch.model import OLD_NAMES, Model
@@ -32,20 +19,10 @@ from jeffnet.errors import ArchitectureError, UnknownModelError
 # A model of the zoo or a registered one by its name, or any architecture: a spec, or its stages of block strings.
 ModelLike = str | ModelSpec | Sequence[str | Sequence[str]]
 
+# Modules of `jeffnet.arch.families`, each with a table `MODELS`.
 _FAMILIES = (
-    edgetpu,
-    efficientnet,
-    efficientnet_v2,
-    efficientnet_variants,
-    fbnetv3,
-    hardcorenas,
-    lcnet,
-    mixnet,
-    mobilenet,
-    mobilenet_v4,
-    pruned,
-    searched,
-    tinynet,
+    *("edgetpu", "efficientnet", "efficientnet_v2", "efficientnet_variants", "fbnetv3", "hardcorenas", "lcnet"),
+    *("mixnet", "mobilenet", "mobilenet_v4", "pruned", "searched", "tinynet"),
 )
 
 
@@ -59,7 +36,12 @@ def _merge(tables: Iterable[dict[str, Model]]) -> dict[str, Model]:
     return dict(sorted(merged.items()))
 
 
-MODELS = _merge(entry.models(name) for family in _FAMILIES for name, entry in family.MODELS.items())
+def _models() -> dict[str, Model]:
+    families = [importlib.import_module(f"jeffnet.arch.families.{name}") for name in _FAMILIES]
+    return _merge(entry.models(name) for family in families for name, entry in family.MODELS.items())
+
+
+MODELS = _models()
 
 
 def _aliases() -> dict[str, str]:
@@ -76,6 +58,8 @@ def _aliases() -> dict[str, str]:
 
 
 _ALIASES = _aliases()
+# Names as in the first versions, which have no tags.
+_EARLIER = {old: name for old, name in _ALIASES.items() if "." not in old and old not in MODELS}
 
 
 # The models of `register_model`.
@@ -134,9 +118,9 @@ def resolve_name(model: ModelLike) -> str:
     Args:
       model: of an architecture (`efficientnet_b0`, which has its default weights) or of an architecture with other
         weights (`tf_efficientnet_b0.ns_jft_in1k`), as in timm; earlier names of ours (`pt_efficientnet_b0`,
-        `tf_efficientnet_b0_ns`); that of a registered model. MobileNetV2 also has names for widths that are not listed,
-        see `jeffnet.arch.families.mobilenet.scaled`. An architecture without a name gets one, see
-        `jeffnet.arch.spec.spec_name`.
+        `tf_efficientnet_b0_ns`); that of a registered model. MobileNetV2 and MNASNet also have names for widths that
+        are not listed, see `scaled` of `jeffnet.arch.families.mobilenet` and `searched`. An architecture without a name
+        gets one, see `jeffnet.arch.spec.spec_name`.
 
     Returns:
       `architecture`, or `architecture.tag` for other weights than the default.
@@ -178,7 +162,12 @@ def _zoo_name(name: str) -> str | None:
         return name
     if name in _ALIASES:
         return _ALIASES[name]
-    return name.removeprefix("pt_") if mobilenet.scaled(name) else None
+    return name.removeprefix("pt_") if _scaled(name) else None
+
+
+def _scaled(name: str) -> Model | None:
+    """A model whose width is in its name, of the families that have any width; None for all other names."""
+    return mobilenet.scaled(name) or searched.scaled(name)
 
 
 def is_of_zoo(name: str) -> bool:
@@ -205,13 +194,21 @@ def list_models(pattern: str = "*", pretrained: bool = False, tags: bool = False
 
     Args:
       pattern: names of architectures, with shell wildcards (`tf_*_b[0-3]`); with a dot, of weights (`*.ns_jft_in1k*`),
-        which asks for `tags`. An earlier name means its model.
+        which asks for `tags`. Earlier names mean their models, where no other name matches: `pt_*_b0`, `tf_*_ns`.
       pretrained: only models with published weights.
       tags: a name for every set of weights (`efficientnet_b0.ra_in1k`) instead of one for every architecture;
         architectures without weights are left out.
     """
     if pattern in _ALIASES and pattern not in {model.timm for model in MODELS.values()}:
         pattern = _ALIASES[pattern]
+    if found := _matching(pattern, pretrained, tags):
+        return found
+    earlier = {_EARLIER[old] for old in fnmatch.filter(_EARLIER, pattern)}
+    return sorted({found for name in earlier for found in _matching(name, pretrained, tags)})
+
+
+def _matching(pattern: str, pretrained: bool, tags: bool) -> list[str]:
+    """See `list_models`; of present names."""
     if tags or "." in pattern:
         pattern = pattern if "." in pattern else f"{pattern}.*"
         return sorted(fnmatch.filter([model.timm for model in MODELS.values() if model.timm], pattern))
@@ -230,7 +227,7 @@ def find_model(model: ModelLike) -> Model:
     if not isinstance(model, str):
         return Model(_unnamed(model), Preprocessing())
     name = resolve_name(model)
-    found = MODELS.get(name) or _REGISTERED.get(name) or mobilenet.scaled(name)
+    found = MODELS.get(name) or _REGISTERED.get(name) or _scaled(name)
     assert found is not None
     return found
 

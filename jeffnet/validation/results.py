@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jeffnet.arch.zoo import is_known, model_preprocessing, resolve_name
 from jeffnet.errors import OutputError
 from jeffnet.system.extras import install
 from jeffnet.system.files import check_output, locked, write_file
@@ -52,11 +53,14 @@ class ResultsFile:
         self.rows = self._read()
 
     def find(self, model: str | None, weights: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The row of a candidate with the same settings, ignoring those that do not change scores."""
+        """The row of a candidate with the same settings, ignoring those that do not change scores.
+
+        A row may have an earlier name of the model, if the model's pictures are still the same.
+        """
         # JSON turns tuples into lists, as in the file.
         wanted = _decisive(json.loads(json.dumps(settings)))
         for row in self.rows:
-            if model in (None, row["model"]) and row["weights"] == weights and _decisive(row["settings"]) == wanted:
+            if row["weights"] == weights and _decisive(row["settings"]) == wanted and _is_of(row, model):
                 return row
         return None
 
@@ -189,6 +193,21 @@ def _value(cell: Any) -> Any:
         return parse_json(cell) if isinstance(cell, str) else cell
     except ValueError:
         return cell
+
+
+def _is_of(row: Mapping[str, Any], model: str | None) -> bool:
+    """Whether a row is of a model; None for that of the weights."""
+    if model in (None, row["model"]):
+        return True
+    if not is_known(row["model"]) or resolve_name(row["model"]) != model:
+        return False
+    settings, pictures = row["settings"], json.loads(json.dumps(vars(model_preprocessing(model))))
+    chosen = {"image_size": "size"}
+    return all(
+        value == pictures[entry]
+        for entry, value in row["preprocessing"].items()
+        if entry in pictures and settings.get(chosen.get(entry, entry)) is None
+    )
 
 
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:

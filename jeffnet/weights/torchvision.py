@@ -48,6 +48,7 @@ MODELS = {
     "mnasnet_050": ("mnasnet0_5", _seen(224, 256, "bilinear")),
     "mnasnet_075": ("mnasnet0_75", _seen(224, 232, "bilinear")),
     "mnasnet_100": ("mnasnet1_0", _seen(224, 256, "bilinear")),
+    "mnasnet_130": ("mnasnet1_3", _seen(224, 232, "bilinear")),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jeffnet.arch import zoo
-from jeffnet.arch.families import mobilenet
+from jeffnet.arch.families import mobilenet, searched
 from jeffnet.arch.imagenet import LABEL_SETS
 from jeffnet.arch.lower import lower
 from jeffnet.arch.model import Architecture, Model, WeightSet
@@ -196,7 +196,16 @@ def test_widths_that_are_listed_are_as_those_that_are_not(name):
     assert model.preprocessing == model_preprocessing(name)
 
 
-@pytest.mark.parametrize("name", ["tf_mobilenetv2_000", "tf_mobilenetv2_60", "tf_mobilenetv2_0600", "mobilenetv2"])
+def test_mnasnet_has_widths_that_are_not_listed():
+    """As those that are; 1.3 is torchvision's, which has 6,282,256 parameters."""
+    for name in ("mnasnet_050", "mnasnet_075", "mnasnet_100", "mnasnet_140"):
+        assert lower(searched.scaled(name).spec) == model_plan(name)
+    assert count_parameters(model_plan("mnasnet_130")) == 6_282_256 and "mnasnet_130" not in list_models()
+
+
+@pytest.mark.parametrize(
+    "name", ["tf_mobilenetv2_000", "tf_mobilenetv2_60", "tf_mobilenetv2_0600", "mobilenetv2", "mnasnet_000"]
+)
 def test_other_names_are_no_widths(name):
     with pytest.raises(UnknownModelError):
         model_spec(name)
@@ -242,6 +251,16 @@ def test_models_are_listed_by_wildcard():
     ]
     assert not [name for name in list_models() if "." in name or name.startswith("pt_")]
     assert list_models("nothing*") == []
+
+
+def test_wildcards_match_earlier_names():
+    """Where no present name matches."""
+    assert list_models("pt_efficientnet_b?") == [f"efficientnet_b{number}" for number in range(9)]
+    assert list_models("pt_efficientnet_*b0") == ["efficientnet_b0", "efficientnet_blur_b0"]
+    assert list_models("tf_*_b[01]_ns") == [f"tf_efficientnet_b{number}.ns_jft_in1k" for number in range(2)]
+    assert list_models("tf_*_b[01]_ns", tags=True) == list_models("tf_*_b[01]_ns")
+    assert list_models("pt_efficientnet_b[08]", pretrained=True) == ["efficientnet_b0"]
+    assert list_models("pt_efficientnet_b[08]", tags=True) == list_models("efficientnet_b0.*")
 
 
 def test_an_earlier_name_lists_its_model():

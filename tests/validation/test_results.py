@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.errors import OutputError
 from jeffnet.validation.answers import Answers, Mistake
 from jeffnet.validation.metrics import Predictions, calibration, confusion
@@ -58,6 +59,35 @@ def predictions():
         np.arange(6), label, np.column_stack([guess, rest]), probabilities.astype(np.float32),
         np.linspace(0, 1, 6, dtype=np.float32), guess == label, np.ones(6, np.bool_),
     )  # fmt: skip
+
+
+def test_rows_of_earlier_names_are_those_of_the_model(tmp_path):
+    """If its pictures are the same now: B1's were of 240 px."""
+
+    def older(name, image_size, crop_pct, **settings):
+        pre = model_preprocessing(name)
+        pictures = {"image_size": image_size, "crop_pct": crop_pct, "mean": list(pre.mean), "std": list(pre.std)}
+        entry = row(name, **settings)
+        return entry | {"preprocessing": entry["preprocessing"] | pictures}
+
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            [
+                older("pt_efficientnet_b0", 224, 0.875, size=None),
+                older("tf_efficientnet_b0_ns", 224, 0.875, size=None),
+                older("pt_efficientnet_b1", 240, 0.875, size=None),
+                older("pt_efficientnet_b2", [32, 40], 1.0),
+                row("gone", size=None),
+            ]
+        )
+    )
+    results, default = ResultsFile(tmp_path / "a.json"), SETTINGS | {"size": None}
+    assert results.find("efficientnet_b0", None, default)["model"] == "pt_efficientnet_b0"
+    assert results.find("tf_efficientnet_b0.ns_jft_in1k", None, default)["model"] == "tf_efficientnet_b0_ns"
+    assert results.find("tf_efficientnet_b0", None, default) is None
+    assert results.find("efficientnet_b0", "a.pth", default) is None
+    assert results.find("efficientnet_b1", None, default) is None
+    assert results.find("efficientnet_b2", None, SETTINGS)["model"] == "pt_efficientnet_b2"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "json"])

@@ -4,9 +4,10 @@ Sources: Tan et al., "MnasNet", arXiv:1807.11626; Stamoulis et al., "Single-Path
 "FBNet", arXiv:1812.03443.
 """
 
+import re
 from dataclasses import replace
 
-from jeffnet.arch.model import Architecture, WeightSet
+from jeffnet.arch.model import Architecture, Model, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 
@@ -86,3 +87,12 @@ MODELS = {
     "tf_mnasnet_100": Architecture(MNASNET_B1),
     "tf_semnasnet_100": Architecture(MNASNET_A1),
 }
+
+# Their width in per cent.
+_SCALED = re.compile(r"mnasnet_(?!000)(\d{3})")
+
+
+def scaled(name: str) -> Model | None:
+    """MNASNet B1 with the width in its name, such as torchvision's 1.3 (`mnasnet_130`); None for all other names."""
+    match = _SCALED.fullmatch(name)
+    return Model(replace(MNASNET_B1, width=int(match[1]) / 100), Preprocessing()) if match else None
