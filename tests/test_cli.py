@@ -159,6 +159,22 @@ def test_info_verifies_a_weights_file(capsys, weights, tmp_path, small_model):
     assert "does not exist" in fails(capsys, "info", tmp_path / "nothing.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("form", "ending", "title"),
+    [
+        ("jeffnet", ".safetensors", "jeffnet"),
+        ("linen", ".msgpack", "MessagePack of Flax"),
+        ("nnx", "", "checkpoint of Orbax"),
+        ("objax", ".npz", "npz file of Objax"),
+        ("npz", ".npz", "npz file of efficientnet-jax"),
+    ],
+)
+def test_info_names_the_form_of_a_file(form, ending, title, capsys, weights, tmp_path):
+    path = tmp_path / f"a{ending}"
+    assert run(capsys, "convert", weights, path, "--to", form)[0] == 0
+    assert run(capsys, "info", path)[1].splitlines()[0].endswith(f"({title})")
+
+
 def test_info_says_that_a_file_of_others_is_not_verified(capsys, tmp_path):
     save_file({"conv_stem.weight": np.zeros((3, 3), np.float32)}, tmp_path / "a.safetensors")
     status, out, _ = run(capsys, "info", tmp_path / "a.safetensors")

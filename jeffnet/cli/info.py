@@ -117,7 +117,7 @@ def _show_weights(options: argparse.Namespace) -> None:
     preprocessing = card.preprocessing if card else file.config.preprocessing or file.preprocessing
     summary = {
         "path": options.model,
-        "kind": file.naming.title,
+        "kind": file.title or file.naming.title,
         "model": file.stated_model,
         "num_classes": card.num_classes if card else None,
         "in_chans": card.in_chans if card else None,

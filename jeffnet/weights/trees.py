@@ -24,7 +24,7 @@ def tree_checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     return {name: f"{checksum(array):016x}" for name, array in arrays.items()}
 
 
-def tree_file(source: str, tree: Mapping[str, Any], sums: Mapping[str, str] | None) -> WeightsFile:
+def tree_file(source: str, tree: Mapping[str, Any], sums: Mapping[str, str] | None, title: str) -> WeightsFile:
     """What a checkpoint holds, from its variables and, if it has them, the checksums of `tree_checksums`.
 
     Names that no model has are kept for `jeffnet.weights.fit.fit` to report; an NNX model's random numbers are dropped.
@@ -37,9 +37,9 @@ def tree_file(source: str, tree: Mapping[str, Any], sums: Mapping[str, str] | No
     named = {_tree_name(path): stored(array) for path, array in _leaves(tree)}
     arrays = {name: array for name, array in named.items() if not name.startswith("rngs.")}
     if sums is None:
-        return WeightsFile(source, arrays)
+        return WeightsFile(source, arrays, title=title)
     expected = {name: int(digits, 16) for name, digits in sums.items()}
-    return WeightsFile(source, checked(arrays, expected, source), checksums=OF_ARRAYS)
+    return WeightsFile(source, checked(arrays, expected, source), title=title, checksums=OF_ARRAYS)
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -28,6 +28,7 @@ class WeightsFile:
       source: its path, or the URL or repository that it came from.
       arrays: by the source's names and in its layouts.
       naming: the names and layouts.
+      title: what to call it in messages, where many files have these names; else the naming's.
       card: the description of the model, if the file is one of jeffnet's own.
       model: the name of the model, if the file states it in another way.
       preprocessing: what the weights expect of pictures, if the file states it and it differs from the zoo's.
@@ -38,6 +39,7 @@ class WeightsFile:
     source: str
     arrays: Mapping[str, Stored]
     naming: Naming = OURS
+    title: str = ""
     card: ModelCard | None = None
     model: str | None = None
     preprocessing: Preprocessing | None = None

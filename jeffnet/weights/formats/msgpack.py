@@ -31,7 +31,7 @@ def read(path: Path) -> WeightsFile:
         tree: Any = msgpack_restore(path.read_bytes())
         if (sums := tree.pop(_CHECKSUMS, None)) is not None:
             sums = {name: np.asarray(digits, np.uint8).tobytes().hex() for name, digits in sums.items()}
-        return tree_file(str(path), tree, sums)
+        return tree_file(str(path), tree, sums, "MessagePack of Flax")
 
 
 def write(path: Path, contents: Contents) -> None:

@@ -60,10 +60,9 @@ def read(path: Path) -> WeightsFile:
             )
             for name, number in zip(names.tolist(), numbers, strict=True)
         }
-    is_release = keys >= _RELEASE_KEYS
-    return WeightsFile(
-        str(path), arrays if is_release else _from_objax(arrays), RELEASE if is_release else OURS, checksums=OF_MEMBERS
-    )
+    if keys >= _RELEASE_KEYS:
+        return WeightsFile(str(path), arrays, RELEASE, checksums=OF_MEMBERS)
+    return WeightsFile(str(path), _from_objax(arrays), OURS, "npz file of Objax", checksums=OF_MEMBERS)
 
 
 def write(path: Path, contents: Contents) -> None:

@@ -39,7 +39,8 @@ def read(path: Path) -> WeightsFile:
             # As NumPy arrays: what was spread over the devices of another machine is whole here.
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found)
             tree: Any = checkpointer.restore(folder, restore_args=arguments)
-        return tree_file(str(path), tree, (metadata.custom_metadata or {}).get(CHECKSUMS_KEY))
+        sums = (metadata.custom_metadata or {}).get(CHECKSUMS_KEY)
+        return tree_file(str(path), tree, sums, "checkpoint of Orbax")
 
 
 def write(path: Path, contents: Contents) -> None:
