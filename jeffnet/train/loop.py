@@ -211,14 +211,30 @@ def _check_spec(setup: Setup, before: Mapping[str, Any] | None) -> None:
             )
 
 
+# What the zoo said of pictures, where it was something else than now, before checkpoints said it.
+_EARLIER_PICTURES: dict[str, dict[str, Any]] = {
+    "efficientnet_b1": {"image_size": 240, "crop_pct": 0.875, "train_size": None},
+    "efficientnet_b2": {"image_size": 260, "crop_pct": 0.875, "train_size": None},
+    "efficientnet_b3": {"image_size": 300, "crop_pct": 0.904, "train_size": None},
+    "efficientnet_b4": {"image_size": 380, "crop_pct": 0.922, "train_size": None},
+    "efficientnet_b5": {"image_size": 456, "crop_pct": 0.934, "train_size": None, "crop_mode": "center"},
+    "mobilenetv3_large_075": {"interpolation": "bicubic"},
+}
+
+
 def _check_pictures(setup: Setup, before: Mapping[str, Any] | None) -> None:
-    """Raises ConfigError where a model's entry in the zoo has changed since a run was saved, and so its pictures."""
+    """Raises ConfigError where a model's entry in the zoo has changed since a run was saved, and so its pictures.
+
+    Args:
+      setup: of the run that is to go on.
+      before: the preprocessing when it was saved; None where its checkpoint is from before they said it.
+    """
+    if before is None:
+        before = _EARLIER_PICTURES.get(setup.card.model, {})
     now = json.loads(json.dumps(asdict(setup.card.preprocessing)))
     chosen = setup.config.data
     changed = {
-        name: value
-        for name, value in (before or {}).items()
-        if value != now.get(name) and getattr(chosen, name, None) is None
+        name: value for name, value in before.items() if value != now.get(name) and getattr(chosen, name, None) is None
     }
     if chosen.image_size is not None:
         changed.pop("train_size", None)  # what is chosen is for training too

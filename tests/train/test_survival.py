@@ -10,20 +10,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jeffnet.arch import zoo
+from jeffnet.arch.zoo import resolve_name
 from jeffnet.errors import ConfigError, ImageError, OutputError, TrainingError
-from jeffnet.train import run
-from jeffnet.train.config import OptimizerConfig
+from jeffnet.train import loop, run
+from jeffnet.train.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from jeffnet.train.interrupt import stop_requests
 from jeffnet.train.loop import resume, train
 from jeffnet.train.recipe import to_json
 from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.preview import plot_augment
 from jeffnet.train.run import locked_run
+from jeffnet.train.setup import run_preprocessing
+from jeffnet.weights.card import ModelCard
 
 pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("undrawn")]
 
@@ -298,3 +302,30 @@ def test_a_run_does_not_go_on_with_other_pictures(crashed, config, monkeypatch):
         resume(crashed, progress=False)
     same = [("data.interpolation", "bicubic"), ("data.mean", "0.485,0.456,0.406")]
     assert resume(crashed, [*same, ("epochs", "2")], progress=False).steps == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pt_efficientnet_b1", "--data.image_size 240 --data.crop_pct 0.875"),
+        ("efficientnet_b5", "--data.image_size 456 --data.crop_pct 0.934 --data.crop_mode center"),
+        ("mobilenetv3_large_075", "--data.interpolation bicubic"),
+        ("efficientnet_b0", ""),
+    ],
+)
+def test_a_run_from_before_checkpoints_said_pictures_does_not_go_on_with_others(name, options):
+    """Models whose entry in the zoo has changed since are known; what the options say is kept."""
+
+    def check(**chosen):
+        data = replace(DataConfig(path="-"), **chosen)
+        own = Config(model=ModelConfig(name=name), data=data)
+        card = ModelCard(resolve_name(name), 2, 3, run_preprocessing(own))
+        loop._check_pictures(SimpleNamespace(config=own, card=card), None)
+
+    if options:
+        with pytest.raises(ConfigError, match=f"continue with {options}$"):
+            check()
+    words = options.split()
+    kinds = {"image_size": int, "crop_pct": float}
+    names = [word.removeprefix("--data.") for word in words[::2]]
+    check(**{entry: kinds.get(entry, str)(value) for entry, value in zip(names, words[1::2], strict=True)})
