@@ -57,18 +57,20 @@ class Preprocessing:
                 numbers = tuple(map(_plain, values))
             except TypeError:
                 numbers = (None,)
-            if not all(isinstance(number, Real) for number in numbers):
+            if not all(isinstance(number, Real) and not isinstance(number, bool) for number in numbers):
                 raise ArchitectureError(f"{name} {values!r}: give a number for each channel, such as (0.5, 0.5, 0.5)")
             object.__setattr__(self, name, numbers)
         # Sizes also come from files, and pictures of these sizes are allocated.
         for name, size in (("image_size", self.image_size), ("train_size", self.train_size)):
             if size is None and name == "train_size":
                 continue
-            if not isinstance(size, Integral) or not 1 <= size <= LARGEST_IMAGE:
+            # Python counts True as a whole number.
+            if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= size <= LARGEST_IMAGE:
                 raise ArchitectureError(
                     f"{name} {size!r} is not a size: give a number of pixels from 1 to {LARGEST_IMAGE:,}"
                 )
-        in_range = isinstance(self.crop_pct, Real) and 0 < self.crop_pct <= 1
+        is_number = isinstance(self.crop_pct, Real) and not isinstance(self.crop_pct, bool)
+        in_range = is_number and 0 < self.crop_pct <= 1
         if not in_range or self.image_size / self.crop_pct > LARGEST_IMAGE:
             raise ArchitectureError(
                 f"crop_pct {self.crop_pct!r} is outside (0, 1], or cuts {self.image_size} pixels from pictures of more "

@@ -96,6 +96,8 @@ def parse_card(text: str, source: str) -> ModelCard:
         entry["preprocessing"] = Preprocessing(**{**stated, "mean": tuple(stated["mean"]), "std": tuple(stated["std"])})
         if "spec" in entry:
             entry |= _own(entry["model"], entry["spec"], source)
+        if not isinstance(entry["classes"], list):
+            raise ValueError(f"its classes are a {type(entry['classes']).__name__}, not a list of names")
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
         if not all(isinstance(name, str) for name in card.classes) or len(card.classes) not in (0, card.num_classes):
             raise ValueError(f"its classes are not the names of {card.num_classes}")

@@ -111,10 +111,11 @@ def _published(name: ModelLike | None) -> Located:
         ) from of_hub
     url = os.environ.get("JEFFNET_RELEASE_URL", RELEASE).rstrip("/") + f"/{file}"
     path = cache_folder() / "release" / file
-    _log.warning("weights %r: %s; using those of the original release, %s", repository.source, of_hub.reason, url)
     try:
         fetch(url, path, f"sha256:{entry.weights.sha256}")
-        return Located(path, download.without_password(url), config)
+        shown = download.without_password(url)
+        _log.warning("weights %r: %s; using those of the original release, %s", repository.source, of_hub.reason, shown)
+        return Located(path, shown, config)
     except FetchError as error:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "

@@ -287,7 +287,14 @@ def test_a_malformed_card_is_an_error(text, path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_classes": "2"}, {"num_classes": None}, {"num_classes": -1}, {"in_chans": 0}, {"in_chans": "1"}],
+    [
+        *({"num_classes": "2"}, {"num_classes": None}, {"num_classes": -1}, {"in_chans": 0}, {"in_chans": "1"}),
+        # Python counts them as 1.
+        *({"num_classes": True, "classes": ["cat"]}, {"in_chans": True}),
+        *({"preprocessing": _card_entry()["preprocessing"] | {name: True}} for name in ("image_size", "crop_pct")),
+        *({"preprocessing": _card_entry()["preprocessing"] | {name: [True]}} for name in ("mean", "std")),
+        {"classes": "ab"},
+    ],
     ids=str,
 )
 def test_a_card_of_impossible_numbers_is_an_error(changes, path):

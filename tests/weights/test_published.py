@@ -123,10 +123,12 @@ def test_the_release_is_the_second_source(server, arrays, caplog):
     assert "those of the original release" in caplog.text
 
 
-def test_both_sources_failing_is_one_error(server):
+def test_both_sources_failing_is_one_error(server, caplog):
+    """And the log announces no weights that are not there."""
     server.files.clear()
     with pytest.raises(WeightsError, match=r"cannot be had: hf:timm/.*; http://.*npz.*or give the path"):
         load_backend("functional").create_model(NAME, pretrained=True)
+    assert "using those" not in caplog.text
 
 
 def test_other_classes_are_adapted_on_request_only(server, arrays, caplog):

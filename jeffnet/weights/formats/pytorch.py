@@ -13,7 +13,7 @@ from jeffnet.errors import OutputError, WeightsError
 from jeffnet.weights.archive import check_members, open_zip
 from jeffnet.weights.formats.interface import OF_MEMBERS, Contents, Probe, WeightsFile, guarded, reading
 from jeffnet.weights.formats.state_dicts import state_dict_file
-from jeffnet.weights.formats.torch_file import UnsafeContentError, load
+from jeffnet.weights.formats.torch_file import UnknownDtypeError, UnsafeContentError, load
 from jeffnet.weights.state_dict import find_state_dict
 from jeffnet.weights.timm import state_dict
 
@@ -36,6 +36,11 @@ def read(path: Path) -> WeightsFile:
     with reading(path, _FAULT):
         try:
             content = load(path)
+        except UnknownDtypeError as error:
+            raise WeightsError(
+                f"weights {str(path)!r} have tensors of {error}, which no model here has: save the file in PyTorch "
+                "again, with these as torch.float32 or without them"
+            ) from error
         except UnsafeContentError as error:
             raise WeightsError(
                 f"weights {str(path)!r} have more than tensors in them, and unpickling it might run a program: refused "

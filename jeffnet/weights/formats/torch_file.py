@@ -43,11 +43,17 @@ _STORAGES = {
     "torch.CharStorage": np.dtype("i1"),
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("?"),
+    "torch.storage.UntypedStorage": np.dtype("u1"),  # of tensors that name their dtype
 }
+_UNKNOWN = {"torch.ComplexFloatStorage": "torch.complex64", "torch.ComplexDoubleStorage": "torch.complex128"}
 
 
 class UnsafeContentError(ValueError):
     """A file has something in it that is neither plain data nor a dense or sparse tensor."""
+
+
+class UnknownDtypeError(ValueError):
+    """A file has tensors of a dtype that no model's arrays have."""
 
 
 def load(path: Path) -> Any:
@@ -58,6 +64,7 @@ def load(path: Path) -> Any:
 
     Raises:
       UnsafeContentError: it has other objects in it; the message names the first.
+      UnknownDtypeError: it has tensors of another dtype, such as complex ones or of 8 bits; the message names it.
       Exception: it is damaged, or no such file: whatever zipfile, pickletools and NumPy raise then.
     """
     if zipfile.is_zipfile(path):
@@ -301,7 +308,7 @@ def _storage(identity: Any, storage: Callable[[str, np.dtype, int], _Storage]) -
             "storage", _Global(name), str(key), str(), int(count), None,
         ) if count >= 0:  # fmt: skip
             if name not in _STORAGES:
-                raise UnsafeContentError(f"it has tensors of {name}, which cannot be read")
+                raise UnknownDtypeError(_UNKNOWN.get(name, name))
             return storage(key, _STORAGES[name], count)
         case ("module", _Global(name), *_):
             raise UnsafeContentError(f"it has {name} in it, which is neither plain data nor a tensor")
@@ -329,6 +336,8 @@ def _rebuild(function: Any, arguments: Any) -> Any:
             return _tensor(storage, offset, size, strides)
         case "torch._utils._rebuild_tensor", (_Storage() as storage, offset, size, strides):
             return _tensor(storage, offset, size, strides)
+        case "torch._utils._rebuild_tensor_v3", (_Storage(), _, _, _, _, _, _Global(dtype), *_):
+            raise UnknownDtypeError(dtype)
         case "torch._utils._rebuild_parameter", (Stored() as tensor, _, _):
             return tensor
         case "torch._utils._rebuild_sparse_tensor", (

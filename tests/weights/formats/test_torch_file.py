@@ -12,7 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jeffnet.errors import WeightsError
 from jeffnet.weights.formats.torch_file import UnsafeContentError, load
+from jeffnet.weights.load import read_weights
 
 # Whatever a damaged file may raise; the reader of weights turns it into a WeightsError.
 FAULTS = (
@@ -90,9 +92,24 @@ def test_other_calls_are_refused_by_name(by_hand, name, tmp_path):
         load(by_hand.write(tmp_path / "a.pth", {"a": 1, "b": [by_hand.call(name, "touch /tmp/never")]}))
 
 
+@pytest.mark.parametrize(("storage", "dtype"), [("QInt8Storage", "QInt8Storage"), ("ComplexFloatStorage", "complex64")])
+def test_tensors_of_other_dtypes_are_refused_by_name(by_hand, storage, dtype, tmp_path):
+    """They are no danger, so nothing is said of one."""
+    path = by_hand.write(tmp_path / "a.pth", by_hand.tensor(0, storage, 24, 0, (1,), (1,)), VALUES)
+    with pytest.raises(WeightsError, match=rf"have tensors of torch\.{dtype}, .*as torch\.float32 or without them"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_tensors_of_eight_bits_are_refused_by_name(is_older, tmp_path):
+    torch = pytest.importorskip("torch")
+    content = {"a": torch.zeros(3).to(torch.float8_e4m3fn)}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not is_older)
+    with pytest.raises(WeightsError, match=r"have tensors of torch\.float8_e4m3fn"):
+        read_weights(tmp_path / "a.pth")
+
+
 def test_objects_and_opcodes_are_refused_by_name(by_hand, tmp_path):
-    with pytest.raises(UnsafeContentError, match="QInt8Storage"):
-        load(by_hand.write(tmp_path / "a.pth", by_hand.tensor(0, "QInt8Storage", 24, 0, (1,), (1,)), VALUES))
     for number, (pickled, opcode) in enumerate([(b"\x80\x02I12\n.", "INT"), (b"\x80\x02(ios\nsystem\n.", "INST")]):
         path = tmp_path / f"{number}.pth"
         with zipfile.ZipFile(path, "w") as archive:
