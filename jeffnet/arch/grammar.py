@@ -28,7 +28,7 @@ its stride.
 | `d` | in `ds` 1: the block first packs 2x2 positions into channels; in `mqa` the width of a head | `d1`, `d64` |
 | `cc` | experts whose kernels are mixed for each picture (arXiv:1904.04971) | `cc4` |
 | `a`, `k`, `p` | in `uir` depthwise kernels before the expansion, after it, and at the end; 0 for none | `a3_k5_p0` |
-| `h`, `v` | in `mqa` heads, and the stride of keys and values, 1 or 2, of which `k` is the kernel | `h4`, `v2` |
+| `h`, `v` | in `mqa` heads, and the stride of keys and values, 1 or 2; `v2` needs `k`, its kernel | `h4`, `v2` |
 | `x`, `q` | exact widths, not rounded: of the expansion, of squeeze-and-excitation (pruned networks) | `x48`, `q4` |
 | `skip`, `noskip` | with or without the residual connection, where input and output have the same shape | |
 
@@ -37,6 +37,7 @@ timm.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jeffnet.arch.checks import LARGEST
@@ -87,7 +88,7 @@ _KINDS = {
     "dsa": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "se", "n", "p", "gs"}), skip=False),
     "er": _Kind(frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "p", "fc", "gs"}), skip=True),
     "cn": _Kind(frozenset({"r", "k", "s", "c"}), frozenset({"e", "n"}), skip=False),
-    "mqa": _Kind(frozenset({"r", "k", "s", "c", "h", "d"}), frozenset({"v", "n"}), skip=True),
+    "mqa": _Kind(frozenset({"r", "s", "c", "h", "d"}), frozenset({"k", "v", "n"}), skip=True),
     "uir": _Kind(frozenset({"r", "k", "s", "e", "c"}), frozenset({"se", "n", "a", "p"}), skip=True),
 }
 
@@ -123,10 +124,15 @@ def parse_block(text: str) -> BlockSpec:
             raise ArchitectureError(f"block string {text!r}: a stride needs a kernel: give 'a', 'k' or 'p'")
     elif kind == "ds" and values.get("d", 1) != 1:
         raise ArchitectureError(f"block string {text!r}: field 'd' of a 'ds' block can only be 1")
-    elif kind == "mqa" and values["s"] != 1:
-        raise ArchitectureError(f"block string {text!r}: attention has no stride: give s1")
-    elif any(0 in values.get(key, ()) for key in "akp"):  # pyright: ignore[reportOperatorIssue]
-        raise ArchitectureError(f"block string {text!r}: only a 'uir' block can do without a kernel")
+    elif kind == "mqa":
+        if values["s"] != 1:
+            raise ArchitectureError(f"block string {text!r}: attention has no stride: give s1")
+        if "k" not in values and values.get("v") == 2:
+            raise ArchitectureError(f"block string {text!r}: keys and values with a stride need field k, their kernel")
+        values = {"k": (1,)} | values
+        _check_kernels(text, values)
+    else:
+        _check_kernels(text, values)
     # Authors write `e1` in some blocks where nothing expands; any other value would be ignored.
     if kind in ("ds", "dsa", "cn") and values.get("e", 1.0) != 1.0:
         raise ArchitectureError(f"block string {text!r}: field 'e' of a {kind!r} block can only be 1")
@@ -134,6 +140,11 @@ def parse_block(text: str) -> BlockSpec:
     if kind == "mqa":
         fields["head_width"] = fields.pop("space_to_depth")
     return BlockSpec(kind=kind, skip=skip, **fields)  # pyright: ignore[reportArgumentType]
+
+
+def _check_kernels(text: str, values: Mapping[str, object]) -> None:
+    if any(0 in values.get(key, ()) for key in "akp"):  # pyright: ignore[reportOperatorIssue]
+        raise ArchitectureError(f"block string {text!r}: only a 'uir' block can do without a kernel")
 
 
 def parse_stages(stages: tuple[tuple[str, ...], ...]) -> tuple[tuple[BlockSpec, ...], ...]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral, Real
 
@@ -44,7 +45,10 @@ def lower(
     _check_options(num_classes, in_chans, rates, global_pool, output_stride)
     stem_channels = scaled_channels(spec, spec.stem) if spec.scale_stem else spec.stem
     stem = lower_conv(spec, "conv_stem", in_chans, stem_channels, (spec.stem_kernel,), "bn1", spec.act, stride=2)
-    stages, features = _lower_stages(spec, stem_channels, drop_path_rate, output_stride)
+    try:
+        stages, features = _lower_stages(spec, stem_channels, drop_path_rate, output_stride)
+    except _NoDilationError as error:
+        raise _without_dilation(spec, stem_channels, output_stride, error) from None
     plan = Plan(
         in_chans=in_chans,
         stem=stem,
@@ -74,7 +78,7 @@ def _check_options(
     num_classes: int, in_chans: int, rates: dict[str, float], global_pool: str, output_stride: int
 ) -> None:
     for name, number in (("num_classes", num_classes), ("in_chans", in_chans), ("output_stride", output_stride)):
-        if not isinstance(number, Integral):
+        if not isinstance(number, Integral) or isinstance(number, bool):
             raise ArchitectureError(f"{name} {number!r} is not a whole number")
     if num_classes < 0:
         raise ArchitectureError(f"num_classes {num_classes} is negative: give a number of classes, or 0 for features")
@@ -146,7 +150,7 @@ def _lower_stages(
             packs = block.space_to_depth and not packed
             if packs:
                 if stride * 2 > output_stride:
-                    raise _cannot_dilate(output_stride, f"blocks.{stage_index} packs positions into channels")
+                    raise _NoDilationError(f"blocks.{stage_index} packs positions into channels")
                 packed, stride = True, stride * 2
             elif packed and block_stride == 2:
                 # The stride is done: the block takes the packed positions apart, by its expansion.
@@ -154,12 +158,12 @@ def _lower_stages(
                 block = replace(block, expansion=block.expansion / 4)
             if block_stride > 1 and stride * block_stride > output_stride:
                 # This block still sees its input at the old density; those after it need the wider reach.
-                _check_dilation(spec, block, stage_index, output_stride)
+                _check_dilation(spec, block, stage_index)
                 dilation, block_stride = dilation * block_stride, 1
             stride *= block_stride
             name = f"blocks.{stage_index}.{block_index}"
             rate = drop_path_rate * index / total
-            _check_kernels(block, stage_index, output_stride, max(block_dilation, dilation))
+            _check_kernels(block, stage_index, max(block_dilation, dilation))
             lowering = BlockLowering(
                 spec, name, block, channels, block_stride, block_dilation, packed=packed, packs=packs, strided=strided
             )
@@ -177,22 +181,34 @@ def _halves(block: BlockSpec) -> bool:
     return block.stride > 1 or block.space_to_depth
 
 
-def _check_dilation(spec: ModelSpec, block: BlockSpec, stage: int, output_stride: int) -> None:
+def _check_dilation(spec: ModelSpec, block: BlockSpec, stage: int) -> None:
     """Check that a block can do without its stride, and the blocks after it with dilation."""
     if spec.downsample:
-        raise _cannot_dilate(output_stride, f"blocks.{stage} halves its map by a fixed filter")
+        raise _NoDilationError(f"blocks.{stage} halves its map by a fixed filter")
     first, middle, last = block.expand_kernels, block.kernels, block.project_kernels
     if block.kind == "uir" and any(last) and any((*first, *middle)):
-        raise _cannot_dilate(output_stride, f"blocks.{stage} has a kernel after its stride")
+        raise _NoDilationError(f"blocks.{stage} has a kernel after its stride")
 
 
-def _check_kernels(block: BlockSpec, stage: int, output_stride: int, dilation: int) -> None:
+def _check_kernels(block: BlockSpec, stage: int, dilation: int) -> None:
     """Check that no convolution but the one with the block's kernels has a reach that would have to be wider."""
     if dilation > 1 and block.kind != "uir" and max(*block.expand_kernels, *block.project_kernels) > 1:
-        raise _cannot_dilate(output_stride, f"blocks.{stage} has a kernel 'a' or 'p' of more than 1x1")
+        raise _NoDilationError(f"blocks.{stage} has a kernel 'a' or 'p' of more than 1x1")
 
 
-def _cannot_dilate(output_stride: int, reason: str) -> ArchitectureError:
+class _NoDilationError(Exception):
+    """A block has something that dilation cannot replace."""
+
+
+def _without_dilation(spec: ModelSpec, stem_channels: int, output_stride: int, reason: Exception) -> ArchitectureError:
+    """The error for an output stride that a network cannot have; it names those that it can have."""
+    possible = []
+    for larger in filter(lambda stride: stride > output_stride, sorted(OUTPUT_STRIDES)):
+        with suppress(_NoDilationError):
+            _lower_stages(spec, stem_channels, 0.0, larger)
+            possible.append(str(larger))
+    ways = f"give {' or '.join(possible)}, and " if possible else ""
     return ArchitectureError(
-        f"output_stride {output_stride}: {reason}, which dilation cannot replace; give a larger one"
+        f"output_stride {output_stride}: {reason}, which dilation cannot replace; {ways}take the map at stride "
+        f"{output_stride} from `features`"
     )

@@ -85,6 +85,8 @@ def test_every_model_of_the_zoo_parses():
         ("ds_r1_k3_s1_c24_d2", "field 'd' of a 'ds' block can only be 1"),
         ("mqa_r1_k3_s2_c24_h4_d64", "attention has no stride"),
         ("mqa_r1_k3_s1_c24_d64", "a 'mqa' block needs field h"),
+        ("mqa_r1_s1_c24_d64_h2_v2", "keys and values with a stride need field k"),
+        ("mqa_r1_k0_s1_c24_d64_h2", "only a 'uir' block can do without a kernel"),
         ("mqa_r1_k3_s1_c24_h4_d64_v3", "'v3' must be v1 or v2"),
         ("uir_r1_k0_s2_e4_c24", "a stride needs a kernel"),
         ("uir_r1_k3.5_s1_e4_c24", "the kernels of a 'uir' block have one size each"),
