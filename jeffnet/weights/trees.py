@@ -28,6 +28,12 @@ def tree_file(source: str, tree: Mapping[str, Any], sums: Mapping[str, str] | No
     """What a checkpoint holds, from its variables and, if it has them, the checksums of `tree_checksums`.
 
     Names that no model has are kept for `jeffnet.weights.fit.fit` to report; an NNX model's random numbers are dropped.
+
+    Args:
+      source: path of the checkpoint.
+      tree: its variables.
+      sums: its checksums, or None.
+      title: what to call it in messages.
     """
     if "params" in tree:
         # `TrainState` and the like have an optimizer's state beside the variables.
