@@ -15,6 +15,7 @@ from jax.sharding import AxisType
 
 from jeffnet.errors import check_choice
 from jeffnet.ops.depthwise import Window, depthwise_conv
+from jeffnet.ops.full_conv import full_conv
 from jeffnet.ops.pointwise import pointwise_conv
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -91,6 +92,8 @@ def conv_general_dilated(
         pointwise = rhs.shape[:2] == window.strides == (1, 1) and feature_group_count == 1
         if pointwise and window.pads == ((0, 0), (0, 0)):
             return pointwise_conv(lhs, rhs[0, 0], precision, form)
+        if feature_group_count == 1 and rhs.shape[2] == lhs.shape[-1] and window.dilation == (1, 1) and inside:
+            return full_conv(lhs, rhs, window, precision, form)
     return lax.conv_general_dilated(
         lhs,
         rhs,

@@ -3,6 +3,8 @@
 For float32 pictures `(N, H, W, C)`. There is no derivative: these are for `jeffnet.inference.fused`.
 """
 
+from typing import Any, TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +14,13 @@ from jeffnet._jax_compat import foreign_call
 from jeffnet.ops import native
 from jeffnet.ops.depthwise import Window
 
+ArrayT = TypeVar("ArrayT", np.ndarray, Array)
 # Numbered as in `Act` of native/common.h.
 _ORDER = (None, "relu", "relu6", "silu", "hard_swish", "sigmoid", "hard_sigmoid")
 ACTS: dict[str | None, int] = {name: number for number, name in enumerate(_ORDER)}
 
 
-def pack_kernel(kernel: np.ndarray) -> np.ndarray:
+def pack_kernel(kernel: ArrayT) -> ArrayT:
     """A kernel `(height, width, C, features)`, float32, in the order in which `dense_conv` reads it on this processor.
 
     Returns:
@@ -26,9 +29,10 @@ def pack_kernel(kernel: np.ndarray) -> np.ndarray:
     """
     library = native.load()
     lanes, panel = library.jeffnet_vector_floats(), library.jeffnet_panel_floats()
+    numpy: Any = jnp if isinstance(kernel, Array) else np
     matrix = kernel.reshape(-1, kernel.shape[-1])
-    matrix = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % lanes)))
-    return np.concatenate([matrix[:, first : first + panel].ravel() for first in range(0, matrix.shape[1], panel)])
+    matrix = numpy.pad(matrix, ((0, 0), (0, -matrix.shape[1] % lanes)))
+    return numpy.concatenate([matrix[:, first : first + panel].ravel() for first in range(0, matrix.shape[1], panel)])
 
 
 def pack_bias(bias: np.ndarray) -> np.ndarray:

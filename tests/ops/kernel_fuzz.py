@@ -26,6 +26,7 @@ from jeffnet.ops.batch_norm import _cotangents, _native_cotangents, _native_forw
 from jeffnet.ops.conv import NHWC, conv_general_dilated, make_window, use_lowering
 from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
 from jeffnet.ops.depthwise import Window
+from jeffnet.ops.full_conv import _bind, _kernel_p
 from jeffnet.ops.native import limits
 
 SANITIZERS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -238,6 +239,22 @@ def check_dense(problem: Problem) -> None:
     ran["dense"] += 1
 
 
+def check_full(problem: Problem) -> None:
+    """The gradient of a convolution by its kernel; the other two are those of `check_dense`."""
+    window, size = Window(problem.window.strides, problem.window.pads, (1, 1)), problem.kernel[:2]
+    images, features = numbers(problem.values, *problem.images), 16 + problem.features % 40
+    g = numbers("normal", len(images), *window.out_size(images.shape[1:3], size), features, place=1)
+    shape = (*size, images.shape[3], features)
+    if not limits.full(shape, window) or 0 in (*images.shape, *g.shape):
+        return
+    gradient = lambda images: _bind(_kernel_p, images, jnp.asarray(g), window, size, None, "native")  # noqa: E731
+    ours = run(problem, gradient, images)
+    like = jax.ShapeDtypeStruct(shape, np.float64)
+    by_kernel = lambda images, g: jax.linear_transpose(lambda kernel: convolve(images, kernel, window), like)(g)[0]  # noqa: E731
+    assert_near(ours, *exactly(by_kernel, images, g), problem)
+    ran["full"] += 1
+
+
 def check_inverted(problem: Problem) -> None:
     """The rounding of the first sums is carried through the others: no activation is much steeper than 1."""
     size = problem.kernel[0]
@@ -408,6 +425,15 @@ def calls(draw: Any) -> Call:
                     {},
                     [],
                 ),
+                Call(
+                    "jeffnet_dense_kernel_gradient",
+                    [[n, h, w, f], output, [k, k, f, c]],
+                    2,
+                    [s, s, 0, 0],
+                    {},
+                    {},
+                    [],
+                ),
                 Call("jeffnet_outer_product", [[n * h * w, f], matrix, [f, c]], 2, [], {}, {}, []),
                 Call("jeffnet_statistics", [matrix, row, row], 1, [], {}, {}, []),
                 Call("jeffnet_normalize", [matrix, row, row, row, matrix], 4, [], acts, {}, []),
@@ -474,6 +500,7 @@ CHECKS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "depthwise": (check_depthwise, problems(negative_pads=True)),
     "depthwise_act": (check_depthwise_act, problems()),
     "dense": (check_dense, problems()),
+    "full": (check_full, problems()),
     "inverted": (check_inverted, problems()),
     "outer": (check_outer, matrices),
     "norm": (check_norm, matrices),

@@ -59,9 +59,10 @@ def _assert_same_function(ours, reference, images, kernel):
         ((1, 1, 6, 4), (1, 1), SAME, 1, "pointwise_conv"),
         ((1, 1, 6, 4), (1, 1), VALID, 1, "pointwise_conv"),
         ((1, 1, 6, 4), (1, 1), ((0, 0), (0, 0)), 1, "pointwise_conv"),
-        ((1, 1, 6, 4), (1, 1), ((1, 0), (0, 0)), 1, "conv_general_dilated"),  # padded, it grows
-        ((1, 1, 6, 4), (2, 2), SAME, 1, "conv_general_dilated"),  # EdgeTPU's strided projection
-        ((3, 3, 6, 4), (1, 1), SAME, 1, "conv_general_dilated"),
+        ((1, 1, 6, 4), (1, 1), ((1, 0), (0, 0)), 1, "full_conv"),  # padded, it grows
+        ((1, 1, 6, 4), (2, 2), SAME, 1, "full_conv"),  # EdgeTPU's strided projection
+        ((3, 3, 6, 4), (1, 1), SAME, 1, "full_conv"),
+        ((3, 3, 6, 4), (1, 1), ((-1, 0), (0, -1)), 1, "conv_general_dilated"),  # crops
         ((3, 3, 2, 6), (1, 1), SAME, 3, "conv_general_dilated"),  # grouped, not depthwise
         ((3, 3, 1, 12), (1, 1), SAME, 6, "conv_general_dilated"),  # two outputs a channel
         ((3, 3, 1, 6), (1, 1), ((-1, 0), (0, -1)), 6, "conv_general_dilated"),  # crops
@@ -91,7 +92,9 @@ def _operations(function, *inputs):
 
 
 @pytest.mark.parametrize("name", LOWERINGS)
-@pytest.mark.parametrize("kernel", [(3, 3, 1, 16), (1, 1, 16, 16)], ids=["depthwise", "pointwise"])
+@pytest.mark.parametrize(
+    "kernel", [(3, 3, 1, 16), (1, 1, 16, 16), (3, 3, 16, 16)], ids=["depthwise", "pointwise", "full"]
+)
 def test_every_lowering_is_the_same_function(name, kernel, x64):
     if name == "native" and not native.available():
         pytest.skip(f"no C++ kernels: {native.failure()}")
@@ -215,7 +218,7 @@ def test_flax_layers_take_it(features, kernel_size, groups, strides, x64):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("kernel", [(3, 3, 1, 6), (1, 1, 6, 4), (3, 3, 6, 4)], ids=["depthwise", "pointwise", "xla"])
+@pytest.mark.parametrize("kernel", [(3, 3, 1, 6), (1, 1, 6, 4), (3, 3, 6, 4)], ids=["depthwise", "pointwise", "full"])
 def test_dtypes_stay(kernel, dtype):
     images, weights = _draw(2, 7, 6, 6, dtype=dtype), _draw(*kernel, dtype=dtype)
 

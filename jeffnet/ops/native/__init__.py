@@ -38,6 +38,7 @@ _TARGETS = (
     "jeffnet_depthwise_input_gradient",
     "jeffnet_depthwise_kernel_gradient",
     "jeffnet_dense",
+    "jeffnet_dense_kernel_gradient",
     "jeffnet_inverted",
     "jeffnet_outer_product",
     "jeffnet_statistics",

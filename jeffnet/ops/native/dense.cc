@@ -263,7 +263,33 @@ void OuterRows(int64_t rows, const float* a, int64_t a_step, const float* const*
   for (; rows > 0; --rows, ++a, sums += step) Outer<1, kVectors>(a, a_step, b, b_step, many, sums, step);
 }
 
-// out (a's columns, b's columns) = a^T b, for matrices of many rows. The last vector of columns may overlap the one before.
+// sums (rows, width in whole vectors) += a^T b over `many` rows. The last vector of columns may overlap the one before.
+void AddOuter(int64_t rows, const float* a, int64_t a_step, const float* b, int64_t width, int64_t many, float* sums) {
+  const int64_t vectors = Padded(width) / kWidth, step = vectors * kWidth;
+  for (int64_t vector = 0; vector < vectors; vector += kPanelVectors) {
+    const float* columns[kPanelVectors];
+    const int64_t these = std::min<int64_t>(kPanelVectors, vectors - vector);
+    for (int64_t v = 0; v < these; ++v) columns[v] = b + std::min((vector + v) * kWidth, width - kWidth);
+    float* to = sums + vector * kWidth;
+    switch (these) {
+      case 1: OuterRows<1>(rows, a, a_step, columns, width, many, to, step); break;
+      case 2: OuterRows<2>(rows, a, a_step, columns, width, many, to, step); break;
+      default: OuterRows<3>(rows, a, a_step, columns, width, many, to, step);
+    }
+  }
+}
+
+// Adds up the sums of `parts`, and copies them to rows of `width`.
+void Merge(std::vector<float>& sums, int64_t parts, int64_t rows, int64_t width, float* out) {
+  const int64_t step = Padded(width);
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t at = 0; at < rows * step; ++at) sums[at] += sums[part * rows * step + at];
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t c = 0; c < step; c += kWidth)
+      std::copy_n(sums.data() + row * step + c, kWidth, out + row * width + std::min(c, width - kWidth));
+}
+
+// out (a's columns, b's columns) = a^T b, for matrices of many rows.
 ffi::Error OuterProduct(ffi::ThreadPool pool, F32 a, F32 b, ffi::Result<F32> out) {
   const auto shape = out->dimensions();
   if (shape.size() != 2 || shape[0] < 1 || shape[1] < kWidth)
@@ -286,30 +312,49 @@ ffi::Error OuterProduct(ffi::ThreadPool pool, F32 a, F32 b, ffi::Result<F32> out
     for (int64_t row = many * part / parts; row < end; row += chunk) {
       const int64_t count = std::min(chunk, end - row);
       const float* from = a.typed_data() + row * height + top;
-      for (int64_t vector = 0; vector < vectors; vector += kPanelVectors) {
-        const float* columns[kPanelVectors];
-        const int64_t these = std::min<int64_t>(kPanelVectors, vectors - vector);
-        for (int64_t v = 0; v < these; ++v)
-          columns[v] = b.typed_data() + row * width + std::min((vector + v) * kWidth, width - kWidth);
-        float* to = part_sums + vector * kWidth;
-        switch (these) {
-          case 1: OuterRows<1>(bottom - top, from, height, columns, width, count, to, step); break;
-          case 2: OuterRows<2>(bottom - top, from, height, columns, width, count, to, step); break;
-          default: OuterRows<3>(bottom - top, from, height, columns, width, count, to, step);
-        }
-      }
+      AddOuter(bottom - top, from, height, b.typed_data() + row * width, width, count, part_sums);
     }
   });
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t at = 0; at < height * step; ++at) sums[at] += sums[part * height * step + at];
-  for (int64_t row = 0; row < height; ++row)
-    for (int64_t v = 0; v < vectors; ++v)
-      std::copy_n(sums.data() + row * step + v * kWidth, kWidth,
-                  out->typed_data() + row * width + std::min(v * kWidth, width - kWidth));
+  Merge(sums, parts, height, width, out->typed_data());
+  return ffi::Error::Success();
+}
+
+// The gradient of a convolution by its kernel: the values under the kernel, as rows, times the gradients of the outputs.
+ffi::Error DenseKernelGradient(ffi::ThreadPool pool, F32 images, F32 gradient, ffi::Result<F32> out, Numbers window) {
+  const auto in_shape = images.dimensions(), out_shape = gradient.dimensions(), shape = out->dimensions();
+  if (in_shape.size() != 4 || out_shape.size() != 4 || shape.size() != 4 || window.size() != 4)
+    return ffi::Error::InvalidArgument("kernel gradient: four axes and four numbers of the window are needed");
+  const Picture g{in_shape[1], in_shape[2], in_shape[3], out_shape[1], out_shape[2], shape[0],
+                  shape[1],    window[0],   window[1],   window[2],    window[3]};
+  const int64_t width = shape[3];
+  if (out_shape[0] != in_shape[0] || shape[2] != g.channels || out_shape[3] != width || width < kWidth || g.channels < 1 ||
+      g.channels > kMostChannels || !IsStep(g.kernel_height) || !IsStep(g.kernel_width) || !IsStep(g.stride_y) ||
+      !IsStep(g.stride_x) || !IsPad(g.top) || !IsPad(g.left))
+    return ffi::Error::InvalidArgument("kernel gradient: outside the limits of the kernel");
+  const int64_t depth = g.kernel_height * g.kernel_width * g.channels, step = Padded(width);
+  if (depth > kMostSums / 4 / step) return ffi::Error::InvalidArgument("kernel gradient: the kernel is too large");
+  const int64_t rows = out_shape[0] * g.out_height * g.out_width;
+  const int64_t parts = std::clamp<int64_t>(std::min(rows / 64, kMostSums / 4 / (depth * step)), 1, Threads(pool));
+  const int64_t chunk = std::clamp<int64_t>(kGroupBytes / 4 / (depth + width), 16, 1024);
+  std::vector<float> sums(parts * depth * step, 0.0f);
+  Parallel(pool, parts, [&](int64_t part) {
+    static thread_local std::vector<float> gathered;
+    if (static_cast<int64_t>(gathered.size()) < chunk * depth) gathered.resize(chunk * depth);
+    const int64_t end = rows * (part + 1) / parts;
+    for (int64_t row = rows * part / parts; row < end; row += chunk) {
+      const int64_t count = std::min(chunk, end - row);
+      Gather(g, images.typed_data(), nullptr, row, count, gathered.data());
+      AddOuter(depth, gathered.data(), depth, gradient.typed_data() + row * width, width, count, sums.data() + part * depth * step);
+    }
+  });
+  Merge(sums, parts, depth, width, out->typed_data());
   return ffi::Error::Success();
 }
 
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense_kernel_gradient, Caught<DenseKernelGradient>::Call,
+                              Bind().Arg<F32>().Arg<F32>().Ret<F32>().Attr<Numbers>("window"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, Caught<Dense>::Call,
                               Bind().Ctx<ffi::RunId>().Arg<F32>().Arg<F32>().Arg<F32>().RemainingArgs().Ret<F32>()
@@ -321,3 +366,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, Caught<OuterProduct>::Call,
 
 extern "C" int64_t jeffnet_vector_floats() { return jeffnet::kWidth; }
 extern "C" int64_t jeffnet_panel_floats() { return jeffnet::kWidth * jeffnet::kPanelVectors; }
+extern "C" int64_t jeffnet_most_sums() { return jeffnet::kMostSums; }

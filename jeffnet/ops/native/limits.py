@@ -56,6 +56,20 @@ def dense(kernel: Sequence[int], window: Window) -> bool:
     return undilated and 1 <= kernel[2] <= _MOST_CHANNELS and kernel[3] >= 1 and _fits(kernel[:2], window)
 
 
+def full(kernel: Sequence[int], window: Window) -> bool:
+    """A convolution like `dense`, and its two gradients: the sums of the one by the kernel fit the threads' memory."""
+    library = native.load()
+    lanes = library.jeffnet_vector_floats()
+    padded = kernel[3] + -kernel[3] % lanes
+    sums = 4 * kernel[0] * kernel[1] * kernel[2] * padded
+    return (
+        window.dilation == (1, 1)
+        and kernel[3] >= lanes
+        and sums <= library.jeffnet_most_sums()
+        and dense(kernel, window)
+    )
+
+
 def inverted(images: Sequence[int], kernel: Sequence[int], window: Window) -> bool:
     """A 1x1 convolution and a depthwise one together: the rows under the depthwise kernel fit a thread's scratch space.
 
