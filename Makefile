@@ -91,5 +91,5 @@ $(VENV)/demo.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
 # The reference implementation (timm) needs torch, whose CPU build exists for Python 3.11 only. TensorFlow is tested there
 # too: once is enough.
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(INSTALL) ".[dev,digits,objax,onnx,tfds,datasets$$($(BIN)/python -c 'import sys; print(",torch,tf,keras" * (sys.version_info < (3, 12)))')]"
+	$(INSTALL) ".[dev,digits,objax,onnx,tfds,datasets$$($(BIN)/python -c 'import sys; print(",torch,tf,keras,tflite" * (sys.version_info < (3, 12)))')]"
 	@touch $(VENV)/demo.stamp $@

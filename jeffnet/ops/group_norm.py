@@ -3,7 +3,7 @@
 from typing import assert_never
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jeffnet.arch.operations import GroupNorm, LayerNorm
@@ -66,7 +66,7 @@ def sample_norm(
 def _normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     x = x.astype(at_least_float32(x.dtype))
     centered = x - x.mean(axes, keepdims=True)
-    return centered * (jnp.square(centered).mean(axes, keepdims=True) + epsilon) ** -0.5
+    return centered * lax.rsqrt(jnp.square(centered).mean(axes, keepdims=True) + epsilon)
 
 
 def _affine(x: Array, scale: Array, bias: Array, dtype: DTypeLike, act: str | None) -> Array:

@@ -15,6 +15,7 @@ PACKAGES = {
     "onnx": "onnx onnxruntime",
     "bench": "onnx onnxruntime onnxscript openvino",
     "export": "flatbuffers",
+    "tflite": "ai-edge-litert ai-edge-quantizer flatbuffers litert-converter",
     "wandb": "wandb",
 }
 
