@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from jeffnet.backends import BACKENDS
 from jeffnet.system.extras import install
 
-_JAX, _TORCH, _ONNX, _KERAS = (f"jeffnet.bench.programs.with_{name}" for name in ("jax", "torch", "onnx", "keras"))
+_JAX, _TORCH, _ONNX, _KERAS, _EXPORTED = (
+    f"jeffnet.bench.programs.with_{name}" for name in ("jax", "torch", "onnx", "keras", "exported")
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ CONTENDERS: dict[str, Contender] = {
     **{
         program.lower(): Contender(
             f"{_ONNX}:{program}",
-            (program.lower(), "onnx", "onnxscript", "torch", "timm"),
-            "bench,torch",
+            (program.lower(), "onnx"),
+            "bench",
             ("inference",),
-            f"{_TORCH}:export_onnx",
+            f"{_ONNX}:write_onnx_file",
         )
         for program in ("OnnxRuntime", "OpenVino")
     },
@@ -59,3 +61,8 @@ CONTENDERS: dict[str, Contender] = {
 }
 # What `--compare` takes: the same models in other hands.
 PEERS = tuple(name for name in CONTENDERS if name not in BACKENDS and name != "fused")
+
+
+def find_contender(name: str) -> Contender:
+    """The contender of this name; a name that is none of theirs is the path of an exported file."""
+    return CONTENDERS.get(name) or Contender(f"{_EXPORTED}:Exported", tasks=("inference",))

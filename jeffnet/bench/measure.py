@@ -14,7 +14,7 @@ import numpy as np
 from jeffnet.arch.spec import spec_attributes
 from jeffnet.arch.zoo import model_preprocessing, own_spec
 from jeffnet.bench.child import Child, ChildError, Setting, run
-from jeffnet.bench.contenders import CONTENDERS
+from jeffnet.bench.contenders import find_contender
 from jeffnet.bench.prepare import reference_file
 from jeffnet.bench.program import COMPARED, Job
 from jeffnet.bench.results import CaseResult, Failure, Measured
@@ -40,7 +40,7 @@ def bench(
     Raises:
       JeffnetError: the one model or its weights cannot be had; of several, that is the failure of a case.
     """
-    missing = {name: CONTENDERS[name].missing() for name in settings.contenders}
+    missing = {name: find_contender(name).missing() for name in settings.contenders}
     absent = [Failure(name, text, expected=True) for name, text in missing.items() if text]
     present = [name for name, text in missing.items() if not text]
     if settings.device or settings.num_devices or os.environ.get("JAX_PLATFORMS"):
@@ -184,11 +184,18 @@ class _CaseRun:
         )
 
     def _start(self, name: str, stack: ExitStack) -> tuple[Child, dict[str, Any]]:
-        contender, case = CONTENDERS[name], self.case
+        contender, case = find_contender(name), self.case
         if case.task not in contender.tasks:
             raise ChildError(f"no {case.task}", expected=True)
         threads, answers = len(self.settings.processors), str(self._answers(name))
-        job = Job(**asdict(case), program=contender.program, folder=self.folder, threads=threads, answers=answers)
+        job = Job(
+            **asdict(case),
+            program=contender.program,
+            folder=self.folder,
+            threads=threads,
+            answers=answers,
+            exported=name if name in self.settings.files else None,
+        )
         # torch keeps what it compiles: here it finds nothing, and nothing of it stays.
         compiled = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=self.folder)}
         setting = setting_of(self.settings, {**contender.environment, **compiled})
@@ -239,7 +246,7 @@ class _CaseRun:
         return float(np.abs(answer - reference).max() / np.abs(reference).max())
 
     def _answers(self, name: str) -> Path:
-        return Path(self.folder) / f"answers_{name}.npy"
+        return Path(self.folder) / f"answers_{self.settings.contenders.index(name)}.npy"
 
     @property
     def _title(self) -> str:

@@ -25,12 +25,14 @@ class Job(Case):
       folder: where `jeffnet.bench.prepare` has written the model and its pictures.
       threads: that it may use.
       answers: file for the answers that are compared.
+      exported: the file that the program runs, see `jeffnet.export`; None for other programs.
     """
 
     program: str
     folder: str
     threads: int
     answers: str
+    exported: str | None = None
 
     @property
     def trains(self) -> bool:
@@ -94,7 +96,10 @@ class Program(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The `device` by name, its `platform` ('cpu', 'gpu', 'tpu'), and `versions` by package."""
+        """The `device` by name, its `platform` ('cpu', 'gpu', 'tpu'), and `versions` by package.
+
+        Also the `dtype` of a program that computes in another than the case's.
+        """
 
     def device_bytes(self) -> int | None:
         """Peak memory of the accelerator; None on a CPU."""

@@ -10,7 +10,7 @@ from jeffnet.bench.settings import Case
 # in logits by up to 3e-6 (float32) and 7e-2 (bfloat16), in losses by 3e-4 and 1e-2; an array that is swapped or
 # forgotten makes a difference of the logits' own size, a step that is not taken one of 3 to 15 % of the loss.
 TOLERANCES = {
-    "inference": {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.05},
+    "inference": {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.05, "int8": 1.0},
     "training": {"float32": 1e-2, "bfloat16": 5e-2},
 }
 
@@ -29,6 +29,7 @@ class Measured:
       rounds: seconds of each call, turn by turn; there are as many turns as rounds.
       difference: of its logits from the reference, as a share of the largest; in training, of the loss before the
         first step from the reference, or if that is larger of the loss after it from the baseline's.
+      dtype: in which it computes, where that is not the case's.
     """
 
     contender: str
@@ -41,6 +42,7 @@ class Measured:
     peak_bytes: int
     rounds: tuple[tuple[float, ...], ...]
     difference: float
+    dtype: str | None = None
 
     @property
     def call_seconds(self) -> float:
@@ -101,6 +103,8 @@ class CaseResult:
     def tolerance(self, measured: Measured) -> float:
         """Largest difference of an answer that agrees."""
         tolerances = TOLERANCES[self.case.task]
+        if measured.dtype in tolerances:
+            return tolerances[measured.dtype]
         # Accelerators by default round the factors of float32 products to 10 bits or fewer.
         rounded = "bfloat16" if measured.platform != "cpu" and self.case.dtype == "float32" else self.case.dtype
         return tolerances[rounded]

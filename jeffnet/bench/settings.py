@@ -1,5 +1,6 @@
 """Settings of a benchmark."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ class Settings:
       image_sizes: pixels along each side; none takes the model's own.
       backends: of jeffnet.
       fused: also measure `jeffnet.inference.fused`, of inference.
-      compare: peers, of `jeffnet.bench.contenders.PEERS`.
+      compare: peers, of `jeffnet.bench.contenders.PEERS`, and paths of exported files, see `jeffnet.export`.
       baseline: the contender to which ratios are; None takes the first.
       threads: that each contender may use; None takes all processors that this process may.
       repeats: rounds, in each of which every contender has its turn.
@@ -54,7 +55,7 @@ class Settings:
         _check_choices("task", self.tasks, TASKS)
         _check_choices("dtype", self.dtypes, DTYPES)
         _check_choices("backend", self.backends, tuple(BACKENDS))
-        _check_choices("compare", self.compare, PEERS)
+        _check_choices("compare", self.compare, (*PEERS, *self.files))
         if not self.contenders:
             raise ConfigError("nothing to measure: give --backend, --fused or --compare")
         if self.baseline is not None and self.baseline not in self.contenders:
@@ -68,6 +69,11 @@ class Settings:
         available = len(processors())
         if self.threads is not None and not 1 <= self.threads <= available:
             raise ConfigError(f"threads {self.threads}: this process may use 1 to {available} processors")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Exported files among the contenders."""
+        return tuple(name for name in self.compare if name not in PEERS and os.path.exists(name))
 
     @property
     def contenders(self) -> tuple[str, ...]:

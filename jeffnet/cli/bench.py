@@ -48,7 +48,7 @@ def _add_case_options(group: Any) -> None:
     )
     group.add_argument("--backend", nargs="+", choices=BACKENDS, default=("linen",), help="(default: linen)")
     add_switch(group, "--fused", True, "jeffnet.inference.fused, for inference")
-    text = f"the same models in {', '.join(PEERS)}; or `all`"
+    text = f"the same models in {', '.join(PEERS)}; exported files (of --weights); or `all`"
     group.add_argument("--compare", metavar="PEER,...", default="", help=text)
     group.add_argument("--baseline", metavar="NAME", help="contender whose speed is 1 (default: the first backend)")
 
@@ -79,6 +79,11 @@ def run(options: argparse.Namespace) -> None:
 
     settings, prices = _settings(options), Prices(options.price_per_hour, options.watts)
     candidates = _candidates(options)
+    if settings.files and options.weights is None:
+        raise UsageError(
+            f"--compare {settings.files[0]}: also give --weights, the weights that the file was exported from (for the "
+            "published ones, the name of the model)"
+        )
     if options.scaling:
         if len(candidates) != 1 or options.weights:
             raise UsageError("--scaling takes the name of one model, and no weights")

@@ -13,7 +13,7 @@ from jeffnet.arch.zoo import ModelLike
 from jeffnet.backends import to_start
 from jeffnet.checkpoints import describe_model
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import OutputError
+from jeffnet.errors import ConfigError, OutputError
 from jeffnet.export.check import Comparison, check_export
 from jeffnet.export.metadata import BESIDE, ExportMetadata
 from jeffnet.export.network import ExportNetwork
@@ -102,6 +102,8 @@ def export_model(
     _check_free(path)
     start = to_start(model)
     card, _ = describe_model(start, name, classes, preprocessing)
+    if chosen.embed_labels and not card.classes:
+        raise ConfigError(f"the classes of {card.model} have no names to embed: give them (classes=...)")
     network = ExportNetwork.of(start, card, chosen)
     network = replace(network, options=replace(chosen, image_size=network.image_size))
     pictures = _pictures(network, check_with) if check else None

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 import jeffnet
+from jeffnet.arch.imagenet import class_titles
 from jeffnet.errors import WeightsError, first_line
 from jeffnet.export.description import BESIDE as BESIDE
 from jeffnet.export.description import FORMAT, read_description
@@ -31,11 +32,16 @@ class ExportMetadata:
     jeffnet: str = jeffnet.__version__
 
 
+def labels(metadata: ExportMetadata) -> list[str]:
+    """Names of the classes for people, in the order of the logits, as other programs read them; each is one line."""
+    return [" ".join(title.split()) for title in class_titles(metadata.card.classes)]
+
+
 def metadata_json(metadata: ExportMetadata) -> str:
     """As JSON."""
     options = {
         name: getattr(metadata.options, name)
-        for name in ("batch_size", "image_size", "layout", "dtype", "include", "opset")
+        for name in ("batch_size", "image_size", "layout", "dtype", "include", "embed_labels", "opset")
     }
     return json.dumps(
         {
@@ -45,6 +51,7 @@ def metadata_json(metadata: ExportMetadata) -> str:
             "options": options,
             "quantization": metadata.quantization,
             "card": json.loads(card_json(metadata.card)),
+            **({"labels": labels(metadata)} if metadata.options.embed_labels else {}),
         }
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.errors import ConfigError, OutputError, WeightsError, first_line
-from jeffnet.export.metadata import METADATA_KEY, ExportMetadata, metadata_json, parse_metadata
+from jeffnet.export.metadata import METADATA_KEY, ExportMetadata, labels, metadata_json, parse_metadata
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.onnx_graph import OLDEST_OPSET, OnnxGraph
 from jeffnet.export.onnx_network import OnnxNetwork
@@ -70,6 +70,8 @@ def entries(metadata: ExportMetadata) -> dict[str, str]:
     if "preprocessing" in metadata.options.include:
         words.append("mean and std are in the graph, which takes pixels of 0 to 255")
     texts = {"model": card.model, "preprocessing": "; ".join(words), "classes": "\n".join(card.classes)}
+    if metadata.options.embed_labels:
+        texts["labels"] = "\n".join(labels(metadata))
     return {METADATA_KEY: metadata_json(metadata), **{name: text for name, text in texts.items() if text}}
 
 

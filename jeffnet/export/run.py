@@ -137,7 +137,7 @@ def exported_model(path: str, target: str, runner: Runner, name: ModelLike | Non
     """The model of a file that is open; see `open_exported` for its arguments."""
     metadata = runner.metadata
     if metadata is not None:
-        if name is not None and resolve_name(name) != metadata.card.model:
+        if name is not None and not _is_of(metadata.card, name):
             raise WeightsError(f"{path!r} is of {metadata.card.model}, not of {resolve_name(name)}: give no name")
         options, side = metadata.options, metadata.card.preprocessing.image_size
         probabilities = "softmax" in options.include
@@ -158,6 +158,11 @@ def exported_model(path: str, target: str, runner: Runner, name: ModelLike | Non
     (classes,) = model(np.zeros((1, *size, channels), np.uint8)).shape[1:] or (0,)
     card = ModelCard(card.model, classes, channels, preprocessing, known_classes(classes), spec=card.spec)
     return ExportedModel(path, target, runner, card, model.image_size, layout, model.batch_size, None)
+
+
+def _is_of(card: ModelCard, name: ModelLike) -> bool:
+    spec = own_spec(name)
+    return resolve_name(name) == card.model or (spec is not None and spec == card.spec)
 
 
 def find_target(path: str) -> str:

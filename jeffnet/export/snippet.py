@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.export.export import ExportReport
-from jeffnet.export.metadata import ExportMetadata
+from jeffnet.export.metadata import BESIDE, ExportMetadata
 from jeffnet.ops.image import per_channel
 
 _IMPORTS = {
@@ -34,9 +34,14 @@ model = tensorflow.saved_model.load({path!r})
 (outputs,) = model.signatures["serving_default"](tensorflow.constant(images)).values()
 outputs = outputs.numpy()""",
 }
-_LARGEST = """\
-for index in probabilities.argsort()[::-1][:5]:
-    print(index, f"{probabilities[index]:.1%}")"""
+# How the names of the classes, a list of texts, are read from formats that have them.
+_LABELS = {
+    "onnx": """\
+labels = session.get_modelmeta().custom_metadata_map["labels"].splitlines()""",
+    "stablehlo": """\
+with open({beside!r}, encoding="utf-8") as file:
+    labels = json.load(file)["labels"]""",
+}
 
 
 def snippet(path: str, metadata: ExportMetadata) -> str:
@@ -46,7 +51,9 @@ def snippet(path: str, metadata: ExportMetadata) -> str:
       path: of the exported file.
       metadata: what it says of itself.
     """
-    lines = ["import sys", "", "import numpy as np", _IMPORTS[metadata.target], "from PIL import Image", ""]
+    labels = _LABELS.get(metadata.target) if metadata.options.embed_labels else None
+    lines = ["import json"] if labels and "json." in labels else []
+    lines += ["import sys", "", "import numpy as np", _IMPORTS[metadata.target], "from PIL import Image", ""]
     lines += _pixels(metadata)
     lines += _images(metadata)
     lines += ["", _RUNS[metadata.target].format(path=path), ""]
@@ -56,7 +63,11 @@ def snippet(path: str, metadata: ExportMetadata) -> str:
         lines += ["probabilities = outputs[0]"]
     else:
         lines += ["probabilities = np.exp(outputs[0] - outputs[0].max())", "probabilities /= probabilities.sum()"]
-    return "\n".join([*lines, _LARGEST, ""])
+    if labels:
+        lines += [labels.format(beside=path + BESIDE)]
+    name = "labels[index]" if labels else "index"
+    loop = "for index in probabilities.argsort()[::-1][:5]:"
+    return "\n".join([*lines, loop, f'    print({name}, f"{{probabilities[index]:.1%}}")', ""])
 
 
 def entries(report: ExportReport) -> dict[str, Any]:

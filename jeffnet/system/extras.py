@@ -13,7 +13,7 @@ PACKAGES = {
     "datasets": "datasets",
     "keras": "keras h5py",
     "onnx": "onnx onnxruntime",
-    "bench": "onnx onnxruntime onnxscript openvino",
+    "bench": "onnx onnxruntime openvino",
     "export": "flatbuffers",
     "tflite": "ai-edge-litert ai-edge-quantizer flatbuffers litert-converter",
     "wandb": "wandb",

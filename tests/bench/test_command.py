@@ -96,3 +96,9 @@ def test_bad_input_is_one_line(fakes, capsys, monkeypatch, tmp_path, usage, argu
 def test_wrong_usage_has_status_2(capsys):
     assert run(capsys, "tf_efficientnet_b0", "--price-per-hour", "-1")[0] == 2
     assert run(capsys, "tf_efficientnet_b0", "--dtype", "int8")[0] == 2
+
+
+def test_an_exported_file_needs_the_weights_that_it_has(capsys, tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"")
+    status, out, err = run(capsys, "tf_efficientnet_b0", *QUICK, "--compare", tmp_path / "a.onnx")
+    assert (status, out) == (2, "") and "a.onnx: also give --weights" in err

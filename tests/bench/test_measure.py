@@ -78,7 +78,7 @@ def test_a_contender_that_fails_is_reported_and_the_rest_goes_on(fakes):
     failures = {each.contender: each for each in result.failures}
     assert (
         failures["keras"].reason
-        == "not installed (nowhere): pip install onnx onnxruntime onnxscript openvino torch torchvision timm"
+        == "not installed (nowhere): pip install onnx onnxruntime openvino torch torchvision timm"
     )
     assert failures["linen"].reason == "no such model"
     assert failures["nnx"].reason == "ValueError: first line"

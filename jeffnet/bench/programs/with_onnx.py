@@ -1,11 +1,26 @@
-"""Runtimes of ONNX files, which timm's model is exported to."""
+"""Runtimes of ONNX files, which `jeffnet.export` writes."""
 
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from jeffnet.bench.child import Channel
 from jeffnet.bench.program import Job, Program, UnsupportedError
+
+
+def write_onnx_file(arguments: dict[str, Any], channel: Channel) -> None:
+    """Write the model of a job as its `onnx_file`, unless it is there, and send an empty message."""
+    from jeffnet.export import export_model
+    from jeffnet.functional import from_pretrained
+
+    job = Job(**arguments)
+    if not job.onnx_file.exists():
+        *model, card = from_pretrained(job.file("model.safetensors"))
+        options = {"batch_size": job.batch_size, "image_size": job.image_size, "layout": "nchw"}
+        # The answers are compared anyway.
+        export_model(job.onnx_file, tuple(model), card, check=False, **options)
+    channel.send({})
 
 
 class OnnxRuntime(Program):
@@ -19,7 +34,7 @@ class OnnxRuntime(Program):
     def create(self) -> None:
         if self.job.dtype != "float32":
             raise UnsupportedError(f"its exported model is float32, not {self.job.dtype}")
-        self._inputs = {"images": _pictures(self.job)}
+        self._pictures = _pictures(self.job)
 
     def compile(self) -> None:
         import onnxruntime  # pyright: ignore[reportMissingImports]
@@ -30,6 +45,7 @@ class OnnxRuntime(Program):
         available = onnxruntime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         self._session = onnxruntime.InferenceSession(str(self.job.onnx_file), options, providers=providers)
+        self._inputs = {self._session.get_inputs()[0].name: self._pictures}
 
     def call(self) -> Any:
         return self._session.run(None, self._inputs)[0]

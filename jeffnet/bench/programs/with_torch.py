@@ -1,9 +1,8 @@
-"""timm, eager and compiled, and its models as ONNX files."""
+"""timm, eager and compiled."""
 
 import contextlib
 import re
 import sys
-import warnings
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from jeffnet.bench.child import Channel
 from jeffnet.bench.program import LEARNING_RATE, MOMENTUM, Job, Program, UnsupportedError
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.naming import to_source_names
@@ -138,24 +136,6 @@ def timm_architecture(timm: Any, card: ModelCard) -> str:
     if _WITHOUT_TIMM.match(card.model) or not timm.is_model(name) or card.output_stride != 32:
         raise UnsupportedError("timm has no such model")
     return name
-
-
-def export_onnx(arguments: dict[str, Any], channel: Channel) -> None:
-    """Write timm's model of a job as its `onnx_file`, unless it is there, and send an empty message."""
-    import_timm()
-    import onnx  # pyright: ignore[reportMissingImports]
-    import torch
-
-    job = Job(**arguments)
-    path = job.onnx_file
-    if not path.exists():
-        model = timm_model(job).eval()
-        images = torch.from_numpy(job.pictures()).permute(0, 3, 1, 2).contiguous()
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(model, (images,), str(path), input_names=["images"], dynamo=True, verbose=False)
-        onnx.checker.check_model(str(path))
-    channel.send({})
 
 
 def import_timm() -> ModuleType:

@@ -1,0 +1,79 @@
+"""The formats in their own runtimes: the check, the exported model, and the printed program agree with the model."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jeffnet.export import export_model, open_exported
+from jeffnet.export.snippet import model_card, snippet
+from jeffnet.validation.answers import make_forward
+
+PACKAGES = {
+    "onnx": ("onnx", "onnxruntime"),
+    "stablehlo": ("flatbuffers",),
+    "tflite": ("ai_edge_litert", "litert_converter"),
+    "savedmodel": ("tensorflow",),
+}
+ENDINGS = {"onnx": ".onnx", "stablehlo": ".stablehlo", "tflite": ".tflite", "savedmodel": ""}
+OPTIONS = {
+    "plain": {},
+    "inside": {"include": ("preprocessing", "softmax"), "embed_labels": True},
+    "fixed": {"layout": "nchw", "batch_size": 2, "image_size": (32, 48)},
+}
+
+
+def _skip_without(target):
+    if missing := [name for name in PACKAGES[target] if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("target", ["onnx", "stablehlo"])
+def test_a_file_and_its_program_give_what_the_model_gives(target, options, tiny, tmp_path, monkeypatch, capsys):
+    """The program needs nothing of jeffnet, and prepares a picture to the same pixels."""
+    _skip_without(target)
+    model, card = tiny
+    monkeypatch.chdir(tmp_path)
+    report = export_model(f"a{ENDINGS[target]}", model, card, **OPTIONS[options])
+    assert report.comparison.difference < 1e-5 and report.comparison.agreement == 1
+    exported = open_exported(report.path)
+    assert exported.target == target and exported.card == card
+    height, width = exported.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), np.uint8)
+    Image.fromarray(pixels[0]).save("a.png")
+    forward = make_forward(model[0].apply, card.preprocessing)
+    expected = np.asarray(forward(model[1], pixels))
+    scores = exported(pixels)
+    np.testing.assert_allclose(scores - scores[:, :1], expected - expected[:, :1], rtol=1e-3, atol=1e-4)
+
+    program = snippet(report.path, report.metadata)
+    assert "jeffnet" not in program and program in model_card(report)
+    monkeypatch.setattr(sys, "argv", ["program.py", "a.png"])
+    exec(compile(program, "program.py", "exec"), {})
+    first, share = capsys.readouterr().out.splitlines()[0].split()
+    names = card.classes if options == "inside" else ("0", "1", "2")
+    probabilities = np.exp(expected[0]) / np.exp(expected[0]).sum()
+    assert (first, share) == (names[expected[0].argmax()], f"{probabilities.max():.1%}")
+
+
+def test_the_layer_that_differs_first_is_named(tiny, tmp_path, monkeypatch):
+    """ONNX Runtime shows what is on the way."""
+    _skip_without("onnx")
+    from jeffnet.errors import JeffnetError
+    from jeffnet.export import onnx as target
+
+    model, card = tiny
+    write = target.write
+
+    def damaged(path, network, metadata):
+        kernel = "blocks.1.0.conv.kernel"
+        arrays = {**network.arrays, kernel: 1.5 * network.arrays[kernel]}
+        write(path, type(network)(network.plan, network.execution, arrays, network.card, network.options), metadata)
+
+    monkeypatch.setattr(target, "write", damaged)
+    with pytest.raises(JeffnetError, match=r"first at 'blocks\.1\.0\.conv:sum'"):
+        export_model(tmp_path / "a.onnx", model, card)
+    assert list(tmp_path.iterdir()) == []
