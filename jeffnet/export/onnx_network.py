@@ -134,8 +134,7 @@ class OnnxNetwork:
             case Conv():
                 return self._conv(op, x)
             case SqueezeExcite():
-                mean = self.graph.add("GlobalAveragePool", f"{op.name}:mean", [x], (x.channels, 1, 1))
-                return self._gated(op, x, mean)
+                return self._gated(op, x, self._mean(f"{op.name}:mean", x))
             case GlobalContext():
                 mean = attended_mean(self.graph, f"{op.name}:mean", x, self._conv(op.context, x))
                 return self._gated(op, x, mean)
@@ -152,6 +151,10 @@ class OnnxNetwork:
                 raise AssertionError(f"{op.name} is folded, or a block's")
             case _:
                 assert_never(op)
+
+    def _mean(self, name: str, x: Tensor) -> Tensor:
+        # ONNX Runtime brings the map of a GlobalAveragePool into the layout of its convolutions first.
+        return self.graph.add("ReduceMean", name, [x, self.graph.numbers(2, 3)], (x.channels, 1, 1), keepdims=1)
 
     def _gated(self, op: SqueezeExcite | GlobalContext, x: Tensor, mean: Tensor) -> Tensor:
         gate = self._conv(op.expand, self._conv(op.reduce, self.point(mean.name, mean)))
@@ -200,7 +203,7 @@ class OnnxNetwork:
         return self.point(name, activation(self.graph, name, act, x) if act else x)
 
     def _routing(self, op: Routing, x: Tensor) -> Tensor:
-        mean = self.graph.add("GlobalAveragePool", f"{op.name}:mean", [x], (x.channels, 1, 1))
+        mean = self._mean(f"{op.name}:mean", x)
         logits = self._dense(op.name, f"{op.name}:logits", self._flat(f"{op.name}:vector", mean))
         return self.point(op.name, self.graph.add("Sigmoid", op.name, [logits]))
 
