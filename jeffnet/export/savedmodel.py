@@ -1,11 +1,12 @@
 """SavedModel folders, which TensorFlow and its serving run.
 
-The program is StableHLO inside, as `jax2tf` writes it. The description is a file of the folder's `assets.extra`, which
-tools that copy a SavedModel take along, and which TensorFlow keeps for such files.
+The program is StableHLO inside, as `jax2tf` writes it. The description is an asset of the module: what TensorFlow saves
+again after it has loaded the folder has it too, unlike files of `assets.extra`, or beside the folder.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from jeffnet.system.extras import install
 from jeffnet.system.files import written_atomically
 from jeffnet.system.reading import read_text
 
-DESCRIPTION = "assets.extra/jeffnet.json"
+DESCRIPTION = "assets/jeffnet.json"
 SIGNATURE, INPUT = "serving_default", "images"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -65,18 +66,18 @@ def write(path: Path, network: ExportNetwork, metadata: ExportMetadata) -> None:
       OutputError: it cannot be written.
     """
     function = as_tensorflow(network)
-    with on_cpu(), written_atomically(path) as partial:
-        images = network.images(network.options.batch_size)
-        signature = tf.TensorSpec(images.shape, images.dtype.name, INPUT)
-        name = "probabilities" if "softmax" in network.options.include else "logits"
+    images = network.images(network.options.batch_size)
+    name = "probabilities" if "softmax" in network.options.include else "logits"
+    with TemporaryDirectory() as folder, on_cpu(), written_atomically(path) as partial:
+        description = Path(folder, Path(DESCRIPTION).name)
+        description.write_text(metadata_json(metadata), encoding="utf-8")
         module = tf.Module()
+        module.description = tf.saved_model.Asset(str(description))
+        signature = tf.TensorSpec(images.shape, images.dtype.name, INPUT)
         module.serve = tf.function(
             lambda images: {name: function(images)}, autograph=False, input_signature=[signature]
         )
         tf.saved_model.save(module, partial, signatures={SIGNATURE: module.serve})
-        description = Path(partial, DESCRIPTION)
-        description.parent.mkdir()
-        description.write_text(metadata_json(metadata), encoding="utf-8")
 
 
 class _Runner:

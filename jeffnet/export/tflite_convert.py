@@ -21,7 +21,7 @@ from jeffnet.system.extras import install
 _POINT = "jeffnet_point"
 # Of the places that operations come from, of which the converter makes the names of tensors: the number of a point.
 PLACE = "#{}#"
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
 SIGNATURE = "serving_default"
 
 
@@ -65,6 +65,7 @@ def _by_litert(network: ExportNetwork) -> tuple[bytes, list[str], str]:
 
     checks = [export.DisabledSafetyCheck.custom_call(_POINT)]
     images = network.images(network.options.batch_size or 1)
+    output = "probabilities" if "softmax" in network.options.include else "logits"
     exported = export.export(jax.jit(inlined), platforms=("cpu",), disabled_checks=checks)(images)
     with ir.Context() as context:
         converter.prepare_mlir_context(context)
@@ -73,7 +74,7 @@ def _by_litert(network: ExportNetwork) -> tuple[bytes, list[str], str]:
         options = converter.ConvertToTFLConfig()
         options.model_origin_framework = "JAX"
         try:
-            converter.set_signature(module.operation, SIGNATURE, [INPUT], [OUTPUT])
+            converter.set_signature(module.operation, SIGNATURE, [INPUT], [output])
             converter.run_convert_to_tfl_passes(module, passmanager.PassManager(context=context), options)
             content = converter.export_flatbuffer_to_bytes(module.operation)
         except Exception as error:  # whatever the converter raises

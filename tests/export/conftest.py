@@ -1,5 +1,6 @@
 """Small models to export, what they compute, and a format for tests of what all formats share."""
 
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -137,3 +138,20 @@ def tiny(tiny_model):
         elif name.endswith((".var", ".scale")):
             arrays[name] = rng.uniform(0.5, 2, array.shape).astype(np.float32)
     return build(Start(card.plan(), arrays)), card
+
+
+@pytest.fixture
+def run_example(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Runs the code of docs/export_formats.md that has a text, for smaller pictures: what it defines."""
+    page = Path(__file__).parents[2].joinpath("docs", "export_formats.md").read_text(encoding="utf-8")
+
+    def run(text: str, path: Path) -> dict[str, Any]:
+        (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if text in block]
+        monkeypatch.chdir(path.parent)
+        names: dict[str, Any] = {}
+        exec(
+            compile(code.replace("224", "32").replace('"b0', f'"{path.stem}'), "docs/export_formats.md", "exec"), names
+        )
+        return names
+
+    return run

@@ -29,12 +29,20 @@ def check(network, metadata, expected_of, pictures_of, path, tolerance=1e-5):
     return runner
 
 
-def test_the_folder_computes_what_the_model_does(network_of, metadata_of, expected_of, pictures_of, tmp_path):
+def test_the_folder_computes_what_the_model_does(
+    network_of, metadata_of, expected_of, pictures_of, run_example, tmp_path
+):
     """For any number of pictures; other pictures, a copy without its program and a broken description are refused."""
     network, path = network_of("tiny_flat"), tmp_path / "flat"
     runner = check(network, metadata_of("savedmodel", network), expected_of, pictures_of, path)
     with pytest.raises(ConfigError, match=r"flat' takes normalised floats, \(N, 32, 32, 3\): given are uint8"):
         runner(np.zeros((1, 32, 32, 3), np.uint8))
+    names = run_example("import tensorflow", path)
+    np.testing.assert_allclose(names["logits"], runner(np.zeros((2, 32, 32, 3), np.float32)), rtol=1e-5, atol=1e-6)
+    assert names["card"]["classes"] == list("abcdefg")
+    loaded = names["model"]
+    names["tf"].saved_model.save(loaded, str(tmp_path / "again"), loaded.signatures)
+    assert savedmodel.open_runner(tmp_path / "again").metadata == runner.metadata
     copy = shutil.copytree(path, tmp_path / "copy")
     (copy / savedmodel.DESCRIPTION).write_text("{}")
     with pytest.raises(WeightsError, match="copy' has a malformed description of its model: it has no export_format"):
@@ -47,7 +55,7 @@ def test_the_folder_computes_what_the_model_does(network_of, metadata_of, expect
         assert "\n" not in str(error.value)
     with pytest.raises(OutputError, match="No such file or directory"):
         savedmodel.write(tmp_path / "none" / "a", network, metadata_of("savedmodel", network))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy", "flat"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["again", "copy", "flat"]
 
 
 @slow

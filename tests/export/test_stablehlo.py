@@ -88,6 +88,12 @@ def test_a_program_is_loaded_without_models(exported):
     assert [name for name in loaded if name.startswith(("flax", *(f"jeffnet.{part}" for part in models)))] == []
 
 
+def test_the_example_of_the_page(exported, run_example):
+    names = run_example("deserialize", exported)
+    np.testing.assert_allclose(names["logits"], load(exported)(names["images"]), rtol=1e-5, atol=1e-6)
+    assert names["card"]["classes"] == list("abcdefg")
+
+
 def test_pictures_that_a_program_does_not_take(exported):
     program = load(exported)
     assert program.shape == (None, 32, 32, 3) and program.dtype == np.float32

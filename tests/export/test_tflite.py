@@ -99,6 +99,15 @@ def test_tensors_have_the_names_of_points(written, pictures_of):
 
 
 @needs_litert
+def test_the_example_of_the_page(written, run_example):
+    path, _ = written("tiny_tf")
+    names = run_example("import Interpreter", path)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    np.testing.assert_allclose(names["logits"], tflite.open_runner(path)(images), rtol=1e-5, atol=1e-6)
+    assert names["card"]["classes"] == list("abcdefg")
+
+
+@needs_litert
 @pytest.mark.parametrize("name", [pytest.param(name, marks=slow) for name in ("tiny", *OPERATIONS)])
 def test_every_operation(name, written, expected_of, pictures_of):
     path, network = written(name if name == "tiny" else f"tiny_of_{name}")
