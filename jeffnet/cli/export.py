@@ -9,6 +9,7 @@ from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import image_size, local_path, model_name, positive
 from jeffnet.cli.parser import usage
 from jeffnet.cli.text import progress_line
+from jeffnet.errors import OutputError
 from jeffnet.export.options import DTYPES, INCLUDED, LAYOUTS
 from jeffnet.export.targets import TARGETS, choose_target
 from jeffnet.system.files import write_file
@@ -65,6 +66,9 @@ def run(options: argparse.Namespace) -> None:
     path = Path(options.output)
     with usage():
         target = choose_target(path, options.to)
+    card_file = Path(f"{path}.md")
+    if options.card and card_file.exists():
+        raise OutputError(f"{str(card_file)!r} exists: remove it, or give another name")
     start_devices(options)
     from jeffnet.export.export import export_model
     from jeffnet.export.snippet import described, entries, model_card, snippet
@@ -83,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
             **_file_options(options),
         )
     if options.card:
-        write_file(f"{path}.md", model_card(report))
+        write_file(card_file, model_card(report))
     program = snippet(report.path, report.metadata)
     if options.json:
         print(json.dumps({**entries(report), "snippet": program}))

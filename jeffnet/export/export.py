@@ -99,6 +99,8 @@ def export_model(
     """
     path = Path(path)
     target, chosen = choose_target(path, to), export_options(options)
+    if chosen.batch_size is None and not TARGETS[target].any_batch:
+        chosen = replace(chosen, batch_size=1)
     _check_free(path)
     start = to_start(model)
     card, _ = describe_model(start, name, classes, preprocessing)

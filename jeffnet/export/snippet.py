@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.export.export import ExportReport
-from jeffnet.export.metadata import BESIDE, ExportMetadata
+from jeffnet.export.metadata import ExportMetadata
 from jeffnet.ops.image import per_channel
 
 _IMPORTS = {
@@ -38,8 +38,14 @@ outputs = outputs.numpy()""",
 _LABELS = {
     "onnx": """\
 labels = session.get_modelmeta().custom_metadata_map["labels"].splitlines()""",
+    "tflite": """\
+with zipfile.ZipFile({path!r}) as archive:
+    labels = archive.read("labels.txt").decode().splitlines()""",
     "stablehlo": """\
-with open({beside!r}, encoding="utf-8") as file:
+with open({path!r} + ".json", encoding="utf-8") as file:
+    labels = json.load(file)["labels"]""",
+    "savedmodel": """\
+with open({path!r} + "/assets.extra/jeffnet.json", encoding="utf-8") as file:
     labels = json.load(file)["labels"]""",
 }
 
@@ -52,8 +58,15 @@ def snippet(path: str, metadata: ExportMetadata) -> str:
       metadata: what it says of itself.
     """
     labels = _LABELS.get(metadata.target) if metadata.options.embed_labels else None
-    lines = ["import json"] if labels and "json." in labels else []
-    lines += ["import sys", "", "import numpy as np", _IMPORTS[metadata.target], "from PIL import Image", ""]
+    modules = ["sys", *(name for name in ("json", "zipfile") if labels and f"{name}." in labels)]
+    lines = [
+        *(f"import {name}" for name in sorted(modules)),
+        "",
+        "import numpy as np",
+        _IMPORTS[metadata.target],
+        "from PIL import Image",
+        "",
+    ]
     lines += _pixels(metadata)
     lines += _images(metadata)
     lines += ["", _RUNS[metadata.target].format(path=path), ""]
@@ -64,7 +77,7 @@ def snippet(path: str, metadata: ExportMetadata) -> str:
     else:
         lines += ["probabilities = np.exp(outputs[0] - outputs[0].max())", "probabilities /= probabilities.sum()"]
     if labels:
-        lines += [labels.format(beside=path + BESIDE)]
+        lines += [labels.format(path=path)]
     name = "labels[index]" if labels else "index"
     loop = "for index in probabilities.argsort()[::-1][:5]:"
     return "\n".join([*lines, loop, f'    print({name}, f"{{probabilities[index]:.1%}}")', ""])

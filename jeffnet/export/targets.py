@@ -60,11 +60,13 @@ class Target:
       module: its `TargetModule`.
       endings: of its files; the first is the usual one. '' for a folder.
       extra: of jeffnet, that installs what writing and running it needs.
+      any_batch: whether a file can take any number of pictures; otherwise it takes one unless asked for more.
     """
 
     module: str
     endings: tuple[str, ...]
     extra: str
+    any_batch: bool = True
 
     def load(self) -> TargetModule:
         """Its module."""
@@ -73,7 +75,7 @@ class Target:
 
 TARGETS: dict[str, Target] = {
     "onnx": Target("jeffnet.export.onnx", (".onnx",), "onnx"),
-    "tflite": Target("jeffnet.export.tflite", (".tflite",), "tflite"),
+    "tflite": Target("jeffnet.export.tflite", (".tflite",), "tflite", any_batch=False),
     "stablehlo": Target("jeffnet.export.stablehlo", (".stablehlo",), "export"),
     "savedmodel": Target("jeffnet.export.savedmodel", ("",), "tf"),
 }

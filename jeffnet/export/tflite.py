@@ -3,8 +3,10 @@
 The file takes a fixed number of pictures. It is a float32 graph; 'float16' halves its weights.
 """
 
+import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 
 from jeffnet.errors import WeightsError, first_line
 from jeffnet.export.batches import check_pictures, in_batches
-from jeffnet.export.metadata import ExportMetadata, metadata_json, parse_metadata
+from jeffnet.export.metadata import ExportMetadata, labels, metadata_json, parse_metadata
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.tflite_convert import convert
 from jeffnet.export.tflite_file import description, halve_weights, name_tensors, pack, put_description, schema, unpack
@@ -54,7 +56,16 @@ def serialized(network: ExportNetwork, metadata: ExportMetadata) -> bytes:
     if half:
         halve_weights(model)
     put_description(model, metadata_json(metadata))
-    return pack(model)
+    return pack(model) + (_labels_file(metadata) if metadata.options.embed_labels else b"")
+
+
+def _labels_file(metadata: ExportMetadata) -> bytes:
+    """The names of the classes as `labels.txt`, in a ZIP archive behind the model: where TFLite's own tools have it."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "x") as archive:
+        # Of a fixed time, so that the same model gives the same bytes.
+        archive.writestr(zipfile.ZipInfo("labels.txt"), "\n".join(labels(metadata)))
+    return content.getvalue()
 
 
 class _Runner:

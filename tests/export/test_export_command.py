@@ -71,6 +71,18 @@ def test_export_takes_options(fake, capsys, weights, tmp_path):
     assert entries["bytes"] == (tmp_path / "a.fake").stat().st_size
 
 
+def test_a_card_lies_beside_the_file(fake, capsys, weights, tmp_path):
+    """It has the program instead of standard output; another's is not overwritten."""
+    arguments = ("export", weights, "--no-check", "--card", "--output")
+    _, out, _ = run(capsys, *arguments, tmp_path / "a.fake")
+    card = (tmp_path / "a.fake.md").read_text()
+    assert card.startswith("# a.fake\n\n- tiny_flat in a.fake (fake") and "- not checked\n" in card
+    assert "import fake_target" in card and "import fake_target" not in out
+    (tmp_path / "b.fake.md").write_text("mine")
+    assert "b.fake.md' exists" in fails(capsys, *arguments, tmp_path / "b.fake")
+    assert not (tmp_path / "b.fake").exists() and (tmp_path / "b.fake.md").read_text() == "mine"
+
+
 def test_mistakes_of_export(fake, capsys, weights, tmp_path):
     there, new = tmp_path / "there.fake", tmp_path / "new.fake"
     there.write_text("mine")

@@ -207,3 +207,10 @@ def test_features_are_exported_too(fake, tiny_model, tmp_path):
     assert report.comparison.agreement is None and report.comparison.difference < 1e-5
     assert open_exported(tmp_path / "a.fake")(_pixels()).shape == (3, 16)
     assert model_preprocessing("tiny_flat") == report.metadata.card.preprocessing
+
+
+def test_labels_need_names(fake, tiny_model, tmp_path):
+    from jeffnet.functional import create_model
+
+    with pytest.raises(ConfigError, match="the classes of tiny_flat have no names to embed"):
+        export_model(tmp_path / "a.fake", create_model("tiny_flat"), "tiny_flat", embed_labels=True)

@@ -30,8 +30,23 @@ def _skip_without(target):
         pytest.skip(f"{', '.join(missing)} is not installed")
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("target", ["onnx", "stablehlo"])
+SLOW = {
+    ("savedmodel", "plain"),
+    ("savedmodel", "inside"),
+    ("savedmodel", "fixed"),
+    ("tflite", "plain"),
+    ("tflite", "fixed"),
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        pytest.param(target, options, marks=pytest.mark.slow if (target, options) in SLOW else ())
+        for target in PACKAGES
+        for options in OPTIONS
+    ],
+)
 def test_a_file_and_its_program_give_what_the_model_gives(target, options, tiny, tmp_path, monkeypatch, capsys):
     """The program needs nothing of jeffnet, and prepares a picture to the same pixels."""
     _skip_without(target)
@@ -50,7 +65,7 @@ def test_a_file_and_its_program_give_what_the_model_gives(target, options, tiny,
     np.testing.assert_allclose(scores - scores[:, :1], expected - expected[:, :1], rtol=1e-3, atol=1e-4)
 
     program = snippet(report.path, report.metadata)
-    assert "jeffnet" not in program and program in model_card(report)
+    assert "import jeffnet" not in program and "from jeffnet" not in program and program in model_card(report)
     monkeypatch.setattr(sys, "argv", ["program.py", "a.png"])
     exec(compile(program, "program.py", "exec"), {})
     first, share = capsys.readouterr().out.splitlines()[0].split()

@@ -36,6 +36,7 @@ REASONS = {
     "_sort_metadata: open": CALLER,
     "_write_body: file.truncate": CALLER,
     "_of_all_hosts: np.savez": MEMORY,
+    "_labels_file: zipfile.ZipFile": MEMORY,
     "check_picture: Image.fromarray(pixels).save": MEMORY,
     "with_checksums: h5py.File": MEMORY,
     "_no_standard_error: os.open": NO_FILE,
