@@ -115,6 +115,7 @@ def describe_model(
         output_stride=_output_stride(start.plan, architecture),
         test_window=start.execution.test_window,
         spec=known.spec if known else own_spec(architecture),
+        quantization=known.quantization if known else None,
     )
     arrays = fit(
         {key: np.asarray(array) for key, array in start.arrays.items()}, card.plan(), source="model", model=card.model

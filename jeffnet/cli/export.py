@@ -11,7 +11,7 @@ from jeffnet.cli.parser import usage
 from jeffnet.cli.text import progress_line
 from jeffnet.errors import OutputError
 from jeffnet.export.options import DTYPES, INCLUDED, LAYOUTS
-from jeffnet.export.targets import TARGETS, choose_target
+from jeffnet.export.targets import TARGETS, check_int8, choose_target
 from jeffnet.system.files import write_file
 from jeffnet.text.names import printable_lines
 
@@ -33,6 +33,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     text = "format (default: by the ending of the output: .onnx, .tflite, .stablehlo; without one: savedmodel)"
     parser.add_argument("--to", choices=TARGETS, help=text)
     _add_file_options(parser.add_argument_group("what the file takes and gives"))
+    _add_int8_options(parser.add_argument_group("8-bit integers"))
     _add_check_options(parser.add_argument_group("check"))
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one object")
@@ -55,6 +56,15 @@ def _add_file_options(group: Any) -> None:
     group.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: the oldest that will do)")
 
 
+def _add_int8_options(group: Any) -> None:
+    text = "compute with 8-bit integers (onnx, tflite)"
+    group.add_argument("--int8", action="store_true", help=text)
+    text = "data set or folder of pictures from which to learn the ranges of values; a model trained with quantize.to "
+    group.add_argument("--calibrate", metavar="DATA", help=f"{text}needs none")
+    text = "how many of them to use (default: 200)"
+    group.add_argument("--calibration-images", type=positive, default=200, metavar="N", help=text)
+
+
 def _add_check_options(group: Any) -> None:
     group.add_argument("--no-check", action="store_true", help="do not run the file")
     text = "data set or folder of pictures on which to compare (default: synthetic pictures)"
@@ -66,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
     path = Path(options.output)
     with usage():
         target = choose_target(path, options.to)
+        check_int8(options.int8, target, options.dtype, options.calibrate)
     card_file = Path(f"{path}.md")
     if options.card and card_file.exists():
         raise OutputError(f"{str(card_file)!r} exists: remove it, or give another name")
@@ -83,6 +94,9 @@ def run(options: argparse.Namespace) -> None:
             to=target,
             check=not options.no_check,
             check_with=options.check_with,
+            int8=options.int8,
+            calibrate_with=options.calibrate,
+            calibration_images=options.calibration_images,
             progress=progress,
             **_file_options(options),
         )

@@ -14,6 +14,7 @@ from jeffnet.backends import to_start
 from jeffnet.checkpoints import describe_model
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, OutputError
+from jeffnet.export.calibrate import CALIBRATION_IMAGES, quantized
 from jeffnet.export.check import Comparison, check_export
 from jeffnet.export.metadata import BESIDE, ExportMetadata
 from jeffnet.export.network import ExportNetwork
@@ -58,6 +59,9 @@ def export_model(
     preprocessing: Preprocessing | None = None,
     check: bool = True,
     check_with: str | None = None,
+    int8: bool = False,
+    calibrate_with: str | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
     progress: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> ExportReport:
@@ -76,6 +80,10 @@ def export_model(
       check: False skips the comparison.
       check_with: pictures for it, a data set as `jeffnet validate` takes it or a folder of pictures, of which up to 100
         are used; None takes synthetic ones.
+      int8: compute with 8-bit integers; for 'onnx' and 'tflite'.
+      calibrate_with: pictures from which to learn the ranges of values, a data set or folder like `check_with`. A model
+        that was trained with `quantize` needs none.
+      calibration_images: how many of these to use.
       progress: called with a line for each step.
       **options: see `jeffnet.export.options.ExportOptions`.
 
@@ -109,7 +117,11 @@ def export_model(
     network = ExportNetwork.of(start, card, chosen)
     network = replace(network, options=replace(chosen, image_size=network.image_size))
     pictures = _pictures(network, check_with) if check else None
-    metadata = ExportMetadata(target, card, network.options)
+    if int8:
+        progress(f"{card.model}: learn the ranges of its values")
+        network = quantized(network, target, calibrate_with, calibration_images)
+    method = network.quantization.method if network.quantization else None
+    metadata = ExportMetadata(target, card, network.options, method)
     with written_atomically(path) as partial:
         progress(f"{card.model}: write")
         with packages_of(target):

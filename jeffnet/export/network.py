@@ -11,6 +11,7 @@ from jax import Array
 
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.plan import Plan
+from jeffnet.arch.quantization import Quantization
 from jeffnet.errors import ConfigError
 from jeffnet.export.options import ExportOptions
 from jeffnet.inference.folded_network import FoldedNetwork, Point
@@ -30,6 +31,7 @@ class ExportNetwork:
       arrays: of the folded network by canonical name, float32.
       card: of the model.
       options: what the file is asked to be.
+      quantization: the grids of its values, for a file of 8-bit integers; None for floats.
     """
 
     plan: Plan
@@ -37,6 +39,7 @@ class ExportNetwork:
     arrays: Mapping[str, np.ndarray]
     card: ModelCard
     options: ExportOptions
+    quantization: Quantization | None = None
 
     @classmethod
     def of(cls, start: Start, card: ModelCard, options: ExportOptions) -> "ExportNetwork":

@@ -11,6 +11,7 @@ from jeffnet.export.metadata import METADATA_KEY, ExportMetadata, labels, metada
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.onnx_graph import OLDEST_OPSET, OnnxGraph
 from jeffnet.export.onnx_network import OnnxNetwork
+from jeffnet.export.onnx_quantized import quantized_onnx_network
 from jeffnet.system.extras import install
 
 # A message of protocol buffers, which an ONNX file is, is smaller than this.
@@ -29,7 +30,7 @@ def write(path: Path, network: ExportNetwork, metadata: ExportMetadata) -> None:
     """
     graph = OnnxGraph(check_opset(network.options.opset), network.options.batch_size)
     check_size(path, network)
-    output = OnnxNetwork(network, graph).add()
+    output = (quantized_onnx_network if network.quantization else OnnxNetwork)(network, graph).add()
     model = graph.model(metadata.card.model, output, entries(metadata))
     path.write_bytes(model.SerializeToString(deterministic=True))
 

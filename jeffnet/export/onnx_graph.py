@@ -95,6 +95,17 @@ class OnnxGraph:
         self._values.append(self._described(output))
         return output
 
+    def dequantized(self, name: str, integers: np.ndarray, scales: np.ndarray) -> Tensor:
+        """A constant `integers * scales`, where the scales are those of the first axis; it is kept as integers."""
+        from onnx import helper
+
+        zeros = np.zeros(len(scales), integers.dtype)
+        arrays = {f"{name}:integers": integers, f"{name}:scales": scales, f"{name}:zeros": zeros}
+        inputs = [self.constant(each, array).name for each, array in arrays.items()]
+        output = self._new(Tensor(f"{name}:rounded", integers.shape, scales.dtype))
+        self._nodes.append(helper.make_node("DequantizeLinear", inputs, [output.name], name=output.name, axis=0))
+        return output
+
     def cast(self, name: str, x: Tensor, dtype: Any) -> Tensor:
         """The same values in another dtype; `x` itself if it has that one."""
         from onnx import helper
@@ -124,7 +135,7 @@ class OnnxGraph:
 
         values = [each for each in self._values if each.name != output.name]
         constants = [
-            numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in self.constants.items()
+            numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in self.constants.items()
         ]
         graph = helper.make_graph(
             self._nodes, name, self._inputs, [self._described(output)], constants, value_info=values

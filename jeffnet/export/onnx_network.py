@@ -61,6 +61,7 @@ class OnnxNetwork:
       point: is given every value with its name, as by `FoldedNetwork`, and returns what takes its place.
       weight: the same for the kernels of convolutions and of the classifier. Their first axis is that of the outputs,
         but for 1x1 kernels of experts. Several kernels of a convolution are one, named after the convolution.
+      bias: the same for the biases that belong to these kernels.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class OnnxNetwork:
         dtype: Any = None,
         point: Point = _unchanged,
         weight: Point = _unchanged,
+        bias: Point = _unchanged,
     ) -> None:
-        self.network, self.graph, self.point, self.weight = network, graph, point, weight
+        self.network, self.graph, self.point, self.weight, self.bias = network, graph, point, weight, bias
         self.dtype = np.dtype(dtype or network.options.dtype)
 
     def add(self) -> Tensor:
@@ -134,7 +136,8 @@ class OnnxNetwork:
             case Conv():
                 return self._conv(op, x)
             case SqueezeExcite():
-                return self._gated(op, x, self._mean(f"{op.name}:mean", x))
+                mean = self.graph.add("GlobalAveragePool", f"{op.name}:mean", [x], (x.channels, 1, 1))
+                return self._gated(op, x, mean)
             case GlobalContext():
                 mean = attended_mean(self.graph, f"{op.name}:mean", x, self._conv(op.context, x))
                 return self._gated(op, x, mean)
@@ -151,10 +154,6 @@ class OnnxNetwork:
                 raise AssertionError(f"{op.name} is folded, or a block's")
             case _:
                 assert_never(op)
-
-    def _mean(self, name: str, x: Tensor) -> Tensor:
-        # ONNX Runtime brings the map of a GlobalAveragePool into the layout of its convolutions first.
-        return self.graph.add("ReduceMean", name, [x, self.graph.numbers(2, 3)], (x.channels, 1, 1), keepdims=1)
 
     def _gated(self, op: SqueezeExcite | GlobalContext, x: Tensor, mean: Tensor) -> Tensor:
         gate = self._conv(op.expand, self._conv(op.reduce, self.point(mean.name, mean)))
@@ -189,7 +188,7 @@ class OnnxNetwork:
         array, window, groups = conv_kernel(op, self.network.arrays, x.shape[1:])
         kernel = self._kernel(f"{op.name}.kernel", array)
         biases = [self.network.arrays[f"{part.name}.bias"] for part in op.parts]
-        return convolution(self.graph, name, x, kernel, window, groups, self._constant(f"{op.name}.bias", *biases))
+        return convolution(self.graph, name, x, kernel, window, groups, self._bias(f"{op.name}.bias", *biases))
 
     def _norm_act(self, name: str, norm: Norm | None, act: str | None, make: Callable[[str], Tensor]) -> Tensor:
         """A value that `make` adds under the name that it is given, then norm and activation, where there are any."""
@@ -203,7 +202,7 @@ class OnnxNetwork:
         return self.point(name, activation(self.graph, name, act, x) if act else x)
 
     def _routing(self, op: Routing, x: Tensor) -> Tensor:
-        mean = self._mean(f"{op.name}:mean", x)
+        mean = self.graph.add("GlobalAveragePool", f"{op.name}:mean", [x], (x.channels, 1, 1))
         logits = self._dense(op.name, f"{op.name}:logits", self._flat(f"{op.name}:vector", mean))
         return self.point(op.name, self.graph.add("Sigmoid", op.name, [logits]))
 
@@ -273,12 +272,12 @@ class OnnxNetwork:
             return self._dense(classifier.name, classifier.name, x)
         conv, name = classifier.conv, classifier.name
         kernel = self._kernel(f"{name}.kernel", self.network.arrays[f"{name}.kernel"].T[:, :, None, None])
-        bias = self._constant(f"{name}.bias", self.network.arrays[f"{name}.bias"])
+        bias = self._bias(f"{name}.bias", self.network.arrays[f"{name}.bias"])
         return convolution(self.graph, name, x, kernel, part_window(conv, conv.parts[0], x.shape[1:]), 1, bias)
 
     def _dense(self, layer: str, name: str, x: Tensor) -> Tensor:
         kernel = self._kernel(f"{layer}.kernel", self.network.arrays[f"{layer}.kernel"].T)
-        bias = self._constant(f"{layer}.bias", self.network.arrays[f"{layer}.bias"])
+        bias = self._bias(f"{layer}.bias", self.network.arrays[f"{layer}.bias"])
         return self.graph.add("Gemm", name, [x, kernel, bias], (kernel.shape[0],), transB=1)
 
     def _flat(self, name: str, x: Tensor) -> Tensor:
@@ -287,6 +286,9 @@ class OnnxNetwork:
 
     def _kernel(self, name: str, array: np.ndarray) -> Tensor:
         return self.weight(name, self._constant(name, array))
+
+    def _bias(self, name: str, *arrays: np.ndarray) -> Tensor:
+        return self.bias(name, self._constant(name, *arrays))
 
     def _constant(self, name: str, *arrays: np.ndarray) -> Tensor:
         """Arrays one after the other, in the dtype in which to compute."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from jeffnet.errors import EndingError, JeffnetError, check_choice
+from jeffnet.errors import ConfigError, EndingError, JeffnetError, check_choice
 from jeffnet.system.extras import install
 
 if TYPE_CHECKING:
@@ -61,12 +61,14 @@ class Target:
       endings: of its files; the first is the usual one. '' for a folder.
       extra: of jeffnet, that installs what writing and running it needs.
       any_batch: whether a file can take any number of pictures; otherwise it takes one unless asked for more.
+      has_int8: whether it can be written with 8-bit integers.
     """
 
     module: str
     endings: tuple[str, ...]
     extra: str
     any_batch: bool = True
+    has_int8: bool = False
 
     def load(self) -> TargetModule:
         """Its module."""
@@ -74,7 +76,7 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    "onnx": Target("jeffnet.export.onnx", (".onnx",), "onnx"),
+    "onnx": Target("jeffnet.export.onnx", (".onnx",), "onnx", has_int8=True),
     "tflite": Target("jeffnet.export.tflite", (".tflite",), "tflite", any_batch=False),
     "stablehlo": Target("jeffnet.export.stablehlo", (".stablehlo",), "export"),
     "savedmodel": Target("jeffnet.export.savedmodel", ("",), "tf"),
@@ -117,3 +119,16 @@ def packages_of(target: str) -> Iterator[None]:
         raise JeffnetError(
             f"{target} files need {error.name}, which is not installed: {install(TARGETS[target].extra)}"
         ) from error
+
+
+def check_int8(int8: bool, target: str, dtype: str = "float32", calibrate_with: str | None = None) -> None:
+    """Raises ConfigError where a target has no 8-bit integers, or options contradict them."""
+    if not int8:
+        if calibrate_with is not None:
+            raise ConfigError("pictures to calibrate with are for --int8: give both or none")
+        return
+    able = [name for name, entry in TARGETS.items() if entry.has_int8]
+    if target not in able:
+        raise ConfigError(f"{target} files have no 8-bit integers here: export to {' or '.join(able)}")
+    if dtype != "float32":
+        raise ConfigError(f"--int8 and --dtype {dtype} contradict one another: give one of them")

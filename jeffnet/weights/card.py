@@ -9,6 +9,7 @@ from typing import Any
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.quantization import Quantization, parse_quantization, quantization_entries
 from jeffnet.arch.spec import ModelSpec, as_spec, spec_attributes, spec_name
 from jeffnet.arch.summary import count_parameters
 from jeffnet.arch.zoo import check_own_name, is_of_zoo, model_plan, resolve_name
@@ -36,6 +37,7 @@ class ModelCard:
       test_window: of test-time pooling, see `jeffnet.arch.execution.Execution`; 0 for none.
       spec: the architecture of a model that is not of the zoo, so that its file can be read where its name is not
         known; None for those of the zoo.
+      quantization: the grids of the 8-bit integers with which it was trained; None for a model trained in floats.
     """
 
     model: str
@@ -47,6 +49,7 @@ class ModelCard:
     output_stride: int = 32
     test_window: int = 0
     spec: ModelSpec | None = None
+    quantization: Quantization | None = None
 
     def plan(self, **options: Any) -> Plan:
         """The Plan of the file's arrays.
@@ -75,11 +78,14 @@ class ModelCard:
 
 
 def card_json(card: ModelCard) -> str:
-    """The card as JSON; models of the zoo have no entry `spec`."""
-    entries = dataclasses.asdict(dataclasses.replace(card, spec=None))
-    del entries["spec"]
-    own = {"spec": spec_attributes(card.spec)} if card.spec else {}
-    return json.dumps({"format": _FORMAT, **entries, **own})
+    """The card as JSON; `spec` and `quantization` are there only where the card has them."""
+    entries = dataclasses.asdict(dataclasses.replace(card, spec=None, quantization=None))
+    del entries["spec"], entries["quantization"]
+    if card.spec:
+        entries["spec"] = spec_attributes(card.spec)
+    if card.quantization:
+        entries["quantization"] = quantization_entries(card.quantization)
+    return json.dumps({"format": _FORMAT, **entries})
 
 
 def parse_card(text: str, source: str) -> ModelCard:
@@ -98,6 +104,8 @@ def parse_card(text: str, source: str) -> ModelCard:
             entry |= _own(entry["model"], entry["spec"], source)
         if not isinstance(entry["classes"], list):
             raise ValueError(f"its classes are a {type(entry['classes']).__name__}, not a list of names")
+        if "quantization" in entry:
+            entry["quantization"] = parse_quantization(entry["quantization"])
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
         if not all(isinstance(name, str) for name in card.classes) or len(card.classes) not in (0, card.num_classes):
             raise ValueError(f"its classes are not the names of {card.num_classes}")

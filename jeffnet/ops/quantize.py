@@ -1,0 +1,75 @@
+"""Rounding to 8-bit integers and back, with gradients that pass the rounding (Krishnamoorthi, arXiv:1806.08342).
+
+Values are unsigned with a zero point, one grid for all of a map; kernels are signed and symmetric, with a scale for
+each output channel. This is what ONNX Runtime and TensorFlow Lite have integer kernels for.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+LEVELS = 255  # of values, above 0
+KERNEL_LEVELS = 127  # of kernels, on either side of 0
+# The smallest scale of a channel, as a share of the kernel's largest. A bias is an integer of the scale of its input
+# times that of its channel, and would not fit into 32 bits where a channel has next to no weights.
+_SMALLEST_SHARE = np.float32(2.0**-20)
+
+
+@jax.custom_jvp
+def fake_quantize(x: Array, scale: Array, zero_point: Array) -> Array:
+    """The nearest numbers of a grid of 256, as floats.
+
+    Args:
+      x: any float dtype and shape.
+      scale: from one number of the grid to the next.
+      zero_point: how many of the grid's numbers are below 0.
+
+    Returns:
+      As `x`. Its gradient is that of `x` within the grid's range, and 0 outside.
+    """
+    steps = jnp.clip(jnp.round(x / scale) + zero_point, 0, LEVELS)
+    return ((steps - zero_point) * scale).astype(x.dtype)
+
+
+@fake_quantize.defjvp
+def _fake_quantize_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    x, scale, zero_point = primals
+    lowest, highest = -zero_point * scale, (LEVELS - zero_point) * scale
+    inside = (x >= lowest) & (x <= highest)
+    return fake_quantize(x, scale, zero_point), jnp.where(inside, tangents[0], jnp.zeros_like(x))
+
+
+def kernel_scales(kernel: Any, xp: ModuleType = jnp) -> Any:
+    """The scale of each output channel, `(C',)`, by its largest weight.
+
+    Args:
+      kernel: `(..., C')`, float32.
+      xp: NumPy or `jax.numpy`; both give the same numbers.
+    """
+    largest = xp.abs(kernel).max(tuple(range(kernel.ndim - 1)))
+    floor = xp.maximum(largest.max() * _SMALLEST_SHARE, np.float32(np.finfo(np.float32).tiny) * KERNEL_LEVELS)
+    # A product, since XLA makes one of a quotient by a constant.
+    return xp.maximum(largest, floor) * np.float32(1 / KERNEL_LEVELS)
+
+
+def quantize_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel as int8 `(..., C')`, and its scales `(C',)`; the integers that `fake_quantize_kernel` stands for."""
+    scales = kernel_scales(kernel, np)
+    steps = np.clip(np.round(kernel / scales), -KERNEL_LEVELS, KERNEL_LEVELS)
+    return steps.astype(np.int8), scales
+
+
+@jax.custom_jvp
+def fake_quantize_kernel(kernel: Array) -> Array:
+    """A kernel `(..., C')` rounded to 8 bits, as floats; its gradient is that of the kernel."""
+    scales = kernel_scales(kernel)
+    return jnp.clip(jnp.round(kernel / scales), -KERNEL_LEVELS, KERNEL_LEVELS) * scales
+
+
+@fake_quantize_kernel.defjvp
+def _fake_quantize_kernel_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return fake_quantize_kernel(primals[0]), tangents[0]

@@ -1,0 +1,186 @@
+"""8-bit integers in exported files: those of the simulation, found from pictures, in the runtime's integer kernels."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jeffnet.arch.execution import Execution
+from jeffnet.arch.quantization import quantized_points
+from jeffnet.arch.zoo import model_preprocessing
+from jeffnet.checkpoints import save_checkpoint
+from jeffnet.cli.main import main
+from jeffnet.errors import ConfigError, DatasetError, ImageError, JeffnetError
+from jeffnet.export.calibrate import quantized
+from jeffnet.export.export import export_model
+from jeffnet.export.metadata import ExportMetadata
+from jeffnet.export.network import ExportNetwork
+from jeffnet.export.options import ExportOptions
+from jeffnet.functional import from_pretrained
+from jeffnet.inference.quantized import calibrate, quantized_network
+from jeffnet.ops.quantize import quantize_kernel
+from jeffnet.weights.card import ModelCard, card_json, parse_card
+from jeffnet.weights.start import start_model
+
+SIZE = (32, 48)
+
+
+def int8_network(name, **options):
+    """With its ranges from noise."""
+    start = start_model(name, num_classes=7)
+    card = ModelCard(name, 7, 3, model_preprocessing(name))
+    network = ExportNetwork.of(start, card, ExportOptions(image_size=SIZE, **options))
+    images = np.random.default_rng(0).normal(size=(4, *SIZE, 3)).astype(np.float32)
+    grids = calibrate(network.plan, network.execution, network.arrays, lambda: [images], "minmax")
+    return replace(network, quantization=grids), images
+
+
+def simulated(network, images):
+    """The integers of all values by name, and the logits."""
+    seen, simulation = {}, quantized_network(network.plan, Execution(), network.quantization)
+
+    def point(name, value):
+        seen[name] = value = simulation.point(name, value)
+        return value
+
+    def run(arrays, images):
+        seen.clear()
+        logits = replace(simulation, point=point).apply(arrays, images)
+        return dict(seen), logits
+
+    values, logits = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(network.arrays, images)
+    grids = network.quantization.grids
+    steps = {name: np.rint(np.asarray(values[name]) / grid.scale) + grid.zero_point for name, grid in grids.items()}
+    return steps, np.asarray(logits)
+
+
+def written(network, path):
+    from jeffnet.export import onnx as target
+
+    target.write(path, network, ExportMetadata("onnx", network.card, network.options, "by noise"))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny_flat", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tiny", "tiny_tf"))]
+)
+def test_onnx_files_hold_what_was_simulated(name, tiny_model, tmp_path):
+    """Kernels to the bit; what ONNX Runtime computes from them within a step, where it rounds a half otherwise."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from jeffnet.export.onnx import open_runner, values
+
+    network, images = int8_network(name)
+    path = written(network, tmp_path / "model.onnx")
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    points = quantized_points(network.plan)
+    for kernel in points.layers:
+        integers, scales = quantize_kernel(network.arrays[kernel])
+        order = {2: (1, 0), 4: (3, 2, 0, 1)}[integers.ndim]
+        np.testing.assert_array_equal(constants[f"{kernel}:integers"], integers.transpose(order))
+        np.testing.assert_array_equal(constants[f"{kernel}:scales"], scales)
+    # No kernel is left in floats that should not be.
+    floats = {key for key, array in constants.items() if array.dtype == np.float32 and array.ndim > 1}
+    assert floats <= network.arrays.keys() - points.layers.keys()
+    steps, logits = simulated(network, images)
+    found = values(path, images, [f"{name}:integers" for name in steps])
+    assert len(found) == len(steps)
+    for key, expected in steps.items():
+        difference = np.abs(found[f"{key}:integers"].astype(int).reshape(expected.shape) - expected)
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.02, key
+    difference = np.abs(open_runner(path)(images) - logits)
+    assert difference.max() < 0.02 * np.abs(logits).max()
+
+
+def test_onnx_runtime_computes_with_integers(tiny_model, tmp_path):
+    """Every convolution but those of gates is one of integers after the runtime's optimisation, and so are sums."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network, _ = int8_network("tiny_flat")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(
+        str(written(network, tmp_path / "m.onnx")), options, providers=["CPUExecutionProvider"]
+    )
+    operators = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    layers, sums = len(quantized_points(network.plan).layers), sum(block.residual for block in network.plan.blocks)
+    assert operators.count("QLinearConv") == layers - 1 and operators.count("QGemm") == 1
+    assert sums and operators.count("QLinearAdd") == sums
+    assert not {"Conv", "FusedConv", "Gemm", "Add", "Relu"} & set(operators)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(5):
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def weights(tiny_model, tmp_path):
+    from jeffnet.functional import create_model
+
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, create_model("tiny_flat", num_classes=7), "tiny_flat")
+    return path
+
+
+def test_the_command(weights, pictures, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "int8.onnx"
+    arguments = ["export", str(weights), "--output", str(path), "--int8", "--calibrate", str(pictures)]
+    assert main([*arguments, "--calibration-images", "3"]) == 0
+    assert "int8" in capsys.readouterr().out
+    from jeffnet.export.run import open_exported
+
+    exported = open_exported(path)
+    assert exported.dtype == "int8" and exported.runner.metadata.quantization == "mse of 3 pictures"
+    floats = tmp_path / "float.onnx"
+    assert main(["export", str(weights), "--output", str(floats)]) == 0
+    assert open_exported(floats).dtype == "float32"
+
+
+def test_a_model_trained_with_integers_needs_no_pictures(weights, pictures, tmp_path):
+    """Its file has the ranges of the training, which its card keeps."""
+    pytest.importorskip("onnxruntime")
+    model, variables, card = from_pretrained(weights)
+    with pytest.raises(ConfigError, match=r"tiny_flat was not trained with 8-bit integers: give pictures to calibrate"):
+        export_model(tmp_path / "a.onnx", (model, variables), card, int8=True)
+    network = ExportNetwork.of(start_model("tiny_flat", num_classes=7), card, ExportOptions())
+    trained = quantized(network, "onnx", str(pictures)).quantization
+    card = parse_card(card_json(replace(card, quantization=trained)), "card")
+    assert card.quantization == trained
+    report = export_model(tmp_path / "b.onnx", (model, variables), card, int8=True, check=False)
+    assert report.metadata.quantization == "mse of 5 pictures"
+
+
+def test_ranges_that_are_none(weights):
+    _, _, card = from_pretrained(weights)
+    text = card_json(card)[:-1] + ', "quantization": {"method": "mse", "grids": {"images": [0.0, 3]}}}'
+    with pytest.raises(JeffnetError, match=r"malformed description of their model: its 8-bit range of 'images' is 0.0"):
+        parse_card(text, "file")
+
+
+def test_bad_input(weights, pictures, tmp_path):
+    model, variables, card = from_pretrained(weights)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def refused(error, message, path="a.onnx", **options):
+        with pytest.raises(error, match=message):
+            export_model(tmp_path / path, (model, variables), card, int8=True, **options)
+        assert not (tmp_path / path).exists()
+
+    refused(DatasetError, "empty", calibrate_with=str(empty))
+    refused(ConfigError, "stablehlo files have no 8-bit integers here: export to onnx", "a.stablehlo")
+    refused(ConfigError, "--int8 and --dtype float16 contradict one another", dtype="float16")
+    (pictures / "2.png").write_bytes(b"no picture")
+    refused(ImageError, r"2\.png", calibrate_with=str(pictures))
+    assert main(["export", str(weights), "--output", str(tmp_path / "b.onnx"), "--calibrate", str(pictures)]) == 2
