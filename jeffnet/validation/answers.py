@@ -28,7 +28,7 @@ from jeffnet.weights.card import ModelCard
 Forward = Callable[[Any, Array], Array]
 
 # Batches queued on the device: enough that it never waits for the host to read a result.
-_IN_FLIGHT = 2
+IN_FLIGHT = 2
 _TOP = 5
 
 
@@ -116,6 +116,7 @@ def answer(
     progress: bool | None = False,
     layout: Layout | None = None,
     before_batch: Callable[[int], None] = lambda number: None,
+    in_flight: int = IN_FLIGHT,
 ) -> list[Answers]:
     """Predictions of several models from one pass over the data, in the order of the models.
 
@@ -131,6 +132,7 @@ def answer(
       progress: show a bar with the scores of the first model; None shows it if standard error is a terminal.
       layout: devices to use; None uses all of them, including those of other hosts.
       before_batch: called with the number of every batch; it may raise, to stop.
+      in_flight: batches queued on the device; 0 for models that compute on the host, whose time would be another's.
     """
     results = [_PassResults(mistakes) for _ in models]
     skipped: list[int] = []
@@ -161,7 +163,7 @@ def answer(
                 for (forward, _), variables in zip(models, shared, strict=True)
             ]
             waiting.append((batch, targets, outputs))
-            if len(waiting) > _IN_FLIGHT:
+            if len(waiting) > in_flight:
                 collect()
         while waiting:
             collect()

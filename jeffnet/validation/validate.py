@@ -20,6 +20,7 @@ from jeffnet.errors import ConfigError, JeffnetError
 from jeffnet.export.run import open_exported
 from jeffnet.parallel.mesh import make_layout
 from jeffnet.validation.answers import (
+    IN_FLIGHT,
     Answers,
     Forward,
     answer,
@@ -217,8 +218,16 @@ def _pass(
         table = label_table(loader.classes, card.num_classes, card.classes, mapping)
         mask = subset_mask(settings.subset, card.num_classes, table) if settings.subset else None
         pairs = [(model.forward, model.variables) for model in models]
+        in_flight = 0 if any(model.candidate.file for model in models) else IN_FLIGHT
         answers = answer(
-            pairs, loader, labels=table, mask=mask, mistakes=settings.mistakes, progress=progress, layout=layout
+            pairs,
+            loader,
+            labels=table,
+            mask=mask,
+            mistakes=settings.mistakes,
+            progress=progress,
+            layout=layout,
+            **queue,
         )
         return loader, table, answers
 
