@@ -227,7 +227,7 @@ def _pass(
             mistakes=settings.mistakes,
             progress=progress,
             layout=layout,
-            **queue,
+            in_flight=in_flight,
         )
         return loader, table, answers
 
