@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
 GUIDE = (ROOT / "docs" / "training.md").read_text()
 # On pictures of the user's own, where nothing was published.
-OWN_DATA = {"demo_digits", "fine_tune", "fine_tune_l2", "small_from_scratch"}
+OWN_DATA = {"demo_digits", "fine_tune", "fine_tune_int8", "fine_tune_l2", "small_from_scratch"}
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{5}|\b(timm|tensorflow/tpu|OpenMixup|rwightman/efficientnet-jax)\b")
 
 # Pictures a step, the learning rate at the peak, epochs, and the dropout: what the sources state.
@@ -163,7 +163,7 @@ def test_the_guide_lists_the_recipe_with_the_score_of_its_header(path):
     assert len(rows) == 1
     scores = re.findall(r"\d[\d.]* %", rows[0].split("|")[3])
     assert all(score in _header(path) for score in scores)
-    assert scores or path.stem in ("efficientnet_b0_progressive", "fine_tune", "fine_tune_l2")
+    assert scores or path.stem in ("efficientnet_b0_progressive", "fine_tune", "fine_tune_int8", "fine_tune_l2")
 
 
 def test_the_guide_names_entries_that_exist():

@@ -120,7 +120,7 @@ def export_model(
     if int8:
         progress(f"{card.model}: learn the ranges of its values")
         network = quantized(network, target, calibrate_with, calibration_images)
-    method = network.quantization.method if network.quantization else None
+    method = f"8-bit integers with ranges by {network.quantization.method}" if network.quantization else None
     metadata = ExportMetadata(target, card, network.options, method)
     with written_atomically(path) as partial:
         progress(f"{card.model}: write")

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jeffnet.arch.quantization import quantization_entries
 from jeffnet.arch.spec import spec_attributes
 from jeffnet.data.loader import LoaderState, TrainLoader
 from jeffnet.parallel.distributed import compile_together, is_primary
@@ -137,6 +138,7 @@ class Epochs:
             "steps_per_epoch": self.setup.steps_per_epoch,
             "classes": list(self.setup.card.classes),
             "preprocessing": asdict(self.setup.card.preprocessing),
+            "quantization": self.setup.card.quantization and quantization_entries(self.setup.card.quantization),
             "spec": self.setup.card.spec and spec_attributes(self.setup.card.spec),
         }
         self.files.checkpoints.save(state, values)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jeffnet.arch.class_names import class_difference
+from jeffnet.arch.quantization import parse_quantization
 from jeffnet.arch.spec import spec_attributes
 from jeffnet.errors import ConfigError, ImageError, TrainingError
 from jeffnet.parallel.distributed import check_agreement, is_primary, on_primary, wait_for_all
@@ -129,8 +130,12 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
         if restored is not None:
             state, values = restored
             _check_goes_on(setup, values)
+            if (entries := values.get("quantization")) is not None:
+                setup = setup.quantized(parse_quantization(entries))
         elif state is None:
             state = setup.start()
+        if setup.config.quantize.to and setup.network.quantization is None:
+            setup = setup.calibrated(state)
         run.write_config()
         on_primary(lambda: record_environment(run.folder))
         step = int(state.step)

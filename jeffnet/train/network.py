@@ -11,14 +11,17 @@ from jax.typing import DTypeLike
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.quantization import Quantization
 from jeffnet.arch.summary import array_specs
 from jeffnet.backends import load_backend
 from jeffnet.errors import ConfigError
+from jeffnet.inference.plain_norms import fixed_parameters, folded_arrays, folded_plan
+from jeffnet.inference.quantized import quantized_network
 from jeffnet.ops.image import normalize
 from jeffnet.ops.precision import at_least_float32
-from jeffnet.train.config import ModelConfig
+from jeffnet.train.config import Config, ModelConfig
 from jeffnet.train.state import Arrays
-from jeffnet.weights.start import Start, start_model
+from jeffnet.weights.start import Start, start_model, statistics
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,14 @@ class Network:
       start: the model; its arrays are shapes, which a pass replaces by what it is given.
       preprocessing: mean and standard deviation of its pictures.
       backend: whose layers compute it.
+      quantization: the grids to which a pass rounds; None for floats. With it the arrays are those of
+        `jeffnet.inference.plain_norms`, and a pass is the same function whichever the backend.
     """
 
     start: Start
     preprocessing: Preprocessing
     backend: str = "linen"
+    quantization: Quantization | None = None
 
     @property
     def plan(self) -> Plan:
@@ -66,15 +72,24 @@ class Network:
 
         It takes all arrays of the model, pixels `(N, H, W, C)`, 0 to 255, and the key of dropout and drop path.
         """
+        if self.quantization:
+            return self._quantized(arrays, pixels), statistics(arrays)
         start = replace(self.start, arrays=arrays, rng=key)
         return load_backend(self.backend).training(start, self._normalized(pixels))
 
     def evaluate(self, arrays: Mapping[str, Array], pixels: Array) -> Array:
         """Logits `(N, classes)` of a pass without training, inside `jax.jit`; arguments as for `train`."""
+        if self.quantization:
+            return self._quantized(arrays, pixels)
         backend = load_backend(self.backend)
         model = backend.build(replace(self.start, arrays=arrays))
         apply, variables = backend.inference(*model if isinstance(model, tuple) else (model,))
         return apply(variables, self._normalized(pixels))
+
+    def _quantized(self, arrays: Mapping[str, Array], pixels: Array) -> Array:
+        assert self.quantization
+        network = quantized_network(folded_plan(self.plan), self.start.execution, self.quantization)
+        return network.apply(folded_arrays(self.plan, arrays), self._normalized(pixels))
 
     def _normalized(self, pixels: Array) -> Array:
         return normalize(pixels, self.preprocessing.mean, self.preprocessing.std, self.compute_dtype)
@@ -106,6 +121,12 @@ def make_network(config: ModelConfig, preprocessing: Preprocessing, num_classes:
     norms = frozenset(name.removesuffix(".scale") for name in frozen if name.endswith(".scale"))
     start = replace(start, execution=Execution(frozen_norms=norms))
     return Network(start, preprocessing, config.backend)
+
+
+def untrained_parameters(plan: Plan, config: Config) -> frozenset[str]:
+    """The canonical names of parameters that a run leaves as they are; raises ConfigError as `frozen_parameters`."""
+    frozen = frozen_parameters(plan, config.model.freeze)
+    return frozen | fixed_parameters(plan) if config.quantize.to else frozen
 
 
 def frozen_parameters(plan: Plan, patterns: tuple[str, ...]) -> frozenset[str]:

@@ -1,14 +1,16 @@
 """What a run consists of, made from its configuration before anything is written."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.quantization import Quantization
 from jeffnet.arch.zoo import model_preprocessing, own_spec, resolve_name
 from jeffnet.data.batches import EvalLoader, Shard
 from jeffnet.data.loader import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
@@ -16,9 +18,12 @@ from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Source
 from jeffnet.errors import ConfigError
+from jeffnet.inference.plain_norms import folded_arrays, folded_plan, with_plain_norms
+from jeffnet.inference.quantized import calibrate
+from jeffnet.ops.image import normalize
 from jeffnet.parallel.mesh import Layout, make_layout
 from jeffnet.train.config import Config, LossConfig
-from jeffnet.train.network import Network, frozen_parameters, make_network
+from jeffnet.train.network import Network, make_network, untrained_parameters
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.phases import Phase, make_phases
 from jeffnet.train.pretrained import OF_PICTURES, in_order
@@ -98,6 +103,9 @@ class Setup:
             classes=self.card.classes,
             place=self.layout.place,
         )
+        if self.config.quantize.to:
+            plain = with_plain_norms(self.network.plan, jax.device_get(self.layout.gather(arrays)))
+            arrays = {name: self.layout.place(array) for name, array in plain.items()}
         shardings = self.layout.shardings(jax.eval_shape(self._initial_state, arrays))
         return jax.jit(self._initial_state, out_shardings=shardings, donate_argnums=0)(arrays)
 
@@ -131,11 +139,31 @@ class Setup:
             loader.set_state(position)
         return loader
 
+    def quantized(self, quantization: Quantization) -> "Setup":
+        """The same run, rounding to these grids."""
+        network, card = (replace(part, quantization=quantization) for part in (self.network, self.card))
+        return replace(self, network=network, card=card)
+
+    def calibrated(self, state: TrainState) -> "Setup":
+        """The same run, rounding to the grids that training pictures show for a state."""
+        plan, preprocessing, count = self.network.plan, self.network.preprocessing, len(self.train_set)
+        arrays = folded_arrays(plan, jax.device_get(self.layout.gather(state.arrays)))
+        places = np.unique(np.linspace(0, count - 1, min(count, self.config.quantize.images)).round().astype(int))
+        transform = EvalTransform(preprocessing)
+        pictures = np.stack([transform(self.train_set[place].image) for place in places.tolist()])
+        groups = np.array_split(pictures, -(-len(pictures) // self.config.batch_size))
+
+        def batches() -> Iterator[np.ndarray]:
+            return (np.asarray(normalize(group, preprocessing.mean, preprocessing.std)) for group in groups)
+
+        found = calibrate(folded_plan(plan), self.network.start.execution, arrays, batches)
+        return self.quantized(replace(found, method=f"{found.method}, trained with them"))
+
     def _initial_state(self, arrays: dict) -> TrainState:
         return initial_state(
             arrays,
             self.optimizer,
-            frozen=frozen_parameters(self.network.plan, self.config.model.freeze),
+            frozen=untrained_parameters(self.network.plan, self.config),
             averaged=self.config.ema.is_on,
             scaled=self.config.model.dtype == "float16",
         )
@@ -153,7 +181,7 @@ def make_setup(config: Config) -> Setup:
     _check_shares(config, layout)
     network = network.shared_by(layout.devices, config.model.bn_devices)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.epochs * epoch_steps, epoch_steps)
-    frozen = frozen_parameters(network.plan, config.model.freeze)
+    frozen = untrained_parameters(network.plan, config)
     untrained = statistics(network.start.arrays).keys() | frozen
     trained = {name: shape for name, shape in network.start.arrays.items() if name not in untrained}
     phases = make_phases(config, preprocessing)

@@ -141,7 +141,7 @@ def test_the_command(weights, pictures, tmp_path, capsys):
     from jeffnet.export.run import open_exported
 
     exported = open_exported(path)
-    assert exported.dtype == "int8" and exported.runner.metadata.quantization == "mse of 3 pictures"
+    assert exported.dtype == "int8" and "ranges by mse of 3 pictures" in exported.runner.metadata.quantization
     floats = tmp_path / "float.onnx"
     assert main(["export", str(weights), "--output", str(floats)]) == 0
     assert open_exported(floats).dtype == "float32"
@@ -158,7 +158,7 @@ def test_a_model_trained_with_integers_needs_no_pictures(weights, pictures, tmp_
     card = parse_card(card_json(replace(card, quantization=trained)), "card")
     assert card.quantization == trained
     report = export_model(tmp_path / "b.onnx", (model, variables), card, int8=True, check=False)
-    assert report.metadata.quantization == "mse of 5 pictures"
+    assert report.metadata.quantization == "8-bit integers with ranges by mse of 5 pictures"
 
 
 def test_ranges_that_are_none(weights):

@@ -35,6 +35,7 @@ __all__ = [
     "OptimizerConfig",
     "ParamGroup",
     "ProgressiveConfig",
+    "QuantizeConfig",
     "ScheduleConfig",
 ]
 
@@ -84,6 +85,26 @@ class LogConfig:
         check_range("log.steps", self.steps, 1)
 
 
+@part("quantize")
+class QuantizeConfig:
+    """Training with the rounding of 8-bit integers, for `jeffnet export --int8` (arXiv:1806.08342).
+
+    Norms are folded before the first step, and nothing is dropped. Ranges of values are learnt from training pictures
+    before the first step and stay; the model's file keeps them.
+
+    Attributes:
+      to: 'int8'; None trains in floats.
+      images: training pictures from which the ranges are learnt.
+    """
+
+    to: str | None = None
+    images: int = 200
+
+    def __post_init__(self) -> None:
+        check_choice("quantize.to", self.to, ("int8",))
+        check_range("quantize.images", self.images, 1)
+
+
 @part()
 class Config:
     """A whole run.
@@ -97,6 +118,7 @@ class Config:
       schedule: of the learning rate.
       ema: moving average of the parameters.
       progressive: growing pictures.
+      quantize: rounding to 8-bit integers.
       checkpoint: checkpoints and the models that are kept.
       log: logging options.
       epochs: passes over the training pictures.
@@ -121,6 +143,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     epochs: int = 100
@@ -148,3 +171,19 @@ class Config:
             raise ConfigError("loss.name 'jsd' and augment.splits above 1 belong together: set both or none")
         if self.progressive.stages > self.epochs:
             raise ConfigError(f"progressive.stages {self.progressive.stages} exceed the {self.epochs} epochs")
+        if self.quantize.to:
+            self._check_quantized()
+
+    def _check_quantized(self) -> None:
+        """Raises ConfigError where an entry has no meaning for a folded network in float32 that drops nothing."""
+        entries = {
+            "model.dtype": self.model.dtype != "float32" and self.model.dtype,
+            "model.drop_rate": self.model.drop_rate,
+            "model.drop_path_rate": self.model.drop_path_rate,
+            "model.remat": self.model.remat,
+            "bn_batches": self.bn_batches,
+            "checkpoint.average_best": self.checkpoint.average_best,
+        }
+        for name, value in entries.items():
+            if value:
+                raise ConfigError(f"{name} {value} is not for training with quantize.to: leave it out")
