@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from jeffnet._tensorflow import on_cpu, tf
+from jeffnet._tensorflow import on_cpu, tensorflow, tf
 from jeffnet.errors import ConfigError, WeightsError, first_line
 from jeffnet.export.batches import check_pictures, in_batches
 from jeffnet.export.metadata import ExportMetadata, metadata_json, parse_metadata
@@ -39,6 +39,7 @@ def as_tensorflow(network: ExportNetwork, lowering: str | None = None) -> Callab
       ConfigError: TensorFlow is not installed.
     """
     try:
+        tensorflow()  # before jax2tf, which would load it with all its messages
         from jax.experimental import jax2tf
     except ImportError as error:
         raise ConfigError(f"this needs TensorFlow: {install('tf')}") from error

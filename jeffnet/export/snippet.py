@@ -7,6 +7,7 @@ from typing import Any
 
 from jeffnet.export.export import ExportReport
 from jeffnet.export.metadata import ExportMetadata
+from jeffnet.export.savedmodel import DESCRIPTION
 from jeffnet.ops.image import per_channel
 
 _IMPORTS = {
@@ -44,8 +45,8 @@ with zipfile.ZipFile({path!r}) as archive:
     "stablehlo": """\
 with open({path!r} + ".json", encoding="utf-8") as file:
     labels = json.load(file)["labels"]""",
-    "savedmodel": """\
-with open({path!r} + "/assets.extra/jeffnet.json", encoding="utf-8") as file:
+    "savedmodel": f"""\
+with open({{path!r}} + "/{DESCRIPTION}", encoding="utf-8") as file:
     labels = json.load(file)["labels"]""",
 }
 
@@ -64,7 +65,7 @@ def snippet(path: str, metadata: ExportMetadata) -> str:
         "",
         "import numpy as np",
         _IMPORTS[metadata.target],
-        "from PIL import Image",
+        "from PIL import Image, ImageOps",
         "",
     ]
     lines += _pixels(metadata)
@@ -79,6 +80,8 @@ def snippet(path: str, metadata: ExportMetadata) -> str:
     if labels:
         lines += [labels.format(path=path)]
     name = "labels[index]" if labels else "index"
+    if metadata.card.classes and not labels:
+        lines += ["# Numbers of classes: a file with --embed-labels has their names."]
     loop = "for index in probabilities.argsort()[::-1][:5]:"
     return "\n".join([*lines, loop, f'    print({name}, f"{{probabilities[index]:.1%}}")', ""])
 
@@ -103,15 +106,17 @@ def described(report: ExportReport) -> str:
     """What was exported, in lines."""
     metadata, comparison = report.metadata, report.comparison
     options, (height, width) = metadata.options, metadata.options.image_size or (0, 0)
-    batch = "any number of" if options.batch_size is None else str(options.batch_size)
-    pixels = "uint8 pixels" if "preprocessing" in options.include else "normalised pictures"
+    number = {None: "any number of pictures", 1: "1 picture"}.get(
+        options.batch_size, f"{options.batch_size} pictures at a time"
+    )
+    pixels = "uint8 pixels" if "preprocessing" in options.include else "normalised float32"
     gives = (
         "features" if not metadata.card.num_classes else "probabilities" if "softmax" in options.include else "logits"
     )
     quantized = f", {metadata.quantization}" if metadata.quantization else ""
     lines = [
         f"{metadata.card.model} in {report.path} ({metadata.target}, {report.bytes / 1e6:.1f} MB)",
-        f"takes {batch} {pixels} of {height}x{width}, {options.layout.upper()}; gives {gives}; "
+        f"takes {number} of {height}x{width}, {pixels}, {options.layout.upper()}; gives {gives}; "
         f"{options.dtype}{quantized}",
     ]
     if comparison is None:
@@ -144,7 +149,7 @@ def _pixels(metadata: ExportMetadata) -> list[str]:
     height, width = metadata.options.image_size or (side, side)
     whole_height, whole_width = (math.floor(length / preprocessing.crop_pct) for length in (height, width))
     resize = f"image = image.resize((width, height), Image.Resampling.{preprocessing.interpolation.upper()})"
-    lines = [f'image = Image.open(sys.argv[1]).convert("{"RGB" if channels == 3 else "L"}")']
+    lines = [f'image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{"RGB" if channels == 3 else "L"}")']
     if preprocessing.crop_mode == "squash":
         lines += [f"width, height = {whole_width}, {whole_height}"]
     elif preprocessing.crop_mode == "center" and height == width:

@@ -22,10 +22,19 @@ from jeffnet.system.reading import parse_json, read_text
 if TYPE_CHECKING:
     import httpx2
 
-# After no connection, a cut one or a server error; the wait doubles from try to try.
+# After a cut connection or a server error; the wait doubles from try to try. Where no connection can be made at all,
+# one more try is enough: mostly there is no network, and the user waits.
 RETRIES = 3
 WAIT_SECONDS = 1.0
 _log = logging.getLogger("jeffnet")
+
+
+def connect_seconds() -> float:
+    """How long a connection may take: with two packets lost, or as HF_HUB_ETAG_TIMEOUT says for slower networks."""
+    from huggingface_hub import constants
+
+    stated = constants.HF_HUB_ETAG_TIMEOUT
+    return 4.0 if stated == constants.DEFAULT_ETAG_TIMEOUT else float(stated)
 
 
 class FetchError(WeightsError):
@@ -141,6 +150,7 @@ def _receive(url: str, source: str, file: BinaryIO) -> None:
 
     # Compressed on the way, a body would not have the length that is announced.
     headers = {"User-Agent": "jeffnet", "Accept-Encoding": "identity"}
+    timeout = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT, connect=connect_seconds())
     for wait in (*(WAIT_SECONDS * 2**retry for retry in range(RETRIES)), None):
         if "If-Range" in headers:
             headers["Range"] = f"bytes={file.tell()}-"
@@ -150,7 +160,7 @@ def _receive(url: str, source: str, file: BinaryIO) -> None:
                 url,
                 headers=headers,
                 follow_redirects=True,
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                timeout=timeout,
                 max_retries=RETRIES,
                 base_wait_time=WAIT_SECONDS,
                 retry_on_exceptions=(),
@@ -162,10 +172,13 @@ def _receive(url: str, source: str, file: BinaryIO) -> None:
             raise _refused(source, error.response.status_code) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             may_pass = isinstance(error, httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError)
-            if wait is None or not may_pass:
+            unreached = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) and not file.tell()
+            is_late = isinstance(error, httpx2.ConnectTimeout) or wait != WAIT_SECONDS
+            if wait is None or not may_pass or (unreached and is_late):
                 reason = f"cannot be downloaded ({one_line(error)})"
                 raise FetchError(source, reason, "check address and network", unavailable=True) from error
-            _log.warning("%s: %s; trying again in %g s", source, one_line(error), wait)
+            level = logging.DEBUG if unreached else logging.WARNING
+            _log.log(level, "%s: %s; trying again in %g s", source, one_line(error), wait)
             time.sleep(wait)
 
 

@@ -259,9 +259,12 @@ class _Repository:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
+        cached = self._look_up(file)
         # A commit never changes.
-        if re.fullmatch("[0-9a-f]{40}", self.revision or "") and self._look_up(file) is False:
+        if re.fullmatch("[0-9a-f]{40}", self.revision or "") and cached is False:
             return None
+        if not isinstance(cached, Path):
+            self._reach()
         is_last = False
         while True:
             try:
@@ -279,6 +282,25 @@ class _Repository:
                 _log.warning("weights %r: %s; trying again", self.source, one_line(error))
                 time.sleep(download.WAIT_SECONDS)
                 is_last = True
+
+    def _reach(self) -> None:
+        """Raise soon if there is no connection to the hub: its client tries for half a minute, and prints every try."""
+        import httpx2
+        from huggingface_hub import constants
+        from huggingface_hub.utils import get_session
+
+        timeout = httpx2.Timeout(constants.HF_HUB_ETAG_TIMEOUT, connect=download.connect_seconds())
+        for is_last in (False, True):
+            try:
+                # Through the client, for its proxies and certificates. What the answer is does not matter.
+                get_session().head(constants.ENDPOINT, timeout=timeout)
+                return
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                if is_last or isinstance(error, httpx2.ConnectTimeout):
+                    raise self._explained(error) from error
+                time.sleep(download.WAIT_SECONDS)
+            except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError):
+                return  # the download itself tells
 
     def _hash(self, path: Path, file: str, offline: bool) -> str | None:
         """The hash that the hub states for a cached file: SHA-256 for large files, git's for small ones."""

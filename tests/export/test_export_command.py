@@ -53,7 +53,7 @@ def test_export_says_what_it_wrote(fake, capsys, weights, pictures, tmp_path):
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("tiny_flat in ") and "(fake, 0.0 MB)" in lines[0]
-    assert lines[1] == "takes any number of normalised pictures of 32x32, NHWC; gives logits; float32"
+    assert lines[1] == "takes any number of pictures of 32x32, normalised float32, NHWC; gives logits; float32"
     assert lines[2].startswith("checked in fake 1.0 on 6 pictures: largest difference ")
     assert lines[2].endswith(", same first class for 100.0%")
 

@@ -1,14 +1,22 @@
 """The formats in their own runtimes: the check, the exported model, and the printed program agree with the model."""
 
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jeffnet.data.images import read_image
+from jeffnet.data.preprocess import EvalTransform
 from jeffnet.export import export_model, open_exported
-from jeffnet.export.snippet import model_card, snippet
+from jeffnet.export.export import ExportReport
+from jeffnet.export.metadata import BESIDE, ExportMetadata, labels, metadata_json
+from jeffnet.export.options import ExportOptions
+from jeffnet.export.savedmodel import DESCRIPTION
+from jeffnet.export.snippet import described, model_card, snippet
 from jeffnet.validation.answers import make_forward
 
 PACKAGES = {
@@ -72,6 +80,45 @@ def test_a_file_and_its_program_give_what_the_model_gives(target, options, tiny,
     names = card.classes if options == "inside" else ("0", "1", "2")
     probabilities = np.exp(expected[0]) / np.exp(expected[0]).sum()
     assert (first, share) == (names[expected[0].argmax()], f"{probabilities.max():.1%}")
+
+
+@pytest.mark.parametrize(("target", "place"), [("stablehlo", BESIDE), ("savedmodel", f"/{DESCRIPTION}")])
+def test_the_program_reads_names_where_the_description_is(target, place, tiny, tmp_path):
+    """Without the runtime, which is slow."""
+    metadata = ExportMetadata(target, tiny[1], ExportOptions(image_size=(32, 32), embed_labels=True))
+    file = Path(f"{tmp_path}/a{place}")
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_text(metadata_json(metadata))
+    program = snippet(f"{tmp_path}/a", metadata)
+    names = {"json": json}
+    exec(program[program.index("with open(", program.index("probabilities")) : program.index("for index")], names)
+    assert names["labels"] == labels(metadata)
+
+
+def test_what_a_file_takes_is_said_with_its_number(tiny):
+    card = tiny[1]
+    for batch_size, include, said in (
+        (None, (), "any number of pictures of 32x48, normalised float32, NHWC"),
+        (1, ("preprocessing",), "1 picture of 32x48, uint8 pixels, NHWC"),
+        (4, (), "4 pictures at a time of 32x48, normalised float32, NHWC"),
+    ):
+        options = ExportOptions(batch_size, (32, 48), include=include)
+        report = ExportReport("a.onnx", 1, ExportMetadata("onnx", card, options))
+        assert f"takes {said}; gives logits; float32\n" in described(report)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_the_program_turns_a_photograph_as_the_camera_says(orientation, tiny, tmp_path, monkeypatch):
+    options = ExportOptions(image_size=(32, 32), include=("preprocessing",))
+    program = snippet("a", ExportMetadata("onnx", tiny[1], options))
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8))
+    image.getexif()[274] = orientation
+    image.save(tmp_path / "a.png", exif=image.getexif())
+    monkeypatch.setattr(sys, "argv", ["program.py", str(tmp_path / "a.png")])
+    names = {}
+    exec(program[: program.index("session =")].replace("import onnxruntime", ""), names)
+    expected = EvalTransform(tiny[1].preprocessing, (32, 32), exif=True)(read_image(tmp_path / "a.png"))
+    np.testing.assert_array_equal(names["pixels"], expected)
 
 
 def test_the_layer_that_differs_first_is_named(tiny, tmp_path, monkeypatch):

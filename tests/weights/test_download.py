@@ -240,11 +240,12 @@ def test_a_body_that_is_always_cut(headers, server, path, waits):
     assert len(server.requests) == 1 + download.RETRIES and left_in(path.parent) == []
 
 
-def test_no_network(server, path, waits):
+def test_no_network(server, path, waits, caplog):
     server.close()
     with pytest.raises(FetchError, match=r"cannot be downloaded \(.*Connection refused.*\)") as raised:
         fetch(f"{server.url}/b0.npz", path)
-    assert raised.value.unavailable and len(waits) == download.RETRIES and left_in(path.parent) == []
+    assert raised.value.unavailable and waits == [download.WAIT_SECONDS] and left_in(path.parent) == []
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("url", ["http://", "http://a b/", "http://127.0.0.1:99999/x", "http://[::/x"])

@@ -57,6 +57,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         path = unquote(urlsplit(self.path).path)
+        if path == "/":  # where the hub itself is
+            return self.send(200, {}, b"")
         kind = self.server.kind(self.command, path)
         with self.server.lock:
             self.server.requests.append((kind, path, {name.lower(): value for name, value in self.headers.items()}))
@@ -427,9 +429,31 @@ def test_a_failure_that_stays(kind, fault, said, hub, tmp_path):
     assert not list(tmp_path.rglob("model.safetensors"))
 
 
-def test_no_network(hub):
+def test_no_network(hub, waits, caplog):
     hub.close()
     refused("hf:me/mine", "'hf:me/mine': the hub cannot be reached (", "Connection refused", "check the network")
+    assert waits == [download.WAIT_SECONDS] and caplog.text == ""
+    waits.clear()
+    refused(True, "the hub cannot be reached (", "cannot be downloaded (", name=MODEL)
+    assert waits == [download.WAIT_SECONDS] * 2 and caplog.text == ""
+
+
+def test_a_connection_that_is_slow_to_come_is_not_tried_again(hub, waits, monkeypatch):
+    import httpx2
+    from huggingface_hub import constants, utils
+
+    timeouts = []
+
+    class Client:
+        def head(self, url, timeout):
+            timeouts.append(timeout)
+            raise httpx2.ConnectTimeout("timed out")
+
+    monkeypatch.setattr(utils, "get_session", Client)
+    refused("hf:me/mine", "the hub cannot be reached (timed out)")
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 30)  # for slow networks
+    refused("hf:me/mine", "the hub cannot be reached (timed out)")
+    assert [timeout.connect for timeout in timeouts] == [4, 30] and waits == []
 
 
 def test_no_network_but_a_cached_file(hub, waits):
