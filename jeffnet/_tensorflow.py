@@ -16,7 +16,7 @@ def tensorflow() -> Any:
       ImportError: it is not installed.
     """
     if "tensorflow" not in sys.modules:
-        with _silence():
+        with silence():
             import tensorflow  # noqa: F401
     import tensorflow as tf
 
@@ -45,10 +45,10 @@ def hide_gpus() -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Within it nothing reaches standard error, and TensorFlow reads that it is to log errors only.
+def silence() -> Iterator[None]:
+    """Within it nothing reaches standard error, and TensorFlow reads that it is to log errors only: to load it in.
 
-    While it loads, TensorFlow announces oneDNN, without which its pipelines would be 1.6 times as slow.
+    It, and what has parts of it, announces oneDNN, without which its pipelines would be 1.6 times as slow.
     """
     before = os.environ.get(_LOG_LEVEL)
     os.environ.setdefault(_LOG_LEVEL, "3")

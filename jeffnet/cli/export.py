@@ -9,9 +9,9 @@ from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import image_size, local_path, model_name, positive
 from jeffnet.cli.parser import usage
 from jeffnet.cli.text import progress_line
-from jeffnet.errors import OutputError
+from jeffnet.errors import ConfigError, OutputError
 from jeffnet.export.options import DTYPES, INCLUDED, LAYOUTS
-from jeffnet.export.targets import TARGETS, check_int8, choose_target
+from jeffnet.export.targets import TARGETS, check_free, check_int8, check_opset_target, choose_target
 from jeffnet.system.files import write_file
 from jeffnet.text.names import printable_lines
 
@@ -44,15 +44,16 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _add_file_options(group: Any) -> None:
-    text = "pictures of a call, or `any` (default: %(default)s)"
-    group.add_argument("--batch-size", type=_batch_size, default="any", metavar="N", help=text)
+    text = "pictures of a call, or `any`, which tflite cannot (default: any; 1 for tflite)"
+    group.add_argument("--batch-size", type=_batch_size, metavar="N", help=text)
     text = "side of the pictures, or HEIGHTxWIDTH (default: the model's)"
     group.add_argument("--image-size", "--img-size", type=image_size, metavar="PIXELS", help=text)
     group.add_argument("--layout", choices=LAYOUTS, default="nhwc", help="of the pictures (default: %(default)s)")
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     text = f"what the file does besides, of {', '.join(INCLUDED)}: takes uint8 pixels; gives probabilities"
     group.add_argument("--include", type=_words, default=(), metavar="STEP,...", help=text)
-    group.add_argument("--embed-labels", action="store_true", help="store the names of the classes for other programs")
+    text = "store the names of the classes for people, which the printed program then shows"
+    group.add_argument("--embed-labels", action="store_true", help=text)
     group.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: the oldest that will do)")
 
 
@@ -76,7 +77,11 @@ def run(options: argparse.Namespace) -> None:
     path = Path(options.output)
     with usage():
         target = choose_target(path, options.to)
+        check_opset_target(target, options.opset)
+        if options.batch_size == "any" and not TARGETS[target].any_batch:
+            raise ConfigError(f"{target} files take a fixed number of pictures: give it, or leave it out for 1")
         check_int8(options.int8, target, options.dtype, options.calibrate)
+    check_free(path)
     card_file = Path(f"{path}.md")
     if options.card and card_file.exists():
         raise OutputError(f"{str(card_file)!r} exists: remove it, or give another name")
@@ -122,7 +127,7 @@ def _open(options: argparse.Namespace) -> tuple:
 def _file_options(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of `jeffnet.export.options.ExportOptions`."""
     names = ("image_size", "layout", "dtype", "include", "embed_labels", "opset")
-    batch_size = None if options.batch_size == "any" else options.batch_size
+    batch_size = None if options.batch_size == "any" else options.batch_size  # None: the format's own
     return {"batch_size": batch_size, **{name: getattr(options, name) for name in names}}
 
 

@@ -13,15 +13,15 @@ from jeffnet.arch.zoo import ModelLike
 from jeffnet.backends import to_start
 from jeffnet.checkpoints import describe_model
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import ConfigError, OutputError
+from jeffnet.errors import ConfigError
 from jeffnet.export.calibrate import CALIBRATION_IMAGES, quantized
 from jeffnet.export.check import Comparison, check_export
-from jeffnet.export.metadata import BESIDE, ExportMetadata
+from jeffnet.export.metadata import ExportMetadata
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.options import export_options
 from jeffnet.export.pictures import read_pictures, synthetic_pictures
 from jeffnet.export.run import exported_model
-from jeffnet.export.targets import TARGETS, choose_target, packages_of
+from jeffnet.export.targets import TARGETS, check_free, check_opset_target, choose_target, packages_of
 from jeffnet.system.files import written_atomically
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import Start
@@ -109,7 +109,8 @@ def export_model(
     target, chosen = choose_target(path, to), export_options(options)
     if chosen.batch_size is None and not TARGETS[target].any_batch:
         chosen = replace(chosen, batch_size=1)
-    _check_free(path)
+    check_opset_target(target, chosen.opset)
+    check_free(path)
     start = to_start(model)
     card, _ = describe_model(start, name, classes, preprocessing)
     if chosen.embed_labels and not card.classes:
@@ -150,14 +151,6 @@ def _pictures(network: ExportNetwork, data: str | None) -> np.ndarray:
     if data is None:
         return synthetic_pictures(_SYNTHETIC, height, width, channels)
     return read_pictures(data, EvalTransform(network.card.preprocessing, (height, width)), channels, _MOST_GIVEN)
-
-
-def _check_free(path: Path) -> None:
-    for place in (path, path.with_name(path.name + BESIDE)):
-        if place.exists():
-            raise OutputError(f"{str(place)!r} exists: remove it, or give another name")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {str(path)!r}: its folder does not exist, make it")
 
 
 def _bytes(folder: Path) -> int:

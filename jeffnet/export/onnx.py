@@ -47,7 +47,10 @@ def check_opset(opset: int | None) -> int:
         raise ConfigError(f"ONNX files need onnx: {install('onnx')}") from None
     newest = defs.onnx_opset_version()
     if opset is not None and not OLDEST_OPSET <= opset <= newest:
-        raise ConfigError(f"opset {opset} is not one of {OLDEST_OPSET} to {newest}, which the installed onnx knows")
+        raise ConfigError(
+            f"opset {opset}: give one of {OLDEST_OPSET}, the oldest that is written, to {newest}, the newest that the "
+            "installed onnx knows"
+        )
     return opset or OLDEST_OPSET
 
 

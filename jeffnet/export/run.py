@@ -186,7 +186,9 @@ def find_target(path: str) -> str:
             return target
     if _is_stablehlo(place):
         return "stablehlo"
-    raise WeightsError(f"{path!r} is no exported model: there are {', '.join(TARGETS)} files")
+    raise WeightsError(
+        f"{path!r} is no exported model: give an ONNX, TFLite or StableHLO file, or the folder of a SavedModel"
+    )
 
 
 # ONNX files are messages of protobuf: the version of the format, then a text or a number.

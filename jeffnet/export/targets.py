@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from jeffnet.errors import ConfigError, EndingError, JeffnetError, check_choice
+from jeffnet.errors import ConfigError, EndingError, JeffnetError, OutputError, check_choice
+from jeffnet.export.description import BESIDE
 from jeffnet.system.extras import install
 
 if TYPE_CHECKING:
@@ -99,7 +100,10 @@ def choose_target(path: Path, to: str | None = None) -> str:
     if to is None:
         if of_ending is None:
             known = ", ".join(f"*{target.endings[0]} ({name})" for name, target in TARGETS.items() if target.endings[0])
-            raise EndingError(f"cannot export to {str(path)!r}: give a name such as {known}, or the format (--to)")
+            folder = next(name for name, target in TARGETS.items() if "" in target.endings)
+            raise EndingError(
+                f"cannot export to {str(path)!r}: give a name such as {known}, or one without an ending ({folder})"
+            )
         return of_ending
     check_choice("target", to, TARGETS)
     endings = TARGETS[to].endings
@@ -108,6 +112,21 @@ def choose_target(path: Path, to: str | None = None) -> str:
         return to
     wanted = f"ends in {' or '.join(filter(None, endings))}" if any(endings) else "is a folder's"
     raise EndingError(f"cannot export to {str(path)!r} as {to}: give a name that {wanted}")
+
+
+def check_free(path: Path) -> None:
+    """Raises OutputError where a file cannot be written, or would overwrite one."""
+    for place in (path, path.with_name(path.name + BESIDE)):
+        if place.exists():
+            raise OutputError(f"{str(place)!r} exists: remove it, or give another name")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {str(path)!r}: its folder does not exist, make it")
+
+
+def check_opset_target(target: str, opset: int | None) -> None:
+    """Raises ConfigError where an opset is asked for and the format has none."""
+    if opset is not None and target != "onnx":
+        raise ConfigError(f"opset {opset} is for ONNX files, this is {target}: leave it out")
 
 
 @contextmanager

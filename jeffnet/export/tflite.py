@@ -46,7 +46,7 @@ def serialized(network: ExportNetwork, metadata: ExportMetadata) -> bytes:
     schema()  # before long work
     half = network.options.dtype == "float16"
     content, points, converter = convert(replace(network, options=replace(network.options, dtype="float32")))
-    _log.info("converted by %s", converter)
+    _log.debug("converted by %s", converter)
     model = unpack(content, "the converted network")
     model.description = f"{network.card.model}, exported by jeffnet through {converter}"
     if points:

@@ -12,6 +12,7 @@ import jax
 from jax import Array
 
 from jeffnet._jax_compat import foreign_call
+from jeffnet._tensorflow import silence
 from jeffnet.errors import ConfigError, first_line
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.traced import as_function
@@ -49,7 +50,8 @@ def _by_litert(network: ExportNetwork) -> tuple[bytes, list[str], str]:
 
     # Compiled modules, of whose names type checkers know nothing.
     modules = ("converter_api_ext", "mlir.ir", "mlir.passmanager")
-    converter, ir, passmanager = (importlib.import_module(f"litert_converter.{name}") for name in modules)
+    with silence():
+        converter, ir, passmanager = (importlib.import_module(f"litert_converter.{name}") for name in modules)
     points: list[str] = []
 
     def mark(name: str, value: Array) -> Array:

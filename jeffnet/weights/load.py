@@ -1,6 +1,7 @@
 """Loading weights of any source and format, and fitting them to a model."""
 
 import contextlib
+import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from jeffnet.arch.zoo import (
     ModelLike,
     find_model,
     is_known,
+    list_models,
     model_plan,
     model_preprocessing,
     own_spec,
@@ -102,6 +104,13 @@ def published_name(source: Source | bool | None, name: ModelLike | None = None) 
     return wanted if is_published and (source is True or not Path(wanted).exists()) else None
 
 
+def _near(path: Path) -> str:
+    """What to add where a missing file may be the misspelt name of a model."""
+    known = dict.fromkeys([*list_models(), *list_models(tags=True)])
+    near = difflib.get_close_matches(str(path), known, n=3, cutoff=0.8)
+    return f", or the name of a model: near it: {', '.join(near)}" if near and not path.exists() else ""
+
+
 def read_weights(path: str | os.PathLike) -> WeightsFile:
     """Read weights in any of `jeffnet.weights.formats.FORMATS`, detected by content; large arrays are read when used.
 
@@ -125,7 +134,7 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
             check_file(path, None)
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file") from error
+        raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file{_near(path)}") from error
     if format:
         return format.read(path)
     if path.is_dir():

@@ -616,7 +616,7 @@ def test_the_users_tensorflow_stays_as_it_is(tf: Any, monkeypatch: pytest.Monkey
     for own in (None, "1"):
         if own:
             monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", own)
-        with _tensorflow._silence():
+        with _tensorflow.silence():
             assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == (own or "3")
         assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == own
 

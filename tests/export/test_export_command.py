@@ -89,6 +89,12 @@ def test_mistakes_of_export(fake, capsys, weights, tmp_path):
     for arguments, status, match in (
         ((weights, "--output", there), 1, "exists: remove it"),
         ((weights, "--output", tmp_path / "a.pdf"), 2, "give a name such as *.onnx (onnx)"),
+        ((weights, "--output", tmp_path / "a.pb"), 2, "or one without an ending (savedmodel)"),
+        (("no.such", "--output", tmp_path / "none" / "a.onnx"), 1, "its folder does not exist"),
+        (("no.such", "--output", there), 1, "exists: remove it"),
+        (("no.such", "--output", tmp_path / "a.tflite", "--batch-size", "any"), 2, "take a fixed number of pictures"),
+        (("no.such", "--output", tmp_path / "a.tflite", "--opset", "18"), 2, "opset 18 is for ONNX files"),
+        (("tf_efficientnet_lite9", "--output", new), 1, "near it: tf_efficientnet_lite"),
         ((weights, "--output", new, "--to", "pdf"), 2, "invalid choice: 'pdf'"),
         ((weights, "--output", new, "--batch-size", "0"), 2, "'0' is not a positive whole number"),
         ((weights, "--output", new, "--include", "sigmoid"), 2, "'sigmoid' is not one of preprocessing, softmax"),

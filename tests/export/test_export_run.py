@@ -45,7 +45,7 @@ def test_what_is_no_exported_file(tmp_path):
     (tmp_path / "text.onnx").write_text("ONNX")
     for name, match in {
         "none.onnx": r"none.onnx' cannot be read: No such file",
-        "empty.onnx": r"empty.onnx' is no exported model: there are onnx, tflite",
+        "empty.onnx": r"empty.onnx' is no exported model: give an ONNX, TFLite",
         "text.onnx": r"text.onnx' is no exported model",
         ".": r"is a folder without a saved_model.pb",
     }.items():
