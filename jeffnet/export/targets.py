@@ -78,7 +78,7 @@ class Target:
 
 TARGETS: dict[str, Target] = {
     "onnx": Target("jeffnet.export.onnx", (".onnx",), "onnx", has_int8=True),
-    "tflite": Target("jeffnet.export.tflite", (".tflite",), "tflite", any_batch=False),
+    "tflite": Target("jeffnet.export.tflite", (".tflite",), "tflite", any_batch=False, has_int8=True),
     "stablehlo": Target("jeffnet.export.stablehlo", (".stablehlo",), "export"),
     "savedmodel": Target("jeffnet.export.savedmodel", ("",), "tf"),
 }

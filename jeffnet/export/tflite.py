@@ -20,6 +20,7 @@ from jeffnet.export.metadata import ExportMetadata, labels, metadata_json, parse
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.tflite_convert import convert
 from jeffnet.export.tflite_file import description, halve_weights, name_tensors, pack, put_description, schema, unpack
+from jeffnet.export.tflite_quantized import quantize_model
 from jeffnet.system.files import write_file
 from jeffnet.system.reading import read_file
 
@@ -55,6 +56,8 @@ def serialized(network: ExportNetwork, metadata: ExportMetadata) -> bytes:
         name_tensors(model, points, points[0] if as_they_are else "input", given)
     if half:
         halve_weights(model)
+    if network.quantization:
+        model = unpack(quantize_model(pack(model), network), "the quantised network")
     put_description(model, metadata_json(metadata))
     return pack(model) + (_labels_file(metadata) if metadata.options.embed_labels else b"")
 

@@ -113,6 +113,27 @@ def test_onnx_runtime_computes_with_integers(tiny_model, tmp_path):
     assert not {"Conv", "FusedConv", "Gemm", "Add", "Relu"} & set(operators)
 
 
+@pytest.mark.parametrize("name", ["tiny_flat", pytest.param("tiny", marks=pytest.mark.slow)])
+def test_tflite_files_compute_what_was_simulated(name, tiny_model, tmp_path):
+    """With the same ranges: its kernels are rounded by the same scales, a value may be a few steps away."""
+    pytest.importorskip("litert_converter")
+    pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("ai_edge_quantizer")
+    from jeffnet.export import tflite as target
+
+    network, images = int8_network(name, batch_size=1)
+    path = tmp_path / "model.tflite"
+    target.write(path, network, ExportMetadata("tflite", network.card, network.options, "by noise"))
+    _, logits = simulated(network, images)
+    run = target.open_runner(path)
+    found = np.concatenate([np.asarray(run(image[None])) for image in images])
+    assert np.abs(found - logits).max() < 0.1 * np.abs(logits).max()
+    floats = tmp_path / "float.tflite"
+    plain = replace(network, quantization=None)
+    target.write(floats, plain, ExportMetadata("tflite", plain.card, plain.options))
+    assert path.read_bytes() != floats.read_bytes()
+
+
 @pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
