@@ -1,9 +1,9 @@
 """EfficientNets and MobileNets for JAX.
 
-    from jeffnet.linen import create_model
+    import jeffnet
 
-    model, variables = create_model("efficientnet_b0")
-    logits = model.apply(variables, images)
+    model = jeffnet.create_model("efficientnet_b0")
+    logits = model(images)
 
 Importing this package is cheap: its modules, such as `jeffnet.linen`, and its functions are imported when they are
 first used, and JAX by what needs it.
@@ -15,19 +15,43 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "list_models", "model_preprocessing", "register_model"]
+# What the package offers and its modules, which are imported when they are first used.
+_FUNCTIONS = {
+    "Classifier": "classifier",
+    "create_model": "models",
+    "from_pretrained": "models",
+    "list_models": "arch.zoo",
+    "load_image": "inference.pictures",
+    "model_preprocessing": "arch.zoo",
+    "register_model": "arch.zoo",
+    "transform_for": "inference.pictures",
+}
+
+__all__ = [
+    "Classifier",
+    "__version__",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load_image",
+    "model_preprocessing",
+    "register_model",
+    "transform_for",
+]
 
 if TYPE_CHECKING:
     from jeffnet import arch as arch
     from jeffnet import backends as backends
     from jeffnet import bench as bench
     from jeffnet import checkpoints as checkpoints
+    from jeffnet import classifier as classifier
     from jeffnet import data as data
     from jeffnet import errors as errors
     from jeffnet import export as export
     from jeffnet import functional as functional
     from jeffnet import inference as inference
     from jeffnet import linen as linen
+    from jeffnet import models as models
     from jeffnet import nnx as nnx
     from jeffnet import objax as objax
     from jeffnet import ops as ops
@@ -40,11 +64,16 @@ if TYPE_CHECKING:
     from jeffnet.arch.zoo import list_models as list_models
     from jeffnet.arch.zoo import model_preprocessing as model_preprocessing
     from jeffnet.arch.zoo import register_model as register_model
+    from jeffnet.classifier import Classifier as Classifier
+    from jeffnet.inference.pictures import load_image as load_image
+    from jeffnet.inference.pictures import transform_for as transform_for
+    from jeffnet.models import create_model as create_model
+    from jeffnet.models import from_pretrained as from_pretrained
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in __all__:
-            return getattr(importlib.import_module(f"{__name__}.arch.zoo"), name)
+        if name in _FUNCTIONS:
+            return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
         if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
             return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

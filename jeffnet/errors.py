@@ -26,6 +26,10 @@ class UnknownOptionError(ArchitectureError, TypeError):
     """An option that a model does not have."""
 
 
+class InputError(JeffnetError):
+    """Images of another shape or dtype than a model takes."""
+
+
 class WeightsError(JeffnetError):
     """A weights file or state dict that cannot be read or does not fit the model."""
 

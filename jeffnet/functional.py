@@ -58,9 +58,17 @@ from jeffnet.ops.network import (
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.pool import downsample
 from jeffnet.ops.stochastic import drop_path, dropout
-from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelLike, ModelOptions, Start, start_arrays, start_model, start_pretrained
+from jeffnet.weights.start import (
+    ModelLike,
+    ModelOptions,
+    Pretrained,
+    PretrainedOptions,
+    Start,
+    start_arrays,
+    start_model,
+    start_pretrained,
+)
 
 Variables = dict[str, dict[str, Any]]
 _Trees = Mapping[str, Mapping[str, Array]]
@@ -76,10 +84,10 @@ def create_model(name: ModelLike, **options: Unpack[ModelOptions]) -> tuple["Ima
 
 @documented
 def from_pretrained(
-    source: Source, name: ModelLike | None = None, *, dtype: DTypeLike = jnp.float32
-) -> tuple["ImageClassifier", Variables, ModelCard]:
-    start, card = start_pretrained(source, name, dtype=dtype)
-    return *build(start), card
+    source: Source, name: ModelLike | None = None, **options: Unpack[PretrainedOptions]
+) -> Pretrained["ImageClassifier"]:
+    start, card = start_pretrained(source, name, **options)
+    return Pretrained(*build(start), card)
 
 
 @documented
@@ -145,7 +153,8 @@ class ImageClassifier(ImageModel):
           The logits; in training, the logits and `{'batch_stats': ...}`, updated.
 
         Raises:
-          ArchitectureError: the images do not fit the model, or the key is missing.
+          InputError: the images do not fit the model.
+          ArchitectureError: the key is missing.
         """
         return _Run(self, variables, train, rngs).outputs(images, "logits")
 

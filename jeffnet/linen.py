@@ -32,9 +32,17 @@ from jeffnet.ops.network import Output, apply_block, apply_composite, apply_expe
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.ops.stochastic import drop_path
-from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelLike, ModelOptions, Start, start_model, start_pretrained, statistics
+from jeffnet.weights.start import (
+    ModelLike,
+    ModelOptions,
+    Pretrained,
+    PretrainedOptions,
+    Start,
+    start_model,
+    start_pretrained,
+    statistics,
+)
 
 Variables = dict[str, Any]
 
@@ -50,10 +58,10 @@ def create_model(name: ModelLike, **options: Unpack[ModelOptions]) -> tuple["Ima
 
 @documented
 def from_pretrained(
-    source: Source, name: ModelLike | None = None, *, dtype: DTypeLike = jnp.float32
-) -> tuple["ImageClassifier", Variables, ModelCard]:
-    start, card = start_pretrained(source, name, dtype=dtype)
-    return *build(start), card
+    source: Source, name: ModelLike | None = None, **options: Unpack[PretrainedOptions]
+) -> Pretrained["ImageClassifier"]:
+    start, card = start_pretrained(source, name, **options)
+    return Pretrained(*build(start), card)
 
 
 @documented

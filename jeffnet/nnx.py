@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any, Unpack, assert_never
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -31,9 +30,17 @@ from jeffnet.ops.group_norm import sample_norm
 from jeffnet.ops.network import Output, apply_block, apply_experts
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
-from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelLike, ModelOptions, Start, start_model, start_pretrained, statistics
+from jeffnet.weights.start import (
+    ModelLike,
+    ModelOptions,
+    PretrainedModule,
+    PretrainedOptions,
+    Start,
+    start_model,
+    start_pretrained,
+    statistics,
+)
 
 
 @documented
@@ -43,10 +50,10 @@ def create_model(name: ModelLike, **options: Unpack[ModelOptions]) -> "ImageClas
 
 @documented
 def from_pretrained(
-    source: Source, name: ModelLike | None = None, *, dtype: DTypeLike = jnp.float32
-) -> tuple["ImageClassifier", ModelCard]:
-    start, card = start_pretrained(source, name, dtype=dtype)
-    return build(start), card
+    source: Source, name: ModelLike | None = None, **options: Unpack[PretrainedOptions]
+) -> PretrainedModule["ImageClassifier"]:
+    start, card = start_pretrained(source, name, **options)
+    return PretrainedModule(build(start), card)
 
 
 @documented
@@ -103,7 +110,7 @@ class ImageClassifier(ImageModel, nnx.Module):
           rngs: with a stream `dropout`, used instead of `model.rngs`.
 
         Raises:
-          ArchitectureError: the images do not fit the model.
+          InputError: the images do not fit the model.
         """
         return self._forward(images, "logits", rngs)
 

@@ -17,7 +17,6 @@ from typing import Any, Unpack, assert_never
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
 
 from jeffnet._objax_compat import generator_of, objax, with_tensors
 from jeffnet.arch import operations
@@ -29,9 +28,17 @@ from jeffnet.ops.group_norm import sample_norm
 from jeffnet.ops.network import Output, apply_block, apply_experts
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
-from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
-from jeffnet.weights.start import ModelLike, ModelOptions, Start, start_model, start_pretrained, statistics
+from jeffnet.weights.start import (
+    ModelLike,
+    ModelOptions,
+    PretrainedModule,
+    PretrainedOptions,
+    Start,
+    start_model,
+    start_pretrained,
+    statistics,
+)
 
 # What Objax's layers call the arrays; the bias of a norm is `beta`.
 _VARS = {"kernel": "w", "bias": "b", "scale": "gamma", "mean": "running_mean", "var": "running_var"}
@@ -44,10 +51,10 @@ def create_model(name: ModelLike, **options: Unpack[ModelOptions]) -> "ImageClas
 
 @documented
 def from_pretrained(
-    source: Source, name: ModelLike | None = None, *, dtype: DTypeLike = jnp.float32
-) -> tuple["ImageClassifier", ModelCard]:
-    start, card = start_pretrained(source, name, dtype=dtype)
-    return build(start), card
+    source: Source, name: ModelLike | None = None, **options: Unpack[PretrainedOptions]
+) -> PretrainedModule["ImageClassifier"]:
+    start, card = start_pretrained(source, name, **options)
+    return PretrainedModule(build(start), card)
 
 
 @documented
@@ -112,7 +119,7 @@ class ImageClassifier(ImageModel, objax.Module):
           training: normalise by the batch's statistics and update the running ones; drop units and paths.
 
         Raises:
-          ArchitectureError: the images do not fit the model.
+          InputError: the images do not fit the model.
         """
         return self._forward(images, training, "logits")
 

@@ -36,6 +36,7 @@ from jeffnet.backends.common import submodule
 from jeffnet.checkpoints import form_of, save_checkpoint
 from jeffnet.errors import (
     ArchitectureError,
+    InputError,
     JeffnetError,
     OutputError,
     UnknownModelError,
@@ -46,7 +47,7 @@ from jeffnet.inference.folding import fold_norms
 from jeffnet.inference.fused import fuse
 from jeffnet.objax import objax
 from jeffnet.weights.formats import FORMS
-from jeffnet.weights.start import start_model, with_test_pooling
+from jeffnet.weights.start import ModelOptions, start_model, with_test_pooling
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
@@ -328,7 +329,7 @@ def test_its_help_says_what_arguments_are(backend):
     model = module.ImageClassifier
     for name, part in {"features": "indices", "pre_logits": "(N, F)", "feature_info": "stride"}.items():
         assert part in inspect.getdoc(getattr(model, name)), name
-    assert list(inspect.signature(module.create_model).parameters) == ["name", "options"]
+    assert list(inspect.signature(module.create_model).parameters) == ["name", *ModelOptions.__annotations__]
 
 
 @dataclass(frozen=True)
@@ -736,9 +737,9 @@ def test_bad_input_is_an_error_that_names_it(backend):
         create_model("tiny", colour=1)
     driver = create(backend)
     for shape in ((32, 32, 3), (1, 3, 32, 32), (1, 32, 32, 1)):
-        with pytest.raises(ArchitectureError, match=r"\(N, H, W, 3\)"):
+        with pytest.raises(InputError, match=r"\(N, H, W, 3\)"):
             driver.evaluate(driver.variables, np.zeros(shape, np.float32))
-    with pytest.raises(ArchitectureError, match=r"\(2, 0, 32, 3\): they have no pixels"):
+    with pytest.raises(InputError, match=r"\(2, 0, 32, 3\): they have no pixels"):
         driver.evaluate(driver.variables, np.zeros((2, 0, 32, 3), np.float32))
 
 
@@ -791,9 +792,9 @@ def test_pixels_that_were_not_normalised_are_refused(dtype, backend):
     message = (
         rf"images of {np.dtype(dtype).name}: the model takes normalised floats; .*normalize\(images, p.mean, p.std\)"
     )
-    with pytest.raises(ArchitectureError, match=message):
+    with pytest.raises(InputError, match=message):
         driver.evaluate(driver.variables, images)
-    with pytest.raises(ArchitectureError, match=message):
+    with pytest.raises(InputError, match=message):
         jax.eval_shape(driver.train, driver.variables, images, jax.random.key(0))
 
 

@@ -21,12 +21,14 @@ API = [
     *(f"jeffnet.{name}" for name in BACKENDS),
     *("jeffnet.backends", "jeffnet.checkpoints", "jeffnet.publish", "jeffnet.inference.fused", "jeffnet.weights.load"),
     *("jeffnet.train.loop", "jeffnet.train.seeds", "jeffnet.train.recipe"),
+    *("jeffnet.models", "jeffnet.inference.pictures", "jeffnet.train.fine_tune"),
 ]
 # In the order in which they run: one writes what the next reads.
 EXAMPLES = {
     "jeffnet": ("create_model",),
     "jeffnet.arch.zoo": ("register_model",),
     **{f"jeffnet.{name}": ("create_model", "from_pretrained") for name in BACKENDS},
+    "jeffnet.models": ("create_model", "from_pretrained"),
     "jeffnet.backends": ("convert",),
     "jeffnet.checkpoints": ("save_checkpoint",),
     "jeffnet.inference.fused": ("fuse", "load_fused"),

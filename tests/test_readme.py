@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jeffnet.arch import zoo
+from jeffnet.arch.imagenet import known_classes
 from jeffnet.arch.model import Model
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import count_parameters
+from jeffnet.checkpoints import save_checkpoint
 from jeffnet.cli.main import EXIT_CRASH, _parse, main
 from jeffnet.cli.train import _pairs
 from jeffnet.errors import EndingError, UsageError
-from jeffnet.nnx import from_pretrained
+from jeffnet.nnx import create_model, from_pretrained
 from jeffnet.parallel.distributed import EXIT_LOST
 from jeffnet.train.interrupt import EXIT_CODES
 from jeffnet.train.recipe import load_recipe, override
@@ -39,9 +42,14 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     stages = tuple((f"cn_r1_k1_s{stride}_c8",) for stride in (1, 2, 2, 2, 2))
     model = Model(ModelSpec(stages=stages, stem=8, features=64), Preprocessing(32, 1.0))
     monkeypatch.setitem(zoo.MODELS, "flat", model)
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("photo.jpg")
+    save_checkpoint("flat.safetensors", create_model("flat", rng=9), "flat", classes=known_classes(1000))
     names = {}
     for block in re.findall(r"```python\n(.*?)```", TEXTS["README.md"] + TEXTS["backends.md"], re.DOTALL):
         block = block.replace("224, 224", "64, 64")
+        block = block.replace(
+            'Classifier.from_pretrained("tf_efficientnet_b0")', 'Classifier.from_pretrained("flat.safetensors")'
+        )
         if models == "small":
             block = re.sub('"(efficientnet_b0|mobilenetv3_small_100)"', '"flat"', block)
         exec(compile(block, "README.md and docs/backends.md", "exec"), names)
@@ -58,6 +66,27 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     for name in ("trained.safetensors", "trained.msgpack"):
         _, card = from_pretrained(tmp_path / name, "flat" if models == "small" else "mobilenetv3_small_100")
         assert card.num_classes == 10
+
+
+def test_the_python_examples_of_the_classifier_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stages = tuple((f"cn_r1_k1_s{stride}_c8",) for stride in (1, 2, 2, 2, 2))
+    model = Model(ModelSpec(stages=stages, stem=8, features=64), Preprocessing(32, 1.0))
+    monkeypatch.setitem(zoo.MODELS, "flat", model)
+    for number in range(8):
+        path = Path("pictures", ("train", "val")[number // 4], ("cat", "dog")[number % 2], f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 50, 3), 30 * number, np.uint8)).save(path)
+    Image.open(path).save("photo.jpg")
+    save_checkpoint("flat.safetensors", create_model("flat", rng=9), "flat", classes=known_classes(1000))
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", TEXTS["python.md"], re.DOTALL):
+        block = block.replace("tf_efficientnet_lite0", "flat.safetensors").replace("epochs=5", "epochs=1")
+        exec(compile(re.sub('"(efficientnet_b0)"', '"flat"', block), "docs/python.md", "exec"), names)
+    assert names["answers"].probabilities.shape == (2, 1000)
+    assert names["embedding"].shape == (64,) and [each.shape for each in names["maps"]] == [(2, 2, 8), (1, 1, 8)]
+    assert names["again"].classes == names["card"].classes == ("cat", "dog")
+    assert names["images"].shape == (1, 32, 32, 3)
 
 
 COMMANDS = [

@@ -85,7 +85,8 @@ class ModelSpec:
       act: activation where a block string names none: 'relu', 'relu6', 'silu', 'gelu', 'hard_swish', 'hard_sigmoid' or
         'sigmoid'.
       padding: 'same' as in TensorFlow, which depends on the input's size; 'symmetric' as in PyTorch.
-      bn_momentum: share of the running statistics that a training step keeps.
+      bn_momentum: share of the old running statistics that a training step keeps; PyTorch and timm call the rest
+        momentum.
       bn_epsilon: added to the variance, by norms of all kinds.
       norm: 'batch' (BatchNorm) or 'group' (GroupNorm).
       norm_group: channels in a group of GroupNorm.

@@ -32,6 +32,7 @@ class Backend(Protocol):
     """The functions of a backend, besides its classes; the backends' functions have these docstrings.
 
     A model is what `create_model` returns: `(model, variables)` of Linen and functional, a module of NNX and Objax.
+    `jeffnet.backends.convert` and what else takes a model of any backend also take what `from_pretrained` returns.
     Functions that take a model take a pair as two arguments.
     """
 
@@ -56,20 +57,24 @@ class Backend(Protocol):
         """
         ...
 
-    def from_pretrained(self, source: Any, name: "ModelLike | None" = None, *, dtype: Any = ...) -> tuple:
-        """A model from its weights, with their number of classes and input channels.
+    def from_pretrained(self, source: Any, name: "ModelLike | None" = None, **options: Any) -> Any:
+        """A model from its weights, as they say that it is.
 
         Args:
           source: any that `jeffnet.weights.load.find_weights` takes: a path, `hf:owner/name`, a URL, or the name of a
             model for its published weights.
           name: of the model, or its architecture; not needed where the weights state it.
-          dtype: in which layers compute.
+          options: see `jeffnet.weights.start.PretrainedOptions`.
 
         Returns:
-          What `create_model` returns, and the model's card last: its preprocessing, the names of its classes.
+          A tuple with the attributes `model`, `variables` and `card` in all backends; the card has the model's
+          preprocessing and the names of its classes. Linen and functional: `(model, variables, card)`. NNX and Objax:
+          `(model, card)`; `variables` is None, since the module holds its arrays.
 
         Raises:
           UnknownModelError: no such model.
+          UnknownOptionError: no such option.
+          ArchitectureError: an option outside its range.
           WeightsError: the weights cannot be found or read, do not fit, or state another name.
         """
         ...
@@ -165,7 +170,8 @@ def to_start(model: Any, training: bool = False) -> "Start":
     """What is needed to build the same model in any backend.
 
     Args:
-      model: what any backend's `create_model` returns. A classifier of another width may have been put into it.
+      model: what any backend's `create_model` or `from_pretrained` returns. A classifier of another width may
+        have been put into it.
       training: whether training must be the same too, not only inference.
 
     Returns:
@@ -174,6 +180,10 @@ def to_start(model: Any, training: bool = False) -> "Start":
     Raises:
       JeffnetError: it is something else, lacks an array, or its plan does not say what it computes.
     """
+    from jeffnet.weights.start import Pretrained, PretrainedModule
+
+    if isinstance(model, Pretrained | PretrainedModule):
+        model = model.created
     name = backend_of(model)
     backend, arguments = load_backend(name), model if isinstance(model, tuple) else (model,)
     signature = inspect.signature(backend.to_start)

@@ -1,13 +1,16 @@
 """What the backends share: documentation, and models that hold their layers under the Plan's names."""
 
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, TypeVar, assert_never
+from inspect import Parameter, cleandoc, signature
+from typing import Any, TypeVar, assert_never, get_args
 
 from jax import Array
 
+from jeffnet.arch.lower import lower
 from jeffnet.arch.operations import (
     Attention,
     Composite,
@@ -30,14 +33,34 @@ from jeffnet.backends import Backend
 from jeffnet.errors import WeightsError
 from jeffnet.ops.network import Output, apply_composite, apply_conv, apply_network, apply_routing
 from jeffnet.ops.pool import downsample
-from jeffnet.weights.start import Start
+from jeffnet.weights.start import ModelOptions, Start, start_model, start_pretrained
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def documented(function: _Function) -> _Function:
-    """Give a backend's function the docstring that `Backend` has for it."""
+    """Give a function the docstring that `Backend` has for one of its name, and the names of its options.
+
+    `help` and `inspect.signature` then show every option, in place of `**options`.
+    """
     function.__doc__ = getattr(Backend, function.__name__).__doc__
+    return with_options(function) if "options" in function.__annotations__ else function
+
+
+def with_options(function: _Function) -> _Function:
+    """Show a function's options, `**options: Unpack[...]`, in its signature, and describe them in its docstring."""
+    (kind,) = get_args(function.__annotations__["options"])
+    starts = (lower, start_model) if kind is ModelOptions else (start_pretrained,)
+    defaults = {name: each.default for start in starts for name, each in signature(start).parameters.items()}
+    # What these functions leave open, or settle by the model's name.
+    defaults |= dict.fromkeys(("num_classes", "drop_rate", "drop_path_rate", "bn_momentum"))
+    plain = signature(function)
+    shown = [each for each in plain.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    shown += [Parameter(name, Parameter.KEYWORD_ONLY, default=defaults[name]) for name in kind.__annotations__]
+    described = cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].rstrip()
+    text = re.sub(r"^  options: see .*$", lambda _: described, cleandoc(function.__doc__ or ""), flags=re.MULTILINE)
+    facts: Any = function
+    facts.__doc__, facts.__signature__ = text, plain.replace(parameters=shown)
     return function
 
 

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -85,6 +86,58 @@ def read_image(
     # Pillow's decoders answer damaged data with almost any exception: OSError, SyntaxError, struct.error, KeyError ...
     except Exception as error:
         raise ImageError(f"image {name} cannot be decoded ({first_line(error)}): replace or remove it") from error
+
+
+def converted(image: Image.Image, channels: int = 3) -> Image.Image:
+    """A picture that Pillow has opened, as `read_image` gives it; the one that is given stays as it is.
+
+    Raises:
+      ImageError: it is damaged or truncated, or has a mode that cannot be converted.
+    """
+    mode = image_mode(channels)
+    try:
+        # `_convert` changes the metadata of what it is given.
+        return _convert(image.copy(), mode)
+    except ImageError:
+        raise
+    except Exception as error:  # as of damaged files
+        raise ImageError(f"a picture of mode {image.mode!r} cannot be converted: {first_line(error)}") from error
+
+
+def image_from_array(array: Any, channels: int = 3) -> Image.Image:
+    """A picture from its pixels.
+
+    Args:
+      array: `(H, W, C)` or `(H, W)`, C from 1, 3 and 4 (the last is transparency, which is dropped); integers from 0 to
+        255 or floats from 0 to 1.
+      channels: 3 for mode 'RGB', 1 for mode 'L'.
+
+    Raises:
+      ImageError: it is no such array.
+    """
+    try:
+        pixels = np.asarray(array)
+    except Exception as error:  # whatever the object's own conversion answers
+        raise ImageError(f"a {type(array).__name__} is no picture: {first_line(error)}") from error
+    if pixels.dtype.kind not in "iuf":
+        raise ImageError(
+            f"a {type(array).__name__} is no picture: give a path, an address, bytes, a picture of Pillow, or an array"
+        )
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        way_out = "give (H, W, C) or (H, W) with C from 1, 3 and 4"
+        if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4):
+            way_out += "; of (C, H, W), array.transpose(1, 2, 0)"
+        raise ImageError(f"an array of shape {pixels.shape} is no picture: {way_out}")
+    highest = 1 if pixels.dtype.kind == "f" else 255
+    if not (pixels.min() >= 0 and pixels.max() <= highest):
+        raise ImageError(
+            f"an array of {pixels.dtype} with values from {pixels.min():g} to {pixels.max():g} is no picture: give "
+            "integers from 0 to 255 or floats from 0 to 1"
+        )
+    if pixels.dtype.kind == "f":
+        pixels = np.rint(pixels * 255)
+    pixels = np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels, np.uint8)
+    return converted(Image.fromarray(pixels), channels)
 
 
 def orientation(image: Image.Image) -> int:

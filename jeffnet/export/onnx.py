@@ -26,7 +26,7 @@ def write(path: Path, network: ExportNetwork, metadata: ExportMetadata) -> None:
     Raises:
       ConfigError: `onnx` is not installed, or does not know the opset.
       OutputError: the file would have 2 GB or more.
-      ArchitectureError: the pictures are too small for the model.
+      InputError: the pictures are too small for the model.
     """
     graph = OnnxGraph(check_opset(network.options.opset), network.options.batch_size)
     check_size(path, network)

@@ -25,7 +25,7 @@ from jax import Array
 from jax.experimental import serialize_executable
 
 from jeffnet.backends import to_start
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, InputError
 from jeffnet.inference.folding import fold_norms
 from jeffnet.inference.fused_file import read_fused, write_fused
 from jeffnet.inference.fused_network import FusedNetwork, best_piece
@@ -129,15 +129,12 @@ class FusedModel:
           images: `(N, H, W, C)` with N from 0 to the batch size, normalised.
 
         Raises:
-          ArchitectureError: pictures of integers: pixels that were not normalised.
-          ConfigError: another shape.
+          InputError: another shape, or integers: pixels that were not normalised.
         """
         count = images.shape[0] if getattr(images, "ndim", 0) == 4 else -1
         if not 0 <= count <= self.images.shape[0] or images.shape[1:] != self.images.shape[1:]:
             limit = f"(0 to {self.images.shape[0]}, {', '.join(map(str, self.images.shape[1:]))})"
-            raise ConfigError(
-                f"images of shape {getattr(images, 'shape', None)}: compiled for {limit}; fuse for others"
-            )
+            raise InputError(f"images of shape {getattr(images, 'shape', None)}: compiled for {limit}; fuse for others")
         batch = as_floats(images, self.images.dtype)
         shared = self.images.sharding is not None
         if count < self.images.shape[0]:

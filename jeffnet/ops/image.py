@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jeffnet.errors import JeffnetError
+from jeffnet.errors import InputError
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.precision import at_least_float32
 
@@ -27,11 +27,11 @@ def normalize(
       `(N, H, W, C)`, `dtype`.
 
     Raises:
-      JeffnetError: `images` has not 4 dimensions, or not as many channels as `mean` and `std` have values.
+      InputError: `images` has not 4 dimensions, or not as many channels as `mean` and `std` have values.
     """
     images = jnp.asarray(images)
     if images.ndim != 4:
-        raise JeffnetError(f"images of shape {images.shape}: give (N, H, W, C)")
+        raise InputError(f"images of shape {images.shape}: give (N, H, W, C)")
     channels = images.shape[-1]
     compute = at_least_float32(dtype)
     offset = over_channels(jnp.asarray(per_channel("mean", mean, channels), compute), images)
@@ -45,4 +45,4 @@ def per_channel(name: str, values: Sequence[float], channels: int) -> tuple[floa
         return tuple(values)
     if len(values) == 3 and channels == 1:
         return (sum(values) / 3,)
-    raise JeffnetError(f"{name} {tuple(values)} does not fit images of {channels} channels: give {channels} values")
+    raise InputError(f"{name} {tuple(values)} does not fit images of {channels} channels: give {channels} values")

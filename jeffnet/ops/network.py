@@ -23,7 +23,7 @@ from jeffnet.arch.operations import (
     SqueezeExcite,
 )
 from jeffnet.arch.plan import Block, Plan
-from jeffnet.errors import ArchitectureError
+from jeffnet.errors import ArchitectureError, InputError
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.attention import attended_mean, multi_query_attention
 from jeffnet.ops.conv import conv_general_dilated
@@ -155,14 +155,15 @@ def apply_network(
       'features': a tuple of maps `(N, H / stride, W / stride, C)`.
 
     Raises:
-      ArchitectureError: the images have another rank or number of channels than the Plan takes, no height or width, or
-        are integers; or there is no such map.
+      InputError: the images have another rank or number of channels than the Plan takes, no height or width, or are
+        integers.
+      ArchitectureError: there is no such map.
     """
     images = as_floats(images, dtype)
     if images.ndim != 4 or images.shape[-1] != plan.in_chans:
-        raise ArchitectureError(f"images of shape {images.shape}: the model takes (N, H, W, {plan.in_chans})")
+        raise InputError(f"images of shape {images.shape}: the model takes (N, H, W, {plan.in_chans})")
     if 0 in images.shape[1:]:
-        raise ArchitectureError(f"images of shape {images.shape}: they have no pixels")
+        raise InputError(f"images of shape {images.shape}: they have no pixels")
     wanted = _feature_stages(plan, indices) if output == "features" else [len(plan.stages)]
     outputs = [conv(plan.stem, images)]
     for stage in plan.stages[: max(wanted, default=-1) + 1]:
@@ -179,11 +180,11 @@ def as_floats(images: Any, dtype: DTypeLike) -> Array:
     """Pictures in the dtype in which to compute.
 
     Raises:
-      ArchitectureError: they are integers or booleans, such as pixels that were not normalised.
+      InputError: they are integers or booleans, such as pixels that were not normalised.
     """
     given = images.dtype if hasattr(images, "dtype") else np.asarray(images).dtype
     if not jnp.issubdtype(given, jnp.floating):
-        raise ArchitectureError(
+        raise InputError(
             f"images of {given}: the model takes normalised floats; for pixels of 0 to 255 call "
             "normalize(images, p.mean, p.std) of jeffnet.ops.image, with p = jeffnet.model_preprocessing(name)"
         )

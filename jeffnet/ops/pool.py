@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jeffnet.errors import ArchitectureError
+from jeffnet.errors import InputError
 
 
 def global_pool(x: Array, kind: str) -> Array:
@@ -34,10 +34,10 @@ def pool_windows(x: Array, side: int) -> Array:
       `(N, H - side + 1, W - side + 1, C)`.
 
     Raises:
-      ArchitectureError: the map is smaller than a window.
+      InputError: the map is smaller than a window.
     """
     if min(x.shape[1:3]) < side:
-        raise ArchitectureError(
+        raise InputError(
             f"the last map is {x.shape[1]} x {x.shape[2]}, the windows of test-time pooling {side} x {side}: give "
             "larger pictures than those of the training"
         )
@@ -57,10 +57,10 @@ def downsample(x: Array, taps: tuple[float, ...], padding: int) -> Array:
       `(N, H', W', C)`, with `H' = (H + 2 * padding - len(taps)) // 2 + 1`.
 
     Raises:
-      ArchitectureError: the map is smaller than the window.
+      InputError: the map is smaller than the window.
     """
     if min(x.shape[1:3]) + 2 * padding < len(taps):
-        raise ArchitectureError(
+        raise InputError(
             f"a map of {x.shape[1]} x {x.shape[2]} cannot be halved by a filter of {len(taps)} x {len(taps)}: give "
             "larger images"
         )

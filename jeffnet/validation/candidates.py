@@ -1,9 +1,14 @@
 """Selects the models to validate or measure."""
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from jeffnet.arch.zoo import list_models, resolve_name
 from jeffnet.errors import UnknownModelError, UsageError
+
+if TYPE_CHECKING:  # the command line selects models before it waits for JAX
+    from jeffnet.weights.card import ModelCard
+    from jeffnet.weights.start import Start
 
 NO_MODEL = "give --model NAME for a model's published weights, or --weights SOURCE for others"
 
@@ -15,6 +20,7 @@ class Candidate:
     Attributes:
       name: in the zoo; None if the weights name their model.
       weights: their source; None for the published weights.
+      opened: arrays and card of a model in memory, instead of both.
       file: an exported file, see `jeffnet.export.run.open_exported`, instead of weights; it needs a name only where it
         does not state its model.
     """
@@ -22,6 +28,7 @@ class Candidate:
     name: str | None
     weights: str | None = None
     file: str | None = None
+    opened: "tuple[Start, ModelCard] | None" = None
 
     @property
     def source(self) -> str | None:

@@ -152,7 +152,7 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
         return _open_file(candidate.file, candidate, settings)
     backend = load_backend(settings.backend)
     source = candidate.weights or True
-    start, card = start_pretrained(source, candidate.name, dtype=jnp.dtype(settings.dtype))
+    start, card = candidate.opened or start_pretrained(source, candidate.name, dtype=jnp.dtype(settings.dtype))
     transform = _transform(card.preprocessing, settings)
     _check_classes(candidate, card, settings)
     if settings.test_pool:
@@ -260,7 +260,8 @@ def _outcome(
         **({"resize": model.resize} if model.resize else {}),
     }
     is_scored = (
-        model.candidate.weights is None and model.card.spec is None and _is_imagenet_validation(settings, loader, table)
+        model.candidate.weights is model.candidate.opened is model.card.spec is None
+        and _is_imagenet_validation(settings, loader, table)
     )
     published = find_model(model.card.model).weights if is_scored else None
     top1, top5 = (published.top1, published.top5) if published else (None, None)

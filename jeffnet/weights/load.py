@@ -172,6 +172,7 @@ def open_weights(
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    rng: Any = 0,
     put: Callable[[ArraySpec, np.ndarray], Any] = lambda spec, array: array,
 ) -> tuple[ModelCard, dict[str, Any]]:
     """Weights and the card of their model.
@@ -181,6 +182,7 @@ def open_weights(
       name: the model's, if the source does not state it; or its architecture, if it has no name.
       num_classes: starts a new classifier if it is another number than the source's.
       in_chans: sums or repeats the first convolution's kernel if it is another number than the source's.
+      rng: a seed or a key of `jax.random` for a new classifier.
       put: called with every array as soon as it is read, see `jeffnet.weights.fit.fit`.
 
     Returns:
@@ -196,7 +198,7 @@ def open_weights(
         card = replace(card, num_classes=num_classes, classes=())
     if in_chans not in (None, card.in_chans):
         card = replace(card, in_chans=in_chans)
-    initial = initial_arrays(card.plan(), 0) if card != stated_card else None
+    initial = initial_arrays(card.plan(), rng) if card != stated_card else None
     arrays = to_canonical_names(file.arrays, file.naming, card.plan())
     fitted = fit(arrays, card.plan(), source=file.source, model=card.model, initial=initial, put=put)
     remember_classes(fitted, card.classes)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, TypedDict
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,24 @@ from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source, load_weights, open_weights, published_name
 
+_Model = TypeVar("_Model")
+
 
 class ModelOptions(TypedDict, total=False):
     """The options of every backend's `create_model`.
 
     Attributes:
-      num_classes: width of the logits; unless given, that of the published weights that `pretrained` means, else of
-        those of the model's name: 1000, but 11,221, 11,821 or 21,843 for tags such as `in21k`. 0 makes a call return
-        the pooled features.
+      num_classes: width of the logits; None, the default, takes that of the published weights that `pretrained` means,
+        else of those of the model's name: 1000, but 11,221, 11,821 or 21,843 for tags such as `in21k`. 0 makes a call
+        return the pooled features.
       in_chans: channels of the pictures, 3 unless given.
       drop_rate: dropout before the classifier, in [0, 1); None, the default, takes the paper's.
       drop_path_rate: stochastic depth of the last block, in [0, 1); None, the default, takes the paper's.
       global_pool: 'avg' (the default), 'max', 'avgmax' (mean of both) or 'none' (logits for every position of the last
         map).
       output_stride: 32 (the default), or 16 or 8, where later strides become dilations.
-      bn_momentum: share of the old running statistics that a training step keeps; None, the default, takes the
-        architecture's.
+      bn_momentum: share of the old running statistics that a training step keeps, as in Flax and TensorFlow; timm and
+        PyTorch call the rest momentum: their 0.1 is 0.9 here. None, the default, takes the architecture's.
       dtype: in which layers compute, float32 unless given. Logits have it too.
       param_dtype: of parameters, float32 unless given. Running statistics are at least float32.
       remat: keep only the blocks' inputs for the backward pass and compute the rest again (less memory, more time).
@@ -51,7 +53,7 @@ class ModelOptions(TypedDict, total=False):
       abstract: have `jax.ShapeDtypeStruct`s for arrays, which allocate nothing.
     """
 
-    num_classes: int
+    num_classes: int | None
     in_chans: int
     drop_rate: float | None
     drop_path_rate: float | None
@@ -65,6 +67,80 @@ class ModelOptions(TypedDict, total=False):
     pretrained: Source | bool | None
     adapt: bool
     abstract: bool
+
+
+class PretrainedOptions(TypedDict, total=False):
+    """The options of every backend's `from_pretrained`. What else a model computes is its weights' own.
+
+    Attributes:
+      num_classes: width of the logits; None, the default, takes that of the weights, another number starts a new
+        classifier. 0 makes a call return the pooled features.
+      in_chans: channels of the pictures; None, the default, takes those of the weights, another number sums or repeats
+        the first convolution's kernels.
+      drop_rate: dropout before the classifier, in [0, 1); None, the default, takes the paper's.
+      drop_path_rate: stochastic depth of the last block, in [0, 1); None, the default, takes the paper's.
+      bn_momentum: share of the old running statistics that a training step keeps, as in Flax and TensorFlow; timm and
+        PyTorch call the rest momentum: their 0.1 is 0.9 here. None, the default, takes the architecture's.
+      dtype: in which layers compute, float32 unless given. Logits have it too.
+      param_dtype: of parameters, float32 unless given. Running statistics are at least float32.
+      remat: keep only the blocks' inputs for the backward pass and compute the rest again (less memory, more time).
+      rng: a seed (0 unless given) or a key of `jax.random`, for a new classifier and, where a model draws its own
+        random numbers, for dropout and drop path.
+    """
+
+    num_classes: int | None
+    in_chans: int | None
+    drop_rate: float | None
+    drop_path_rate: float | None
+    bn_momentum: float | None
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    remat: bool
+    rng: int | Array
+
+
+class Pretrained(NamedTuple, Generic[_Model]):
+    """What `from_pretrained` of Linen and functional returns: `model, variables, card = from_pretrained(...)`.
+
+    Functions that take a model take it as it is.
+
+    Attributes:
+      model: a module without arrays, or functions.
+      variables: its arrays, `{'params': ..., 'batch_stats': ...}`.
+      card: its preprocessing, the names of its classes.
+    """
+
+    model: _Model
+    variables: dict[str, Any]
+    card: ModelCard
+
+    @property
+    def created(self) -> tuple[_Model, dict[str, Any]]:
+        """What `create_model` returns."""
+        return self.model, self.variables
+
+
+class PretrainedModule(NamedTuple, Generic[_Model]):
+    """What `from_pretrained` of NNX and Objax returns: `model, card = from_pretrained(...)`.
+
+    Functions that take a model take it as it is.
+
+    Attributes:
+      model: a module with its arrays.
+      card: its preprocessing, the names of its classes.
+    """
+
+    model: _Model
+    card: ModelCard
+
+    @property
+    def variables(self) -> None:
+        """None: the module holds its arrays."""
+
+    @property
+    def created(self) -> _Model:
+        """What `create_model` returns."""
+        return self.model
 
 
 @dataclass(frozen=True)
@@ -104,13 +180,11 @@ def start_model(
       WeightsError: `pretrained` cannot be read or does not fit.
       UnknownOptionError: no such option.
     """
-    unknown = sorted(architecture.keys() - ModelOptions.__annotations__.keys())
-    if unknown:
-        raise UnknownOptionError(
-            f"no option {', '.join(map(repr, unknown))}; there are {', '.join(ModelOptions.__annotations__)}"
-        )
+    _check_known(architecture, ModelOptions)
     _check_float("dtype", dtype)
     _check_float("param_dtype", param_dtype)
+    if architecture.get("num_classes", 0) is None:
+        del architecture["num_classes"]
     published = published_name(pretrained, name)
     if published:
         architecture.setdefault("num_classes", default_num_classes(published))
@@ -130,24 +204,45 @@ def start_pretrained(
     source: Source,
     name: ModelLike | None = None,
     *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
     dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    rng: int | Array = 0,
     place: Callable[[np.ndarray], Array] = jnp.asarray,
+    **training: Any,
 ) -> tuple[Start, ModelCard]:
-    """The start of the model of these weights, with their number of classes and input channels.
+    """The start of the model of these weights, and its card. Options: see `PretrainedOptions`.
 
     Args:
       source: see `jeffnet.weights.load.find_weights`.
       name: the model's, if the source does not state it; or its architecture, if it has no name.
+      num_classes: of the logits, as in `PretrainedOptions`, with all the following.
+      in_chans: of the pictures.
       dtype: in which layers compute.
+      param_dtype: of parameters.
+      remat: compute blocks again in the backward pass.
+      rng: of a new classifier, and of the model.
       place: puts an array on devices, before the next is read.
+      **training: `drop_rate`, `drop_path_rate` and `bn_momentum`.
 
     Raises:
       UnknownModelError: no such model.
+      UnknownOptionError: no such option.
+      ArchitectureError: an option outside its range.
       WeightsError: the file cannot be read, does not fit, or states another name.
     """
+    _check_known(training, PretrainedOptions)
     _check_float("dtype", dtype)
-    card, arrays = open_weights(source, name, put=lambda spec, array: place(np.asarray(array, np.float32)))
-    return Start(card.plan(), arrays, dtype, execution=card.execution), card
+    _check_float("param_dtype", param_dtype)
+
+    def put(spec: ArraySpec, array: np.ndarray) -> Array:
+        return place(np.asarray(array, array_dtype(spec, param_dtype)))
+
+    card, arrays = open_weights(source, name, num_classes=num_classes, in_chans=in_chans, rng=rng, put=put)
+    seed = int(rng) if isinstance(rng, Integral) else rng
+    return Start(card.plan(**training), arrays, dtype, param_dtype, remat, seed, card.execution), card
 
 
 def with_test_pooling(start: Start, image_size: int) -> Start:
@@ -157,6 +252,14 @@ def with_test_pooling(start: Start, image_size: int) -> Start:
     """
     window = -(-image_size // start.plan.output_stride)
     return replace(start, execution=replace(start.execution, test_window=window))
+
+
+def _check_known(options: Mapping[str, Any], kind: type) -> None:
+    """Raises UnknownOptionError where there is an option that a TypedDict does not have."""
+    if unknown := sorted(options.keys() - kind.__annotations__.keys()):
+        raise UnknownOptionError(
+            f"no option {', '.join(map(repr, unknown))}; there are {', '.join(kind.__annotations__)}"
+        )
 
 
 def _check_float(option: str, dtype: DTypeLike) -> None:

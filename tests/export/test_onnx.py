@@ -10,7 +10,7 @@ import pytest
 from jeffnet.arch.operations import Conv, ConvPart
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_preprocessing
-from jeffnet.errors import ArchitectureError, ConfigError, OutputError, WeightsError
+from jeffnet.errors import ConfigError, InputError, OutputError, WeightsError
 from jeffnet.export import onnx as target
 from jeffnet.export.metadata import ExportMetadata
 from jeffnet.export.network import ExportNetwork
@@ -317,7 +317,7 @@ def test_what_one_file_cannot_hold(tiny_model, tmp_path, monkeypatch):
 
 def test_pictures_that_are_too_small(every_operation, tmp_path):
     network = network_of("tiny_of_average", ExportOptions(image_size=(2, 2)))
-    with pytest.raises(ArchitectureError, match="cannot be halved"):
+    with pytest.raises(InputError, match="cannot be halved"):
         written(tmp_path / "a.onnx", network)
 
 

@@ -26,7 +26,7 @@ from jeffnet.arch.lower import GLOBAL_POOLS, OUTPUT_STRIDES
 from jeffnet.arch.operations import Conv
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.backends import BACKENDS, load_backend
-from jeffnet.errors import ArchitectureError, ConfigError, JeffnetError, WeightsError
+from jeffnet.errors import ConfigError, InputError, JeffnetError, WeightsError
 from jeffnet.inference.fused import fuse, load_fused
 from jeffnet.ops import native
 from jeffnet.ops.conv import use_lowering
@@ -432,7 +432,7 @@ def test_what_is_no_model():
 
 def test_pictures_too_small_for_test_time_pooling():
     start = random_start()
-    with pytest.raises(ArchitectureError, match="give larger pictures"):
+    with pytest.raises(InputError, match="give larger pictures"):
         fused_of(with_test_pooling(start, 64), image_size=32)
 
 
@@ -441,15 +441,15 @@ def test_pictures_of_another_shape(shape):
     start, *_ = exact_tiny()
     fused = fused_of(start)
     message = rf"images of shape \({', '.join(map(str, shape))}\): compiled for \(0 to 3, 48, 64, 3\); fuse for others"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         fused(np.zeros(shape, np.float32))
 
 
 def test_pictures_that_are_no_array_or_no_floats():
     fused = fused_of(random_start("tiny_flat"))
-    with pytest.raises(ConfigError, match="images of shape None"):
+    with pytest.raises(InputError, match="images of shape None"):
         fused(images_of().tolist())
-    with pytest.raises(ArchitectureError, match="images of uint8: the model takes normalised floats"):
+    with pytest.raises(InputError, match="images of uint8: the model takes normalised floats"):
         fused(images_of().astype(np.uint8))
 
 
@@ -511,7 +511,7 @@ def test_saved_and_loaded(saved, tmp_path):
     np.testing.assert_array_equal(loaded(images_of()[:1]), logits[:1])
     assert loaded.memory() == fused.memory() and loaded.unfused == fused.unfused
     assert (loaded.images, loaded.piece) == (fused.images, fused.piece) == (fused.images, 2)
-    with pytest.raises(ConfigError, match="compiled for"):
+    with pytest.raises(InputError, match="compiled for"):
         loaded(images_of(BATCH + 1))
     loaded.save(tmp_path / "again.fused")
     assert (tmp_path / "again.fused").read_bytes() == path.read_bytes()

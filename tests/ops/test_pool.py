@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jeffnet.arch.lower import GLOBAL_POOLS
-from jeffnet.errors import ArchitectureError
+from jeffnet.errors import InputError
 from jeffnet.ops.pool import downsample, global_pool, pool_windows
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
@@ -36,7 +36,7 @@ def test_every_window_is_averaged(side, x64):
 
 
 def test_a_window_larger_than_the_map_is_an_error():
-    with pytest.raises(ArchitectureError, match="last map is 3 x 4, the windows of test-time pooling 4 x 4"):
+    with pytest.raises(InputError, match="last map is 3 x 4, the windows of test-time pooling 4 x 4"):
         pool_windows(jnp.asarray(X), 4)
 
 
@@ -56,5 +56,5 @@ def test_downsampling_is_a_strided_filter(taps, padding, shape, x64):
 
 
 def test_a_map_smaller_than_the_filter_cannot_be_halved():
-    with pytest.raises(ArchitectureError, match="1 x 3 cannot be halved by a filter of 2 x 2"):
+    with pytest.raises(InputError, match="1 x 3 cannot be halved by a filter of 2 x 2"):
         downsample(jnp.ones((1, 1, 3, 2)), (0.5, 0.5), 0)

@@ -25,7 +25,8 @@ class ModelConfig:
       drop_path_rate: stochastic depth; None as in the paper.
       global_pool: 'avg', 'max' or 'avgmax'; None as in `pretrained`, else 'avg'.
       output_stride: 32, 16 or 8; None as in `pretrained`, else 32.
-      bn_momentum: share of the old running statistics that a step keeps; None as in the paper, which suits long runs.
+      bn_momentum: share of the old running statistics that a step keeps: 0.9 is PyTorch's and timm's momentum of 0.1.
+        None as in the paper, which suits long runs.
       bn_devices: how many neighbouring devices normalise their shares of a batch together. 1 needs no communication;
         None takes all devices, which gives the result of a single one. Running statistics move by the mean over the
         groups.

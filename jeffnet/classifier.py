@@ -1,0 +1,392 @@
+"""A classifier in five lines, from a picture to names.
+
+    import jeffnet
+
+    classifier = jeffnet.Classifier.from_pretrained("tf_efficientnet_lite0")
+    for name, probability in classifier("photo.jpg").top(5):
+        print(name, probability)
+
+`docs/python.md` shows the rest.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jeffnet import functional
+from jeffnet.arch.imagenet import class_titles
+from jeffnet.arch.plan import with_classes
+from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.arch.zoo import ModelLike
+from jeffnet.backends import load_backend, to_start
+from jeffnet.backends.common import with_options
+from jeffnet.checkpoints import describe_model, save_checkpoint
+from jeffnet.errors import ConfigError, WeightsError
+from jeffnet.inference.classification import Classification, Classifications
+from jeffnet.inference.fused import fuse
+from jeffnet.inference.pictures import listed_pictures, transform_for
+from jeffnet.models import DEFAULT_BACKEND
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.load import Source
+from jeffnet.weights.start import Pretrained, PretrainedModule, PretrainedOptions, Start, start_pretrained
+
+if TYPE_CHECKING:
+    from jeffnet.export import ExportReport
+    from jeffnet.export.run import ExportedModel
+    from jeffnet.validation.metrics import Scores
+
+# What is compiled: batches of these sizes, the least that holds the pictures.
+_BATCHES = (1, 4, 16)
+# Pictures of one call that its result shows.
+_MOST_SHOWN = 64
+_EXPORTED = (".onnx", ".tflite", ".stablehlo")
+
+
+class Classifier:
+    """A model with all that it takes from pictures to names.
+
+    The model is compiled with its norms folded, once for each of a few sizes of batch, when it is first called.
+
+    Attributes:
+      card: name, preprocessing and classes of the model.
+      classes: names of its classes for people, in the order of the probabilities.
+    """
+
+    def __init__(
+        self,
+        *model: Any,
+        name: ModelLike | ModelCard | None = None,
+        classes: Sequence[str] = (),
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        """A classifier of a model of any backend.
+
+        Args:
+          model: what `create_model` returns, a pair as two arguments, or the result of `from_pretrained`.
+          name: of the model, its architecture, or its card; not needed with the result of `from_pretrained`.
+          classes: names in the order of the logits; the card's by default, or ImageNet's if the classifier is that of
+            published weights.
+          preprocessing: what the model expects of pictures; the card's or the model's by default.
+
+        Raises:
+          ConfigError: there is no name.
+          WeightsError: the model is not of this name, or its plan does not say what it computes.
+        """
+        given = model[0] if len(model) == 1 else model
+        if name is None:
+            if not isinstance(given, Pretrained | PretrainedModule):
+                raise ConfigError("a model does not say its name: give name=..., or what from_pretrained returned")
+            name = given.card
+        start = to_start(given)
+        card, _ = describe_model(start, name, classes, preprocessing)
+        self._set_up(card, start)
+
+    def _set_up(self, card: ModelCard, start: Start | None, exported: "ExportedModel | None" = None) -> None:
+        self.card, self._start, self._exported = card, start, exported
+        self.classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
+        self._compiled: dict[Any, Callable[[Any], Any]] = {}
+        self._lock = threading.RLock()
+        transform = transform_for(card, exif=True)
+        if exported is not None:
+            transform = replace(transform, transform=replace(transform.transform, size=exported.image_size))
+        self._transform = transform
+
+    @classmethod
+    @with_options
+    def from_pretrained(
+        cls, source: Source, name: ModelLike | None = None, **options: Unpack[PretrainedOptions]
+    ) -> "Classifier":
+        """A classifier from weights, or from an exported file, which its own runtime runs.
+
+        Args:
+          source: the name of a model for its published weights, a path, `hf:owner/name` or a URL; or the path of an
+            exported file: `.onnx`, `.tflite`, `.stablehlo`, or the folder of a SavedModel.
+          name: of the model, or its architecture; not needed where the weights state it.
+          options: see `jeffnet.weights.start.PretrainedOptions`.
+
+        Returns:
+          The classifier.
+
+        Raises:
+          UnknownModelError: no such model.
+          WeightsError: the weights cannot be found or read, do not fit, or state another name.
+        """
+        classifier = cls.__new__(cls)
+        if not isinstance(source, bool) and _is_exported(source):
+            from jeffnet.export.run import open_exported
+
+            if options:
+                raise ConfigError(f"{str(source)!r} is an exported file, which takes no options: {', '.join(options)}")
+            exported = open_exported(source, name)
+            classifier._set_up(exported.card, None, exported)
+        else:
+            start, card = start_pretrained(source, name, **options)
+            classifier._set_up(card, start)
+        return classifier
+
+    def __repr__(self) -> str:
+        card = self.card
+        size = card.preprocessing.image_size
+        return f"Classifier({card.model}, {card.num_classes} classes, {size} x {size} x {card.in_chans})"
+
+    @overload
+    def __call__(self, pictures: str | os.PathLike | bytes | Image.Image) -> Classification: ...
+    @overload
+    def __call__(self, pictures: list[Any] | tuple[Any, ...]) -> Classifications: ...
+    @overload
+    def __call__(self, pictures: Any) -> Any: ...
+    def __call__(self, pictures: Any) -> Any:
+        """The probabilities of the classes of pictures.
+
+        Pictures are turned upright, as their EXIF orientation says, and prepared as the model expects.
+
+        Args:
+          pictures: a path, an http(s) address, the bytes of a file, a picture of Pillow, or an array `(H, W, C)` or
+            `(H, W)` of integers from 0 to 255 or floats from 0 to 1; a list or a tuple of these; or an array `(N, H, W,
+            C)`.
+
+        Returns:
+          A `Classification` of one picture, `Classifications` of several.
+
+        Raises:
+          ImageError: a picture cannot be read.
+          WeightsError: the model has no classifier.
+        """
+        from jeffnet.validation.answers import check_classifies
+
+        check_classifies(self.card, None)
+        pixels, single, logits = self._run("logits", pictures)
+        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        probabilities = shifted / shifted.sum(axis=-1, keepdims=True)
+        answers = Classifications(probabilities, self.classes, pixels)
+        return answers[0] if single else answers
+
+    def embed(self, pictures: Any) -> np.ndarray:
+        """The pooled features of pictures, the input of the classifier's last layer.
+
+        Args:
+          pictures: as for a call.
+
+        Returns:
+          float32 `(F,)` of one picture, `(N, F)` of several.
+        """
+        _, single, features = self._run("embed", pictures)
+        return features[0] if single else features
+
+    def features(self, pictures: Any, indices: Sequence[int] | None = None) -> tuple[np.ndarray, ...]:
+        """Maps of features of pictures, from the finest to the coarsest.
+
+        Args:
+          pictures: as for a call.
+          indices: which of `feature_info`; None takes all.
+
+        Returns:
+          float32 `(H / stride, W / stride, C)` of one picture, `(N, H / stride, W / stride, C)` of several.
+
+        Raises:
+          ArchitectureError: no such map.
+        """
+        _, single, maps = self._run(("features", None if indices is None else tuple(indices)), pictures)
+        return tuple(each[0] for each in maps) if single else maps
+
+    @property
+    def feature_info(self) -> tuple[Any, ...]:
+        """Name, channels and stride of each map that `features` can return."""
+        return self._weights().plan.features
+
+    def model(self, backend: str = DEFAULT_BACKEND) -> Any:
+        """The model in a backend.
+
+        Args:
+          backend: 'nnx', 'linen', 'objax' or 'functional'.
+
+        Returns:
+          What that backend's `create_model` returns.
+        """
+        return load_backend(backend).build(self._weights())
+
+    def evaluate(self, data: str | os.PathLike, split: str = "val", **settings: Any) -> "Scores":
+        """Accuracy on a set of labelled pictures, as `jeffnet validate` measures it.
+
+        Args:
+          data: a folder with a folder of pictures for each class, or another data set, see
+            `jeffnet.data.open.open_source`.
+          split: 'val' (also finds validation and test), 'train' or another.
+          **settings: see `jeffnet.validation.settings.Settings`.
+
+        Returns:
+          Scores with `top1`, `top5` (per cent), `loss` and `examples`.
+
+        Raises:
+          DatasetError: there is no such data set, or its classes are not the model's.
+          ConfigError: a setting outside its range, or no such setting.
+        """
+        from jeffnet.validation.candidates import Candidate
+        from jeffnet.validation.metrics import Scores
+        from jeffnet.validation.settings import Settings
+        from jeffnet.validation.validate import validate
+
+        unknown = settings.keys() - Settings.__dataclass_fields__.keys()
+        if unknown:
+            raise ConfigError(f"no setting {', '.join(sorted(unknown))}: see jeffnet.validation.settings.Settings")
+        candidate = Candidate(self.card.model, file=self._exported.path) if self._exported else Candidate(None)
+        if self._start is not None:
+            candidate = replace(candidate, opened=(self._start, self.card))
+        for outcome in validate([candidate], Settings(data=os.fspath(data), split=split, **settings)):
+            row = outcome.row  # pyright: ignore[reportAttributeAccessIssue]
+            return Scores(row["num_examples"], row["loss"], row["top1"], row["top5"])
+        raise AssertionError
+
+    def fine_tune(
+        self,
+        data: str | os.PathLike,
+        epochs: int = 5,
+        *,
+        batch_size: int | None = None,
+        output: str | os.PathLike | None = None,
+        progress: bool = True,
+        **entries: Any,
+    ) -> "Classifier":
+        """Train the model on other pictures; this classifier stays as it is.
+
+        Args:
+          data: a folder with `train/<class>/` and `val/<class>/`, or another data set, see
+            `jeffnet.data.open.open_source`.
+          epochs: passes over the training pictures.
+          batch_size: of a step; None takes 32, or all pictures where there are fewer.
+          output: a folder for the run, with its metrics, curves and checkpoints; None keeps none of them.
+          progress: report on standard error.
+          **entries: of `jeffnet.train.config.Config`, such as `seed=1` or `optimizer={"learning_rate": 1e-4}`, in place
+            of those of configs/fine_tune.py.
+
+        Returns:
+          A classifier of the classes of `data`, with the best model of the run in validation.
+
+        Raises:
+          JeffnetError: the data, an entry or the folder cannot be used, or the loss is not a finite number.
+          InterruptedRunError: SIGTERM or SIGINT asked the run to stop.
+        """
+        from jeffnet.train.fine_tune import fine_tune
+
+        self._weights()
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "run" if output is None else Path(output)
+            weights = Path(temporary) / "start.safetensors"
+            self.save(weights)
+            best, _ = fine_tune(
+                folder,
+                str(weights),
+                os.fspath(data),
+                in_chans=self.card.in_chans,
+                epochs=epochs,
+                batch_size=batch_size,
+                progress=progress,
+                entries=entries,
+            )
+            return Classifier.from_pretrained(best)
+
+    def export(self, path: str | os.PathLike, **options: Any) -> "ExportReport":
+        """Write the model for another runtime, run it there and compare; see `jeffnet.export.export_model`.
+
+        Args:
+          path: to write to; its ending chooses the format, such as `.onnx` or `.tflite`.
+          **options: of `export_model`, such as `check_with="pictures"` or `include="softmax"`.
+
+        Returns:
+          What was written, and how far it is from the model.
+
+        Raises:
+          JeffnetError: as `export_model`.
+        """
+        from jeffnet.export import export_model
+
+        return export_model(path, self.model("functional"), self.card, **options)
+
+    def save(self, path: str | os.PathLike, form: str | None = None) -> ModelCard:
+        """Write the model to a file that `from_pretrained` reads; see `jeffnet.checkpoints.save_checkpoint`.
+
+        Args:
+          path: to write to; must not exist.
+          form: of the file, see `jeffnet.checkpoints.form_of`; jeffnet's own by default.
+
+        Returns:
+          The card in the file.
+
+        Raises:
+          OutputError: the path exists or cannot be written.
+        """
+        return save_checkpoint(path, self.model("functional"), self.card, form=form)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the model and its README to the hub; see `jeffnet.publish.push_to_hub`.
+
+        Args:
+          repository: `owner/name`.
+          **options: of `push_to_hub`, such as `private=True` or `scores={"top-1": 77.7}`.
+
+        Returns:
+          The address of the commit.
+
+        Raises:
+          OutputError: the hub cannot be reached or refuses.
+        """
+        from jeffnet.publish import push_to_hub
+
+        return push_to_hub(repository, self.model("functional"), self.card, **options)
+
+    def _weights(self) -> Start:
+        if self._start is None:
+            assert self._exported is not None
+            raise WeightsError(f"{self._exported.path!r} is an exported file, which has logits only: use the weights")
+        return self._start
+
+    def _run(self, output: Any, pictures: Any) -> tuple[np.ndarray | None, bool, Any]:
+        """The pixels of the pictures, where they are few; whether there is only one; and what the model gives."""
+        listed, single = listed_pictures(pictures)
+        most, results, seen = _BATCHES[-1], [], []
+        for first in range(0, max(len(listed), 1), most):
+            pixels = self._transform.pixels(listed[first : first + most])
+            results.append(self._batch(output, pixels))
+            seen += [pixels] if len(listed) <= _MOST_SHOWN else []
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+        return np.concatenate(seen) if seen else None, single, joined
+
+    def _batch(self, output: Any, pixels: np.ndarray) -> Any:
+        """What the model gives for up to the largest batch, as float32 of NumPy."""
+        if self._exported is not None and output == "logits":
+            return np.asarray(self._exported(pixels), np.float32)
+        count = len(pixels)
+        size = next(size for size in _BATCHES if size >= count)
+        padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
+        padded[:count] = pixels
+        with self._lock:  # or two threads would compile the same
+            if (output, size) not in self._compiled:
+                self._compiled[output, size] = self._compile(output, size, pixels.shape[1:3])
+        given = self._compiled[output, size](self._transform.normalized(padded))
+        return jax.tree.map(lambda array: np.asarray(array[:count], np.float32), given)
+
+    def _compile(self, output: Any, size: int, image_size: tuple[int, ...]) -> Callable[[Any], Any]:
+        start = self._weights()
+        if output == "embed":
+            arrays = {name: array for name, array in start.arrays.items() if not name.startswith("classifier.")}
+            start = replace(start, plan=with_classes(start.plan, 0), arrays=arrays)
+        model, variables = functional.build(start)
+        if output in ("logits", "embed"):
+            return fuse(model, variables, batch_size=size, image_size=(image_size[0], image_size[1]))
+        indices = output[1]
+        apply = jax.jit(lambda variables, images: model.features(variables, images, indices))
+        return lambda images: apply(variables, images)
+
+
+def _is_exported(source: str | os.PathLike) -> bool:
+    """Whether a source is a path of an exported file, by its ending; weights have others."""
+    path = Path(source)
+    return path.suffix.lower() in _EXPORTED or (path / "saved_model.pb").is_file()

@@ -1,0 +1,257 @@
+"""A classifier takes pictures of any kind, gives names, and trains, validates and writes its model."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import jeffnet
+from jeffnet.arch.imagenet import imagenet_classes
+from jeffnet.arch.zoo import model_preprocessing
+from jeffnet.backends import BACKENDS, load_backend
+from jeffnet.data.preprocess import EvalTransform, TrainTransform
+from jeffnet.errors import ConfigError, ImageError, WeightsError
+from jeffnet.ops.image import normalize
+from jeffnet.train.fine_tune import BATCH_SIZE, FINE_TUNE
+from jeffnet.train.recipe import load_recipe
+
+pytestmark = pytest.mark.users
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (40, 50, 3), np.uint8)
+CLASSES = ("cat", "<dog>", "eel")
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model):
+    model = jeffnet.create_model("tiny_flat", num_classes=3, rng=12)
+    return jeffnet.Classifier(model, name="tiny_flat", classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def expected(classifier):
+    """What the model gives for `PIXELS`, step by step."""
+    images = normalize(EvalTransform(model_preprocessing("tiny_flat"))(Image.fromarray(PIXELS))[None], *_normal())
+    return np.asarray(jax.nn.softmax(classifier.model()(images)))[0]
+
+
+def _normal():
+    preprocessing = model_preprocessing("tiny_flat")
+    return preprocessing.mean, preprocessing.std
+
+
+def _png(image):
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def test_a_picture_of_any_kind_gives_the_same_names(classifier, expected, tmp_path):
+    image, transparent = Image.fromarray(PIXELS), Image.fromarray(PIXELS).convert("RGBA")
+    path = tmp_path / "photo.png"
+    image.save(path)
+    kinds = {
+        "path": path, "text": str(path), "bytes": _png(image), "Pillow": image, "RGBA": transparent, "array": PIXELS,
+        "floats": PIXELS / 255, "JAX": jax.numpy.asarray(PIXELS), "alpha": np.asarray(transparent),
+        "integers": PIXELS.astype(np.int64),
+    }  # fmt: skip
+    for kind, picture in kinds.items():
+        answer = classifier(picture)
+        np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-4, atol=1e-6, err_msg=kind)
+        assert answer.top(2) == [
+            (CLASSES[index], pytest.approx(expected[index], rel=1e-4)) for index in np.argsort(-expected)[:2]
+        ]
+    assert transparent.mode == "RGBA" and image.size == (50, 40)  # as they were
+    several = classifier([path, PIXELS, image])
+    assert len(several) == 3 and several.probabilities.shape == (3, 3) and several[1].name == several.names[2]
+    np.testing.assert_allclose(several.probabilities, np.stack([expected] * 3), rtol=1e-4, atol=1e-6)
+    assert classifier(np.stack([PIXELS] * 5)).probabilities.shape == (5, 3)
+    assert len(classifier([])) == 0
+    grey = Image.fromarray(PIXELS[:, :, 0])
+    np.testing.assert_array_equal(classifier(PIXELS[:, :, 0]).probabilities, classifier(grey).probabilities)
+
+
+def test_more_pictures_than_a_batch_keep_their_order(classifier):
+    pictures = RNG.integers(0, 256, (21, 32, 32, 3), np.uint8)
+    alone = np.stack([classifier(picture).probabilities for picture in pictures])
+    np.testing.assert_allclose(classifier(list(pictures)).probabilities, alone, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(classifier.embed(pictures)[20], classifier.embed(pictures[20]), rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_no_picture_is_an_error(classifier, tmp_path):
+    for picture, message in (
+        (tmp_path / "none.png", "does not exist"),
+        (b"nothing", "not a picture"),
+        (np.zeros((3, 32, 32), np.uint8), r"of shape \(3, 32, 32\) is no picture: .*transpose\(1, 2, 0\)"),
+        (PIXELS.astype(np.float32), "values from 0 to 255 is no picture: .*floats from 0 to 1"),
+        (np.full((4, 4), np.nan), "no picture"),
+        (np.zeros((4, 4, 3), bool), "no picture"),
+        (7.0, "no picture"),
+        (None, "no picture"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            classifier([PIXELS, picture])
+
+
+def test_a_photograph_is_turned_upright_for_names_and_not_in_validation(classifier, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(PIXELS[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
+    turned = classifier(tmp_path / "turned.png")
+    np.testing.assert_array_equal(turned.probabilities, classifier(PIXELS).probabilities)
+    with Image.open(tmp_path / "turned.png") as opened:
+        np.testing.assert_array_equal(classifier(opened).probabilities, turned.probabilities)
+    as_stored = jeffnet.transform_for("tiny_flat")(tmp_path / "turned.png")
+    np.testing.assert_array_equal(as_stored, jeffnet.transform_for("tiny_flat")(PIXELS[::-1, ::-1]))
+
+
+def test_a_transform_gives_what_validation_sees(classifier):
+    images = jeffnet.transform_for(classifier)([PIXELS, Image.fromarray(PIXELS)])
+    assert images.shape == (2, 32, 32, 3) and images.dtype == np.float32
+    pixels = EvalTransform(model_preprocessing("tiny_flat"))(Image.fromarray(PIXELS))
+    np.testing.assert_array_equal(images, np.stack([normalize(pixels[None], *_normal())[0]] * 2))
+    for model in (classifier.card, model_preprocessing("tiny_flat"), "tiny_flat"):
+        np.testing.assert_array_equal(jeffnet.transform_for(model)(PIXELS), images[:1])
+    assert jeffnet.transform_for("tiny_flat", image_size=20)([]).shape == (0, 20, 20, 3)
+
+
+def test_a_transform_for_training_is_random_and_repeatable(tiny_model):
+    transform = jeffnet.transform_for("tiny_flat", train=True)
+    first, again = transform(PIXELS, rng=1), transform(PIXELS, rng=1)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, transform(PIXELS, rng=2)) and not np.array_equal(transform(PIXELS), again)
+    given = TrainTransform(16, scale=(1, 1), ratio=(1.25, 1.25), hflip=0.0)
+    same = jeffnet.transform_for("tiny_flat", train=given)
+    np.testing.assert_array_equal(same.pixels(PIXELS, 0)[0], given(Image.fromarray(PIXELS), np.random.default_rng(0)))
+    with pytest.raises(ConfigError, match="2 views"):
+        jeffnet.transform_for("tiny_flat", train=TrainTransform(16, splits=2))
+    with pytest.raises(ConfigError, match="exif"):
+        jeffnet.transform_for("tiny_flat", train=True, exif=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_of_any_backend_classifies(backend, classifier, expected):
+    model = classifier.model(backend)
+    given = model if isinstance(model, tuple) else (model,)
+    assert isinstance(given[0], load_backend(backend).ImageClassifier)
+    answer = jeffnet.Classifier(*given, name="tiny_flat", classes=CLASSES)(PIXELS)
+    np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ConfigError, match="does not say its name"):
+        jeffnet.Classifier(*given)
+
+
+def test_features_and_embeddings_are_the_models(classifier):
+    images = jeffnet.transform_for("tiny_flat")(PIXELS)
+    model = classifier.model()
+    np.testing.assert_allclose(classifier.embed(PIXELS), model.pre_logits(images)[0], rtol=1e-4, atol=1e-5)
+    for indices in (None, (-1,)):
+        maps = classifier.features([PIXELS, PIXELS], indices)
+        for found, wanted in zip(maps, model.features(images, indices), strict=True):
+            np.testing.assert_allclose(found[1], wanted[0], rtol=1e-4, atol=1e-5)
+    assert [each.channels for each in classifier.feature_info] == [
+        each.shape[-1] for each in classifier.features(PIXELS)
+    ]
+
+
+def test_a_classifier_is_saved_with_its_names(classifier, expected, tmp_path):
+    classifier.save(tmp_path / "a.safetensors")
+    again = jeffnet.Classifier.from_pretrained(tmp_path / "a.safetensors")
+    assert again.card == classifier.card and again.classes == CLASSES
+    assert repr(again) == "Classifier(tiny_flat, 3 classes, 32 x 32 x 3)"
+    np.testing.assert_allclose(again(PIXELS).probabilities, expected, rtol=1e-4, atol=1e-6)
+    loaded = jeffnet.Classifier(jeffnet.from_pretrained(tmp_path / "a.safetensors", backend="linen"))
+    np.testing.assert_array_equal(loaded(PIXELS).probabilities, again(PIXELS).probabilities)
+    with pytest.raises(WeightsError, match="no classifier"):
+        jeffnet.Classifier.from_pretrained(tmp_path / "a.safetensors", num_classes=0)(PIXELS)
+
+
+def test_an_exported_file_classifies_and_has_no_features(classifier, expected, tmp_path):
+    report = classifier.export(tmp_path / "a.stablehlo", check=False)
+    exported = jeffnet.Classifier.from_pretrained(report.path)
+    np.testing.assert_allclose(exported([PIXELS, PIXELS])[1].probabilities, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(WeightsError, match="exported file, which has logits only"):
+        exported.embed(PIXELS)
+    with pytest.raises(ConfigError, match="takes no options: dtype"):
+        jeffnet.Classifier.from_pretrained(report.path, dtype="bfloat16")
+
+
+def test_answers_show_themselves(classifier):
+    answer = classifier(PIXELS)
+    first, probability = answer.top(1)[0]
+    assert repr(answer).splitlines()[0] == f"{probability:6.1%}  {first}"
+    page = answer._repr_html_()
+    assert "&lt;dog&gt;" in page and "<dog>" not in page and page.count("<img") == 1
+    assert f"width:{100 * probability:.1f}%" in page
+    several = classifier([PIXELS] * 20)
+    assert several._repr_html_().count("<img") == 16 and several._repr_html_().endswith("and 4 more")
+    assert len(repr(several).splitlines()) == 17
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Red and blue pictures, of which there are few."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(24):
+        color = ("blue", "red")[number % 2]
+        path = folder / ("train", "val")[number // 16] / color / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = RNG.integers(0, 60, (32, 32, 3), np.uint8)
+        pixels[..., 0 if color == "red" else 2] += 180
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def test_fine_tuning_gives_another_classifier(classifier, pictures, tmp_path):
+    """Which has learnt the colours; the one before is as it was."""
+    before = classifier(PIXELS).probabilities
+    tuned = classifier.fine_tune(
+        pictures,
+        epochs=3,
+        batch_size=4,
+        output=tmp_path / "run",
+        progress=False,
+        optimizer={"learning_rate": 0.05},
+        model={"bn_momentum": 0.5},
+    )
+    assert tuned.classes == ("blue", "red") and tuned.card.model == "tiny_flat"
+    scores = tuned.evaluate(pictures)
+    assert scores.examples == 8 and scores.top1 > 80
+    right = [tuned(path).name == path.parent.name for path in sorted((pictures / "val").rglob("*.png"))]
+    assert 100 * np.mean(right) == scores.top1
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    np.testing.assert_array_equal(classifier(PIXELS).probabilities, before)
+    with pytest.raises(ConfigError, match="no setting colour"):
+        tuned.evaluate(pictures, colour=1)
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rat"):
+        classifier.fine_tune(pictures, optimizer={"learning_rat": 1.0})
+
+
+def test_fine_tuning_does_what_the_recipe_does():
+    recipe = load_recipe("configs/fine_tune.py")
+    kinds = {name: type(getattr(recipe, name)) for name in FINE_TUNE}
+    for name, entries in FINE_TUNE.items():
+        assert kinds[name](**entries) == getattr(recipe, name), name
+    rest = {"model", "data", "epochs", "batch_size", *FINE_TUNE}
+    plain = type(recipe)(model=recipe.model, data=recipe.data)
+    assert [each for each in vars(recipe) if each not in rest and getattr(recipe, each) != getattr(plain, each)] == []
+    assert recipe.batch_size == BATCH_SIZE
+
+
+def test_publishing_takes_the_model_and_its_card(classifier, monkeypatch):
+    given = {}
+
+    def push(repository, model, name, **options):
+        given.update(repository=repository, name=name, options=options, model=model)
+        return "address"
+
+    monkeypatch.setattr("jeffnet.publish.push_to_hub", push)
+    assert classifier.push_to_hub("me/cats", private=True) == "address"
+    assert given["name"] == classifier.card and given["options"] == {"private": True} and len(given["model"]) == 2
+
+
+def test_real_weights_name_what_is_in_photographs(photographs, lite0_weights):
+    classifier = jeffnet.Classifier.from_pretrained(lite0_weights, "tf_efficientnet_lite0")
+    answers = classifier(list(photographs))
+    assert answers.names == [imagenet_classes()[number].partition(",")[0] for number in photographs.values()]
