@@ -9,9 +9,9 @@ from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import image_size, local_path, model_name, positive
 from jeffnet.cli.parser import usage
 from jeffnet.cli.text import progress_line
-from jeffnet.errors import ConfigError, OutputError
+from jeffnet.errors import ConfigError
 from jeffnet.export.options import DTYPES, INCLUDED, LAYOUTS
-from jeffnet.export.targets import TARGETS, check_free, check_int8, check_opset_target, choose_target
+from jeffnet.export.targets import TARGETS, check_absent, check_free, check_int8, check_opset_target, choose_target
 from jeffnet.system.files import write_file
 from jeffnet.text.names import printable_lines
 
@@ -83,8 +83,8 @@ def run(options: argparse.Namespace) -> None:
         check_int8(options.int8, target, options.dtype, options.calibrate)
     check_free(path)
     card_file = Path(f"{path}.md")
-    if options.card and card_file.exists():
-        raise OutputError(f"{str(card_file)!r} exists: remove it, or give another name")
+    if options.card:
+        check_absent(card_file)
     start_devices(options)
     from jeffnet.export.export import export_model
     from jeffnet.export.snippet import described, entries, model_card, snippet

@@ -34,7 +34,9 @@ class ExportMetadata:
 
 def labels(metadata: ExportMetadata) -> list[str]:
     """Names of the classes for people, in the order of the logits, as other programs read them; each is one line."""
-    return [" ".join(title.split()) for title in class_titles(metadata.card.classes)]
+    titles = (" ".join(title.split()) for title in class_titles(metadata.card.classes))
+    # An empty line at the end would be no line for those who read them.
+    return [title or f"class {index}" for index, title in enumerate(titles)]
 
 
 def metadata_json(metadata: ExportMetadata) -> str:

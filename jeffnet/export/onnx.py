@@ -118,7 +118,12 @@ class OnnxRunner:
         return self._session.run(list(names), {self._input: np.ascontiguousarray(images, self.dtype)})
 
 
-_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(float16)": "float16"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(uint8)": "uint8",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+}
 
 
 def open_runner(path: Path, threads: int | None = None) -> OnnxRunner:
@@ -126,13 +131,17 @@ def open_runner(path: Path, threads: int | None = None) -> OnnxRunner:
 
     Raises:
       ConfigError: ONNX Runtime is not installed.
-      WeightsError: the file cannot be read, is no ONNX, has other inputs than pictures, or needs a newer ONNX Runtime.
+      WeightsError: the file cannot be read, is no ONNX, has other inputs than pictures or several outputs, or needs a
+        newer ONNX Runtime.
     """
     if not path.is_file():
         raise WeightsError(
             f"cannot read {str(path)!r}: {'it is a folder' if path.is_dir() else 'there is no such file'}"
         )
-    return _runner(str(path), str(path), threads)
+    runner = _runner(str(path), str(path), threads)
+    if len(runner.outputs) != 1:
+        raise WeightsError(f"{str(path)!r} has {len(runner.outputs)} outputs, an image classifier has one")
+    return runner
 
 
 def values(path: Path, images: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -166,7 +175,10 @@ def _runner(model: str | bytes, source: str, threads: int | None) -> OnnxRunner:
     options.log_severity_level = 3
     options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # Its fallback is the same provider, and prints.
+        session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], enable_fallback=False
+        )
     except Exception as error:  # onnxruntime's own classes, which it does not export
         raise WeightsError(f"ONNX Runtime cannot open {source!r}: {first_line(error)}") from error
     if len(session.get_inputs()) != 1:

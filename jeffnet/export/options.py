@@ -1,5 +1,6 @@
 """What an exported file is asked to be."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -40,11 +41,19 @@ class ExportOptions:
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, LAYOUTS)
         check_choice("dtype", self.dtype, DTYPES)
+        if isinstance(self.include, str):
+            raise ConfigError(f"include {self.include!r} is a text: give a tuple, such as ('softmax',)")
         for name in self.include:
             check_choice("include", name, INCLUDED)
-        for name, number in {"batch_size": self.batch_size, "image_size": min(self.image_size or (1,))}.items():
-            if number is not None and number < 1:
-                raise ConfigError(f"{name} {number} is below 1")
+        object.__setattr__(self, "include", tuple(self.include))
+        for name in ("batch_size", "opset"):
+            if (number := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _whole(name, number))
+        if self.image_size is not None:
+            sides = self.image_size if isinstance(self.image_size, (tuple, list)) else ()
+            if len(sides) != 2:
+                raise ConfigError(f"image_size {self.image_size!r}: give one side, or height and width")
+            object.__setattr__(self, "image_size", tuple(_whole("image_size", side) for side in sides))
 
 
 def export_options(options: Mapping[str, Any]) -> ExportOptions:
@@ -57,4 +66,14 @@ def export_options(options: Mapping[str, Any]) -> ExportOptions:
     for name in options:
         check_choice("option", name, names)
     size = options.get("image_size")
-    return ExportOptions(**{**options, **({"image_size": (size, size)} if isinstance(size, int) else {})})
+    return ExportOptions(**{**options, **({"image_size": (size, size)} if hasattr(size, "__index__") else {})})
+
+
+def _whole(name: str, number: Any) -> int:
+    """A number of at least 1; NumPy's, which JSON does not take, become Python's."""
+    # Python counts True as a whole number.
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise ConfigError(f"{name} {number!r} is not a whole number")
+    if number < 1:
+        raise ConfigError(f"{name} {number} is below 1")
+    return operator.index(number)

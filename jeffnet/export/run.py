@@ -6,7 +6,6 @@ model = open_exported("b0.onnx")
 scores = model(pixels)  # (N, H, W, C), 0 to 255
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,17 +16,21 @@ from typing import Any
 import numpy as np
 
 from jeffnet.arch.imagenet import known_classes
+from jeffnet.arch.preprocessing import LARGEST_IMAGE
 from jeffnet.arch.zoo import ModelLike, model_preprocessing, own_spec, resolve_name
 from jeffnet.errors import ConfigError, JeffnetError, WeightsError, first_line
 from jeffnet.export.batches import in_batches
 from jeffnet.export.metadata import BESIDE
 from jeffnet.export.targets import TARGETS, Runner, packages_of
 from jeffnet.ops.image import per_channel
+from jeffnet.system.reading import check_file, parse_json, read_text
 from jeffnet.weights.card import ModelCard
 
 # Probabilities of 0 have no logarithm.
 _LEAST_PROBABILITY = 1e-30
 _CHANNELS = (1, 3)
+# Of pictures, as `ExportedModel.prepare` makes them.
+_DTYPES = ("uint8", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,20 @@ class ExportedModel:
         """What the file gives for any number of pictures as it takes them, in batches of its size.
 
         Raises:
-          WeightsError: it fails.
+          WeightsError: it fails, gives something else than scores, or not as many as its description has classes.
         """
         try:
-            return in_batches(lambda batch: np.asarray(self.runner(batch), np.float32), images, self.batch_size)
+            outputs = in_batches(lambda batch: np.asarray(self.runner(batch)), images, self.batch_size)
         except Exception as error:
             raise WeightsError(f"{self.path!r} fails in {self.runner.runtime}: {first_line(error)}") from error
+        if outputs.dtype.kind not in "fV":  # bfloat16 is of kind V
+            raise WeightsError(f"{self.path!r} gives {outputs.dtype}, not scores: export it without what follows them")
+        if self.card.num_classes and outputs.shape[-1] != self.card.num_classes:
+            raise WeightsError(
+                f"{self.path!r} gives arrays of shape {outputs.shape[1:]} for a picture, but is described as a model "
+                f"of {self.card.num_classes} classes: export it again"
+            )
+        return outputs.astype(np.float32)
 
 
 def open_exported(path: str | os.PathLike, name: ModelLike | None = None, threads: int | None = None) -> ExportedModel:
@@ -135,6 +146,8 @@ def open_exported(path: str | os.PathLike, name: ModelLike | None = None, thread
 
 def exported_model(path: str, target: str, runner: Runner, name: ModelLike | None = None) -> ExportedModel:
     """The model of a file that is open; see `open_exported` for its arguments."""
+    if runner.dtype not in _DTYPES:
+        raise WeightsError(f"{path!r} takes pictures of {runner.dtype}: export it for float32 or uint8")
     metadata = runner.metadata
     if metadata is not None:
         if name is not None and not _is_of(metadata.card, name):
@@ -153,9 +166,14 @@ def exported_model(path: str, target: str, runner: Runner, name: ModelLike | Non
     layout, sides, channels = _pictures_of(path, runner.shape)
     preprocessing = model_preprocessing(name)
     size = tuple(side or preprocessing.image_size for side in sides)
+    if max(size) > LARGEST_IMAGE:
+        raise WeightsError(f"{path!r} takes pictures of {size[0]}x{size[1]}: none have over {LARGEST_IMAGE:,} a side")
     card = ModelCard(resolve_name(name), 0, channels, preprocessing, spec=own_spec(name))
     model = ExportedModel(path, target, runner, card, (size[0], size[1]), layout, runner.shape[0], None)
-    (classes,) = model(np.zeros((1, *size, channels), np.uint8)).shape[1:] or (0,)
+    shape = model(np.zeros((1, *size, channels), np.uint8)).shape[1:]
+    if len(shape) != 1:
+        raise WeightsError(f"{path!r} gives arrays of shape {shape} for a picture, not a score for each class")
+    (classes,) = shape
     card = ModelCard(card.model, classes, channels, preprocessing, known_classes(classes), spec=card.spec)
     return ExportedModel(path, target, runner, card, model.image_size, layout, model.batch_size, None)
 
@@ -177,6 +195,7 @@ def find_target(path: str) -> str:
             return "savedmodel"
         raise WeightsError(f"{path!r} is a folder without a saved_model.pb: give an exported file, or a SavedModel")
     try:
+        check_file(place, None)  # opening a pipe would wait for its writer
         with open(place, "rb") as file:
             start = file.read(16)
     except OSError as error:
@@ -201,7 +220,7 @@ _STARTS: dict[str, Callable[[bytes], bool]] = {
 def _is_stablehlo(path: Path) -> bool:
     """Whether a description of a StableHLO file lies beside it."""
     try:
-        return json.loads(path.with_name(path.name + BESIDE).read_text(encoding="utf-8"))["target"] == "stablehlo"
+        return parse_json(read_text(path.with_name(path.name + BESIDE)))["target"] == "stablehlo"
     except (OSError, ValueError, KeyError, TypeError):
         return path.suffix.lower() in TARGETS["stablehlo"].endings
 

@@ -1,6 +1,7 @@
 """The formats of exported files."""
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,11 +117,23 @@ def choose_target(path: Path, to: str | None = None) -> str:
 
 def check_free(path: Path) -> None:
     """Raises OutputError where a file cannot be written, or would overwrite one."""
+    if not path.name:
+        raise OutputError(f"cannot write {str(path)!r}: give the name of a file")
     for place in (path, path.with_name(path.name + BESIDE)):
-        if place.exists():
-            raise OutputError(f"{str(place)!r} exists: remove it, or give another name")
+        check_absent(place)
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {str(path)!r}: its folder does not exist, make it")
+
+
+def check_absent(path: Path) -> None:
+    """Raises OutputError where there is a file, a folder or a link of this name, or none can be."""
+    try:
+        os.lstat(path)  # also a link that leads nowhere would be replaced
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # too long, in a folder of others, or with a null character
+        raise OutputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    raise OutputError(f"{str(path)!r} exists: remove it, or give another name")
 
 
 def check_opset_target(target: str, opset: int | None) -> None:

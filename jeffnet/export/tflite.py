@@ -25,6 +25,8 @@ from jeffnet.system.files import write_file
 from jeffnet.system.reading import read_file
 
 _log = logging.getLogger("jeffnet")
+# Of inputs that are quantised. Their range is that of normalised pictures, a few units, or that of pixels, 255.
+_INTEGERS, _PIXEL_RANGE = ("int8", "uint8"), 100
 
 
 def write(path: Path, network: ExportNetwork, metadata: ExportMetadata) -> None:
@@ -98,6 +100,10 @@ class _Runner:
             raise WeightsError(f"LiteRT cannot run {self._source!r}: {first_line(error)}") from error
         self.shape = tuple(int(size) for size in self._input["shape"])
         self.dtype = np.dtype(self._input["dtype"]).name
+        scale, self._zero = self._input["quantization"]
+        self._scale = float(scale)
+        if self._scale and self.dtype in _INTEGERS:  # they stand for normalised pictures, or for pixels
+            self.dtype = "float32" if self._scale * 255 < _PIXEL_RANGE else "uint8"
 
     def __call__(self, images: Any) -> np.ndarray:
         images = np.asarray(images)
@@ -105,13 +111,21 @@ class _Runner:
         return in_batches(self._run, images.astype(self.dtype), self.shape[0])
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
-        self._interpreter.set_tensor(self._input["index"], batch)
+        self._interpreter.set_tensor(self._input["index"], self._as_input(batch))
         self._interpreter.invoke()
         outputs = self._interpreter.get_tensor(self._output["index"])
         if np.issubdtype(outputs.dtype, np.floating):
             return outputs
         scale, zero = self._output["quantization"]
         return (outputs.astype(np.float32) - zero) * np.float32(scale)
+
+    def _as_input(self, batch: np.ndarray) -> np.ndarray:
+        """Pictures as the integers that stand for them, where the file takes such."""
+        dtype = np.dtype(self._input["dtype"])
+        if not self._scale or dtype.name not in _INTEGERS:
+            return batch
+        steps, limits = np.rint(batch.astype(np.float32) / self._scale) + self._zero, np.iinfo(dtype)
+        return np.clip(steps, limits.min, limits.max).astype(dtype)
 
     def values(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The values of points for one picture after another."""

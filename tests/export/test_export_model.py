@@ -1,5 +1,6 @@
 """Exporting in Python, by a format that only the tests have."""
 
+import dataclasses
 import errno
 import sys
 
@@ -128,6 +129,17 @@ def test_paths_that_cannot_be_written(fake, tiny, tmp_path):
     }.items():
         with pytest.raises(OutputError, match=match):
             export_model(tmp_path / name, model, card)
+    (tmp_path / "link.fake").symlink_to(tmp_path / "nowhere.fake")
+    for name, match in {
+        "link.fake": "exists: remove it",
+        f"{'x' * 300}.fake": "File name too long",
+        f"{'x' * 248}.fake": r"\.json': File name too long",  # the file itself would do, that beside it not
+        "a\0b.fake": "null",
+    }.items():
+        with pytest.raises(OutputError, match=match):
+            export_model(tmp_path / name, model, card)
+    with pytest.raises(OutputError, match="give the name of a file"):
+        export_model("", model, card, to="savedmodel")
     for name, to, match in (
         ("a.txt", None, r"give a name such as \*.onnx \(onnx\)"),
         ("a.tflite", "onnx", "as onnx: give a name that ends in .onnx"),
@@ -147,6 +159,13 @@ def test_options_that_cannot_be(fake, tiny, tmp_path):
         ({"batch_size": 0}, "batch_size 0 is below 1"),
         ({"image_size": 0}, "image_size 0 is below 1"),
         ({"include": ("sigmoid",)}, "include 'sigmoid' is not one of"),
+        ({"include": "softmax"}, "include 'softmax' is a text: give a tuple"),
+        ({"batch_size": 2.0}, "batch_size 2.0 is not a whole number"),
+        ({"batch_size": True}, "batch_size True is not a whole number"),
+        ({"image_size": (32.0, 32)}, "image_size 32.0 is not a whole number"),
+        ({"image_size": (32, 32, 3)}, r"image_size \(32, 32, 3\): give one side, or height and width"),
+        ({"image_size": "32"}, "image_size '32': give one side"),
+        ({"opset": "18"}, "opset '18' is not a whole number"),
     ):
         with pytest.raises(ConfigError, match=match):
             export_model(tmp_path / "a.fake", model, card, **options)
@@ -207,6 +226,31 @@ def test_features_are_exported_too(fake, tiny_model, tmp_path):
     assert report.comparison.agreement is None and report.comparison.difference < 1e-5
     assert open_exported(tmp_path / "a.fake")(_pixels()).shape == (3, 16)
     assert model_preprocessing("tiny_flat") == report.metadata.card.preprocessing
+
+
+def test_features_have_no_probabilities(fake, tiny_model, tmp_path):
+    from jeffnet.functional import create_model
+
+    model = create_model("tiny_flat", num_classes=0)
+    with pytest.raises(ConfigError, match="tiny_flat gives features, which have no probabilities: leave out softmax"):
+        export_model(tmp_path / "a.fake", model, "tiny_flat", include=("softmax",))
+
+
+def test_numbers_of_numpy_are_numbers(fake, tiny, tmp_path):
+    model, card = tiny
+    options = {"batch_size": np.int64(2), "image_size": np.int32(16)}
+    report = export_model(tmp_path / "a.fake", model, card, check=False, **options)
+    assert (report.metadata.options.batch_size, report.metadata.options.image_size) == (2, (16, 16))
+
+
+def test_every_class_has_a_line_of_labels(fake, tiny, tmp_path):
+    """Names may have line breaks, or be nothing but spaces."""
+    from jeffnet.export.metadata import labels
+
+    model, card = tiny
+    card = dataclasses.replace(card, classes=("a\u2028b\nc", "d, e", " "))
+    metadata = export_model(tmp_path / "a.fake", model, card, check=False).metadata
+    assert "\n".join(labels(metadata)).splitlines() == ["a b c", "d, e", "class 2"]
 
 
 def test_labels_need_names(fake, tiny_model, tmp_path):

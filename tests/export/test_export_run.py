@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 
 from jeffnet.errors import WeightsError
 from jeffnet.export import export_model, open_exported
-from jeffnet.export.run import find_target
+from jeffnet.export.run import exported_model, find_target
 
 
 @pytest.fixture
@@ -51,6 +52,65 @@ def test_what_is_no_exported_file(tmp_path):
     }.items():
         with pytest.raises(WeightsError, match=match):
             open_exported(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_nothing_waits_for_a_pipe(tmp_path):
+    """As the file, and as what lies beside it; descriptions that are nested without end are none."""
+    os.mkfifo(tmp_path / "a.onnx")
+    (tmp_path / "b.bin").write_bytes(b"x")
+    os.mkfifo(tmp_path / "b.bin.json")
+    (tmp_path / "c.bin").write_bytes(b"x")
+    (tmp_path / "c.bin.json").write_text("[" * 100_000)
+    for name, match in {
+        "a.onnx": "cannot be read: it is a pipe",
+        "b.bin": "is no exported model",
+        "c.bin": "is no exported model",
+        "d\0.onnx": "cannot be read: its name has a null character",
+    }.items():
+        with pytest.raises(WeightsError, match=match):
+            open_exported(tmp_path / name)
+
+
+class _Foreign:
+    """A file of another program, that gives the same whatever it is given."""
+
+    metadata, runtime = None, "foreign 1.0"
+
+    def __init__(self, outputs, dtype="float32", sides=(8, 8)):
+        self.outputs, self.dtype, self.shape = outputs, dtype, (None, *sides, 3)
+
+    def __call__(self, images):
+        return np.repeat(self.outputs, len(images), axis=0)
+
+
+@pytest.mark.parametrize(
+    ("runner", "match"),
+    [
+        (_Foreign(np.zeros((1, 3)), "int8"), "takes pictures of int8: export it for float32 or uint8"),
+        (_Foreign(np.zeros((1, 3)), "tensor(bfloat16)"), r"takes pictures of tensor\(bfloat16\)"),
+        (_Foreign(np.zeros((1, 3, 1, 1))), r"gives arrays of shape \(3, 1, 1\) for a picture, not a score"),
+        (_Foreign(np.zeros(1)), r"gives arrays of shape \(\) for a picture, not a score"),
+        (_Foreign(np.zeros((1, 1), np.int64)), "gives int64, not scores"),
+        (_Foreign(np.zeros((1, 3)), sides=(100_000, 8)), "100000x8: none have over 32,768 a side"),
+    ],
+)
+def test_files_of_other_programs_that_are_no_classifiers(runner, match):
+    with pytest.raises(WeightsError, match=match):
+        exported_model("a.onnx", "onnx", runner, "efficientnet_b0")
+
+
+def test_a_description_of_another_network_is_noticed(fake, exported):
+    """Before classes are read off the wrong scores."""
+    text = exported.read_text()
+    classes = text.replace('["cat", "dog", "owl"]', '["cat", "dog"]').replace('"num_classes": 3', '"num_classes": 2')
+    exported.write_text(classes)
+    with pytest.raises(WeightsError, match=r"gives arrays of shape \(3,\) for a picture, but is described as .* 2 cl"):
+        open_exported(exported)(np.zeros((1, 32, 32, 3), np.uint8))
+    for size in ("[32]", "[32, 32, 3]", '["32", "32"]', "[32.5, 32]", "null"):
+        exported.write_text(text.replace('"image_size": [32, 32]', f'"image_size": {size}'))
+        with pytest.raises(WeightsError, match="malformed description of its model"):
+            open_exported(exported)
 
 
 def test_damaged_files_are_errors_of_one_line(fake, exported):

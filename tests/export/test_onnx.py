@@ -299,6 +299,12 @@ def test_another_programs_file_runs(tmp_path):
     assert runner.metadata is None and runner.shape == (None, 3, 4, 4) and runner.dtype == "float32"
     assert runner.runtime == f"ONNX Runtime {onnxruntime.__version__}"
     assert runner(-np.ones((2, 3, 4, 4))).max() == 0
+    # Which of several outputs has the scores is not known.
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 3, 4, 4]))
+    model.graph.node.append(helper.make_node("Relu", ["y"], ["z"]))
+    onnx.save(model, tmp_path / "b.onnx")
+    with pytest.raises(WeightsError, match=r"b\.onnx' has 2 outputs, an image classifier has one"):
+        target.open_runner(tmp_path / "b.onnx")
 
 
 def test_pictures_that_a_file_does_not_take(tiny_model, tmp_path):

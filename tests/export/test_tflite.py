@@ -132,6 +132,39 @@ def test_the_way_through_tensorflow(options, network_of, metadata_of, expected_o
     np.testing.assert_allclose(found_logits, expected_of(network, images), rtol=tolerance, atol=tolerance)
 
 
+@needs_litert
+@pytest.mark.parametrize(("dtype", "scale", "zero"), [("int8", 0.02, 3), ("uint8", 0.02, 128), ("int8", 1.0, -128)])
+def test_integers_of_other_programs_stand_for_pictures(dtype, scale, zero, written, pictures_of, tmp_path):
+    """For normalised ones, which are rounded to them, or for pixels; as numbers they would be something else."""
+    path, network = written("tiny_flat")
+    model, tables = tflite_file.unpack(path.read_bytes(), "a"), tflite_file.schema()
+    (graph,) = model.subgraphs
+    given, code, operator = tables.TensorT(), tables.OperatorCodeT(), tables.OperatorT()
+    given.name, given.shape, given.type = "integers", [1, 32, 32, 3], getattr(tables.TensorType, dtype.upper())
+    given.quantization = tables.QuantizationParametersT()
+    given.quantization.scale, given.quantization.zeroPoint = np.float32([scale]), np.array([zero])
+    model.buffers.append(tables.BufferT())
+    given.buffer = len(model.buffers) - 1
+    code.builtinCode = code.deprecatedBuiltinCode = tables.BuiltinOperator.DEQUANTIZE
+    code.version = 2
+    model.operatorCodes.append(code)
+    graph.tensors.append(given)
+    operator.opcodeIndex, operator.inputs = len(model.operatorCodes) - 1, [len(graph.tensors) - 1]
+    operator.outputs, graph.inputs = list(graph.inputs), [len(graph.tensors) - 1]
+    graph.operators, model.metadata, model.signatureDefs = [operator, *graph.operators], None, None
+    (tmp_path / "a.tflite").write_bytes(tflite_file.pack(model))
+    runner = tflite.open_runner(tmp_path / "a.tflite")
+    like = tflite.open_runner(path)
+    if scale == 1:
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+        assert runner.dtype == "uint8"
+        np.testing.assert_allclose(runner(pixels), like(pixels.astype(np.float32)), rtol=1e-5)
+        return
+    images = np.clip(pictures_of(network, 2), -2, 2)
+    assert runner.dtype == "float32"
+    np.testing.assert_allclose(runner(images), like(images), atol=scale * np.abs(like(images)).max())
+
+
 def test_without_a_converter(network_of, monkeypatch):
     monkeypatch.setattr(tflite_convert.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="writing TFLite needs litert-converter: pip install ai-edge-litert"):
