@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jeffnet.arch.imagenet import class_titles
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.data.preprocess import EvalTransform
@@ -150,3 +151,19 @@ def test_loaders_give_the_same_pictures(loader: str, folder: Any, answers: Answe
         assert steps.max() < 6 and steps.mean() < 0.25
     else:
         assert steps.max() == 0
+
+
+def test_the_page_on_exporting_names_a_photograph(
+    photographs: dict[Path, str], lite0_weights: Path, tmp_path, monkeypatch, capsys
+):
+    """The code of docs/export.md as it stands there."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    page = Path(__file__).parents[1].joinpath("docs", "export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python notest\n(.*?)```", page, re.DOTALL)
+    path, name = next((path, name) for path, name in photographs.items() if path.suffix == ".jpg")
+    shutil.copy(path, tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JEFFNET_OFFLINE", "1")
+    exec(compile(code, "docs/export.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == class_titles([name])[0]
