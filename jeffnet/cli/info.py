@@ -14,6 +14,7 @@ from jeffnet.cli.list_ import WEIGHTS, describe
 from jeffnet.cli.model import add_size_option, positive, whole
 from jeffnet.cli.text import table
 from jeffnet.errors import UnknownModelError, UsageError
+from jeffnet.export.targets import TARGETS
 from jeffnet.text.names import listed, printable
 
 
@@ -24,13 +25,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="show a model's layers, cost, preprocessing and weights, a weights file, or the environment",
         description="Show a model's layers, parameters, multiply-accumulates, feature maps, preprocessing and all "
-        "published weights of its architecture; or read "
-        "a weights file, verify its checksums and show its model; or, with --env, show devices, versions and memory, "
-        "and test them for about a second.",
+        "published weights of its architecture; or read a weights file, verify its checksums and show its model; or "
+        "open an exported file; or, with --env, show devices, versions and memory, and test them for about a second.",
         usage="jeffnet info (MODEL | FILE | --env) [options]",
     )
     text = "a model's name, with or without the tag of its weights; or weights: a path (./NAME if a model has it), "
-    text += "hf:owner/name or a URL"
+    text += "hf:owner/name or a URL; or an exported file"
     parser.add_argument("model", metavar="MODEL", nargs="?", help=text)
     parser.add_argument("--env", action="store_true", help="show and test the environment; status 1 if the test fails")
     parser.add_argument("--num-classes", type=whole, metavar="N", help="width of the logits (default: the model's)")
@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> None:
         _show_environment(options)
     elif options.device or options.num_devices:
         raise UsageError("--device and --num-devices belong to --env: showing a model needs no device")
+    elif options.model is not None and _is_exported(options.model):
+        _show_exported(options)
     elif options.model is not None and _is_weights(options.model):
         _show_weights(options)
     elif options.model is not None:
@@ -98,6 +100,40 @@ def _environment_facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "C++ kernels", "built" if kernels["built"] else f"not built: {kernels['reason']}"
     yield "convolutions", machine["convolutions"]
     yield "self test", f"passed in {test['seconds']} s" if test["passed"] else "failed"
+
+
+def _is_exported(name: str) -> bool:
+    if os.path.isdir(name):
+        from jeffnet.export.savedmodel import DESCRIPTION
+
+        return os.path.exists(os.path.join(name, DESCRIPTION))
+    endings = {ending for target in TARGETS.values() for ending in target.endings if ending}
+    return os.path.splitext(name)[1].lower() in endings and os.path.exists(name)
+
+
+def _show_exported(options: argparse.Namespace) -> None:
+    """Open an exported file in its runtime, and print what it says of itself."""
+    from jeffnet.export.metadata import metadata_json
+    from jeffnet.export.run import open_exported
+    from jeffnet.export.snippet import takes_and_gives
+
+    exported = open_exported(options.model)
+    metadata, card = exported.runner.metadata, exported.card
+    assert metadata is not None  # without one, the file is not opened unless a name is given
+    if options.json:
+        entries = json.loads(metadata_json(metadata))
+        print(json.dumps({"path": options.model, "runtime": exported.runner.runtime, **entries}, indent=1))
+        return
+    facts = {
+        "file": f"{options.model} ({exported.target}, in {exported.runner.runtime})",
+        "model": card.model,
+        "images": takes_and_gives(metadata),
+        "classes": f"{card.num_classes}" + (f": {listed(card.classes)}" if card.classes else ""),
+        "preprocessing": _preprocessing_text(vars(card.preprocessing)),
+        "written by": f"jeffnet {metadata.jeffnet}",
+    }
+    for label, text in facts.items():
+        print(f"{label:<14}{printable(text)}")
 
 
 def _is_weights(name: str) -> bool:

@@ -102,9 +102,8 @@ def entries(report: ExportReport) -> dict[str, Any]:
     }
 
 
-def described(report: ExportReport) -> str:
-    """What was exported, in lines."""
-    metadata, comparison = report.metadata, report.comparison
+def takes_and_gives(metadata: ExportMetadata) -> str:
+    """What a file takes and gives, in one line."""
     options, (height, width) = metadata.options, metadata.options.image_size or (0, 0)
     number = {None: "any number of pictures", 1: "1 picture"}.get(
         options.batch_size, f"{options.batch_size} pictures at a time"
@@ -114,10 +113,18 @@ def described(report: ExportReport) -> str:
         "features" if not metadata.card.num_classes else "probabilities" if "softmax" in options.include else "logits"
     )
     quantized = f", {metadata.quantization}" if metadata.quantization else ""
+    return (
+        f"takes {number} of {height}x{width}, {pixels}, {options.layout.upper()}; gives {gives}; "
+        f"{options.dtype}{quantized}"
+    )
+
+
+def described(report: ExportReport) -> str:
+    """What was exported, in lines."""
+    metadata, comparison = report.metadata, report.comparison
     lines = [
         f"{metadata.card.model} in {report.path} ({metadata.target}, {report.bytes / 1e6:.1f} MB)",
-        f"takes {number} of {height}x{width}, {pixels}, {options.layout.upper()}; gives {gives}; "
-        f"{options.dtype}{quantized}",
+        takes_and_gives(metadata),
     ]
     if comparison is None:
         return "\n".join([*lines, "not checked"])

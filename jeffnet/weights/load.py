@@ -46,6 +46,8 @@ Source = str | os.PathLike | Literal[True]
 # The name of a model's weights in a folder, for jeffnet and the hub.
 MODEL_FILE = WEIGHTS_FILES[0]
 
+# Endings of files that `jeffnet export` and other programs write.
+_EXPORTED = (".onnx", ".tflite", ".stablehlo")
 _log = logging.getLogger("jeffnet")
 
 
@@ -137,6 +139,11 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file{_near(path)}") from error
     if format:
         return format.read(path)
+    if path.suffix.lower() in _EXPORTED:
+        raise WeightsError(
+            f"weights {str(path)!r}: is a file for a runtime, whose arrays are not the model's any more: give the "
+            "weights that it was exported from, or run it (--model-file)"
+        )
     if path.is_dir():
         if file := next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None):
             return read_weights(file)

@@ -58,6 +58,23 @@ def test_export_says_what_it_wrote(fake, capsys, weights, pictures, tmp_path):
     assert lines[2].endswith(", same first class for 100.0%")
 
 
+def test_info_shows_what_a_file_says_of_itself(fake, capsys, weights, tmp_path):
+    file = tmp_path / "a.fake"
+    run(capsys, "export", weights, "--output", file, "--include", "softmax", "--no-check")
+    status, out, _ = run(capsys, "info", file)
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (status, facts["model"], facts["classes"]) == (0, "tiny_flat", "3: cat, dog, owl")
+    assert "normalised float32, NHWC; gives probabilities" in facts["images"] and "fake 1.0" in facts["file"]
+    _, out, _ = run(capsys, "info", file, "--json")
+    entries = json.loads(out)
+    assert (entries["target"], entries["options"]["include"]) == ("fake", ["softmax"])
+
+
+def test_an_exported_file_is_not_taken_for_weights(capsys, tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"\x08\x0a" * 100)
+    assert "is a file for a runtime" in fails(capsys, "export", tmp_path / "a.onnx", "--output", tmp_path / "b.onnx")
+
+
 def test_export_takes_options(fake, capsys, weights, tmp_path):
     options = ("--batch-size", 2, "--image-size", "32x40", "--layout", "nchw", "--include", "preprocessing,softmax")
     arguments = ("export", weights, "--to", "fake", "--output", tmp_path / "a.fake", *options, "--no-check", "--json")
