@@ -49,8 +49,11 @@ def _add_file_options(group: Any) -> None:
     text = "side of the pictures, or HEIGHTxWIDTH (default: the model's)"
     group.add_argument("--image-size", "--img-size", type=image_size, metavar="PIXELS", help=text)
     group.add_argument("--layout", choices=LAYOUTS, default="nhwc", help="of the pictures (default: %(default)s)")
-    group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
-    text = f"what the file does besides, of {', '.join(INCLUDED)}: takes uint8 pixels; gives probabilities"
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic (default: %(default)s)"
+    )
+    text = "what else is in the file, with commas between: preprocessing (it takes uint8 pixels and normalises them), "
+    text += "softmax (it gives probabilities)"
     group.add_argument("--include", type=_words, default=(), metavar="STEP,...", help=text)
     text = "store the names of the classes for people, which the printed program then shows"
     group.add_argument("--embed-labels", action="store_true", help=text)
