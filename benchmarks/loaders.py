@@ -38,7 +38,7 @@ Options = argparse.Namespace
 
 
 def grain_evaluation(folder: Path, options: Options, workers: int = 0) -> Iterator[Any]:
-    from jeffnet.data.loader import eval_loader
+    from jeffnet.data.loaders import eval_loader
 
     source = ImageFolder(folder, SPLIT)
     return iter(eval_loader(source, _transform(options), options.batch_size, options.workers, workers))
@@ -49,7 +49,7 @@ def grain_evaluation_processes(folder: Path, options: Options) -> Iterator[Any]:
 
 
 def grain_training(folder: Path, options: Options, workers: int = 0) -> Iterator[Any]:
-    from jeffnet.data.loader import train_loader
+    from jeffnet.data.loaders import train_loader
 
     source = ImageFolder(folder, SPLIT)
     transform = TrainTransform(options.image_size, interpolation="bicubic")
@@ -259,7 +259,7 @@ def resident_bytes() -> int:
 
 def memory(options: Options) -> list[tuple[int, float]]:
     """Resident MiB after so many pictures, read by Grain's threads, the data set over and over."""
-    from jeffnet.data.loader import eval_loader
+    from jeffnet.data.loaders import eval_loader
 
     source = ImageFolder(options.pictures, options.split)
     loader = eval_loader(source, _transform(options), options.batch_size, options.workers)

@@ -21,7 +21,7 @@ API = [
     *(f"jeffnet.{name}" for name in BACKENDS),
     *("jeffnet.backends", "jeffnet.checkpoints", "jeffnet.publish", "jeffnet.inference.fused", "jeffnet.weights.load"),
     *("jeffnet.train.loop", "jeffnet.train.seeds", "jeffnet.train.recipe"),
-    *("jeffnet.models", "jeffnet.inference.pictures", "jeffnet.train.fine_tune"),
+    *("jeffnet.models", "jeffnet.inference.pictures", "jeffnet.train.fine_tune", "jeffnet.data.own_loop"),
 ]
 # In the order in which they run: one writes what the next reads.
 EXAMPLES = {
@@ -29,6 +29,7 @@ EXAMPLES = {
     "jeffnet.arch.zoo": ("register_model",),
     **{f"jeffnet.{name}": ("create_model", "from_pretrained") for name in BACKENDS},
     "jeffnet.models": ("create_model", "from_pretrained"),
+    "jeffnet.data.own_loop": ("loader",),
     "jeffnet.backends": ("convert",),
     "jeffnet.checkpoints": ("save_checkpoint",),
     "jeffnet.inference.fused": ("fuse", "load_fused"),

@@ -128,7 +128,7 @@ def test_loaders_give_the_same_pictures(loader: str, folder: Any, answers: Answe
     """Bit for bit; TensorFlow's but for rounding."""
     transform, count = EvalTransform(model_preprocessing(NAME)), len(photographs)
     if loader == "grain":
-        from jeffnet.data.loader import eval_loader
+        from jeffnet.data.loaders import eval_loader
 
         batches = eval_loader(folder, transform, count, threads=0)
     elif loader == "pytorch":

@@ -59,6 +59,6 @@ def open_pipeline(
         from jeffnet.data.pytorch import eval_loader
 
         return eval_loader(source, transform, batch_size, workers=workers, shard=shard, on_bad_image=on_bad_image)
-    from jeffnet.data.loader import eval_loader
+    from jeffnet.data.loaders import eval_loader
 
     return eval_loader(source, transform, batch_size, workers=workers or 0, shard=shard, on_bad_image=on_bad_image)

@@ -1,7 +1,7 @@
 """Pictures through PyTorch's DataLoader, for evaluation; needs the extra `torch`.
 
 Worker processes decode and transform, and hand whole chunks of a batch over in shared memory. The pixels are those of
-timm's pipeline before normalisation, and of `jeffnet.data.loader`. What worker processes import stays clear of JAX.
+timm's pipeline before normalisation, and of `jeffnet.data.loaders`. What worker processes import stays clear of JAX.
 """
 
 import math
@@ -52,7 +52,7 @@ def eval_loader(
     shard: Shard = WHOLE,
     on_bad_image: OnBadImage = "error",
 ) -> "PyTorchEvalLoader":
-    """Batches for evaluation, as of `jeffnet.data.loader.eval_loader`.
+    """Batches for evaluation, as of `jeffnet.data.loaders.eval_loader`.
 
     Worker processes start afresh, without the caller's memory: they receive the data set by pickle, and import the
     caller's main module, which must be guarded by `if __name__ == "__main__"`.

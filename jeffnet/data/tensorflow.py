@@ -38,7 +38,7 @@ def eval_loader(
     num_examples: int | None = None,
     resize: str = "legacy",
 ) -> "TensorFlowEvalLoader":
-    """Batches for evaluation, as of `jeffnet.data.loader.eval_loader`, with these differences.
+    """Batches for evaluation, as of `jeffnet.data.loaders.eval_loader`, with these differences.
 
     Files may be JPEG, PNG, GIF (its first frame), BMP or WebP. Of a JPEG only what the crop needs is decoded, so that
     damage below it goes unnoticed.

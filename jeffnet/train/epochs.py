@@ -11,7 +11,7 @@ import jax
 
 from jeffnet.arch.quantization import quantization_entries
 from jeffnet.arch.spec import spec_attributes
-from jeffnet.data.loader import LoaderState, TrainLoader
+from jeffnet.data.loaders import LoaderState, TrainLoader
 from jeffnet.parallel.distributed import compile_together, is_primary
 from jeffnet.train.interrupt import InterruptedRunError, Requests
 from jeffnet.train.phases import Phase

@@ -14,7 +14,7 @@ from jax import Array
 from safetensors.numpy import load_file
 
 from jeffnet.arch.summary import array_specs
-from jeffnet.data.loader import LoaderState
+from jeffnet.data.loaders import LoaderState
 from jeffnet.errors import ImageError
 from jeffnet.ops.average import average_arrays
 from jeffnet.parallel.distributed import is_primary, wait_for_all

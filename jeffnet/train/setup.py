@@ -13,7 +13,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.quantization import Quantization
 from jeffnet.arch.zoo import model_preprocessing, own_spec, resolve_name
 from jeffnet.data.batches import EvalLoader, Shard
-from jeffnet.data.loader import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
+from jeffnet.data.loaders import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Source

@@ -191,7 +191,7 @@ PROGRAM = textwrap.dedent("""
     from PIL import Image
     from jeffnet.arch.preprocessing import Preprocessing
     from jeffnet.data.batches import Shard
-    from jeffnet.data.loader import eval_loader
+    from jeffnet.data.loaders import eval_loader
     from jeffnet.data.preprocess import EvalTransform
     from jeffnet.data.sources import Example
     from jeffnet.errors import ImageError

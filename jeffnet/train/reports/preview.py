@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jeffnet.data.augment.sheet import draw_sheet
-from jeffnet.data.loader import Examples, steps_per_epoch
+from jeffnet.data.loaders import Examples, steps_per_epoch
 from jeffnet.data.open import open_source
 from jeffnet.errors import DatasetError
 from jeffnet.text.names import printable

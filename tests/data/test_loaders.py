@@ -16,7 +16,7 @@ from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.batches import Shard
-from jeffnet.data.loader import GrainEvalLoader, TrainBatch, TrainLoader, eval_loader, steps_per_epoch, train_loader
+from jeffnet.data.loaders import GrainEvalLoader, TrainBatch, TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import Example, ImageFolder
 from jeffnet.errors import ConfigError, DatasetError, ImageError
@@ -432,7 +432,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("module", ["jeffnet.data.loader", "jeffnet.data.pytorch"])
+@pytest.mark.parametrize("module", ["jeffnet.data.loaders", "jeffnet.data.pytorch"])
 def test_worker_processes_end_with_a_caller_that_is_killed(module: str, folder: ImageFolder, tmp_path: Path):
     if module == "jeffnet.data.pytorch":
         pytest.importorskip("torch")

@@ -52,9 +52,22 @@ class TrainLoader:
     """Endless iterator over shuffled, augmented batches; made by `train_loader`.
 
     Not to be called from several threads at once, and at an end once it raised an error.
+
+    Attributes:
+      classes: name of every label.
+      num_examples: of the data set.
+      steps_per_epoch: how many batches are one epoch: the nearest whole number.
     """
 
-    def __init__(self, batches_from: Callable[[int], grain.DatasetIterator], step: int, seed: int, length: int) -> None:
+    def __init__(
+        self,
+        batches_from: Callable[[int], grain.DatasetIterator],
+        step: int,
+        seed: int,
+        length: int,
+        classes: tuple[str, ...],
+    ) -> None:
+        self.classes, self.num_examples, self.steps_per_epoch = classes, length, _nearest(length, step)
         self._batches_from = batches_from  # from a position on
         self._step = step  # of the position, for a batch
         self._seed, self._length = seed, length
@@ -197,7 +210,7 @@ def train_loader(
         rows = grain.MapDataset.range(sys.maxsize // whole * chunks).map(load)
         return iter(_assemble(rows, chunks, threads, workers))
 
-    return TrainLoader(batches_from, whole, seed, len(source))
+    return TrainLoader(batches_from, whole, seed, len(source), source.classes)
 
 
 def eval_loader(
@@ -253,7 +266,11 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     """
     check_options(batch_size)
     _check_fits(source, batch_size)
-    return (2 * len(source) + batch_size) // (2 * batch_size)
+    return _nearest(len(source), batch_size)
+
+
+def _nearest(examples: int, batch_size: int) -> int:
+    return (2 * examples + batch_size) // (2 * batch_size)
 
 
 def _check_fits(source: Source, batch_size: int) -> None:
