@@ -19,6 +19,9 @@ from jeffnet.ops.conv import use_lowering
 from jeffnet.ops.image import normalize
 from jeffnet.weights.start import Start
 
+# Of the largest output: below it rounding is all that the pictures' outputs differ by.
+_LEAST_SPREAD = 1e-3
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -26,21 +29,23 @@ class Limits:
 
     Attributes:
       difference: most of `Comparison.difference`.
+      of_spread: most of `Comparison.of_spread`.
       cosine: least of `Comparison.cosine`.
       agreement: least of `Comparison.agreement`, on a user's pictures. Of synthetic ones no class may be clear.
     """
 
     difference: float
+    of_spread: float
     cosine: float
     agreement: float
 
 
 # In ONNX Runtime B0, MobileNetV3-L, MixNet-S and Lite0 differ by up to 6e-6 in float32, and 5e-3 in float16.
 LIMITS = {
-    "float32": Limits(difference=1e-3, cosine=0.99999, agreement=0.99),
-    "float16": Limits(difference=5e-2, cosine=0.999, agreement=0.95),
+    "float32": Limits(difference=1e-3, of_spread=1e-2, cosine=0.99999, agreement=0.99),
+    "float16": Limits(difference=5e-2, of_spread=0.3, cosine=0.999, agreement=0.95),
     # Rounding errors of 8 bits are not small; a graph that is wrong is far beyond these.
-    "int8": Limits(difference=1.0, cosine=0.9, agreement=0.7),
+    "int8": Limits(difference=1.0, of_spread=float("inf"), cosine=0.9, agreement=0.7),
 }
 
 
@@ -53,12 +58,15 @@ class Comparison:
       difference: the largest, as a share of the model's largest output.
       cosine: between the outputs of both for a picture, the least.
       agreement: share of pictures with the same first class; None without classes.
+      of_spread: the largest difference as a share of how far the model's outputs are from their mean over the pictures:
+        whatever a file computes, large outputs that hardly depend on the picture hide it. None for one picture.
     """
 
     pictures: int
     difference: float
     cosine: float
     agreement: float | None
+    of_spread: float | None
 
     @classmethod
     def of(cls, outputs: np.ndarray, expected: np.ndarray, has_classes: bool = True) -> "Comparison":
@@ -69,17 +77,19 @@ class Comparison:
         """
         if outputs.shape != expected.shape:
             raise JeffnetError(f"the file gives {outputs.shape[1:]} for a picture, the model {expected.shape[1:]}")
-        difference = np.abs(outputs - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-        # Not a number counts as wrong.
-        difference = float(difference) if np.isfinite(difference) else float("inf")
+        distance, largest = np.abs(outputs - expected).max(), np.abs(expected).max()
         same = float((outputs.argmax(-1) == expected.argmax(-1)).mean()) if has_classes else None
-        return cls(len(outputs), difference, _cosine(outputs, expected), same)
+        spread = max(np.abs(expected - expected.mean(0)).max(), _LEAST_SPREAD * largest)
+        of_spread = _share(distance, spread) if len(outputs) > 1 else None
+        return cls(len(outputs), _share(distance, largest), _cosine(outputs, expected), same, of_spread)
 
     def faults(self, limits: Limits, are_real: bool) -> list[str]:
         """What is beyond the limits, in words; `are_real` where the pictures are a user's."""
         found = []
         if self.difference > limits.difference:
             found.append(f"by {self.difference:.2g} of the largest output (limit {limits.difference:g})")
+        if self.of_spread is not None and self.of_spread > limits.of_spread:
+            found.append(f"by {self.of_spread:.2g} of how pictures differ (limit {limits.of_spread:g})")
         if self.cosine < limits.cosine:
             found.append(f"to a cosine of {self.cosine:.4f} (limit {limits.cosine:g})")
         if are_real and self.agreement is not None and self.agreement < limits.agreement:
@@ -165,9 +175,15 @@ def network_values(network: ExportNetwork, images: np.ndarray) -> dict[str, np.n
     return values
 
 
+def _share(distance: np.floating, of: np.floating) -> float:
+    share = float(distance) / max(float(of), float(np.finfo(np.float32).tiny))
+    return share if np.isfinite(share) else float("inf")  # not a number counts as wrong
+
+
 def _cosine(outputs: np.ndarray, expected: np.ndarray) -> float:
     """The least cosine between the outputs of both for a picture."""
     rows, others = (array.reshape(len(array), -1).astype(np.float64) for array in (outputs, expected))
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
     cosines = (rows * others).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    cosines[(rows == others).all(1)] = 1  # also where both are zeros, as of a classifier that starts so
     return float(cosines.min()) if np.isfinite(cosines).all() else -1.0

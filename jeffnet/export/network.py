@@ -46,11 +46,15 @@ class ExportNetwork:
         """Fold a model.
 
         Raises:
-          ConfigError: the model has shapes instead of arrays.
+          ConfigError: the model has shapes instead of arrays, or arrays beyond the range of the file's dtype.
         """
         if any(isinstance(array, jax.ShapeDtypeStruct) for array in start.arrays.values()):
             raise ConfigError("the model has shapes instead of arrays: create it without abstract=True")
         plan, arrays = fold_norms(start.plan, start.arrays)
+        largest = float(np.finfo(options.dtype).max)
+        for name, array in arrays.items():
+            if (most := float(np.abs(array).max(initial=0))) > largest:
+                raise ConfigError(f"{name} has {most:.3g}, {options.dtype} ends at {largest:.3g}: export as float32")
         return cls(plan, start.execution, arrays, card, options)
 
     @property

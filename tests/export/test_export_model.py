@@ -103,6 +103,35 @@ def test_a_file_that_gives_no_numbers_or_fails_is_not_kept(fake, tiny, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_large_outputs_that_hardly_depend_on_the_picture_hide_no_fault(fake, tiny, tmp_path):
+    """Beside a bias of 10,000 a wrong first layer is a difference of less than 1e-3."""
+    (model, variables), card = tiny
+    params = {**variables["params"], "classifier.bias": variables["params"]["classifier.bias"] + 1e4}
+    large = (model, {**variables, "params": params})
+    report = export_model(tmp_path / "a.fake", large, card)
+    assert report.comparison.difference < 1e-6 and report.comparison.of_spread < 1e-2
+    fake.faults["conv_stem.kernel"] = lambda array: array[:, :, ::-1]
+    with pytest.raises(JeffnetError, match=r"differs from the model by .* of how pictures differ"):
+        export_model(tmp_path / "b.fake", large, card)
+
+
+def test_a_classifier_of_zeros_is_exported(fake, tiny, tmp_path):
+    """Which is how many start to be trained."""
+    (model, variables), card = tiny
+    zeros = {name: 0 * variables["params"][name] for name in ("classifier.kernel", "classifier.bias")}
+    params = {**variables["params"], **zeros}
+    report = export_model(tmp_path / "a.fake", (model, {**variables, "params": params}), card)
+    assert (report.comparison.difference, report.comparison.cosine) == (0, 1)
+
+
+def test_weights_beyond_float16_are_refused(fake, tiny, tmp_path):
+    (model, variables), card = tiny
+    params = {**variables["params"], "classifier.kernel": 1e6 + variables["params"]["classifier.kernel"]}
+    with pytest.raises(ConfigError, match=r"classifier.kernel has 1e\+06, float16 ends at 6.55e\+04"):
+        export_model(tmp_path / "a.fake", (model, {**variables, "params": params}), card, dtype="float16", check=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_leaves_nothing(fake, tiny, tmp_path, monkeypatch):
     model, card = tiny
 
