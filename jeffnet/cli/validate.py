@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -163,7 +164,10 @@ def _run(options: argparse.Namespace) -> None:
     for candidate in candidates:
         row = results.find(candidate.name, candidate.source, asdict(settings)) if results else None
         if row:
-            print(printable(f"{row['model']}: already in {options.results}"), file=sys.stderr)
+            text = f"{row['model']}: already in {options.results}"
+            if candidate.source and os.path.exists(candidate.source):
+                text += f"; if {candidate.source} has changed since, remove its row"
+            print(printable(text), file=sys.stderr)
             rows.append(row)
         else:
             waiting.append(candidate)

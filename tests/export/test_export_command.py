@@ -151,7 +151,7 @@ def test_results_of_files_are_rows_of_their_own(fake, capsys, weights, pictures,
         run(capsys, "validate", pictures, "--model-file", tmp_path / name, *results)
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 3
     err = run(capsys, "validate", pictures, "--model-file", tmp_path / "a.fake", *results)[2]
-    assert "already in" in err
+    assert "already in" in err and "a.fake has changed since, remove its row" in err
 
 
 def test_an_exported_file_predicts_like_its_model(fake, capsys, weights, pictures, tmp_path):
