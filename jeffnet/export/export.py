@@ -133,6 +133,7 @@ def export_model(
         if pictures is not None:
             progress(f"{card.model}: run and compare")
             report = _checked(report, Path(partial), network, start, pictures, check_with is not None)
+        check_free(path)  # again: another export may have taken the name in the meantime
     return report
 
 

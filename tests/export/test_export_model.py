@@ -132,6 +132,20 @@ def test_weights_beyond_float16_are_refused(fake, tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_another_process_has_written_meanwhile_stays(fake, tiny, tmp_path, monkeypatch):
+    model, card = tiny
+    write = fake.write
+
+    def slow(path, network, metadata):
+        write(path, network, metadata)
+        (tmp_path / "a.fake").write_text("theirs")
+
+    monkeypatch.setattr(fake, "write", slow)
+    with pytest.raises(OutputError, match=r"a.fake' exists: remove it"):
+        export_model(tmp_path / "a.fake", model, card)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+
+
 def test_a_full_disk_leaves_nothing(fake, tiny, tmp_path, monkeypatch):
     model, card = tiny
 
