@@ -169,7 +169,7 @@ UNFUSED = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_every_operation(one_operation, threads, monkeypatch):
     """In one piece and in several, with bands and without."""
     monkeypatch.setattr(fused_network, "processors", lambda: range(threads))

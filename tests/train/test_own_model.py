@@ -39,6 +39,7 @@ def own(config):
     return replace(config, model=ModelConfig(name="my_net"), data=DataConfig(path=config.data.path), epochs=2)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_where_its_model_is_not_registered(own, registry, tmp_path, crash_after, assert_same_run):
     """To the bit like one that nothing disturbed, through the recipe's code and without it; its files load, too."""
     train(own, tmp_path / "whole", progress=False)

@@ -9,9 +9,10 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("sharding_program.py")
 # What measures memory comes before what leaves arrays behind.
-QUICK = ("start", "everything", "groups-linen", "by-2", "collectives")
+QUICK = ("start", "groups-linen", "by-2", "collectives")
 STARTS = ("start-8", "start-pretrained", "start-taught")
 SLOW = (
+    "everything",
     "estimate",
     "views",
     "global",

@@ -59,7 +59,7 @@ CASES = {
     "v3_large_minimal": ("tf_mobilenetv3_large_minimal_100", 65),
 }
 FAST = {
-    "tensorflow": ("b0", "e2_b0", "v2_035", "v3_small", "around", "heads"),
+    "tensorflow": ("e2_b0", "v2_035", "v3_small", "around", "heads"),
     "jax": (),
 }
 SMALL = "v2_035"
