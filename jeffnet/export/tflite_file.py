@@ -38,7 +38,13 @@ def unpack(content: bytes, source: str) -> Any:
     if content[4:8] != _IDENTIFIER:
         raise WeightsError(f"{source!r} is no TFLite file")
     try:
-        return schema().ModelT.InitFromPackedBuf(content, 0)
+        model = schema().ModelT.InitFromPackedBuf(content, 0)
+        # LiteRT's quantizer puts the constants of larger networks behind the tables, at places that packing changes.
+        for buffer in model.buffers:
+            if buffer.offset > 1 and buffer.offset + buffer.size <= len(content):
+                buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+                buffer.offset = buffer.size = 0
+        return model
     except WeightsError:
         raise
     except Exception as error:  # whatever the bytes lead to

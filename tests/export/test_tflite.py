@@ -200,3 +200,16 @@ def test_a_folder_that_does_not_exist(network_of, metadata_of, tmp_path, monkeyp
     with pytest.raises(OutputError, match="No such file or directory"):
         tflite.write(tmp_path / "none" / "a.tflite", network, metadata_of("tflite", network))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_constants_behind_the_tables_are_found():
+    """As in what LiteRT's quantizer writes for larger networks; places in the file change when it is packed again."""
+    tables, data, place = tflite_file.schema(), b"constants of a layer", 1 << 12
+    model = tables.ModelT()
+    model.buffers = [tables.BufferT(), tables.BufferT()]
+    model.buffers[1].offset, model.buffers[1].size = place, len(data)
+    content = tflite_file.pack(model).ljust(place, b"\0") + data
+    for _ in range(2):
+        model = tflite_file.unpack(content, "quantised")
+        assert bytes(model.buffers[1].data) == data
+        content = tflite_file.pack(model)
