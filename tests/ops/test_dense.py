@@ -370,6 +370,14 @@ def test_inverted_residual(size, stride, features, bands):
         assert_inverted(Inverted((2, 9, 11, 5), 24, size, stride, padding, bands, features=features))
 
 
+@pytest.mark.parametrize("bands", [1, 2])
+@pytest.mark.parametrize("features", [0, 20])
+@pytest.mark.parametrize(("size", "stride"), [(5, 1), (3, 2)])
+def test_rows_of_a_large_picture_come_in_groups(size, stride, features, bands):
+    """What a group widens is kept for the next: rows of 40 x 400 values are more than a group has room for."""
+    assert_inverted(Inverted((2, 23, 40, 400), 60, size, stride, ((1, 2), (2, 1)), bands, features=features))
+
+
 @pytest.mark.parametrize("act", ACTS)
 def test_activations_of_an_inverted_residual(act):
     assert_inverted(Inverted((2, 5, 9, 7), 17, 3, 1, "SAME", 2, (act, None), 16, True))

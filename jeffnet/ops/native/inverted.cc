@@ -10,6 +10,101 @@ namespace {
 
 constexpr int64_t kConvolved = 4096;  // values of the depthwise convolution that the last product takes at once
 
+// A panel of the widened channels, and the rows of it that are kept: `taps` rows of one picture, with their padding.
+struct Panel {
+  int64_t channel, lanes, step;  // its first channel, how many there are, and with zeros up to whole vectors
+  float* ring;
+};
+
+// What is computed, from checked buffers.
+struct Inverse {
+  int64_t height, width, depth, channels, taps, stride, top, left, wide, out_height, out_width;
+  bool whole;
+  const float* x;
+  Product widen, narrow;
+  Act act;
+  const float *kernels, *biases;  // of the depthwise convolution, by panels
+  float *out, *sums;              // without `narrow`: outputs, and their sums over each picture
+
+  // Sets the padding of the kept rows, which are as wide as what the kernels reach, so that no output is at a border.
+  void Clear(const Panel& panel) const {
+    const int64_t right = wide - left - width;
+    for (int64_t slot = 0; slot < taps; ++slot) {
+      float* row = panel.ring + slot * wide * panel.step;
+      std::fill_n(row, left * panel.step, 0.0f);
+      std::fill_n(row + (left + width) * panel.step, right * panel.step, 0.0f);
+    }
+  }
+
+  void Widen(const Panel& panel, int64_t picture, int64_t row) const {
+    Product product = widen;
+    product.columns = panel.step;
+    product.weights += panel.channel * depth;
+    product.bias += panel.channel;
+    product.out = panel.ring + (row % taps * wide + left) * panel.step;
+    Panels(product, {x + (picture * height + row) * width * depth, depth, 1, depth, 0}, 0, 1, 0, width);
+  }
+
+  // A vector of channels of a row of the depthwise convolution.
+  void Convolve(const Panel& panel, int64_t y, int64_t vector, float* to, int64_t to_step) const {
+    const int64_t first = y * stride - top, last = std::min(height, first + taps);
+    const float* kernel = kernels + taps * taps * panel.channel + vector;
+    Row<float> row({out_width, to_step, panel.step, panel.step, 0, stride, 1, taps, wide}, to);
+    row.bias = biases + panel.channel + vector;
+    row.act = act;
+    for (int64_t i = std::max<int64_t>(0, -first); first + i < last; ++i)
+      row.add(panel.ring + (first + i) % taps * wide * panel.step + vector, kernel + i * taps * panel.step);
+    row.run();
+  }
+
+  // A row of the outputs, and of the sums; a vector that is not full goes through `scratch`.
+  void Finish(const Panel& panel, int64_t picture, int64_t y, float* scratch) const {
+    float* row = out + (picture * out_height + y) * out_width * channels + panel.channel;
+    for (int64_t vector = 0; vector < panel.step; vector += kWidth) {
+      const bool full = vector + kWidth <= panel.lanes;
+      float* to = full ? row + vector : scratch;
+      const int64_t to_step = full ? channels : kWidth;
+      Convolve(panel, y, vector, to, to_step);
+      float* total = sums + picture * Padded(channels) + panel.channel + vector;
+      Floats sum = Load(total);
+      for (int64_t at = 0; at < out_width; ++at) sum += Load(to + at * to_step);
+      Store(total, sum);
+      for (int64_t at = 0; !full && at < out_width; ++at)
+        std::copy_n(to + at * to_step, panel.lanes - vector, row + vector + at * channels);
+    }
+  }
+
+  // Adds the panel's share of `rows` rows of the outputs from `y` on.
+  void Narrow(const Panel& panel, int64_t picture, int64_t y, int64_t rows, const float* convolved) const {
+    Product product = narrow;
+    product.skipped = panel.channel;
+    product.accumulate = panel.channel > 0;
+    if (product.accumulate) product.shortcut = nullptr;
+    Panels(product, {convolved, panel.step, 1, panel.lanes, 0}, 0, CountPanels(narrow.columns),
+           (picture * out_height + y) * out_width, rows * out_width);
+  }
+
+  // Rows `begin` to `end` - 1 of the outputs; `next` is the first row of the picture that is not kept yet.
+  void Rows(const Panel& panel, int64_t picture, int64_t begin, int64_t end, int64_t next, float* convolved) const {
+    const int64_t row_values = out_width * panel.step;
+    int64_t waiting = 0;  // rows in `convolved`
+    for (int64_t y = begin; y < end; ++y) {
+      const int64_t first = y * stride - top, last = std::min(height, first + taps);
+      for (next = std::max({next, first, int64_t{0}}); next < last; ++next) Widen(panel, picture, next);
+      if (!whole) {
+        Finish(panel, picture, y, convolved);
+        continue;
+      }
+      for (int64_t vector = 0; vector < panel.step; vector += kWidth)
+        Convolve(panel, y, vector, convolved + waiting * row_values + vector, panel.step);
+      ++waiting;
+      if (y + 1 < end && (waiting + 1) * row_values <= kConvolved) continue;
+      Narrow(panel, picture, y + 1 - waiting, waiting, convolved);
+      waiting = 0;
+    }
+  }
+};
+
 // For a whole block, `more` holds weights and bias of the last 1x1 convolution, and the shortcut, if any. Otherwise the
 // outputs are those of the depthwise convolution, and `means` their means over each picture. A picture's work is divided into
 // `parts`: a block's into bands of rows, whose neighbours both widen the rows at their border; otherwise panels are shared out.
@@ -36,15 +131,12 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
     std::fill_n(mean, means->element_count(), __builtin_nanf(""));  // means of nothing
     return ffi::Error::Success();
   }
-  // Rows in the ring include their padding, so that no output is at a border.
-  const int64_t wide = std::max((out_width - 1) * stride + taps, left + width), right = wide - left - width;
+  const int64_t wide = std::max((out_width - 1) * stride + taps, left + width);
   if (wide > kMostScratch / 4 / Padded(channels) / (taps + 1))
     return ffi::Error::InvalidArgument("inverted residual: the rows under a kernel are too large");
   const Product widen{depth, channels, expand.typed_data(), expand_bias.typed_data(), nullptr, nullptr,
                       static_cast<Act>(expand_act)};
   Product narrow{};
-  const int64_t panels = CountPanels(channels);
-  int64_t narrow_panels = 0;
   if (whole) {
     narrow.depth = channels;
     narrow.columns = out_shape[3];
@@ -60,7 +152,6 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
       narrow.shortcut = shortcut->typed_data();
     }
     narrow.out = out->typed_data();
-    narrow_panels = CountPanels(narrow.columns);
   }
   // Kernel and bias by panels, with zeros for channels that are not there.
   std::vector<float> kernels(taps * taps * Padded(channels), 0.0f), biases(Padded(channels), 0.0f);
@@ -70,8 +161,11 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
     for (int64_t tap = 0; tap < taps * taps; ++tap)
       std::copy_n(kernel.typed_data() + tap * channels + c, lanes, kernels.data() + taps * taps * c + tap * Padded(lanes));
   }
-  const int64_t bands = whole ? parts : 1, shares = whole ? 1 : parts;
   std::vector<float> sums(whole ? 0 : shape[0] * Padded(channels), 0.0f);
+  const Inverse inverse{height, width, depth, channels, taps, stride, top, left, wide, out_height, out_width, whole,
+                        x.typed_data(), widen, narrow, static_cast<Act>(act), kernels.data(), biases.data(),
+                        out->typed_data(), sums.data()};
+  const int64_t panels = CountPanels(channels), bands = whole ? parts : 1, shares = whole ? 1 : parts;
   // Every panel reads the pictures and, in a block, adds to the outputs: so many rows that both stay in the second cache.
   const int64_t row_bytes = 4 * (stride * width * depth + (whole ? out_width * narrow.columns : 0));
   const int64_t group = std::max<int64_t>(1, 2 * kGroupBytes / row_bytes);
@@ -89,64 +183,15 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
     if (static_cast<int64_t>(ring.size()) < kept) ring.resize(kept);
     const int64_t room = std::max(kConvolved, out_width * kPanel);
     if (static_cast<int64_t>(convolved.size()) < room) convolved.resize(room);
-    for (int64_t group_begin = begin; group_begin < end; group_begin += group) {
-      const int64_t group_end = std::min(end, group_begin + group);
-      for (int64_t panel = panels * share / shares; panel < panels * (share + 1) / shares; ++panel) {
-        const int64_t c = panel * kPanel, lanes = std::min(kPanel, channels - c), step = Padded(lanes);
-        float* slice = ring.data() + (several ? taps * wide * c : 0);
-        Product widen_panel = widen;
-        widen_panel.columns = step;
-        widen_panel.weights += c * depth;
-        widen_panel.bias += c;
+    for (int64_t row = begin; row < end; row += group) {
+      // Those above are kept from the group before.
+      const int64_t next = row == begin ? 0 : std::clamp<int64_t>((row - 1) * stride - top + taps, 0, height);
+      for (int64_t at = panels * share / shares; at < panels * (share + 1) / shares; ++at) {
+        const int64_t c = at * kPanel, lanes = std::min(kPanel, channels - c);
+        const Panel panel{c, lanes, Padded(lanes), ring.data() + (several ? taps * wide * c : 0)};
         for (int64_t picture = first_picture; picture < last_picture; ++picture) {
-          int64_t next;  // the first row not yet widened
-          if (group_begin == begin) {
-            next = 0;
-            for (int64_t slot = 0; slot < taps; ++slot) {
-              std::fill_n(slice + slot * wide * step, left * step, 0.0f);
-              std::fill_n(slice + (slot * wide + left + width) * step, right * step, 0.0f);
-            }
-          } else {
-            next = std::clamp<int64_t>((group_begin - 1) * stride - top + taps, 0, height);
-          }
-          int64_t waiting = 0;  // rows in `convolved`
-          for (int64_t y = group_begin; y < group_end; ++y) {
-            const int64_t first = y * stride - top, last = std::min(height, first + taps);
-            for (next = std::max({next, first, int64_t{0}}); next < last; ++next) {
-              widen_panel.out = slice + (next % taps * wide + left) * step;
-              Panels(widen_panel, {x.typed_data() + (picture * height + next) * width * depth, depth, 1, depth, 0}, 0, 1, 0, width);
-            }
-            for (int64_t v = 0; v < step; v += kWidth) {
-              const bool direct = !whole && v + kWidth <= lanes;
-              float* to = convolved.data() + (whole ? waiting * out_width * step : 0) + v;
-              if (direct) to = out->typed_data() + (picture * out_height + y) * out_width * channels + c + v;
-              const int64_t out_step = direct ? channels : step;
-              Row<float> row({out_width, out_step, step, step, 0, stride, 1, taps, wide}, to);
-              row.bias = biases.data() + c + v;
-              row.act = static_cast<Act>(act);
-              for (int64_t i = std::max<int64_t>(0, -first); first + i < last; ++i)
-                row.add(slice + (first + i) % taps * wide * step + v, kernels.data() + taps * taps * c + i * taps * step + v);
-              row.run();
-              if (whole) continue;
-              float* total = sums.data() + picture * Padded(channels) + c + v;
-              Floats sum = Load(total);
-              for (int64_t at = 0; at < out_width; ++at) sum += Load(to + at * out_step);
-              Store(total, sum);
-              if (direct) continue;
-              float* final = out->typed_data() + (picture * out_height + y) * out_width * channels + c + v;
-              for (int64_t at = 0; at < out_width; ++at) std::copy_n(to + at * step, lanes - v, final + at * channels);
-            }
-            if (!whole) continue;
-            ++waiting;
-            if (y + 1 < group_end && (waiting + 1) * out_width * step <= kConvolved) continue;
-            Product narrow_panel = narrow;
-            narrow_panel.skipped = c;
-            narrow_panel.accumulate = panel > 0;
-            if (panel > 0) narrow_panel.shortcut = nullptr;
-            Panels(narrow_panel, {convolved.data(), step, 1, lanes, 0}, 0, narrow_panels,
-                   (picture * out_height + y + 1 - waiting) * out_width, waiting * out_width);
-            waiting = 0;
-          }
+          if (row == begin) inverse.Clear(panel);
+          inverse.Rows(panel, picture, row, std::min(end, row + group), next, convolved.data());
         }
       }
     }
