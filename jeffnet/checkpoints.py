@@ -27,7 +27,7 @@ from jeffnet.errors import EndingError, OutputError, WeightsError
 from jeffnet.system.files import written_atomically
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.fit import fit
-from jeffnet.weights.formats import FORMATS, FORMS, formats_of
+from jeffnet.weights.formats import EXPORTED, FORMATS, FORMS, formats_of
 from jeffnet.weights.formats.interface import Contents
 from jeffnet.weights.known_classifiers import remembered_classes
 from jeffnet.weights.start import Start
@@ -135,8 +135,7 @@ def _checked_names(classes: Sequence[str], num_classes: int) -> tuple[str, ...]:
     return names
 
 
-# Endings of exported files, see `jeffnet.export`, and of formats that jeffnet does not write.
-EXPORTED = (".onnx", ".tflite", ".stablehlo")
+# Endings of formats that jeffnet does not write.
 _FOREIGN = (
     *(".pb", ".hdf5", ".mlmodel", ".mlpackage", ".gguf", ".engine", ".xml", ".jit", ".pt2"),
     *(".pkl", ".pickle", ".npy", ".zip", ".gz", ".json"),

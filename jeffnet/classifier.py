@@ -30,6 +30,7 @@ from jeffnet.backends import load_backend, to_start
 from jeffnet.backends.common import with_options
 from jeffnet.checkpoints import describe_model, save_checkpoint
 from jeffnet.errors import ConfigError, WeightsError
+from jeffnet.export.targets import has_ending
 from jeffnet.inference.classification import Classification, Classifications
 from jeffnet.inference.fused import fuse
 from jeffnet.inference.pictures import listed_pictures, transform_for
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 _BATCHES = (1, 4, 16)
 # Pictures of one call that its result shows.
 _MOST_SHOWN = 64
-_EXPORTED = (".onnx", ".tflite", ".stablehlo")
 
 
 class Classifier:
@@ -389,4 +389,4 @@ class Classifier:
 def _is_exported(source: str | os.PathLike) -> bool:
     """Whether a source is a path of an exported file, by its ending; weights have others."""
     path = Path(source)
-    return path.suffix.lower() in _EXPORTED or (path / "saved_model.pb").is_file()
+    return has_ending(path) or (path / "saved_model.pb").is_file()

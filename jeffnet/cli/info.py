@@ -14,7 +14,7 @@ from jeffnet.cli.list_ import WEIGHTS, describe
 from jeffnet.cli.model import add_size_option, positive, whole
 from jeffnet.cli.text import table
 from jeffnet.errors import UnknownModelError, UsageError
-from jeffnet.export.targets import TARGETS
+from jeffnet.export.targets import has_ending
 from jeffnet.text.names import listed, printable
 
 
@@ -107,8 +107,7 @@ def _is_exported(name: str) -> bool:
         from jeffnet.export.savedmodel import DESCRIPTION
 
         return os.path.exists(os.path.join(name, DESCRIPTION))
-    endings = {ending for target in TARGETS.values() for ending in target.endings if ending}
-    return os.path.splitext(name)[1].lower() in endings and os.path.exists(name)
+    return has_ending(name) and os.path.exists(name)
 
 
 def _show_exported(options: argparse.Namespace) -> None:

@@ -6,11 +6,10 @@ from dataclasses import fields
 from typing import Any
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.data.batches import WHOLE, OnBadImage, Shard
 from jeffnet.data.loaders import eval_loader, train_loader
 from jeffnet.data.open import open_source
-from jeffnet.data.preprocess import EvalTransform, TrainTransform
+from jeffnet.data.preprocess import EvalTransform, TrainTransform, preprocessing_of
 from jeffnet.errors import ConfigError
 
 # What a recipe's `augment.` entries also have: done to whole batches, on the device.
@@ -73,11 +72,7 @@ def loader(
       batches = loader("pictures", "train", 8, image_size=32, augment={"hflip": 0.5, "policy": "rand-m9"})
       print(next(batches)["image"].shape, batches.classes)
     """
-    card = getattr(model, "card", model)
-    known = getattr(card, "preprocessing", card)
-    preprocessing = known if isinstance(known, Preprocessing) else Preprocessing()
-    if known is not None and not isinstance(known, Preprocessing):
-        preprocessing = model_preprocessing(known)
+    preprocessing = Preprocessing() if model is None else preprocessing_of(model)
     if image_size is not None:
         preprocessing = preprocessing.changed(image_size=image_size, train_size=image_size)
     if not train and augment is not None:
@@ -99,8 +94,4 @@ def _train_transform(preprocessing: Preprocessing, entries: dict[str, Any]) -> T
             if name.startswith(_OF_BATCHES):
                 way_out = "it is for whole batches: call jeffnet.ops.mix or jeffnet.ops.erase in the training step"
             raise ConfigError(f"augment has no entry {name!r} for single pictures: {way_out}")
-    defaults = {
-        "interpolation": preprocessing.interpolation,
-        "fill": tuple(round(255 * value) for value in preprocessing.mean),
-    }
-    return TrainTransform(preprocessing.train_size or preprocessing.image_size, **{**defaults, **entries})
+    return TrainTransform.of(preprocessing, **entries)

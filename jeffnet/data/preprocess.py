@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jeffnet.arch.preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing
+from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.data.augment.jitter import ColorJitter
 from jeffnet.data.augment.magnitudes import GREY, Canvas
 from jeffnet.data.augment.operations import Fill
@@ -19,6 +20,21 @@ TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
 
 # Draws of a crop before giving up on fitting one into the picture.
 _ATTEMPTS = 10
+
+
+def preprocessing_of(model: Any) -> Preprocessing:
+    """What a model expects of pictures.
+
+    Args:
+      model: a `Preprocessing`; what has one, such as a card; what has a card, such as the result of `from_pretrained`;
+        or a name or an architecture.
+
+    Raises:
+      UnknownModelError: no such model.
+    """
+    card = getattr(model, "card", model)
+    known = getattr(card, "preprocessing", card)
+    return known if isinstance(known, Preprocessing) else model_preprocessing(known)
 
 
 @dataclass(frozen=True)
@@ -143,6 +159,24 @@ class TrainTransform:
     policy: str | None = None
     splits: int = 1
     fill: Fill | None = None
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing, image_size: int | None = None, **settings: Any) -> "TrainTransform":
+        """For a model: its size in training unless one is given, its interpolation, and its mean to fill in.
+
+        Args:
+          preprocessing: of the model.
+          image_size: height and width of the result.
+          **settings: of the class.
+        """
+        return cls(
+            image_size or preprocessing.train_size or preprocessing.image_size,
+            **{
+                "interpolation": preprocessing.interpolation,
+                "fill": tuple(round(255 * value) for value in preprocessing.mean),
+                **settings,
+            },
+        )
 
     def __post_init__(self) -> None:
         if self.image_size < 1:

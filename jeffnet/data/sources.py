@@ -295,3 +295,8 @@ def _refuse(error: OSError) -> None:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".")
+
+
+def evenly_spread(number: int, most: int) -> list[int]:
+    """Up to `most` of `number` places, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int)).tolist()

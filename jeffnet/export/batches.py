@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import InputError
 
 
 def check_pictures(source: str, images: Any, shape: Sequence[int | None], dtype: Any) -> None:
@@ -18,14 +18,14 @@ def check_pictures(source: str, images: Any, shape: Sequence[int | None], dtype:
       dtype: of the file's pictures. Floats of another width may be cast.
 
     Raises:
-      ConfigError: the array has another shape, or floats for pixels, or pixels for floats.
+      InputError: the array has another shape, or floats for pixels, or pixels for floats.
     """
     floats = np.issubdtype(dtype, np.floating)
     same_kind = (floats and images.dtype.kind in "fV") or images.dtype == dtype  # bfloat16 is of kind V
     if images.ndim == len(shape) and images.shape[1:] == tuple(shape[1:]) and same_kind:
         return
     taken = ", ".join(map(str, ("N", *shape[1:])))
-    raise ConfigError(
+    raise InputError(
         f"{source!r} takes {'normalised floats' if floats else 'pixels, uint8'}, ({taken}): given are "
         f"{images.dtype} of {tuple(images.shape)}"
     )

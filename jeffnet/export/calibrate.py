@@ -1,20 +1,15 @@
 """The ranges of a network's values from pictures, for files of 8-bit integers."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-
-import numpy as np
 
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.pictures import read_pictures
 from jeffnet.export.targets import check_int8
-from jeffnet.inference.quantized import calibrate
-from jeffnet.ops.image import normalize
+from jeffnet.inference.quantized import calibrate, normalized_batches
 
 CALIBRATION_IMAGES = 200
-_BATCH = 10
 
 
 def quantized(network: ExportNetwork, target: str, data: str | None, images: int = CALIBRATION_IMAGES) -> ExportNetwork:
@@ -42,11 +37,6 @@ def quantized(network: ExportNetwork, target: str, data: str | None, images: int
     preprocessing = network.card.preprocessing
     transform = EvalTransform(preprocessing, network.image_size)
     pictures = read_pictures(data, transform, network.card.in_chans, images)
-
-    def batches() -> Iterator[np.ndarray]:
-        for first in range(0, len(pictures), _BATCH):
-            pixels = pictures[first : first + _BATCH]
-            yield np.asarray(normalize(pixels, preprocessing.mean, preprocessing.std))
-
+    batches = normalized_batches(pictures, preprocessing)
     grids = calibrate(network.plan, network.execution, network.arrays, batches)
     return replace(network, quantization=grids)

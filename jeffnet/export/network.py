@@ -14,7 +14,7 @@ from jeffnet.arch.plan import Plan
 from jeffnet.arch.quantization import Quantization
 from jeffnet.errors import ConfigError
 from jeffnet.export.options import ExportOptions
-from jeffnet.inference.folded_network import FoldedNetwork, Point
+from jeffnet.inference.folded_network import FoldedNetwork, Point, unchanged
 from jeffnet.inference.folding import fold_norms
 from jeffnet.ops.image import normalize
 from jeffnet.weights.card import ModelCard
@@ -80,7 +80,7 @@ class ExportNetwork:
             shape = (shape[0], shape[3], shape[1], shape[2])
         return jax.ShapeDtypeStruct(shape, jnp.uint8 if self.takes_pixels else jnp.float32)
 
-    def apply(self, arrays: Mapping[str, Array], images: Array, point: Point | None = None) -> Array:
+    def apply(self, arrays: Mapping[str, Array], images: Array, point: Point = unchanged) -> Array:
         """What the file computes, in JAX's operations.
 
         Args:
@@ -97,6 +97,6 @@ class ExportNetwork:
             preprocessing = self.card.preprocessing
             images = normalize(images, preprocessing.mean, preprocessing.std)
         dtype = jnp.dtype(self.options.dtype)
-        network = FoldedNetwork(self.plan, self.execution, dtype, **({"point": point} if point else {}))
+        network = FoldedNetwork(self.plan, self.execution, dtype, point)
         outputs = network.apply(arrays, images).astype(jnp.float32)
         return jax.nn.softmax(outputs) if "softmax" in self.options.include else outputs

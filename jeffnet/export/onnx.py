@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.errors import ConfigError, OutputError, WeightsError, first_line
+from jeffnet.errors import ConfigError, InputError, OutputError, WeightsError, first_line
 from jeffnet.export.metadata import METADATA_KEY, ExportMetadata, labels, metadata_json, parse_metadata
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.onnx_graph import OLDEST_OPSET, OnnxGraph
@@ -109,12 +109,12 @@ class OnnxRunner:
         """Outputs by their names.
 
         Raises:
-          ConfigError: the file takes other pictures.
+          InputError: the file takes other pictures.
         """
         given = np.shape(images)
         if len(given) != len(self.shape) or any(b not in (None, a) for a, b in zip(given, self.shape, strict=True)):
             taken = ", ".join("any number" if side is None else str(side) for side in self.shape)
-            raise ConfigError(f"images of shape {given}: {self._source!r} takes ({taken})")
+            raise InputError(f"images of shape {given}: {self._source!r} takes ({taken})")
         return self._session.run(list(names), {self._input: np.ascontiguousarray(images, self.dtype)})
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from jeffnet.data.images import is_picture, read_image
 from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.data.sources import picture_files
+from jeffnet.data.sources import evenly_spread, picture_files
 
 # Cells along a side of the noises that add up to a synthetic picture. Coarse ones are stronger, as in photographs.
 _CELLS = (2, 3, 5, 9, 17, 33, 65)
@@ -36,9 +36,9 @@ def read_pictures(data: str, transform: EvalTransform, channels: int, most: int,
     path = Path(data)
     if path.is_dir() and any(is_picture(name) for name in os.listdir(path)):
         files = picture_files(path)
-        return np.stack([transform(read_image(files[place], channels)) for place in _spread(len(files), most)])
+        return np.stack([transform(read_image(files[place], channels)) for place in evenly_spread(len(files), most)])
     source = open_source(data, split, channels, min_images=1)
-    return np.stack([transform(source[place].image) for place in _spread(len(source), most)])
+    return np.stack([transform(source[place].image) for place in evenly_spread(len(source), most)])
 
 
 def synthetic_pictures(number: int, height: int, width: int, channels: int) -> np.ndarray:
@@ -63,8 +63,3 @@ def _synthetic(rng: np.random.Generator, height: int, width: int, channels: int)
         inside = ((y - top) / high) ** 2 + ((x - left) / wide) ** 2 < 1
         values[inside] = rng.standard_normal(channels)
     return np.clip(128 + 55 * values, 0, 255).astype(np.uint8)
-
-
-def _spread(number: int, most: int) -> list[int]:
-    """At most so many places, evenly spread."""
-    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int)).tolist()

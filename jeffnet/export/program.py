@@ -47,7 +47,7 @@ class Program:
           images: as the program takes them, see `shape` and `dtype`.
 
         Raises:
-          ConfigError: they have another shape, or are floats instead of pixels or the other way round.
+          InputError: they have another shape, or are floats instead of pixels or the other way round.
         """
         images = jax.numpy.asarray(images)
         check_pictures(self._source, images, self.shape, self.dtype)

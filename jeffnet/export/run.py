@@ -18,7 +18,7 @@ import numpy as np
 from jeffnet.arch.imagenet import known_classes
 from jeffnet.arch.preprocessing import LARGEST_IMAGE
 from jeffnet.arch.zoo import ModelLike, model_preprocessing, own_spec, resolve_name
-from jeffnet.errors import ConfigError, JeffnetError, WeightsError, first_line
+from jeffnet.errors import InputError, JeffnetError, WeightsError, first_line
 from jeffnet.export.batches import in_batches
 from jeffnet.export.metadata import BESIDE
 from jeffnet.export.targets import TARGETS, Runner, packages_of
@@ -78,7 +78,7 @@ class ExportedModel:
           float32 `(N, classes)`.
 
         Raises:
-          ConfigError: the pictures have another size than the file's.
+          InputError: the pictures have another size than the file's.
           WeightsError: the file cannot run.
         """
         outputs = self.run(self.prepare(pixels))
@@ -92,7 +92,7 @@ class ExportedModel:
         pixels = np.asarray(pixels)
         expected = (*self.image_size, self.card.in_chans)
         if pixels.shape[1:] != expected:
-            raise ConfigError(f"{self.path!r} takes pictures of shape {expected}, not {pixels.shape[1:]}")
+            raise InputError(f"{self.path!r} takes pictures of shape {expected}, not {pixels.shape[1:]}")
         if self.takes_pixels:
             images = pixels if pixels.dtype == np.uint8 else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
         else:

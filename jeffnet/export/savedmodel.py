@@ -9,23 +9,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import jax
 import numpy as np
-from jax import Array
 
 from jeffnet._tensorflow import on_cpu, tensorflow, tf
 from jeffnet.errors import ConfigError, WeightsError, first_line
 from jeffnet.export.batches import check_pictures, in_batches
 from jeffnet.export.metadata import ExportMetadata, metadata_json, parse_metadata
 from jeffnet.export.network import ExportNetwork
-from jeffnet.export.traced import as_function
+from jeffnet.export.traced import PLATFORMS, as_function, for_platforms
 from jeffnet.system.extras import install
 from jeffnet.system.files import written_atomically
 from jeffnet.system.reading import read_text
 
 DESCRIPTION = "assets/jeffnet.json"
 SIGNATURE, INPUT = "serving_default", "images"
-PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def as_tensorflow(network: ExportNetwork, lowering: str | None = None) -> Callable[..., Any]:
@@ -43,16 +40,11 @@ def as_tensorflow(network: ExportNetwork, lowering: str | None = None) -> Callab
         from jax.experimental import jax2tf
     except ImportError as error:
         raise ConfigError(f"this needs TensorFlow: {install('tf')}") from error
-    forms = {name: as_function(network, name) for name in ("shifted", "xla")}
-
-    def run(images: Array) -> Array:
-        return jax.lax.platform_dependent(images, cpu=forms["shifted"], default=forms["xla"])
-
     sides = ", ".join(map(str, network.images(1).shape[1:]))
     batch = network.options.batch_size or "batch"
     platforms = PLATFORMS if lowering is None else ("cpu",)
     return jax2tf.convert(
-        run if lowering is None else forms[lowering],
+        for_platforms(network) if lowering is None else as_function(network, lowering),
         polymorphic_shapes=[f"({batch}, {sides})"],
         with_gradient=False,
         native_serialization_platforms=platforms,

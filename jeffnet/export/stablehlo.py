@@ -10,17 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
 from jeffnet.export.batches import in_batches
 from jeffnet.export.description import BESIDE
 from jeffnet.export.metadata import ExportMetadata, metadata_json, parse_metadata
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.program import load
-from jeffnet.export.traced import as_function, batch_dimension
+from jeffnet.export.traced import PLATFORMS, batch_dimension, for_platforms
 from jeffnet.system.files import written_atomically
-
-PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(path: Path, network: ExportNetwork, metadata: ExportMetadata) -> None:
@@ -37,20 +34,11 @@ def write(path: Path, network: ExportNetwork, metadata: ExportMetadata) -> None:
 
 
 def serialized(network: ExportNetwork) -> bytes:
-    """The program as `jax.export` serialises it.
-
-    On CPUs depthwise convolutions are shifted multiply-adds, and 1x1 convolutions products of matrices, since XLA's own
-    convolutions are slow there; other platforms have XLA's.
-    """
-    forms = {name: as_function(network, name) for name in ("shifted", "xla")}
-
-    def run(images: Array) -> Array:
-        return jax.lax.platform_dependent(images, cpu=forms["shifted"], default=forms["xla"])
-
+    """The program as `jax.export` serialises it."""
     from jax import export
 
     images = network.images(batch_dimension(network))
-    return bytes(export.export(jax.jit(run), platforms=PLATFORMS)(images).serialize())
+    return bytes(export.export(jax.jit(for_platforms(network)), platforms=PLATFORMS)(images).serialize())
 
 
 class _Runner:

@@ -85,6 +85,11 @@ TARGETS: dict[str, Target] = {
 }
 
 
+def has_ending(path: str | os.PathLike) -> bool:
+    """Whether a path ends like a file of `TARGETS`."""
+    return Path(path).suffix.lower() in {ending for target in TARGETS.values() for ending in target.endings if ending}
+
+
 def choose_target(path: Path, to: str | None = None) -> str:
     """The format in which to write a file.
 

@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jeffnet.export.network import ExportNetwork
-from jeffnet.inference.folded_network import Point
+from jeffnet.inference.folded_network import Point, unchanged
 from jeffnet.ops.conv import use_lowering
 
+PLATFORMS = ("cpu", "cuda", "tpu")
 
-def as_function(network: ExportNetwork, lowering: str, point: Point | None = None) -> Callable[[Array], Array]:
+
+def as_function(network: ExportNetwork, lowering: str, point: Point = unchanged) -> Callable[[Array], Array]:
     """What the file computes.
 
     Args:
@@ -24,6 +27,20 @@ def as_function(network: ExportNetwork, lowering: str, point: Point | None = Non
     def run(images: Array) -> Array:
         with use_lowering(lowering):
             return network.apply({name: jnp.asarray(array) for name, array in arrays.items()}, images, point)
+
+    return run
+
+
+def for_platforms(network: ExportNetwork) -> Callable[[Array], Array]:
+    """The same for `PLATFORMS` in one program, with the convolutions that suit each.
+
+    On CPUs depthwise convolutions are shifted multiply-adds, and 1x1 convolutions products of matrices, since XLA's own
+    convolutions are slow there; other platforms have XLA's.
+    """
+    forms = {name: as_function(network, name) for name in ("shifted", "xla")}
+
+    def run(images: Array) -> Array:
+        return jax.lax.platform_dependent(images, cpu=forms["shifted"], default=forms["xla"])
 
     return run
 

@@ -41,7 +41,8 @@ from jeffnet.ops.pool import downsample
 Point = Callable[[str, Array], Array]
 
 
-def _unchanged(name: str, value: Array) -> Array:
+def unchanged(name: str, value: Array) -> Array:
+    """The value itself."""
     return value
 
 
@@ -64,8 +65,8 @@ class FoldedNetwork:
     plan: Plan
     execution: Execution = Execution()
     dtype: Any = jnp.float32
-    point: Point = _unchanged
-    weight: Point = _unchanged
+    point: Point = unchanged
+    weight: Point = unchanged
 
     def apply(self, arrays: Mapping[str, Array], images: Array) -> Array:
         """Logits, or pooled features.

@@ -18,9 +18,9 @@ from jax import Array
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
-from jeffnet.arch.zoo import ModelLike, model_preprocessing
+from jeffnet.arch.zoo import ModelLike
 from jeffnet.data.images import converted, image_from_array, read_image
-from jeffnet.data.preprocess import EvalTransform, TrainTransform
+from jeffnet.data.preprocess import EvalTransform, TrainTransform, preprocessing_of
 from jeffnet.errors import ConfigError
 from jeffnet.inference.remote import fetch_picture
 from jeffnet.ops.image import normalize
@@ -148,14 +148,8 @@ def transform_for(
       transform = transform_for("efficientnet_b0")
       print(transform(np.zeros((480, 640, 3), np.uint8)).shape)
     """
-    card = getattr(model, "card", model)
-    channels = 3
-    if isinstance(card, ModelCard):
-        preprocessing, channels = card.preprocessing, card.in_chans
-    elif isinstance(card, Preprocessing):
-        preprocessing, channels = card, len(card.mean)
-    else:
-        preprocessing = model_preprocessing(card)
+    card, preprocessing = getattr(model, "card", model), preprocessing_of(model)
+    channels = card.in_chans if isinstance(card, ModelCard) else len(preprocessing.mean)
     if image_size is not None:
         preprocessing = preprocessing.changed(image_size=image_size, train_size=image_size)
     if train is False:
@@ -163,11 +157,7 @@ def transform_for(
     if exif:
         raise ConfigError("exif is for pictures of validation: training takes them as they are stored")
     if train is True:
-        train = TrainTransform(
-            preprocessing.train_size or preprocessing.image_size,
-            interpolation=preprocessing.interpolation,
-            fill=tuple(round(255 * value) for value in preprocessing.mean),
-        )
+        train = TrainTransform.of(preprocessing)
     if train.splits != 1:
         raise ConfigError(f"a transform with {train.splits} views of a picture: the model takes one, give splits=1")
     return PictureTransform(preprocessing, channels, train)

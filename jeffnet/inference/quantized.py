@@ -1,6 +1,6 @@
 """Quantised networks: the simulation in floats, and the grids that calibration finds."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,11 +10,14 @@ from jax import Array
 
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.plan import Plan
+from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.quantization import Grid, Quantization, quantized_points
 from jeffnet.errors import ConfigError, check_choice
 from jeffnet.inference.folded_network import FoldedNetwork
+from jeffnet.ops.image import normalize
 from jeffnet.ops.quantize import LEVELS, fake_quantize, fake_quantize_kernel
 
+_BATCH = 10
 _BINS = 2048
 # Of the histogram's values, that `percentile` keeps.
 _KEPT = 0.9999
@@ -98,6 +101,16 @@ def calibrate(
         ranges = [METHODS[method](bins, *limit) for bins, limit in zip(counts, limits, strict=True)]
     grids = {name: grid_of(low, high) for name, (low, high) in zip(names, ranges, strict=True)}
     return Quantization(grids, f"{method} of {count} pictures")
+
+
+def normalized_batches(pictures: np.ndarray, preprocessing: Preprocessing) -> Callable[[], Iterator[np.ndarray]]:
+    """For `calibrate`, from pixels `(N, H, W, C)`, 0 to 255."""
+
+    def batches() -> Iterator[np.ndarray]:
+        for first in range(0, len(pictures), _BATCH):
+            yield np.asarray(normalize(pictures[first : first + _BATCH], preprocessing.mean, preprocessing.std))
+
+    return batches
 
 
 def grid_of(low: float, high: float) -> Grid:

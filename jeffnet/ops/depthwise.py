@@ -1,9 +1,8 @@
 """Depthwise convolution for CPUs, as JAX primitives.
 
-The convolution and its two gradients are the three partial transposes of one trilinear form, so each one's derivatives
-are the others: derivatives of any order, forward or reverse, never leave these three. A primitive, unlike a function
-with a custom derivative, has both modes, and its lowering is chosen when it is compiled, for the platform that it is
-compiled for: the C++ kernels, shifted multiply-adds, or XLA's convolution.
+Derivatives of any order, forward or reverse, never leave the three (`jeffnet.ops.conv_primitives`). A primitive,
+unlike a function with a custom derivative, has both modes, and its lowering is chosen when it is compiled, for the
+platform that it is compiled for: the C++ kernels, shifted multiply-adds, or XLA's convolution.
 """
 
 import functools
@@ -15,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jeffnet._jax_compat import Primitive, defbilinear, define_primitive, foreign_call, is_partitioned, same_axes
+from jeffnet._jax_compat import Primitive, define_primitive, foreign_call, is_partitioned, same_axes
 from jeffnet.ops.broadcast import over_channels
+from jeffnet.ops.conv_primitives import bind, define_derivatives, unless_empty
 from jeffnet.ops.native import limits
 from jeffnet.ops.precision import at_least_float32
 
@@ -54,11 +54,7 @@ def depthwise_conv(images: Array, kernel: Array, window: Window, lowering: str =
     Raises:
       ConfigError: 'native' where the C++ kernels cannot be built; when it is compiled.
     """
-    return _bind(_forward_p, images, kernel, window, None, lowering)
-
-
-def _bind(primitive: Primitive, a: Array, b: Array, window: Window, size: Any, lowering: str) -> Array:
-    return primitive.bind(*same_axes(a, b), window=window, size=size, lowering=lowering)
+    return bind(_forward_p, images, kernel, window=window, size=None, lowering=lowering)
 
 
 # --------------------------------------------------------------------------------------------------- shifted products
@@ -180,31 +176,21 @@ def _define(
     """
     sums_pictures = partitioned is not None
 
-    def computed(form: Callable[..., Array]) -> Callable[..., Array]:
-        def run(a: Array, b: Array, *, lowering: str, **how: Any) -> Array:
-            del lowering
-            result = shape(a, b, **how)
-            if any(0 in sizes for sizes in (a.shape, b.shape, result)):  # sums of nothing
-                return jnp.zeros(result, a.dtype)
-            return form(a, b, **how)
-
-        return run
-
     def on_cpu(ctx: Any, a: Any, b: Any, *, window: Window, size: Any, lowering: str) -> Callable[..., Array]:
         kernel = shape(a, b, window, size) if sums_pictures else b.shape
         # One rule for all three, so that a model's convolution and its derivatives take the same form.
         if limits.calls_fit(ctx, lowering) and limits.depthwise_input_gradient(
             kernel, window, max(a.dtype.itemsize, 4)
         ):
-            return computed(functools.partial(_native, target, shape))
-        return computed(partitioned if partitioned and is_partitioned(ctx) else shifted)
+            return unless_empty(functools.partial(_native, target, shape), shape)
+        return unless_empty(partitioned if partitioned and is_partitioned(ctx) else shifted, shape)
 
     def batch(operands: Any, dims: Any, **how: Any) -> tuple[Array, int]:
         return _batch(primitive, sums_pictures, operands, dims, how)
 
     primitive = define_primitive(
         name,
-        computed(xla),
+        unless_empty(xla, shape),
         on_cpu=on_cpu,
         shape=lambda a, b, *, window, size, lowering: shape(a, b, window, size),
         batch=batch,
@@ -256,28 +242,4 @@ _kernel_p = _define(
     _whole_kernel_gradient,
 )
 
-
-def _input_gradient(g: Array, images: Any, kernel: Array, *, window: Window, size: Any, lowering: str) -> Array:
-    return _bind(_input_p, g, kernel, window, images.aval.shape[1:3], lowering)
-
-
-def _kernel_gradient(g: Array, images: Array, kernel: Any, *, window: Window, size: Any, lowering: str) -> Array:
-    return _bind(_kernel_p, images, g, window, kernel.aval.shape[:2], lowering)
-
-
-def _forward(images: Array, kernel: Array, *, window: Window, size: Any, lowering: str) -> Array:
-    return depthwise_conv(images, kernel, window, lowering)
-
-
-# The operand to differentiate by is undefined: only its `aval` is there.
-defbilinear(_forward_p, _input_gradient, _kernel_gradient)
-defbilinear(
-    _input_p,
-    lambda images, g, kernel, **how: _forward(images, kernel, **how),
-    lambda images, g, kernel, **how: _kernel_gradient(g, images, kernel, **how),
-)
-defbilinear(
-    _kernel_p,
-    lambda kernel, images, g, **how: _input_gradient(g, images, kernel, **how),
-    lambda kernel, images, g, **how: _forward(images, kernel, **how),
-)
+define_derivatives(_forward_p, _input_p, _kernel_p)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jeffnet._jax_compat import Primitive, defbilinear, define_primitive, foreign_call, same_axes
+from jeffnet._jax_compat import Primitive, define_primitive, foreign_call
+from jeffnet.ops.conv_primitives import bind, define_derivatives, unless_empty
 from jeffnet.ops.dense import pack_kernel
 from jeffnet.ops.depthwise import Window
 from jeffnet.ops.native import limits
@@ -35,11 +36,7 @@ def full_conv(images: Array, kernel: Array, window: Window, precision: Any = Non
     Raises:
       ConfigError: 'native' where the C++ kernels cannot be built; when it is compiled.
     """
-    return _bind(_forward_p, images, kernel, window, None, precision, lowering)
-
-
-def _bind(primitive: Primitive, a: Array, b: Array, window: Window, size: Any, precision: Any, lowering: str) -> Array:
-    return primitive.bind(*same_axes(a, b), window=window, size=size, precision=precision, lowering=lowering)
+    return bind(_forward_p, images, kernel, window=window, size=None, precision=precision, lowering=lowering)
 
 
 # -------------------------------------------------------------------------------------------------------------- shapes
@@ -143,24 +140,15 @@ def _native_kernel_gradient(images: Array, g: Array, window: Window, size: Any, 
 
 
 def _define(name: str, shape: Callable[..., Any], xla: Callable[..., Array], native: Callable[..., Array]) -> Primitive:
-    def computed(form: Callable[..., Array]) -> Callable[..., Array]:
-        def run(a: Array, b: Array, *, window: Window, size: Any, precision: Any, lowering: str) -> Array:
-            result = shape(a, b, window, size)
-            if any(0 in sizes for sizes in (a.shape, b.shape, result)):  # sums of nothing
-                return jnp.zeros(result, a.dtype)
-            return form(a, b, window, size, precision)
-
-        return run
-
     def on_cpu(ctx: Any, a: Any, b: Any, *, window: Window, size: Any, precision: Any, lowering: str) -> Any:
         kernel = shape(a, b, window, size) if shape is _kernel_shape else b.shape
         # One rule for all three, so that a model's convolution and its derivatives take the same form.
         suits = a.dtype == jnp.float32 and limits.calls_fit(ctx, lowering) and limits.full(kernel, window)
-        return computed(native if suits else xla)
+        return unless_empty(native if suits else xla, shape)
 
     return define_primitive(
         name,
-        computed(xla),
+        unless_empty(xla, shape),
         on_cpu=on_cpu,
         shape=lambda a, b, *, window, size, precision, lowering: shape(a, b, window, size),
     )
@@ -171,28 +159,4 @@ _forward_p = _define("full_conv", _out_shape, _xla, _native)
 _input_p = _define("full_conv_input_gradient", _images_shape, _xla_input_gradient, _native_input_gradient)
 _kernel_p = _define("full_conv_kernel_gradient", _kernel_shape, _xla_kernel_gradient, _native_kernel_gradient)
 
-
-def _forward(images: Array, kernel: Array, *, size: Any, **how: Any) -> Array:
-    return _bind(_forward_p, images, kernel, size=None, **how)
-
-
-def _input_gradient(g: Array, images: Any, kernel: Array, *, size: Any, **how: Any) -> Array:
-    return _bind(_input_p, g, kernel, size=images.aval.shape[1:3], **how)
-
-
-def _kernel_gradient(g: Array, images: Array, kernel: Any, *, size: Any, **how: Any) -> Array:
-    return _bind(_kernel_p, images, g, size=kernel.aval.shape[:2], **how)
-
-
-# The operand to differentiate by is undefined: only its `aval` is there.
-defbilinear(_forward_p, _input_gradient, _kernel_gradient)
-defbilinear(
-    _input_p,
-    lambda images, g, kernel, **how: _forward(images, kernel, **how),
-    lambda images, g, kernel, **how: _kernel_gradient(g, images, kernel, **how),
-)
-defbilinear(
-    _kernel_p,
-    lambda kernel, images, g, **how: _input_gradient(g, images, kernel, **how),
-    lambda kernel, images, g, **how: _forward(images, kernel, **how),
-)
+define_derivatives(_forward_p, _input_p, _kernel_p)

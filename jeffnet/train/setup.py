@@ -1,7 +1,7 @@
 """What a run consists of, made from its configuration before anything is written."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -16,11 +16,10 @@ from jeffnet.data.batches import EvalLoader, Shard
 from jeffnet.data.loaders import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
-from jeffnet.data.sources import Source
+from jeffnet.data.sources import Source, evenly_spread
 from jeffnet.errors import ConfigError
 from jeffnet.inference.plain_norms import folded_arrays, folded_plan, with_plain_norms
-from jeffnet.inference.quantized import calibrate
-from jeffnet.ops.image import normalize
+from jeffnet.inference.quantized import calibrate, normalized_batches
 from jeffnet.parallel.mesh import Layout, make_layout
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network, make_network, untrained_parameters
@@ -148,14 +147,9 @@ class Setup:
         """The same run, rounding to the grids that training pictures show for a state."""
         plan, preprocessing, count = self.network.plan, self.network.preprocessing, len(self.train_set)
         arrays = folded_arrays(plan, jax.device_get(self.layout.gather(state.arrays)))
-        places = np.unique(np.linspace(0, count - 1, min(count, self.config.quantize.images)).round().astype(int))
-        transform = EvalTransform(preprocessing)
-        pictures = np.stack([transform(self.train_set[place].image) for place in places.tolist()])
-        groups = np.array_split(pictures, -(-len(pictures) // self.config.batch_size))
-
-        def batches() -> Iterator[np.ndarray]:
-            return (np.asarray(normalize(group, preprocessing.mean, preprocessing.std)) for group in groups)
-
+        places, transform = evenly_spread(count, self.config.quantize.images), EvalTransform(preprocessing)
+        pictures = np.stack([transform(self.train_set[place].image) for place in places])
+        batches = normalized_batches(pictures, preprocessing)
         found = calibrate(folded_plan(plan), self.network.start.execution, arrays, batches)
         return self.quantized(replace(found, method=f"{found.method}, trained with them"))
 
@@ -269,12 +263,10 @@ def train_transform(phase: Phase, preprocessing: Preprocessing) -> TrainTransfor
     """What is done to the training pictures of a phase on the host."""
     augment = phase.config.augment
     names = ("scale", "ratio", "hflip", "vflip", "color_jitter", "policy", "splits")
-    return TrainTransform(
-        phase.image_size,
-        interpolation=augment.interpolation or preprocessing.interpolation,
-        fill=tuple(round(255 * value) for value in preprocessing.mean),
-        **{name: getattr(augment, name) for name in names},
-    )
+    settings = {name: getattr(augment, name) for name in names}
+    if augment.interpolation:
+        settings["interpolation"] = augment.interpolation
+    return TrainTransform.of(preprocessing, phase.image_size, **settings)
 
 
 def _make_teacher(config: LossConfig, student: Network, classes: Sequence[str], layout: Layout) -> Teacher | None:

@@ -33,7 +33,7 @@ from jeffnet.text.names import listed
 from jeffnet.weights.archive import open_zip
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.fit import fit
-from jeffnet.weights.formats import FORMATS, safetensors
+from jeffnet.weights.formats import EXPORTED, FORMATS, safetensors
 from jeffnet.weights.formats.interface import Probe, WeightsFile, reading
 from jeffnet.weights.hub import WEIGHTS_FILES, locate
 from jeffnet.weights.hub_config import HubConfig, check_arguments, config_beside
@@ -46,8 +46,6 @@ Source = str | os.PathLike | Literal[True]
 # The name of a model's weights in a folder, for jeffnet and the hub.
 MODEL_FILE = WEIGHTS_FILES[0]
 
-# Endings of files that `jeffnet export` and other programs write.
-_EXPORTED = (".onnx", ".tflite", ".stablehlo")
 _log = logging.getLogger("jeffnet")
 
 
@@ -139,7 +137,7 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         raise WeightsError(f"weights {str(path)!r}: {what}; give a weights file{_near(path)}") from error
     if format:
         return format.read(path)
-    if path.suffix.lower() in _EXPORTED:
+    if path.suffix.lower() in EXPORTED:
         raise WeightsError(
             f"weights {str(path)!r}: is a file for a runtime, whose arrays are not the model's any more: give the "
             "weights that it was exported from, or run it (--model-file)"

@@ -10,10 +10,11 @@ import pytest
 
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.backends import BACKENDS, convert
-from jeffnet.errors import ConfigError, EndingError, JeffnetError, OutputError, WeightsError
+from jeffnet.errors import ConfigError, EndingError, InputError, JeffnetError, OutputError, WeightsError
 from jeffnet.export import export_model, open_exported
 from jeffnet.export.targets import TARGETS, Target
 from jeffnet.ops.image import normalize
+from jeffnet.weights.formats import EXPORTED
 
 
 def _pixels(size=32):
@@ -73,7 +74,7 @@ def test_a_file_of_another_size_and_other_names(fake, tiny, tmp_path):
     assert (exported.image_size, exported.card.classes) == ((40, 48), ("a", "b", "c"))
     assert exported.card.preprocessing == wanted
     assert report.metadata.options.image_size == (40, 48)
-    with pytest.raises(ConfigError, match=r"takes pictures of shape \(40, 48, 3\), not \(32, 32, 3\)"):
+    with pytest.raises(InputError, match=r"takes pictures of shape \(40, 48, 3\), not \(32, 32, 3\)"):
         exported(_pixels())
 
 
@@ -301,3 +302,7 @@ def test_labels_need_names(fake, tiny_model, tmp_path):
 
     with pytest.raises(ConfigError, match="the classes of tiny_flat have no names to embed"):
         export_model(tmp_path / "a.fake", create_model("tiny_flat"), "tiny_flat", embed_labels=True)
+
+
+def test_endings_of_exported_files_are_known_below_the_exporters():
+    assert {*EXPORTED} == {ending for target in TARGETS.values() for ending in target.endings if ending}

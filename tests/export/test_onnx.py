@@ -309,7 +309,7 @@ def test_another_programs_file_runs(tmp_path):
 
 def test_pictures_that_a_file_does_not_take(tiny_model, tmp_path):
     runner = target.open_runner(written(tmp_path / "a.onnx", network_of("tiny_flat")))
-    with pytest.raises(ConfigError, match=r"images of shape \(2, 48, 32, 3\): .* takes \(any number, 32, 48, 3\)"):
+    with pytest.raises(InputError, match=r"images of shape \(2, 48, 32, 3\): .* takes \(any number, 32, 48, 3\)"):
         runner(np.zeros((2, 48, 32, 3)))
 
 

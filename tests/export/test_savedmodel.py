@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jeffnet.errors import ConfigError, OutputError, WeightsError
+from jeffnet.errors import InputError, OutputError, WeightsError
 from jeffnet.export import savedmodel
 
 pytest.importorskip("tensorflow")
@@ -35,7 +35,7 @@ def test_the_folder_computes_what_the_model_does(
     """For any number of pictures; other pictures, a copy without its program and a broken description are refused."""
     network, path = network_of("tiny_flat"), tmp_path / "flat"
     runner = check(network, metadata_of("savedmodel", network), expected_of, pictures_of, path)
-    with pytest.raises(ConfigError, match=r"flat' takes normalised floats, \(N, 32, 32, 3\): given are uint8"):
+    with pytest.raises(InputError, match=r"flat' takes normalised floats, \(N, 32, 32, 3\): given are uint8"):
         runner(np.zeros((1, 32, 32, 3), np.uint8))
     names = run_example("import tensorflow", path)
     np.testing.assert_allclose(names["logits"], runner(np.zeros((2, 32, 32, 3), np.float32)), rtol=1e-5, atol=1e-6)

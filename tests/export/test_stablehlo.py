@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jeffnet.errors import ConfigError, OutputError, WeightsError
+from jeffnet.errors import InputError, OutputError, WeightsError
 from jeffnet.export import load, stablehlo
 from jeffnet.export.batches import in_batches
 
@@ -98,7 +98,7 @@ def test_pictures_that_a_program_does_not_take(exported):
     program = load(exported)
     assert program.shape == (None, 32, 32, 3) and program.dtype == np.float32
     for images in (np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 3, 32, 32)), np.zeros((32, 32, 3))):
-        with pytest.raises(ConfigError, match=r"flat.stablehlo' takes normalised floats, \(N, 32, 32, 3\): given are"):
+        with pytest.raises(InputError, match=r"flat.stablehlo' takes normalised floats, \(N, 32, 32, 3\): given are"):
             program(images)
     assert program(np.zeros((2, 32, 32, 3))).shape == (2, 7)  # NumPy's 64 bits
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jeffnet.errors import ConfigError, OutputError, WeightsError
+from jeffnet.errors import ConfigError, InputError, OutputError, WeightsError
 from jeffnet.export import tflite, tflite_convert, tflite_file
 from jeffnet.export.traced import as_function
 
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_run(written, tmp_path):
     with pytest.raises(WeightsError, match=r"cannot read .*: No such file"):
         tflite.open_runner(tmp_path / "nothing")
     runner = tflite.open_runner(written("tiny_tf")[0])
-    with pytest.raises(ConfigError, match="takes normalised floats"):
+    with pytest.raises(InputError, match="takes normalised floats"):
         runner(np.zeros((1, 32, 32, 3), np.uint8))
 
 

@@ -24,9 +24,10 @@ from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.batch_norm import _cotangents, _native_cotangents, _native_forward, _reference
 from jeffnet.ops.conv import NHWC, conv_general_dilated, make_window, use_lowering
+from jeffnet.ops.conv_primitives import bind
 from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
 from jeffnet.ops.depthwise import Window
-from jeffnet.ops.full_conv import _bind, _kernel_p
+from jeffnet.ops.full_conv import _kernel_p
 from jeffnet.ops.native import limits
 
 SANITIZERS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -247,8 +248,8 @@ def check_full(problem: Problem) -> None:
     shape = (*size, images.shape[3], features)
     if not limits.full(shape, window) or 0 in (*images.shape, *g.shape):
         return
-    gradient = lambda images: _bind(_kernel_p, images, jnp.asarray(g), window, size, None, "native")  # noqa: E731
-    ours = run(problem, gradient, images)
+    how: Any = {"window": window, "size": size, "precision": None, "lowering": "native"}
+    ours = run(problem, lambda images: bind(_kernel_p, images, jnp.asarray(g), **how), images)
     like = jax.ShapeDtypeStruct(shape, np.float64)
     by_kernel = lambda images, g: jax.linear_transpose(lambda kernel: convolve(images, kernel, window), like)(g)[0]  # noqa: E731
     assert_near(ours, *exactly(by_kernel, images, g), problem)

@@ -60,6 +60,8 @@ FORMATS = (
     Format("keras", ("keras",), (".keras", ".h5")),
     Format("msgpack", ("linen",), (".msgpack",)),
 )
+# Endings of the files of `jeffnet export`, which are no weights; those of `jeffnet.export.targets.TARGETS`.
+EXPORTED = (".onnx", ".tflite", ".stablehlo")
 # The forms in which `jeffnet.checkpoints` writes a model.
 FORMS = tuple(dict.fromkeys(form for format in FORMATS for form in format.forms))
 
