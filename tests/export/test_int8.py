@@ -113,8 +113,10 @@ def test_onnx_runtime_computes_with_integers(tiny_model, tmp_path):
     assert not {"Conv", "FusedConv", "Gemm", "Add", "Relu"} & set(operators)
 
 
-@pytest.mark.parametrize("name", ["tiny_flat", pytest.param("tiny", marks=pytest.mark.slow)])
-def test_tflite_files_compute_what_was_simulated(name, tiny_model, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "limit"), [("tiny_flat", 0.05), pytest.param("tiny", 0.1, marks=pytest.mark.slow)]
+)
+def test_tflite_files_compute_what_was_simulated(name, limit, tiny_model, tmp_path):
     """With the same ranges: its kernels are rounded by the same scales, a value may be a few steps away."""
     pytest.importorskip("litert_converter")
     pytest.importorskip("ai_edge_litert")
@@ -127,7 +129,7 @@ def test_tflite_files_compute_what_was_simulated(name, tiny_model, tmp_path):
     _, logits = simulated(network, images)
     run = target.open_runner(path)
     found = np.concatenate([np.asarray(run(image[None])) for image in images])
-    assert np.abs(found - logits).max() < 0.1 * np.abs(logits).max()
+    assert np.abs(found - logits).max() < limit * np.abs(logits).max()
     floats = tmp_path / "float.tflite"
     plain = replace(network, quantization=None)
     target.write(floats, plain, ExportMetadata("tflite", plain.card, plain.options))
