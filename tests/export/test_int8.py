@@ -63,6 +63,10 @@ def written(network, path):
     return path
 
 
+def _nonzero(array):
+    return array[array != 0]
+
+
 @pytest.mark.parametrize(
     "name", ["tiny_flat", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tiny", "tiny_tf"))]
 )
@@ -78,11 +82,20 @@ def test_onnx_files_hold_what_was_simulated(name, tiny_model, tmp_path):
     onnx.checker.check_model(model, full_check=True)
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
     points = quantized_points(network.plan)
-    for kernel in points.layers:
+    merged = {f"{conv.name}.kernel": conv.parts for conv in network.plan.convolutions if len(conv.parts) > 1}
+    parts_of_merged = {f"{part.name}.kernel" for parts in merged.values() for part in parts}
+    for kernel in points.layers.keys() - parts_of_merged:
         integers, scales = quantize_kernel(network.arrays[kernel])
         order = {2: (1, 0), 4: (3, 2, 0, 1)}[integers.ndim]
         np.testing.assert_array_equal(constants[f"{kernel}:integers"], integers.transpose(order))
         np.testing.assert_array_equal(constants[f"{kernel}:scales"], scales)
+    for kernel, parts in merged.items():  # with zeros between and around those of the parts
+        each = [quantize_kernel(network.arrays[f"{part.name}.kernel"]) for part in parts]
+        np.testing.assert_array_equal(constants[f"{kernel}:scales"], np.concatenate([scales for _, scales in each]))
+        rows = iter(constants[f"{kernel}:integers"])
+        for integers, _ in each:
+            for output in np.moveaxis(integers, -1, 0):
+                np.testing.assert_array_equal(np.sort(_nonzero(next(rows))), np.sort(_nonzero(output)))
     # No kernel is left in floats that should not be.
     floats = {key for key, array in constants.items() if array.dtype == np.float32 and array.ndim > 1}
     assert floats <= network.arrays.keys() - points.layers.keys()
@@ -113,9 +126,7 @@ def test_onnx_runtime_computes_with_integers(tiny_model, tmp_path):
     assert not {"Conv", "FusedConv", "Gemm", "Add", "Relu"} & set(operators)
 
 
-@pytest.mark.parametrize(
-    ("name", "limit"), [("tiny_flat", 0.05), pytest.param("tiny", 0.1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("name", "limit"), [("tiny_flat", 0.05), pytest.param("tiny", 0.1, marks=pytest.mark.slow)])
 def test_tflite_files_compute_what_was_simulated(name, limit, tiny_model, tmp_path):
     """With the same ranges: its kernels are rounded by the same scales, a value may be a few steps away."""
     pytest.importorskip("litert_converter")
