@@ -43,9 +43,11 @@ def dense_kernel_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp
     return jax.random.uniform(key, shape, dtype, -reach, reach)
 
 
-def initial_arrays(
-    plan: Plan, rng: int | Array, dtype: DTypeLike = jnp.float32, salt: str = ""
-) -> dict[str, np.ndarray]:
+# Of the weights of a classifier on a trained trunk.
+_ADAPTED_DEVIATION = 0.01
+
+
+def initial_arrays(plan: Plan, rng: int | Array, dtype: DTypeLike = jnp.float32) -> dict[str, np.ndarray]:
     """The initial value of every array of a model, by canonical name, without running or compiling anything.
 
     Each array depends on `rng` and its name alone: models that differ in their classifier start with the same trunk, in
@@ -55,13 +57,37 @@ def initial_arrays(
       plan: the model.
       rng: a seed, or a key of `jax.random`.
       dtype: of parameters; running statistics are at least float32.
-      salt: another one draws other values with the same `rng`.
 
     Raises:
       ArchitectureError: `rng` is neither.
     """
-    words = [*_seed_words(rng), *([zlib.crc32(salt.encode())] if salt else [])]
+    words = _seed_words(rng)
     return {name: _initial_array(spec, words, np.dtype(dtype)) for name, spec in array_specs(plan).items()}
+
+
+def new_classifier(plan: Plan, rng: int | Array, dtype: DTypeLike = jnp.float32) -> dict[str, np.ndarray]:
+    """The initial values of a classifier that is put on a trained trunk, by canonical name; none if a model has none.
+
+    The weights are normal with a deviation of 0.01. All classes are about equally probable then, so that the first
+    steps do not pass the noise of the classifier on to the trunk. They are not 0, since LARS, LAMB and Adafactor scale
+    a step by the length of what it changes.
+
+    Args:
+      plan: the model.
+      rng: as for `initial_arrays`.
+      dtype: of the arrays.
+
+    Raises:
+      ArchitectureError: as `initial_arrays`.
+    """
+    arrays = {}
+    for name, spec in array_specs(plan).items():
+        if name == "classifier.kernel":
+            draw = _draw(_seed_words(rng), f"new {name}")
+            arrays[name] = (draw.standard_normal(spec.shape) * _ADAPTED_DEVIATION).astype(dtype)
+        elif name == "classifier.bias":
+            arrays[name] = np.zeros(spec.shape, dtype)
+    return arrays
 
 
 def _initial_array(spec: ArraySpec, words: list[int], dtype: np.dtype) -> np.ndarray:
@@ -73,7 +99,7 @@ def _initial_array(spec: ArraySpec, words: list[int], dtype: np.dtype) -> np.nda
         return np.zeros(spec.shape, dtype)
     if spec.leaf in ("scale", "var"):
         return np.ones(spec.shape, dtype)
-    draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([*words, zlib.crc32(spec.name.encode())])))
+    draw = _draw(words, spec.name)
     # float32 draws are twice as fast and are what lower precisions are rounded from.
     precision = np.float64 if dtype == np.float64 else np.float32
     if spec.reach is not None or len(spec.shape) == 2:
@@ -82,6 +108,10 @@ def _initial_array(spec: ArraySpec, words: list[int], dtype: np.dtype) -> np.nda
     else:
         values = draw.standard_normal(spec.shape, precision) * precision(_conv_deviation(spec.shape, spec.groups))
     return values.astype(dtype, copy=False)
+
+
+def _draw(words: list[int], name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([*words, zlib.crc32(name.encode())])))
 
 
 def _conv_deviation(shape: tuple[int, ...], groups: int) -> float:

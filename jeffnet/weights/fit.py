@@ -34,9 +34,9 @@ def fit(
       plan: the model.
       source: what to call the source in messages.
       model: what to call the model in messages.
-      initial: the model's arrays where the source's may be adapted: a classifier of other classes is replaced by these,
-        and the first convolution's kernel is summed over the input channels (for one channel) or repeated (for more).
-        None adapts nothing.
+      initial: a new classifier, see `jeffnet.ops.init.new_classifier`, where the source may be adapted: it replaces one
+        of other classes, and the first convolution's kernel is summed over the input channels (for one channel) or
+        repeated (for more). None adapts nothing.
       put: called with every array as soon as it is read, for instance to move it to a device.
 
     Returns:

@@ -27,7 +27,7 @@ from jeffnet.arch.zoo import (
     resolve_name,
 )
 from jeffnet.errors import UnknownModelError, WeightsError
-from jeffnet.ops.init import initial_arrays
+from jeffnet.ops.init import new_classifier
 from jeffnet.system.reading import check_file
 from jeffnet.text.names import listed
 from jeffnet.weights.archive import open_zip
@@ -203,7 +203,7 @@ def open_weights(
         card = replace(card, num_classes=num_classes, classes=())
     if in_chans not in (None, card.in_chans):
         card = replace(card, in_chans=in_chans)
-    initial = initial_arrays(card.plan(), rng) if card != stated_card else None
+    initial = new_classifier(card.plan(), rng) if card != stated_card else None
     arrays = to_canonical_names(file.arrays, file.naming, card.plan())
     fitted = fit(arrays, card.plan(), source=file.source, model=card.model, initial=initial, put=put)
     remember_classes(fitted, card.classes)

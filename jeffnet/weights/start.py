@@ -18,7 +18,7 @@ from jeffnet.arch.summary import STATISTICS, ArraySpec, array_specs
 from jeffnet.arch.zoo import ModelLike as ModelLike
 from jeffnet.arch.zoo import default_num_classes, model_plan
 from jeffnet.errors import ArchitectureError, UnknownOptionError
-from jeffnet.ops.init import initial_arrays
+from jeffnet.ops.init import initial_arrays, new_classifier
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source, load_weights, open_weights, published_name
@@ -306,6 +306,5 @@ def start_arrays(
     if pretrained is None or pretrained is False:
         arrays = initial_arrays(plan, rng, param_dtype)
         return {name: put(spec, arrays[name]) for name, spec in array_specs(plan).items()}
-    # A classifier for other classes must not be the one with which a model of the same seed started.
-    initial = initial_arrays(plan, rng, param_dtype, salt="anew" if classes else "") if adapt else None
+    initial = new_classifier(plan, rng, param_dtype) if adapt else None
     return load_weights(pretrained, plan, model=model, initial=initial, classes=classes, put=put)

@@ -12,7 +12,7 @@ from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan
 from jeffnet.linen import ImageClassifier, to_canonical
-from jeffnet.ops.init import conv_kernel_init, dense_kernel_init, initial_arrays
+from jeffnet.ops.init import conv_kernel_init, dense_kernel_init, initial_arrays, new_classifier
 
 PLAN = model_plan("mnasnet_small", num_classes=100)
 
@@ -150,3 +150,16 @@ def test_float64_is_drawn_in_float64():
     assert {array.dtype for array in arrays.values()} == {np.dtype("float64")}
     kernel = arrays["conv_head.kernel"]
     assert (kernel != kernel.astype(np.float32)).mean() > 0.9
+
+
+def test_a_new_classifier_starts_small():
+    """So that the first loss is that of equally probable classes, whatever their number."""
+    plan = model_plan("efficientnet_b0", num_classes=10)
+    arrays = new_classifier(plan, 0)
+    assert list(arrays) == ["classifier.kernel", "classifier.bias"]
+    kernel = arrays["classifier.kernel"]
+    assert kernel.shape == (1280, 10) and kernel.dtype == np.float32
+    assert kernel.std() == pytest.approx(0.01, rel=0.03) and not arrays["classifier.bias"].any()
+    np.testing.assert_array_equal(new_classifier(plan, 0)["classifier.kernel"], kernel)
+    assert (new_classifier(plan, 1)["classifier.kernel"] != kernel).any()
+    assert not new_classifier(model_plan("efficientnet_b0", num_classes=0), 0)

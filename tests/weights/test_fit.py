@@ -9,7 +9,7 @@ import pytest
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import model_plan
 from jeffnet.errors import WeightsError
-from jeffnet.ops.init import initial_arrays
+from jeffnet.ops.init import new_classifier
 from jeffnet.weights.fit import adapt_input_channels, fit
 from jeffnet.weights.naming import to_canonical_names, to_source_names
 from jeffnet.weights.stored import stored
@@ -124,7 +124,7 @@ def test_the_same_number_of_values_in_another_shape_is_misshapen():
 def test_wrong_classes_go_in_only_when_asked(fitting, caplog):
     """Then the classifier starts anew, with a warning, and the trunk is the file's."""
     thousand = model_plan("mnasnet_small", num_classes=1000)
-    initial = initial_arrays(PLAN, 0)
+    initial = new_classifier(PLAN, 0)
 
     def load(**options):
         if fitting:
@@ -144,7 +144,7 @@ def test_wrong_classes_go_in_only_when_asked(fitting, caplog):
 
 
 def test_right_classes_stay_when_adapting_is_allowed(caplog):
-    arrays = from_timm(_state(), PLAN, initial=initial_arrays(PLAN, 0))
+    arrays = from_timm(_state(), PLAN, initial=new_classifier(PLAN, 0))
     np.testing.assert_array_equal(arrays["classifier.kernel"], _state()["classifier.weight"].T)
     assert not caplog.text
 
@@ -154,10 +154,10 @@ def test_a_model_without_classifier():
     features = model_plan("mnasnet_small", num_classes=0)
     with pytest.raises(WeightsError, match=r"left over +\(2\): classifier.kernel, classifier.bias"):
         from_timm(_state(), features)
-    assert set(from_timm(_state(), features, initial=initial_arrays(features, 0))) == set(array_specs(features))
+    assert set(from_timm(_state(), features, initial=new_classifier(features, 0))) == set(array_specs(features))
     with pytest.raises(WeightsError, match=r"missing +\(2\): classifier.kernel, classifier.bias"):
         from_timm(_state(features), PLAN)
-    initial = initial_arrays(PLAN, 0)
+    initial = new_classifier(PLAN, 0)
     arrays = from_timm(_state(features), PLAN, initial=initial)
     np.testing.assert_array_equal(arrays["classifier.kernel"], initial["classifier.kernel"])
 
@@ -169,7 +169,7 @@ def test_input_channels_are_adapted_only_when_asked(in_chans, caplog):
     with pytest.raises(WeightsError, match="pass in_chans=3 to keep"):
         from_timm(_state(), plan)
     with caplog.at_level(logging.WARNING, "jeffnet"):
-        adapted = from_timm(_state(), plan, initial=initial_arrays(plan, 0))
+        adapted = from_timm(_state(), plan, initial=new_classifier(plan, 0))
     assert f"from 3 to {in_chans} input channels" in caplog.text
     kernel, original = adapted["conv_stem.kernel"], from_timm(_state(), PLAN)["conv_stem.kernel"]
     assert kernel.shape == (3, 3, in_chans, 8)
