@@ -37,7 +37,7 @@ QUICK_COMPILER = XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0 $$($(
 	print("--xla_cpu_use_fusion_emitters=false" if jaxlib.__version__.startswith("0.10.") else "")')"
 INSTALL := $(BIN)/python -m pip install --quiet --editable
 
-.PHONY: help demo test test-pythons test-all lint clean
+.PHONY: help demo test test-pythons test-all lint docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 20
@@ -76,8 +76,12 @@ lint: $(VENV)/dev.stamp ## format, lint and type-check; with CI set, check the f
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Nothing is fetched. With JEFFNET_DOCS_NOTEBOOKS=off the tutorials are not run, which saves most of the time.
+docs: $(VENV)/docs.stamp ## build the documentation site in build/site; a warning is an error
+	JEFFNET_OFFLINE=1 $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(VENV)-3.* build dist demo_run .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-3.* build dist demo_run docs/generated .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg:
@@ -86,6 +90,10 @@ $(VENV)/pyvenv.cfg:
 
 $(VENV)/demo.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(INSTALL) '.[digits]'
+	@touch $@
+
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(INSTALL) '.[docs,digits,objax,onnx]'
 	@touch $@
 
 # The reference implementation (timm) needs torch, whose CPU build exists for Python 3.11 only. TensorFlow is tested there
