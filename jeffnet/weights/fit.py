@@ -88,7 +88,7 @@ def _adapt(
         arrays.pop(bias, None)
     elif kernel not in arrays or arrays[kernel].shape != specs[kernel].shape:
         was = f"{arrays[kernel].shape[-1]} classes" if kernel in arrays else "none"
-        _log.warning("%s: new classifier of %d classes (the file has %s)", source, plan.classifier.out_features, was)
+        _log.info("%s: new classifier of %d classes (the file has %s)", source, plan.classifier.out_features, was)
         arrays[kernel], arrays[bias] = initial[kernel], initial[bias]
     stem = f"{plan.stem.name}.kernel"
     if stem in arrays and arrays[stem].ndim == 4 and (channels := arrays[stem].shape[2]) != plan.in_chans:

