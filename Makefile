@@ -42,8 +42,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --editable
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 20
 
-demo: $(VENV)/demo.stamp ## name photographs, learn digits, export (under 5 minutes on 2 cores)
-	@$(BIN)/python docs/demo.py demo_run
+demo: $(VENV)/demo.stamp ## train on embedded data, validate and predict (under 5 minutes on 2 cores)
+	rm -rf demo_run
+	$(BIN)/jeffnet train --config demo_digits --output demo_run
+	$(BIN)/jeffnet validate digits --weights demo_run/model.safetensors
+	$(BIN)/jeffnet predict digits --weights demo_run/model.safetensors --limit 12 --output demo_run/predictions.png
+	@echo "learning curves: demo_run/curves.png"
 
 test: $(VENV)/dev.stamp ## run the tests without the slow ones
 	$(QUICK_COMPILER) $(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
@@ -85,7 +89,7 @@ $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(INSTALL) '.[demo]'
+	$(INSTALL) '.[digits]'
 	@touch $@
 
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/pyvenv.cfg

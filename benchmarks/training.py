@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jeffnet.train.config import Config
 
 LIBRARIES = ("timm", "jeffnet")
-RECIPE = Path(__file__).parent.parent / "configs/small_from_scratch.py"
+RECIPE = "small_from_scratch"
 
 Options = argparse.Namespace
 Row = dict[str, Any]
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder that keeps our runs; none is kept without it")
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--image-size", type=int, help="instead of the recipe's")
     parser.add_argument("--cores", type=int, help="processors that a run may use, its loader included; all without it")

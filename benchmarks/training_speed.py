@@ -27,7 +27,7 @@ from unittest.mock import patch
 if TYPE_CHECKING:
     from jeffnet.train.config import Config
 
-RECIPE = Path(__file__).parent.parent / "configs/small_from_scratch.py"
+RECIPE = "small_from_scratch"
 
 Options = argparse.Namespace
 
@@ -186,7 +186,7 @@ def table(turns: list[tuple[Cost, Cost, Cost]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path, help="folder with train/<class>/*.jpg")
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--model", help="instead of the recipe's")
     parser.add_argument("--image-size", type=int, help="instead of the recipe's")
     parser.add_argument("--batch-size", type=int, default=64)

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from jeffnet import ops as ops
     from jeffnet import parallel as parallel
     from jeffnet import publish as publish
+    from jeffnet import recipes as recipes
     from jeffnet import system as system
     from jeffnet import train as train
     from jeffnet import validation as validation

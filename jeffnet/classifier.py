@@ -262,10 +262,11 @@ class Classifier:
             `jeffnet.data.open.open_source`.
           epochs: passes over the training pictures.
           batch_size: of a step; None takes 32, or all pictures where there are fewer.
-          output: a folder for the run, with its metrics, curves and checkpoints; None keeps none of them.
+          output: a folder for the run: metrics, curves, checkpoints, the weights that it started from; None keeps none
+            of them.
           progress: report on standard error.
           **entries: of `jeffnet.train.config.Config`, such as `seed=1` or `optimizer={"learning_rate": 1e-4}`, in place
-            of those of configs/fine_tune.py.
+            of those of the recipe `fine_tune`.
 
         Returns:
           A classifier of the classes of `data`, with the best model of the run in validation.
@@ -278,12 +279,9 @@ class Classifier:
 
         self._weights()
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "run" if output is None else Path(output)
-            weights = Path(temporary) / "start.safetensors"
-            self.save(weights)
             best, _ = fine_tune(
-                folder,
-                str(weights),
+                Path(temporary, "run") if output is None else Path(output),
+                self.save,
                 os.fspath(data),
                 in_chans=self.card.in_chans,
                 epochs=epochs,

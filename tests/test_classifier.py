@@ -1,6 +1,10 @@
 """A classifier takes pictures of any kind, gives names, and trains, validates and writes its model."""
 
 import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,10 +16,11 @@ from jeffnet.arch.imagenet import imagenet_classes
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
-from jeffnet.errors import ConfigError, ImageError, WeightsError
+from jeffnet.errors import ConfigError, ImageError, OutputError, WeightsError
 from jeffnet.ops.image import normalize
-from jeffnet.train.fine_tune import BATCH_SIZE, FINE_TUNE
+from jeffnet.train.loop import resume
 from jeffnet.train.recipe import load_recipe
+from jeffnet.train.run import read_config
 
 pytestmark = pytest.mark.users
 
@@ -228,15 +233,48 @@ def test_fine_tuning_gives_another_classifier(classifier, pictures, tmp_path):
         classifier.fine_tune(pictures, optimizer={"learning_rat": 1.0})
 
 
-def test_fine_tuning_does_what_the_recipe_does():
-    recipe = load_recipe("configs/fine_tune.py")
-    kinds = {name: type(getattr(recipe, name)) for name in FINE_TUNE}
-    for name, entries in FINE_TUNE.items():
-        assert kinds[name](**entries) == getattr(recipe, name), name
-    rest = {"model", "data", "epochs", "batch_size", *FINE_TUNE}
-    plain = type(recipe)(model=recipe.model, data=recipe.data)
-    assert [each for each in vars(recipe) if each not in rest and getattr(recipe, each) != getattr(plain, each)] == []
-    assert recipe.batch_size == BATCH_SIZE
+def test_fine_tuning_does_what_the_recipe_does(classifier, pictures, tmp_path, monkeypatch):
+    """The configurations differ in nothing but the model, the data, their amount and what is given."""
+    given = {}
+
+    def stop(config, folder, **options):
+        given.update(config=config, folder=folder)
+        raise InterruptedError
+
+    monkeypatch.setattr("jeffnet.train.fine_tune.train", stop)
+    with pytest.raises(InterruptedError):
+        classifier.fine_tune(pictures, epochs=1, output=tmp_path / "run", optimizer={"b1": 0.8})
+    tuned, recipe = given["config"], load_recipe("fine_tune")
+    assert (tuned.batch_size, tuned.schedule.warmup, tuned.optimizer.b1) == (16, 0.5, 0.8)
+    same = {name: getattr(recipe, name) for name in ("model", "data", "epochs", "batch_size")}
+    schedule, optimizer = replace(tuned.schedule, warmup=1.0), replace(tuned.optimizer, b1=None)
+    assert replace(tuned, **same, schedule=schedule, optimizer=optimizer) == recipe
+
+
+def test_a_fine_tuned_run_keeps_the_weights_it_starts_from(classifier, pictures, tmp_path):
+    """Without its checkpoints, as after a crash in the first epoch, it begins anew; a mistake leaves nothing behind."""
+    run = tmp_path / "run"
+    options = {"epochs": 1, "batch_size": 8, "progress": False}
+    classifier.fine_tune(pictures, output=run, **options)
+    before = _losses(run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
+    resume(run, progress=False)
+    assert _losses(run) == before
+    assert Path(read_config(run).model.pretrained).parent == run
+    with pytest.raises(OutputError, match="holds a run already"):
+        classifier.fine_tune(pictures, output=run, **options)
+    assert (run / "start.safetensors").is_file()
+    with pytest.raises(ConfigError, match="pattern"):
+        classifier.fine_tune(pictures, output=tmp_path / "wrong", model={"freeze": ("pattern",)}, **options)
+    assert not (tmp_path / "wrong").exists()
+
+
+def _losses(run):
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert losses
+    return losses
 
 
 def test_publishing_takes_the_model_and_its_card(classifier, monkeypatch):

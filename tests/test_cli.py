@@ -325,7 +325,7 @@ USAGE = {
     "validate digits --model b0 --coordinator here:1": "--num-processes, --process-id missing",
     "validate digits --model b0 --coordinator here --num-processes 2 --process-id 0": "HOST:PORT",
     "validate digits --model b0 --coordinator here:1 --num-processes 2 --process-id 2": "--process-id 2",
-    "train": "give --config FILE",
+    "train": "give --config RECIPE",
     "train --config RECIPE": "give --output RUN",
     "train --config RECIPE --output run epochs 3": "'epochs' is not an option",
     "train --config RECIPE --output run --epochs": "option --epochs needs a value",

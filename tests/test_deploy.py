@@ -54,7 +54,7 @@ def check_command(words):
     options = _parse(words)
     assert callable(options.run)
     if getattr(options, "config", None):
-        assert override(load_recipe(ROOT / options.config), _pairs(options.overrides))
+        assert override(load_recipe(options.config), _pairs(options.overrides))
     return options
 
 
@@ -113,7 +113,7 @@ def test_every_way_to_start_jeffnet_is_understood():
 def test_files_that_the_pages_name_exist(page):
     text = page.read_text()
     links = [page.parent / name for name in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text)]
-    named = [ROOT / name for name in re.findall(r"\b(?:deploy|docker|configs)/[\w./-]*\w", text)]
+    named = [ROOT / name for name in re.findall(r"\b(?:deploy|docker)/[\w./-]*\w", text)]
     assert [str(path) for path in [*links, *named] if not path.exists()] == []
 
 
@@ -193,7 +193,7 @@ def test_both_images_have_the_same_versions():
 def test_what_an_image_copies_is_sent_to_its_builder():
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     built = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert {*built["project"]["license-files"], built["project"]["readme"], "pyproject.toml", "configs"} <= sent
+    assert {*built["project"]["license-files"], built["project"]["readme"], "pyproject.toml"} <= sent
     assert set(built["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) <= sent
     assert all((ROOT / name).exists() for name in sent)
 
@@ -441,7 +441,7 @@ def run(tmp_path):
 
 
 SLURM = {"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "42"}
-TRAINING = ("configs/efficientnet_b0_paper.py", "runs/b0", "--data.path", "/data/image net")
+TRAINING = ("efficientnet_b0_paper", "runs/b0", "--data.path", "/data/image net")
 
 
 @needs_bash

@@ -46,9 +46,8 @@ def test_sdist_holds_what_a_reader_needs_and_no_tests_or_data(distributions):
         files = [member.name.split("/", 1)[1] for member in archive if member.isfile()]
     top = {name.split("/")[0] for name in files}
     required = {"jeffnet", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
-    assert required <= top <= required | {"configs", "deploy", "docker", "docs", ".gitignore"}
+    assert required <= top <= required | {"deploy", "docker", "docs", ".gitignore"}
     assert {name for name in files if name.startswith("jeffnet/")} == _package_files()
-    assert {Path(name).suffix for name in files if name.startswith("configs/")} <= {".py"}
 
 
 def test_metadata(distributions):
@@ -98,7 +97,7 @@ def _run(*command: str, cwd: Path | None = None) -> str:
 def test_the_packages_that_messages_name_are_those_of_the_extras():
     """Asked for `jeffnet[x]`, pip would look for jeffnet in the registry: messages name the packages themselves."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {*PACKAGES} == {*project} - {"dev", "docs", "demo"}
+    assert {*PACKAGES} == {*project} - {"dev", "docs"}
     for extra, packages in PACKAGES.items():
         names = {re.match(r"[\w-]+", requirement)[0] for requirement in project[extra]}
         assert {*packages.split()} == names - ({"tensorflow"} if "tensorflow-cpu" in packages else {"tensorflow-cpu"})

@@ -1,5 +1,6 @@
-"""The recipes in configs/ can be run as their headers say, and docs/training.md knows them and every entry it names."""
+"""Recipes can be found, copied and run as their headers say; docs/training.md knows them and every entry it names."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 
 from jeffnet.arch.summary import STATISTICS, array_specs
 from jeffnet.arch.zoo import MODELS, model_plan, resolve_name
+from jeffnet.cli.main import main
 from jeffnet.data.augment.policies import parse_policy
+from jeffnet.errors import ConfigError
+from jeffnet.recipes import describe_recipe, list_recipes
 from jeffnet.train.config import Config
 from jeffnet.train.optim import OPTIMIZERS, make_optimizer
 from jeffnet.train.phases import make_phases
@@ -19,7 +23,7 @@ from jeffnet.train.schedule import SCHEDULES, make_schedule
 from jeffnet.train.setup import run_preprocessing, train_transform
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "configs").glob("*.py"))
+RECIPES = {name: describe_recipe(name) for name in list_recipes()}
 GUIDE = (ROOT / "docs" / "training.md").read_text()
 # On pictures of the user's own, where nothing was published.
 OWN_DATA = {"demo_digits", "fine_tune", "fine_tune_int8", "fine_tune_l2", "small_from_scratch"}
@@ -47,51 +51,104 @@ STATED = {
 }
 STEPS_PER_EPOCH = 100
 
-every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+every_recipe = pytest.mark.parametrize("name", RECIPES)
 
 
-def _header(path: Path) -> str:
-    return path.read_text().split('"""')[1]
+def _header(name: str) -> str:
+    return RECIPES[name].text.split('"""')[1]
 
 
 def test_every_recipe_is_of_own_data_or_has_stated_values():
-    assert {path.stem for path in RECIPES} == OWN_DATA | set(STATED)
+    assert {*RECIPES} == OWN_DATA | set(STATED)
 
 
 @every_recipe
-def test_the_header_is_the_manual(path):
-    header = _header(path)
-    title, empty, command, *_ = header.splitlines()
-    assert title.endswith((".", "`."))
-    assert not empty
-    assert command.startswith(f"jeffnet train --config configs/{path.name} ")
-    assert "--output " in command
-    assert "\nHardware: " in header
-    assert re.search(r"\bExpect ", header)
-    if path.stem not in OWN_DATA:
-        expectation = header.partition("Expect ")[2]
-        assert SOURCE.search(expectation)
+def test_the_header_is_the_manual(name):
+    recipe = RECIPES[name]
+    assert recipe.title == _header(name).splitlines()[0] and recipe.title.endswith((".", "`."))
+    assert recipe.command.startswith(f"jeffnet train --config {name} ") and "--output " in recipe.command
+    assert "Expect" not in recipe.hardware and recipe.hardware.endswith(".")
+    if name not in OWN_DATA:
+        assert SOURCE.search(recipe.expect)
 
 
 @every_recipe
-def test_the_overrides_in_the_header_fit_the_recipe(path):
+def test_the_overrides_in_the_header_fit_the_recipe(name):
     """`--accumulate 16` must divide the batch, and `--augment.policy none` must be an entry."""
-    words = re.findall(r"--([a-z_0-9.]+) (\S+)", re.sub(r"\s+", " ", _header(path)))
-    pairs = [(name, text.rstrip(".,;:)")) for name, text in words if name not in ("config", "output")]
-    config = load_recipe(path)
+    words = re.findall(r"--([a-z_0-9.]+) (\S+)", re.sub(r"\s+", " ", _header(name)))
+    pairs = [(entry, text.rstrip(".,;:)")) for entry, text in words if entry not in ("config", "output")]
+    config = load_recipe(name)
     for pair in pairs:
         assert override(config, [pair]) != config, "it changes nothing"
     override(config, pairs)
 
 
-FOR_DEVICES = {
-    path.stem: found for path in RECIPES if (found := re.search(r"Hardware: (\d+) devices?\b", _header(path)))
-}
+@every_recipe
+def test_a_copy_runs_on_its_own(name, tmp_path, monkeypatch, capsys):
+    """In any folder it is the same configuration, its header has its own command, and it is never overwritten."""
+    monkeypatch.chdir(tmp_path)
+    copy = ("recipes", name, "--copy", "my copy.py")
+    assert main(copy) == 0 and "--config 'my copy.py'" in capsys.readouterr().out
+    text = Path("my copy.py").read_text()
+    assert text == RECIPES[name].text.replace(f"--config {name} ", "--config 'my copy.py' ") != RECIPES[name].text
+    assert load_recipe("my copy.py") == load_recipe(name)
+    assert main(copy) == 1 and "'my copy.py' exists" in capsys.readouterr().err
+
+
+def test_the_command_lists_and_prints_recipes(capsys):
+    assert main(["recipes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in listed] == [*RECIPES] and "text" not in listed[0]
+    assert main(["recipes"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {recipe.title}" in out for name, recipe in RECIPES.items())
+    assert "hardware: 8 devices (the cores of a TPU v3-8), 256 images each expect: about 81 % top-1 of the" in out
+    assert main(["recipes", "fine_tune"]) == 0
+    assert capsys.readouterr().out == RECIPES["fine_tune"].text
+    assert main(["recipes", "fine_tune", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == RECIPES["fine_tune"].text
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["fine_tunes"], 1, "no recipe is called 'fine_tunes'; the nearest is fine_tune;"),
+        (["--copy", "a.py"], 2, "needs the name of a recipe"),
+        (["fine_tune", "--copy", "a.json"], 2, "give a name that ends in .py"),
+        (["fine_tune", "--copy", "missing/a.py"], 1, "its folder does not exist"),
+    ],
+)
+def test_what_cannot_be_shown_or_copied_is_one_line(words, status, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", *words]) == status
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and [*tmp_path.iterdir()] == []
+
+
+def test_a_name_and_a_file_of_that_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = RECIPES["fine_tune"].text.replace("epochs=15", "epochs=3")
+    Path("fine_tune").mkdir()  # such as the folder of a run
+    assert load_recipe("fine_tune").epochs == 15
+    for file in ("fine_tune.py", "demo_digits"):
+        name = file.removesuffix(".py")
+        Path(file).write_text(own)
+        with pytest.raises(ConfigError, match=rf"{name}' is a recipe .* a file '{file}' here: write ./{file} for"):
+            load_recipe(name)
+        assert load_recipe(f"./{file}").epochs == load_recipe(Path(file)).epochs == 3
+    Path("mine").write_text(own)
+    assert load_recipe("mine").epochs == 3
+    for wrong in ("fine_tun", "configs/fine_tune.py", Path("fine_tune")):
+        with pytest.raises(ConfigError, match=r"does not exist, .*; the nearest is fine_tune; see `jeffnet recipes`"):
+            load_recipe(wrong)
+
+
+FOR_DEVICES = {name: found for name in RECIPES if (found := re.match(r"(\d+) devices?\b", RECIPES[name].hardware))}
 
 
 @pytest.mark.parametrize("name", FOR_DEVICES)
 def test_the_devices_of_the_header_can_share_the_work(name):
-    config, devices = load_recipe(ROOT / "configs" / f"{name}.py"), int(FOR_DEVICES[name][1])
+    config, devices = load_recipe(name), int(FOR_DEVICES[name][1])
     assert config.batch_size % (devices * config.accumulate) == 0
     assert devices % (config.model.bn_devices or devices) == 0
     if config.mesh != "auto":
@@ -103,17 +160,17 @@ def test_there_is_a_recipe_for_one_two_and_eight_devices_and_a_pod():
 
 
 @every_recipe
-def test_the_recipe_builds(path):
-    config = load_recipe(path)
+def test_the_recipe_builds(name):
+    config = load_recipe(name)
     assert resolve_name(config.model.name) in MODELS
     if config.model.pretrained is not None:
         assert resolve_name(config.model.pretrained) == config.model.name
         assert MODELS[config.model.name].weights is not None
     plan = model_plan(config.model.name, drop_rate=config.model.drop_rate, drop_path_rate=config.model.drop_path_rate)
     params = {
-        name: jax.ShapeDtypeStruct(spec.shape, np.float32)
-        for name, spec in array_specs(plan).items()
-        if name.rpartition(".")[2] not in STATISTICS
+        path: jax.ShapeDtypeStruct(spec.shape, np.float32)
+        for path, spec in array_specs(plan).items()
+        if path.rpartition(".")[2] not in STATISTICS
     }
     state = jax.eval_shape(make_optimizer(config.optimizer, lambda step: 0.1, params).init, params)
     # `eval_shape` would hide an optimizer that keeps nothing: all of these have moments.
@@ -125,12 +182,12 @@ def test_the_recipe_builds(path):
     assert len(phases) == config.progressive.stages
     for phase in phases:
         train_transform(phase, preprocessing)
-    assert from_json(to_json(config), path.name) == config
+    assert from_json(to_json(config), name) == config
 
 
 @every_recipe
-def test_the_learning_rate_peaks_at_its_configured_value(path):
-    config = load_recipe(path)
+def test_the_learning_rate_peaks_at_its_configured_value(name):
+    config = load_recipe(name)
     steps = config.epochs * STEPS_PER_EPOCH
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps, STEPS_PER_EPOCH)
     some = np.linspace(0, steps - 1, 1000).astype(int)
@@ -143,7 +200,7 @@ def test_the_learning_rate_peaks_at_its_configured_value(path):
 
 @pytest.mark.parametrize("name", STATED)
 def test_the_recipe_has_what_its_source_states(name):
-    config = load_recipe(ROOT / "configs" / f"{name}.py")
+    config = load_recipe(name)
     drop_rate = model_plan(config.model.name, drop_rate=config.model.drop_rate).drop_rate
     found = (config.batch_size, config.optimizer.learning_rate, config.epochs, drop_rate)
     assert found == pytest.approx(STATED[name], rel=1e-12)
@@ -158,12 +215,12 @@ def test_the_recipe_has_what_its_source_states(name):
 
 
 @every_recipe
-def test_the_guide_lists_the_recipe_with_the_score_of_its_header(path):
-    rows = [line for line in GUIDE.splitlines() if line.startswith("|") and f"configs/{path.name}" in line]
+def test_the_guide_lists_the_recipe_with_the_score_of_its_header(name):
+    rows = [line for line in GUIDE.splitlines() if line.startswith("|") and f"recipes/{name}.py" in line]
     assert len(rows) == 1
     scores = re.findall(r"\d[\d.]* %", rows[0].split("|")[3])
-    assert all(score in _header(path) for score in scores)
-    assert scores or path.stem in ("efficientnet_b0_progressive", "fine_tune", "fine_tune_int8", "fine_tune_l2")
+    assert all(score in _header(name) for score in scores)
+    assert scores or name in ("efficientnet_b0_progressive", "fine_tune", "fine_tune_int8", "fine_tune_l2")
 
 
 def test_the_guide_names_entries_that_exist():

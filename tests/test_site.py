@@ -51,7 +51,7 @@ def test_contents_are_found():
 
 def test_links_to_files_outside_lead_to_their_pages():
     outside = _module("outside")
-    text = "[a](../CHANGELOG.md#added) [b](models.md#x) [c](#d) [e](https://x.org/f.md) [g](../configs/h.py)"
+    text = "[a](../CHANGELOG.md#added) [b](models.md#x) [c](#d) [e](https://x.org/f.md) [g](../benchmarks/h.py)"
     assert outside.moved(text, "docs", "docs") == text.replace("../CHANGELOG.md", "generated/changelog.md")
     assert outside.moved("[a](docs/python.md)", "", "docs/generated") == "[a](../python.md)"
     for source in outside.PAGES:

@@ -2,7 +2,7 @@
 # Start one training on several hosts by ssh, with one process per host. The first host is the coordinator. jeffnet, the
 # recipe, the images and the run's folder must have the same paths on all hosts.
 #
-#   HOSTS="node1 node2" deploy/gpu/train_on_hosts.sh configs/efficientnet_b0_paper.py /shared/runs/b0 --data.path /data
+#   HOSTS="node1 node2" deploy/gpu/train_on_hosts.sh efficientnet_b0_paper /shared/runs/b0 --data.path /data
 #
 # JEFFNET is the program, PORT the coordinator's port, FOLDER the working directory. Ctrl-C and SIGTERM save and stop
 # all processes.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Install jeffnet and its recipes in ~/jeffnet on all machines of a TPU.
+# Install jeffnet in ~/jeffnet on all machines of a TPU.
 #
 #   python -m build --wheel
 #   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/install.sh dist/jeffnet-*.whl
@@ -17,8 +17,7 @@ file=$(basename "$wheel")
 remote() { gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="$1"; }
 
 remote "mkdir -p jeffnet"
-gcloud compute tpus tpu-vm scp --recurse "$wheel" "$(dirname "$0")/../../configs" "$TPU_NAME":jeffnet/ \
-    --zone="$ZONE" --worker=all
+gcloud compute tpus tpu-vm scp "$wheel" "$TPU_NAME":jeffnet/ --zone="$ZONE" --worker=all
 # The machine image may have a Python older than 3.11: uv installs one.
 remote "set -e; cd jeffnet
 python3 -m pip install --quiet --user uv

@@ -2,7 +2,7 @@
 # Run jeffnet on all machines of a TPU at once, as a slice requires, in ~/jeffnet.
 #
 #   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/run.sh info --env --device tpu
-#   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/run.sh train --config configs/efficientnet_b3_tpu.py \
+#   TPU_NAME=jeffnet ZONE=us-west4-a deploy/tpu/run.sh train --config efficientnet_b3_tpu \
 #       --data.path /mnt/pictures/imagenet --output /mnt/runs/b3 --continue
 #
 # With DETACH=1 it returns at once; the machines write to ~/jeffnet/log.

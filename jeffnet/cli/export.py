@@ -11,8 +11,8 @@ from jeffnet.cli.parser import usage
 from jeffnet.cli.text import progress_line
 from jeffnet.errors import ConfigError
 from jeffnet.export.options import DTYPES, INCLUDED, LAYOUTS
-from jeffnet.export.targets import TARGETS, check_absent, check_free, check_int8, check_opset_target, choose_target
-from jeffnet.system.files import write_file
+from jeffnet.export.targets import TARGETS, check_free, check_int8, check_opset_target, choose_target
+from jeffnet.system.files import check_absent, write_file
 from jeffnet.text.names import printable_lines
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jeffnet.cli.devices import add_device_options, add_process_options, connect, start_devices
+from jeffnet.cli.manual import print_manual
 from jeffnet.cli.model import local_path
 from jeffnet.errors import UsageError
 from jeffnet.system import figures
@@ -43,28 +44,39 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         description="Train a model from a recipe, or continue a run. SIGTERM and Ctrl-C save a checkpoint and stop, "
         "with status 75 and 130.",
         epilog="Any entry of the recipe can be set: --epochs 20 --optimizer.learning_rate 0.05 --data.path pictures. "
-        "--print-config shows them all; docs/training.md explains them.",
-        usage="jeffnet train (--config FILE --output RUN | --resume RUN) [--ENTRY VALUE ...] [options]",
+        "--help-config lists them all.",
+        usage="jeffnet train (--config RECIPE --output RUN | --resume RUN) [--ENTRY VALUE ...] [options]",
     )
-    text = "recipe: a Python file that defines `config`, see configs/"
-    parser.add_argument("--config", type=local_path, metavar="FILE", help=text)
-    parser.add_argument("--output", type=local_path, metavar="RUN", help="folder to create for the run")
-    text = "continue the run in this folder from its last checkpoint"
-    parser.add_argument("--resume", type=local_path, metavar="RUN", help=text)
-    text = "with --config: continue the run if RUN already has it; for commands that may be started again"
-    parser.add_argument("--continue", action="store_true", help=text)
-    text = "restart at most N times after a crash or the loss of another process; implies --continue"
-    parser.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
-    parser.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="train once per seed, in RUN/seed_N")
-    parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
-    text = "draw the learning rate over time and stop"
-    parser.add_argument("--plot-schedule", type=local_path, metavar="FILE", help=text)
-    text = "draw some training pictures, augmented, and stop"
-    parser.add_argument("--plot-augment", type=local_path, metavar="FILE", help=text)
-    parser.add_argument("--json", action="store_true", help="print the result as one object, or a list with --seeds")
+    _add_recipe_options(parser.add_argument_group("recipe"))
+    _add_run_options(parser.add_argument_group("run"))
     add_device_options(parser)
     add_process_options(parser)
     parser.set_defaults(run=run, overrides=[], known=parser.options)
+
+
+def _add_recipe_options(group: Any) -> None:
+    text = "a name that `jeffnet recipes` lists, or a Python file that defines `config`"
+    group.add_argument("--config", type=local_path, metavar="RECIPE", help=text)
+    text = "list the entries of a recipe with their types, defaults and choices, or those of PART, such as optimizer, "
+    group.add_argument("--help-config", nargs="?", const="", metavar="PART", help=f"{text}in full, and stop")
+    group.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
+    text = "draw the learning rate over time and stop"
+    group.add_argument("--plot-schedule", type=local_path, metavar="FILE", help=text)
+    text = "draw some training pictures, augmented, and stop"
+    group.add_argument("--plot-augment", type=local_path, metavar="FILE", help=text)
+
+
+def _add_run_options(group: Any) -> None:
+    group.add_argument("--output", type=local_path, metavar="RUN", help="folder to create for the run")
+    text = "continue the run in this folder from its last checkpoint"
+    group.add_argument("--resume", type=local_path, metavar="RUN", help=text)
+    text = "with --config: continue the run if RUN already has it; for commands that may be started again"
+    group.add_argument("--continue", action="store_true", help=text)
+    text = "restart at most N times after a crash or the loss of another process; implies --continue"
+    group.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
+    group.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="train once per seed, in RUN/seed_N")
+    text = "print the result, or with --help-config the entries, as one object; an array with several"
+    group.add_argument("--json", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -72,6 +84,9 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.parallel.distributed import lost_processes_reported
     from jeffnet.train.interrupt import InterruptedRunError
 
+    if options.help_config is not None:
+        print_manual(options.help_config, options.json)
+        return
     if options.max_restarts:
         raise SystemExit(_supervised(options))
     if not options.debug:
@@ -129,7 +144,7 @@ def _run(options: argparse.Namespace) -> None:
         _report(options, [resume(options.resume, overrides)])
         return
     if not options.config:
-        raise UsageError("give --config FILE and --output RUN, or --resume RUN")
+        raise UsageError("give --config RECIPE and --output RUN, or --resume RUN")
     config = override(load_recipe(options.config), overrides)
     if _shown(options, config):
         return

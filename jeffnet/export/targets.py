@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from jeffnet.errors import ConfigError, EndingError, JeffnetError, OutputError, check_choice
 from jeffnet.export.description import BESIDE
 from jeffnet.system.extras import install
+from jeffnet.system.files import check_absent
 
 if TYPE_CHECKING:
     from jeffnet.export.metadata import ExportMetadata
@@ -128,17 +129,6 @@ def check_free(path: Path) -> None:
         check_absent(place)
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {str(path)!r}: its folder does not exist, make it")
-
-
-def check_absent(path: Path) -> None:
-    """Raises OutputError where there is a file, a folder or a link of this name, or none can be."""
-    try:
-        os.lstat(path)  # also a link that leads nowhere would be replaced
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError) as error:  # too long, in a folder of others, or with a null character
-        raise OutputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
-    raise OutputError(f"{str(path)!r} exists: remove it, or give another name")
 
 
 def check_opset_target(target: str, opset: int | None) -> None:

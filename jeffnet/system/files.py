@@ -97,6 +97,17 @@ def check_output(path: str | os.PathLike, endings: Iterable[str]) -> str:
     return ending
 
 
+def check_absent(path: Path) -> None:
+    """Raises OutputError where there is a file, a folder or a link of this name, or none can be."""
+    try:
+        os.lstat(path)  # also a link that leads nowhere would be replaced
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # too long, in a folder of others, or with a null character
+        raise OutputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    raise OutputError(f"{str(path)!r} exists: remove it, or give another name")
+
+
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
     """Within it, an OSError is raised as an OutputError that names the file."""

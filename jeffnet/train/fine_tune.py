@@ -1,29 +1,24 @@
-"""Fine-tuning of weights on a set of pictures, without a recipe."""
+"""Fine-tuning of weights on a set of pictures, with the recipe `fine_tune`."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jeffnet.data.open import open_source
+from jeffnet.recipes import fine_tune as recipe
+from jeffnet.system.files import check_absent, writing
 from jeffnet.train.config import Config
 from jeffnet.train.loop import train
 from jeffnet.train.reports.scores import Result
+from jeffnet.train.run import START_FILE, check_no_run, is_run
 from jeffnet.weights.load import MODEL_FILE
-
-# The entries of configs/fine_tune.py, whose comments say why; a test compares them.
-FINE_TUNE: Mapping[str, Mapping[str, Any]] = {
-    "augment": {"scale": (0.35, 1.0)},
-    "loss": {"label_smoothing": 0.1},
-    "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "layer_decay": 0.85},
-    "schedule": {"name": "cosine", "warmup": 1.0},
-    "ema": {"decay": 0.999},
-}
-BATCH_SIZE = 32
 
 
 def fine_tune(
     folder: Path,
-    weights: str,
+    save_start: Callable[[Path], Any],
     data: str,
     *,
     in_chans: int,
@@ -32,15 +27,15 @@ def fine_tune(
     progress: bool,
     entries: Mapping[str, Any],
 ) -> tuple[Path, Result]:
-    """Train from weights, as configs/fine_tune.py does, and find the best model.
+    """Train from weights with the recipe `fine_tune`, and find the best model.
 
     Args:
-      folder: of the run.
-      weights: a file, or any other source.
+      folder: of the run, which keeps the weights too: the run needs them to begin anew.
+      save_start: writes the weights to a path that it is given.
       data: see `jeffnet.data.open.open_source`.
       in_chans: channels of the pictures.
       epochs: passes over the training pictures.
-      batch_size: of a step; None takes 32, or all pictures where there are fewer.
+      batch_size: of a step; None takes the recipe's, or all pictures where there are fewer.
       progress: report on standard error.
       entries: of the configuration, in place of those of the recipe; those of a part, such as `optimizer`, are joined.
 
@@ -50,14 +45,34 @@ def fine_tune(
     Raises:
       JeffnetError: as `jeffnet.train.loop.train`.
     """
-    batch_size = batch_size or min(BATCH_SIZE, len(open_source(data, "train", in_chans, min_images=2)))
-    values: dict[str, Any] = {name: dict(part) for name, part in FINE_TUNE.items()}
-    values |= {"model": {"pretrained": weights, "in_chans": in_chans}, "data": {"path": data}}
+    pictures = len(open_source(data, "train", in_chans, min_images=2))
+    start = folder / START_FILE
+    values = asdict(recipe.config) | {
+        "model": {"pretrained": str(start), "in_chans": in_chans},
+        "data": {"path": data},
+        "epochs": epochs,
+        "batch_size": batch_size or min(recipe.config.batch_size, pictures),
+    }
     # A warm-up may not be as long as the run.
-    values["schedule"]["warmup"] = min(1.0, epochs / 2)
+    values["schedule"]["warmup"] = min(recipe.config.schedule.warmup, epochs / 2)
     for name, value in entries.items():
         joined = isinstance(value, Mapping) and isinstance(values.get(name), dict)
         values[name] = {**values[name], **value} if joined else value
-    result = train(Config(**values, epochs=epochs, batch_size=batch_size), folder, progress=progress)
+    config = Config(**values)
+    check_no_run(folder)
+    check_absent(start)
+    is_new = not folder.exists()
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        save_start(start)
+        result = train(config, folder, progress=progress)
+    except BaseException:
+        if not is_run(folder):  # a mistake leaves nothing behind
+            start.unlink(missing_ok=True)
+            if is_new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise
     is_average = result.best_ema is not None and result.best_ema.top1 > result.best.top1
     return folder / ("model_ema.safetensors" if is_average else MODEL_FILE), result

@@ -1,7 +1,7 @@
 """Recipes: files that define a configuration, overrides from the command line, and the JSON form.
 
-A recipe is a Python file that defines `config = Config(...)`, or the `config.json` of a run.
-`--optimizer.learning_rate 0.1` on the command line replaces one entry of it.
+A recipe is one of `jeffnet.recipes`, a Python file that defines `config = Config(...)`, or the `config.json` of a run.
+`--epochs 20` on the command line replaces one entry of it.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.errors import ConfigError, JeffnetError, UsageError, first_line
+from jeffnet.recipes import list_recipes, recipe_path
 from jeffnet.system.reading import is_url, parse_json, read_text
 from jeffnet.text.spelling import suggestion
 from jeffnet.train.config import Config
@@ -23,36 +24,54 @@ from jeffnet.train.config.entries import described, hints_of, names_of, without_
 _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
-def load_recipe(path: str | Path) -> Config:
-    """The configuration that a file defines.
+def load_recipe(config: str | Path) -> Config:
+    """The configuration of a recipe.
 
     Args:
-      path: of a Python file that defines `config`, or of a JSON file with entries.
+      config: name of one of `jeffnet.recipes`, or path of a Python file that defines `config`, or of a JSON file with
+        entries. A `Path` is never a name.
 
     Returns:
       It, checked.
 
     Raises:
-      ConfigError: the file is missing, fails, or defines no `config`.
+      ConfigError: there is no such recipe, or a file of the same name beside it; the file fails, or defines no
+        `config`.
     """
-    if is_url(str(path)):
-        raise ConfigError(f"config {str(path)!r} is an address: download it, and give the file")
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"config {str(path)!r} does not exist; recipes are Python files such as those in configs/")
+    path = _recipe_file(config)
     try:
         if path.suffix == ".json":
             return from_json(read_text(path), str(path))
     except OSError as error:
         raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror or error}") from error
     try:
-        config = runpy.run_path(str(path)).get("config")
+        found = runpy.run_path(str(path)).get("config")
     except (Exception, SystemExit) as error:  # a recipe is the user's code: whatever it raises is about the recipe
         what = str(error) if isinstance(error, JeffnetError) else f"fails: {type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"config {str(path)!r}{_line(error, str(path))}: {what}") from error
-    if not isinstance(config, Config):
+    if not isinstance(found, Config):
         raise ConfigError(f"config {str(path)!r} must define `config = Config(...)`, from jeffnet.train.config")
-    return config
+    return found
+
+
+def _recipe_file(config: str | Path) -> Path:
+    """The file that a name or a path stands for."""
+    if is_url(str(config)):
+        raise ConfigError(f"config {str(config)!r} is an address: download it, and give the file")
+    path, names = Path(config), list_recipes()
+    if isinstance(config, str) and config in names:
+        # Training with the wrong one would show late.
+        for file in (path, path.with_suffix(".py")):
+            if file.is_file():
+                raise ConfigError(
+                    f"config {config!r} is a recipe of jeffnet, and there is a file {str(file)!r} here: write ./{file} "
+                    "for the file, or rename it to use the recipe"
+                )
+        return recipe_path(config)
+    if not path.is_file():
+        near = suggestion(path.stem, names)
+        raise ConfigError(f"config {str(path)!r} does not exist, as a file or as a recipe{near}; see `jeffnet recipes`")
+    return path
 
 
 def _line(error: BaseException, path: str) -> str:
@@ -181,7 +200,7 @@ def _hint(kind: Any, entry: str, given: str, others: Sequence[str]) -> Any:
     hints = hints_of(kind)
     if entry not in hints:
         near = suggestion(given, [*entry_names(), *others], "--")
-        raise UsageError(f"unknown option --{given}{near}; --print-config shows all entries")
+        raise UsageError(f"unknown option --{given}{near}; --help-config lists the entries")
     return hints[entry]
 
 

@@ -8,6 +8,7 @@
 * `model.safetensors`: the best model so far, for `jeffnet validate` and `jeffnet predict`; `model_ema.safetensors` the
   best moving average; `best/` the best few; `averaged.safetensors` their average.
 * `README.md`: the model card, at the end.
+* `start.safetensors`: of `jeffnet.train.fine_tune`, the weights from which the run starts.
 * `wandb_id.txt`, `wandb/`: with Weights & Biases, the identifier of the run, and the client's files.
 * `train.lock`: during training, which process trains.
 """
@@ -29,6 +30,7 @@ from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import Config
 from jeffnet.train.recipe import from_json, to_json
 
+START_FILE = "start.safetensors"
 _LOCK = "train.lock"
 # How long a command that continues a run waits for the command before it: network disks keep the locks of a crashed
 # host for 90 seconds.
@@ -112,14 +114,19 @@ def create_run(folder: str | os.PathLike, config: Config) -> None:
     """
 
     def create() -> None:
-        if is_run(folder):
-            raise OutputError(
-                f"output folder {str(folder)!r} holds a run already: continue it with "
-                f"`--resume {shell_word(str(folder))}`, or give another"
-            )
+        check_no_run(folder)
         _write_config(folder, config)
 
     on_primary(create)
+
+
+def check_no_run(folder: str | os.PathLike) -> None:
+    """Raises OutputError where a folder holds a run already."""
+    if is_run(folder):
+        raise OutputError(
+            f"output folder {str(folder)!r} holds a run already: continue it with "
+            f"`--resume {shell_word(str(folder))}`, or give another"
+        )
 
 
 def _write_config(folder: str | os.PathLike, config: Config) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +12,7 @@ import pytest
 from jeffnet.cli.main import main
 from jeffnet.system.devices import DeviceError, start_devices
 
-RECIPE = str(Path(__file__).parents[2] / "configs" / "demo_digits.py")
+RECIPE = "demo_digits"
 # Without the devices that JAX looks for, and with a plugin whose library is missing.
 SCRIPT = """
 import json, sys

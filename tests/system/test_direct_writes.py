@@ -52,7 +52,6 @@ REASONS = {
     "_Lines.append: self._file.truncate": "removes half a line from a log",
     "_built: (place / 'partial.so').replace": "the name has a hash of the content: a damaged library is built anew",
     "move_durably: os.replace": "is the writer",
-    "Classifier.fine_tune: self.save": "is `save_checkpoint`, which writes atomically",
     "_data_address: image.save": "into memory",
 }
 

@@ -61,7 +61,7 @@ def _entry(config, name):
         ("learning_rate", "1", "nearest is --optimizer.learning_rate;"),
         ("loss.smoothing", "0", "nearest is --loss.label_smoothing;"),
         ("interpolation", "bicubic", "nearest is --data.interpolation or --augment.interpolation;"),
-        ("colour", "1", "unknown option --colour; --print-config shows all"),
+        ("colour", "1", "unknown option --colour; --help-config lists"),
         ("epoch", "1", "nearest is --epochs"),
         ("optimizer", "sgd", "optimizer.name"),
         ("epochs.number", "3", "epochs"),

@@ -9,7 +9,7 @@ from dataclasses import field
 from jeffnet.errors import ConfigError
 from jeffnet.parallel.mesh import AUTO, check_mesh
 from jeffnet.train.config.augment import AugmentConfig, ProgressiveConfig
-from jeffnet.train.config.entries import check_choice, check_positive, check_range, part
+from jeffnet.train.config.entries import check_positive, check_range, choice, part
 from jeffnet.train.config.model import DataConfig, ModelConfig
 from jeffnet.train.config.optimizer import (
     OPTIMIZERS,
@@ -45,12 +45,12 @@ class CheckpointConfig:
     """Checkpoints, one after every epoch, and the models that are kept.
 
     Attributes:
-      every_steps: steps from one further checkpoint to the next; None for none.
-      every_minutes: likewise, minutes.
+      every_steps: steps from one further checkpoint to the next; None switches it off.
+      every_minutes: minutes from one further checkpoint to the next; None switches it off.
       keep_last: how many of the last checkpoints are kept.
       keep_best: how many of the models with the highest top-1 in validation are kept.
-      average_best: how many of these to average at the end, with running statistics estimated anew; the average is
-        validated too. 0 for none.
+      average_best: how many of the best models to average at the end, with running statistics estimated anew; the
+        average is validated too. 0 for none.
     """
 
     every_steps: int | None = None
@@ -72,7 +72,7 @@ class LogConfig:
     """Logging options.
 
     Attributes:
-      steps: from one row of `metrics.jsonl` to the next.
+      steps: steps from one row of `metrics.jsonl` to the next.
       tensorboard: write event files for TensorBoard.
       wandb_project: project at Weights & Biases; None sends nothing there.
     """
@@ -93,15 +93,14 @@ class QuantizeConfig:
     before the first step and stay; the model's file keeps them.
 
     Attributes:
-      to: 'int8'; None trains in floats.
+      to: 'int8' rounds; None trains in floats.
       images: training pictures from which the ranges are learnt.
     """
 
-    to: str | None = None
+    to: str | None = choice(("int8",))
     images: int = 200
 
     def __post_init__(self) -> None:
-        check_choice("quantize.to", self.to, ("int8",))
         check_range("quantize.images", self.images, 1)
 
 
@@ -122,17 +121,17 @@ class Config:
       checkpoint: checkpoints and the models that are kept.
       log: logging options.
       epochs: passes over the training pictures.
-      batch_size: of a training step and of validation, on all devices together.
+      batch_size: pictures of a training step and of a batch in validation, on all devices together.
       accumulate: parts of a step's batch, whose gradients are averaged. It saves memory and changes nothing but
         BatchNorm, which normalises every part by itself.
-      sam_rho: radius of sharpness-aware minimisation (arXiv:2010.01412), two passes a step; None for none.
+      sam_rho: radius of sharpness-aware minimisation (arXiv:2010.01412), two passes a step; None switches it off.
       bn_batches: training batches from which the running statistics are estimated before a model is validated; 0 keeps
         those of training.
       on_nan: at a loss or gradient that is not a finite number, 'stop', or 'skip' the step.
       max_skipped: steps in a row to skip before the run stops.
       debug_nans: stop at the operation that makes a NaN, and run it again uncompiled; slow.
       mesh: how devices share the work, see `jeffnet.parallel.mesh.make_layout`: 'auto', or for example `data=4,fsdp=2`.
-      seed: of initial values, data order, augmentation and dropout.
+      seed: random seed of initial values, data order, augmentation and dropout.
     """
 
     model: ModelConfig
@@ -151,7 +150,7 @@ class Config:
     accumulate: int = 1
     sam_rho: float | None = None
     bn_batches: int = 0
-    on_nan: str = "stop"
+    on_nan: str = choice(("stop", "skip"), "stop")
     max_skipped: int = 20
     debug_nans: bool = False
     mesh: str = AUTO
@@ -161,7 +160,6 @@ class Config:
         for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
             check_range(name, getattr(self, name), 1)
         check_range("bn_batches", self.bn_batches, 0)
-        check_choice("on_nan", self.on_nan, ("stop", "skip"))
         check_range("seed", self.seed, 0, 2**32 - 1)
         if self.batch_size % self.accumulate:
             raise ConfigError(f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} parts")

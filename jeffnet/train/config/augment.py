@@ -2,7 +2,7 @@
 
 from jeffnet.data.augment.policies import parse_policy
 from jeffnet.errors import ConfigError
-from jeffnet.train.config.entries import check_choice, check_range, part
+from jeffnet.train.config.entries import check_range, choice, part
 
 
 @part("augment")
@@ -11,22 +11,22 @@ class AugmentConfig:
 
     Attributes:
       scale: range of the random crop's area, as shares of the picture's.
-      ratio: range of its aspect ratio, width by height.
-      interpolation: of the crop: 'bicubic', 'bilinear' or 'random' (either); None takes the model's.
+      ratio: range of the random crop's aspect ratio, width by height.
+      interpolation: of the random crop: 'bicubic', 'bilinear' or 'random' (either); None takes the model's.
       hflip: probability of a horizontal flip; 0 where left and right differ in meaning.
       vflip: probability of a vertical flip.
       color_jitter: brightness, contrast and saturation vary by up to this share; 0 for none.
       policy: 'v0' or 'original' (AutoAugment), 'rand-m9-mstd0.5-inc1' and the like (RandAugment), 'augmix-m3-w3',
-        'trivial' (TrivialAugment) or '3a' (3-Augment); None for none. See `jeffnet.data.augment`.
+        'trivial' (TrivialAugment) or '3a' (3-Augment); None switches it off. See `jeffnet.data.augment`.
       repeats: how often a picture is in a batch, augmented differently (arXiv:1901.09335); epochs keep their length.
       splits: views of a picture for the Jensen-Shannon loss, the first without `policy` and erasing; 1 for none.
       erase_prob: probability that rectangles of a picture are erased (arXiv:1708.04896).
-      erase_mode: their content: 'const' (the mean colour), 'rand' (one random colour), 'pixel' (noise).
+      erase_mode: content of erased rectangles: 'const' (the mean colour), 'rand' (one random colour), 'pixel' (noise).
       erase_count: the most rectangles in a picture.
       mixup: alpha of mixup's Beta distribution (arXiv:1710.09412); 0 for none.
-      cutmix: alpha of cutmix's (arXiv:1905.04899); 0 for none. With both, a batch gets one of them.
+      cutmix: alpha of cutmix's Beta distribution (arXiv:1905.04899); 0 for none. With both, a batch gets one of them.
       mix_prob: probability that a batch is mixed.
-      mix_switch_prob: probability of cutmix, with both.
+      mix_switch_prob: probability of cutmix where mixup is on too.
       mix_mode: 'batch' draws one share for all pictures of a batch, 'elem' one for every picture.
       mix_off_epoch: epoch from which nothing is mixed; None mixes to the end.
     """
@@ -41,13 +41,13 @@ class AugmentConfig:
     repeats: int = 1
     splits: int = 1
     erase_prob: float = 0.0
-    erase_mode: str = "const"
+    erase_mode: str = choice(("const", "rand", "pixel"), "const")
     erase_count: int = 1
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_prob: float = 1.0
     mix_switch_prob: float = 0.5
-    mix_mode: str = "batch"
+    mix_mode: str = choice(("batch", "elem"), "batch")
     mix_off_epoch: int | None = None
 
     def __post_init__(self) -> None:
@@ -57,8 +57,6 @@ class AugmentConfig:
             check_range(f"augment.{name}", getattr(self, name), 1)
         for name in ("color_jitter", "mixup", "cutmix", "mix_off_epoch"):
             check_range(f"augment.{name}", getattr(self, name), 0)
-        check_choice("augment.erase_mode", self.erase_mode, ("const", "rand", "pixel"))
-        check_choice("augment.mix_mode", self.mix_mode, ("batch", "elem"))
         if self.policy is not None:
             parse_policy(self.policy)
         if self.splits > 1 and (self.mixup or self.cutmix):
@@ -78,11 +76,11 @@ class ProgressiveConfig:
     elsewhere, in the last.
 
     Attributes:
-      stages: how many; 1 for an ordinary run.
-      image_size: in the first stage.
-      drop_rate: in the first stage; None as configured.
-      magnitude: of RandAugment in the first stage; None as configured.
-      mixup: in the first stage; None as configured.
+      stages: how many stages; 1 for an ordinary run.
+      image_size: side of the pictures in the first stage.
+      drop_rate: dropout in the first stage; None as configured.
+      magnitude: magnitude of RandAugment in the first stage; None as configured.
+      mixup: alpha of mixup in the first stage; None as configured.
     """
 
     stages: int = 1

@@ -8,11 +8,11 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, dataclass_transform
 
 from jeffnet.arch.spec import ModelSpec, as_spec
-from jeffnet.errors import ArchitectureError, ConfigError
+from jeffnet.errors import ArchitectureError, ConfigError, check_choice
 from jeffnet.text.spelling import suggestion
 
 _BEYOND = 2**63
@@ -44,6 +44,11 @@ def part(name: str = "") -> Callable[[type], type]:
         return kind
 
     return decorate
+
+
+def choice(choices: Iterable[str], default: str | None = None) -> Any:
+    """An entry of a part that is None or one of these texts."""
+    return field(default=default, metadata={"choices": tuple(choices)})
 
 
 def names_of(kind: type) -> list[str]:
@@ -112,12 +117,6 @@ def described(kind: Any) -> str:
     return f"{'a list of' if items[-1] is Ellipsis else len(items)} {items[0].__name__} values"
 
 
-def check_choice(name: str, value: str | None, choices: Iterable[str]) -> None:
-    """Raises ConfigError where a value is neither None nor one of the choices."""
-    if value is not None and value not in choices:
-        raise ConfigError(f"{name} {value!r} is not one of {', '.join(choices)}")
-
-
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
     """Raises ConfigError where a value is neither None nor in a range, as of `[least, most]`."""
     if value is not None and not least <= value <= most:
@@ -150,9 +149,12 @@ def _checked(kind: type, entries: Mapping[str, Any], prefix: str) -> dict[str, A
             known = [f"{prefix}{entry}" for entry in names_of(kind)]
             raise ConfigError(f"unknown entry {prefix}{name}{suggestion(f'{prefix}{name}', known)}")
     values = {name: checked_value(value, hints[name], f"{prefix}{name}") for name, value in entries.items()}
-    for field in fields(kind):
-        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise ConfigError(f"{prefix}{field.name} is missing: {kind.__name__} needs {field.name}=...")
+    for entry in fields(kind):
+        value, choices = values.get(entry.name), entry.metadata.get("choices")
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ConfigError(f"{prefix}{entry.name} is missing: {kind.__name__} needs {entry.name}=...")
+        if choices and value is not None:
+            check_choice(f"{prefix}{entry.name}", value, choices)
     return values
 
 

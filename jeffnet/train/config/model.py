@@ -5,9 +5,8 @@ from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.zoo import check_own_name
 from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.data.batches import OnBadImage
-from jeffnet.data.choices import ON_BAD_IMAGE
 from jeffnet.errors import ArchitectureError, ConfigError
-from jeffnet.train.config.entries import check_choice, check_range, part
+from jeffnet.train.config.entries import check_range, choice, part
 
 
 @part("model")
@@ -15,7 +14,7 @@ class ModelConfig:
     """The model; see `jeffnet.weights.start.ModelOptions`.
 
     Attributes:
-      name: of the model; None takes it from `pretrained`.
+      name: the model's name; None takes it from `pretrained`.
       spec: the architecture of a model that is not of the zoo: a `jeffnet.arch.spec.ModelSpec`, its attributes, or its
         stages of block strings. None takes that of `name`; a run keeps it, so that it can be resumed where the name is
         not registered.
@@ -30,8 +29,8 @@ class ModelConfig:
       bn_devices: how many neighbouring devices normalise their shares of a batch together. 1 needs no communication;
         None takes all devices, which gives the result of a single one. Running statistics move by the mean over the
         groups.
-      dtype: of the computation: 'float32', 'bfloat16' or 'float16'. Parameters stay float32; with 'float16' the loss is
-        scaled dynamically.
+      dtype: dtype of the computation: 'float32', 'bfloat16' or 'float16'. Parameters stay float32; with 'float16' the
+        loss is scaled dynamically.
       remat: compute blocks again in the backward pass instead of keeping their values.
       pretrained: weights to start from: the name of a model with published weights, a path, `hf:owner/name` or a URL.
         The classifier is new where the classes differ, by name if the weights name them.
@@ -41,23 +40,20 @@ class ModelConfig:
 
     name: str | None = None
     spec: ModelSpec | None = None
-    backend: str = "linen"
+    backend: str = choice(BACKENDS, "linen")
     in_chans: int = 3
     drop_rate: float | None = None
     drop_path_rate: float | None = None
-    global_pool: str | None = None
+    global_pool: str | None = choice(("avg", "max", "avgmax"))
     output_stride: int | None = None
     bn_momentum: float | None = None
     bn_devices: int | None = None
-    dtype: str = "float32"
+    dtype: str = choice(DTYPES, "float32")
     remat: bool = False
     pretrained: str | None = None
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_choice("model.backend", self.backend, BACKENDS)
-        check_choice("model.dtype", self.dtype, DTYPES)
-        check_choice("model.global_pool", self.global_pool, ("avg", "max", "avgmax"))
         check_range("model.bn_devices", self.bn_devices, 1)
         if self.spec is not None and self.name is not None:
             try:
@@ -91,14 +87,14 @@ class DataConfig:
         `tfds:name`, `hf:name`, ..., or `digits`.
       train_split: split to train on.
       val_split: split to validate on.
-      image_size: in validation, and in training unless `train_size` is given; None takes the sizes of
-        `model.pretrained`, else the model's, which may be smaller in training.
-      train_size: in training.
-      crop_pct: in validation; None likewise.
-      interpolation: 'bicubic' or 'bilinear'; None likewise.
-      mean: of the pixels in [0, 1], by channel; None likewise.
-      std: of the pixels; None likewise.
-      crop_mode: in validation, 'center', 'squash' or 'border'; None likewise.
+      image_size: side of the pictures in validation, and in training unless `train_size` is given; None takes the sizes
+        of `model.pretrained`, else the model's, which may be smaller in training.
+      train_size: side of the pictures in training, if it differs.
+      crop_pct: share of a resized picture that validation keeps; None takes the weights', else the model's.
+      interpolation: 'bicubic' or 'bilinear'; None takes the weights', else the model's.
+      mean: mean of the pixels in [0, 1], by channel; None takes the weights', else the model's.
+      std: standard deviation of the pixels, by channel; None takes the weights', else the model's.
+      crop_mode: how validation crops, 'center', 'squash' or 'border'; None takes the weights', else the model's.
       threads: how many decode and augment pictures.
       workers: how many processes do that instead of the threads.
       on_bad_image: at a picture that cannot be decoded, 'error' stops; 'skip' logs it, trains on another picture
@@ -114,13 +110,11 @@ class DataConfig:
     interpolation: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    crop_mode: str | None = None
+    crop_mode: str | None = choice(CROP_MODES)
     threads: int = 4
     workers: int = 0
     on_bad_image: OnBadImage = "error"
 
     def __post_init__(self) -> None:
-        check_choice("data.on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
-        check_choice("data.crop_mode", self.crop_mode, CROP_MODES)
         if self.std is not None and not (self.std and min(self.std) > 0):
             raise ConfigError(f"data.std {self.std} must be positive")

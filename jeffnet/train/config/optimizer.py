@@ -1,6 +1,6 @@
 """Configuration of the optimizer, its learning rate, the loss and the moving average."""
 
-from jeffnet.train.config.entries import check_below_one, check_choice, check_factor, check_positive, check_range, part
+from jeffnet.train.config.entries import check_below_one, check_factor, check_positive, check_range, choice, part
 
 # The tables of `jeffnet.train.optim` and `jeffnet.train.schedule` have these; they import Optax, which takes long.
 OPTIMIZERS = (
@@ -35,28 +35,29 @@ class OptimizerConfig:
     """The optimizer. Setting an option that it does not have is an error; None takes its default.
 
     Attributes:
-      name: one of `OPTIMIZERS`.
-      learning_rate: at the schedule's peak.
-      weight_decay: of kernels.
+      name: the algorithm, one of `OPTIMIZERS`.
+      learning_rate: learning rate at the schedule's peak.
+      weight_decay: weight decay of kernels.
       decoupled: decay weights beside the gradient's step (AdamW) instead of by L2 in the loss; None as the optimizer
         usually does.
       decay_all: decay norms and biases too.
-      layer_decay: factor on the learning rate from a layer to the one before it, in (0, 1]; None for none.
-      groups: parameters with another learning rate or decay.
+      layer_decay: factor on the learning rate from a layer to the one before it, in (0, 1]; None switches it off.
+      groups: parameters with another learning rate or decay, such as `[{"pattern": "*.bias", "weight_decay": 0.1}]`.
       clip_norm: largest global norm of the gradients, to which larger ones are scaled down; None for no clipping.
       clip_value: largest absolute value of a gradient's elements; None for no clipping.
       clip_adaptive: largest norm of a unit's gradients, as a share of its weights' norm, except in the classifier
         (arXiv:2102.06171); None for no clipping.
-      momentum: of `sgd`, `momentum`, `nesterov`, `rmsprop`, `rmsproptf`, `lars`, `adafactor`, `muon`.
-      nesterov: of `sgd`, `lars`, `muon`.
-      decay: of the squared gradients of `rmsprop`, `rmsproptf`, `adafactor`.
-      b1: of `adam`, `adamw`, `adabelief`, `nadamw`, `lamb`, `lion`, and of `muon` for what Adam moves.
-      b2: likewise.
-      epsilon: of all but `sgd`, `momentum`, `nesterov`, `lion`.
-      trust_coefficient: of `lars`.
+      momentum: momentum of `sgd`, `momentum`, `nesterov`, `rmsprop`, `rmsproptf`, `lars`, `adafactor`, `muon`.
+      nesterov: Nesterov's momentum, of `sgd`, `lars`, `muon`.
+      decay: decay of the squared gradients of `rmsprop`, `rmsproptf`, `adafactor`.
+      b1: coefficient beta 1 of `adam`, `adamw`, `adabelief`, `nadamw`, `lamb`, `lion`, and of `muon` for what Adam
+        moves.
+      b2: coefficient beta 2 of the same.
+      epsilon: added to denominators, of all but `sgd`, `momentum`, `nesterov`, `lion`.
+      trust_coefficient: factor on the rate of a layer, of `lars`.
     """
 
-    name: str = "sgd"
+    name: str = choice(OPTIMIZERS, "sgd")
     learning_rate: float = 0.1
     weight_decay: float = 0.0
     decoupled: bool | None = None
@@ -75,7 +76,6 @@ class OptimizerConfig:
     trust_coefficient: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice("optimizer.name", self.name, OPTIMIZERS)
         check_range("optimizer.weight_decay", self.weight_decay, 0)
         for name in ("learning_rate", "clip_norm", "clip_value", "clip_adaptive", "trust_coefficient"):
             way_out = "; none switches it off" if name.startswith("clip_") else ""
@@ -93,8 +93,8 @@ class ScheduleConfig:
     Setting an entry that the schedule does not have is an error.
 
     Attributes:
-      name: one of `SCHEDULES`.
-      unit: of `warmup`, `decay_every`, `milestones` and `cycle`: 'epochs' or 'steps'.
+      name: the form of the schedule, one of `SCHEDULES`.
+      unit: unit of `warmup`, `decay_every`, `milestones` and `cycle`: 'epochs' or 'steps'.
       warmup: length of linear growth from `warmup_start` to the base rate, after which the schedule begins; not for
         `one_cycle`, which rises by itself.
       warmup_start: share of the base rate at the first step of the warm-up; 0 begins one step above 0, so that the
@@ -106,7 +106,7 @@ class ScheduleConfig:
         the base rate, and the rate after it is what it would be without a warm-up.
       staircase: decay at once instead of smoothly; None for at once with `step`, smoothly with `exponential`.
       milestones: times at which `step` decays, from the start of the run, instead of every `decay_every`.
-      power: of `polynomial`.
+      power: exponent of `polynomial`.
       cycle: length of the first cycle of `cosine`, after which it restarts; None for the whole run. The end of the run
         cuts the last cycle off.
       cycle_growth: factor from the length of a cycle to the next, at least 1.
@@ -115,8 +115,8 @@ class ScheduleConfig:
       start: share of the base rate at which `one_cycle` begins.
     """
 
-    name: str = "cosine"
-    unit: str = "epochs"
+    name: str = choice(SCHEDULES, "cosine")
+    unit: str = choice(("epochs", "steps"), "epochs")
     warmup: float = 0.0
     warmup_start: float = 0.0
     final: float = 0.0
@@ -133,8 +133,6 @@ class ScheduleConfig:
     start: float = 0.04
 
     def __post_init__(self) -> None:
-        check_choice("schedule.name", self.name, SCHEDULES)
-        check_choice("schedule.unit", self.unit, ("epochs", "steps"))
         check_range("schedule.warmup", self.warmup, 0)
         for name in ("warmup_start", "final", "start"):
             check_range(f"schedule.{name}", getattr(self, name), 0, 1)
@@ -156,16 +154,16 @@ class LossConfig:
       label_smoothing: share of the target spread over all classes, in [0, 1).
       bce_threshold: 'bce' rounds targets up to 1 above it and down to 0 below; None keeps them.
       bce_sum: 'bce' is the sum over classes, not the mean.
-      jsd_weight: of the divergence.
+      jsd_weight: weight of the divergence in 'jsd'.
       teacher: weights of a model to learn from: the name of a model with published weights, a path, `hf:owner/name` or
         a URL.
       teacher_model: the teacher's name, if its weights do not have it.
       distillation: share of the loss that compares with the teacher, in [0, 1].
-      temperature: divisor of both models' logits in that comparison.
+      temperature: divisor of both models' logits in the comparison with the teacher.
       hard: compare with the teacher's top class (arXiv:2012.12877) instead of its probabilities (arXiv:1503.02531).
     """
 
-    name: str = "cross_entropy"
+    name: str = choice(("cross_entropy", "bce", "jsd"), "cross_entropy")
     label_smoothing: float = 0.0
     bce_threshold: float | None = None
     bce_sum: bool = False
@@ -177,7 +175,6 @@ class LossConfig:
     hard: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("loss.name", self.name, ("cross_entropy", "bce", "jsd"))
         check_below_one("loss.label_smoothing", self.label_smoothing)
         check_range("loss.distillation", self.distillation, 0, 1)
         check_positive("loss.temperature", self.temperature)
@@ -196,14 +193,13 @@ class EmaConfig:
       start_epoch: epoch before which the average is the model itself.
     """
 
-    form: str = "exponential"
+    form: str = choice(("exponential", "cumulative"), "exponential")
     decay: float | None = None
     warmup: bool = True
     every: int = 1
     start_epoch: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice("ema.form", self.form, ("exponential", "cumulative"))
         check_below_one("ema.decay", self.decay)
         check_range("ema.every", self.every, 1)
         check_range("ema.start_epoch", self.start_epoch, 0)

@@ -1,6 +1,6 @@
 """EfficientNet-B0 with published weights, fine-tuned on a folder of images.
 
-jeffnet train --config configs/fine_tune.py --data.path PICTURES --output RUN
+jeffnet train --config fine_tune --data.path PICTURES --output RUN
 Hardware: one GPU. On a CPU use a smaller model and smaller images: --model.name mobilenetv3_large_100
 --model.pretrained mobilenetv3_large_100.ra_in1k --data.image_size 160. --model.pretrained takes any source of weights.
 Expect a score that depends on the images: nothing was measured.

@@ -1,6 +1,6 @@
 """EfficientNet-B0 on ImageNet-1k in float16: the recipe of rwightman/efficientnet-jax for two GPUs with 24 GB.
 
-jeffnet train --config configs/efficientnet_b0_two_gpus.py --data.path IMAGENET --output RUN
+jeffnet train --config efficientnet_b0_two_gpus --data.path IMAGENET --output RUN
 Hardware: 2 devices (GPUs with 24 GB), 250 images each. One GPU: --accumulate 2; BatchNorm also sees 250 images then.
 Expect about 76.8 % top-1 of the moving average: rwightman/efficientnet-jax reports no score, but the authors report
 this with nearly the same settings, 4096 images per step and 350 epochs (tensorflow/tpu,

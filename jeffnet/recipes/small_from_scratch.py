@@ -1,8 +1,8 @@
 """A small MobileNetV3 from scratch on a folder of images, without a GPU.
 
-jeffnet train --config configs/small_from_scratch.py --data.path PICTURES --output RUN
+jeffnet train --config small_from_scratch --data.path PICTURES --output RUN
 Hardware: 2 CPU cores, a quarter of an hour for 3,000 images. Expect about 60 % top-1 with 3,000 images of 10 Imagenette
-classes (docs/measurements.md). configs/fine_tune.py starts from published weights and needs fewer images.
+classes (docs/measurements.md). The recipe fine_tune starts from published weights and needs fewer images.
 """
 
 from jeffnet.train.config import (

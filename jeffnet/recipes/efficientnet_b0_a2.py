@@ -1,6 +1,6 @@
 """EfficientNet-B0 on ImageNet-1k with A2 of "ResNet strikes back": LAMB, BCE, mixup, CutMix, repeated augmentation.
 
-jeffnet train --config configs/efficientnet_b0_a2.py --data.path IMAGENET --output RUN
+jeffnet train --config efficientnet_b0_a2 --data.path IMAGENET --output RUN
 Hardware: four GPUs with 32 GB (arXiv:2110.00476, for ResNet-50). One GPU: --accumulate 8.
 Expect about 77 % top-1 after 300 epochs: OpenMixup (Westlake-AI, docs/en/model_zoos/Model_Zoo_sup.md) reports 77.3 %
 for this model. The longer A1 differs by --epochs 600 --augment.mixup 0.2 --optimizer.weight_decay 0.01
