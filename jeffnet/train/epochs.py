@@ -19,7 +19,7 @@ from jeffnet.train.reports.card import write_card
 from jeffnet.train.reports.curves import draw_curves
 from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.progress import Progress
-from jeffnet.train.reports.scores import Result
+from jeffnet.train.reports.scores import EpochScores, Result
 from jeffnet.train.reports.steps import StepMetrics
 from jeffnet.train.run import Run
 from jeffnet.train.scoring import Scorer
@@ -32,6 +32,19 @@ from jeffnet.train.step import Metrics, TrainStep
 _IN_FLIGHT = 2
 # Drawing takes half a second, too much after every short epoch. The curves are always drawn at the end.
 _SECONDS_TO_DRAW = 30
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions of the caller that a run calls.
+
+    Attributes:
+      on_step: called with a row of `metrics.jsonl` every `log.steps` steps.
+      on_evaluation: called with the scores of every epoch; if it returns True, the run ends with this epoch.
+    """
+
+    on_step: Callable[[Mapping[str, Any]], object] | None = None
+    on_evaluation: Callable[[EpochScores], object] | None = None
 
 
 @dataclass
@@ -57,9 +70,17 @@ class _Feed:
 class Epochs:
     """The epochs of a run."""
 
-    def __init__(self, run: Run, setup: Setup, journal: Journal, requests: Requests, progress: Progress) -> None:
+    def __init__(
+        self,
+        run: Run,
+        setup: Setup,
+        journal: Journal,
+        requests: Requests,
+        progress: Progress,
+        callbacks: Callbacks,
+    ) -> None:
         self.files, self.setup, self.journal, self.requests, self.progress = run, setup, journal, requests, progress
-        self.config = setup.config
+        self.config, self.callbacks, self.is_over = setup.config, callbacks, False
         self.metrics = StepMetrics(run, setup, journal, requests, progress)
         self.scorer = Scorer(run, setup, journal, self._stop_if_asked)
         self.position: LoaderState | None = None
@@ -77,7 +98,7 @@ class Epochs:
         ends = [*(phase.first_epoch for phase in phases[1:]), self.config.epochs]
         with self.progress.bar(self.setup.steps, step):
             for phase, end in zip(phases, ends, strict=True):
-                if int(state.step) < end * per_epoch:
+                if int(state.step) < end * per_epoch and not self.is_over:
                     state = self._run_phase(phase, state, end * per_epoch)
         return self._finish(state)
 
@@ -87,7 +108,7 @@ class Epochs:
         step = self.setup.step(phase)
         with closing(self.setup.batches(phase, self.position)) as loader:
             feed = _Feed(loader, self.requests.place)
-            while (done := int(state.step)) < end:
+            while (done := int(state.step)) < end and not self.is_over:
                 epoch_end = (done // self.setup.steps_per_epoch + 1) * self.setup.steps_per_epoch
                 state = self._train_epoch(step, feed, state, done, epoch_end)
                 self._save(state)
@@ -108,7 +129,7 @@ class Epochs:
             if len(in_flight) > _IN_FLIGHT:
                 self.requests.note(jax.block_until_ready(in_flight.popleft()))
             if count % self.config.log.steps == 0 or count == end:
-                self.metrics.log(count)
+                self._report(self.metrics.log(count), state)
             if self.requests.stops:
                 self._save(state)
                 self._interrupt(count)
@@ -116,6 +137,16 @@ class Epochs:
                 self._save(state)
             self.progress.advance()
         return state
+
+    def _report(self, row: Mapping[str, Any], state: TrainState) -> None:
+        if self.callbacks.on_step is None:
+            return
+        try:
+            self.callbacks.on_step(row)
+        except BaseException:
+            self._save(state)
+            self.files.checkpoints.wait()
+            raise
 
     def _step(self, step: TrainStep, batch: Any, state: TrainState, count: int) -> tuple[TrainState, Metrics]:
         if step is self.compiled:
@@ -158,6 +189,8 @@ class Epochs:
             if time.monotonic() - self.drawn > _SECONDS_TO_DRAW:
                 self._draw()
             self.progress.say(scores.line(self.config.epochs))
+            if self.callbacks.on_evaluation is not None:
+                self.is_over = self.callbacks.on_evaluation(scores) is True
 
     def _draw(self) -> None:
         if is_primary():

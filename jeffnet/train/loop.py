@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,36 @@ from jeffnet.errors import ConfigError, ImageError, TrainingError
 from jeffnet.parallel.distributed import check_agreement, is_primary, on_primary, wait_for_all
 from jeffnet.text.names import shell_word
 from jeffnet.train.config import Config
-from jeffnet.train.epochs import Epochs
+from jeffnet.train.epochs import Callbacks, Epochs
 from jeffnet.train.interrupt import InterruptedRunError, Requests, stop_requests
 from jeffnet.train.pretrained import continued, settled
 from jeffnet.train.recipe import entry_values, override
 from jeffnet.train.reports.environment import record_environment
 from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.progress import Progress
-from jeffnet.train.reports.scores import Result
+from jeffnet.train.reports.scores import EpochScores, Result
 from jeffnet.train.run import Run, create_run, is_run, locked_run, read_config
 from jeffnet.train.setup import Setup, make_setup
 from jeffnet.train.state import TrainState
 from jeffnet.validation.batch_size import is_out_of_memory
 
 
-def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool = False) -> Result:
+def train(
+    config: Config,
+    folder: str | Path,
+    progress: bool = True,
+    go_on: bool = False,
+    *,
+    on_step: Callable[[Mapping[str, Any]], object] | None = None,
+    on_evaluation: Callable[[EpochScores], object] | None = None,
+) -> Result:
     """Train a model as configured, from the beginning.
 
-    With several processes (`jeffnet.parallel.distributed`) all of them call this with the same arguments.
+    With several processes (`jeffnet.parallel.distributed`) all of them call this with the same arguments, and each
+    calls both functions, which must decide alike.
+
+    An exception of `on_step` or `on_evaluation` stops the run with its state saved, and is raised here; `resume`
+    continues the run.
 
     Args:
       config: of the run.
@@ -42,6 +54,8 @@ def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool
       go_on: continue the run where the folder holds one of this configuration already. What does not change the
         training may differ: how devices share the work, where the pictures are and how they are read, what is kept and
         logged.
+      on_step: called every `log.steps` steps with a row of `metrics.jsonl`: means since the row before.
+      on_evaluation: called with the scores of every epoch; if it returns True, the run ends with this epoch.
 
     Returns:
       The scores of the run.
@@ -70,16 +84,25 @@ def train(config: Config, folder: str | Path, progress: bool = True, go_on: bool
     with locked_run(folder, waits=go_on):
         if not begun:
             create_run(folder, config)
-        return _run(Run(folder, config), setup, state, progress)
+        return _run(Run(folder, config), setup, state, progress, Callbacks(on_step, on_evaluation))
 
 
-def resume(folder: str | Path, overrides: Sequence[tuple[str, str]] = (), progress: bool = True) -> Result:
+def resume(
+    folder: str | Path,
+    overrides: Sequence[tuple[str, str]] = (),
+    progress: bool = True,
+    *,
+    on_step: Callable[[Mapping[str, Any]], object] | None = None,
+    on_evaluation: Callable[[EpochScores], object] | None = None,
+) -> Result:
     """Continue a run from its last checkpoint, as if it had not been interrupted.
 
     Args:
       folder: of the run.
       overrides: entries of its configuration to change from here on, as `jeffnet.train.recipe.override` takes them.
       progress: report on standard error.
+      on_step: as for `train`.
+      on_evaluation: as for `train`; not called for epochs that have scores already.
 
     Returns:
       The scores of the whole run.
@@ -92,7 +115,7 @@ def resume(folder: str | Path, overrides: Sequence[tuple[str, str]] = (), progre
     with locked_run(folder):
         setup = make_setup(config)
         _check_agreement(setup, folder, True)
-        return _run(Run(folder, config), setup, None, progress)
+        return _run(Run(folder, config), setup, None, progress, Callbacks(on_step, on_evaluation))
 
 
 def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
@@ -120,7 +143,7 @@ def _check_same(begun: Config, config: Config, folder: str | Path) -> None:
             )
 
 
-def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Result:
+def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool, callbacks: Callbacks) -> Result:
     """Train from `state`, or from the last checkpoint where there is one."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_closed(run))
@@ -147,7 +170,7 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool) -> Re
         stack.enter_context(_explained(setup))
         shown = Progress(progress and is_primary())
         shown.say(f"{setup.description}, {f'continuing after step {step}' if step else 'from the beginning'}")
-        return Epochs(run, setup, journal, requests, shown).run(state, values)
+        return Epochs(run, setup, journal, requests, shown, callbacks).run(state, values)
 
 
 @contextlib.contextmanager

@@ -312,6 +312,55 @@ def test_the_same_command_begins_a_run_and_goes_on_with_it(config, finished, ass
     assert_same_run(crashed, finished[0])
 
 
+def test_callbacks_see_what_is_logged_and_may_stop_the_run(config, finished, tmp_path, rows, assert_same_run):
+    """By an exception in the middle of an epoch, or after one; what goes on then is the run that nothing disturbed."""
+    seen = []
+
+    def stop(row):
+        seen.append(row)
+        if row["step"] == 6:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        train(config, tmp_path / "run", progress=False, on_step=stop)
+    assert [row["step"] for row in seen] == [2, 4, 6]
+    result = resume(
+        tmp_path / "run", progress=False, on_step=seen.append, on_evaluation=lambda scores: scores.epoch == 2
+    )
+    assert result.steps == 8 and seen[-1]["step"] == 8
+    assert (tmp_path / "run" / "README.md").is_file()
+    assert resume(tmp_path / "run", progress=False, on_step=seen.append, on_evaluation=seen.append) == finished[1]
+    assert_same_run(tmp_path / "run", finished[0])
+    assert seen[-1].epoch == 3 and seen[-1].row().items() <= rows(finished[0])[-1].items()
+    logged = [{name: row[name] for name in row if name != "images_per_second"} for row in seen[:-1]]
+    assert logged == [row for row in rows(finished[0]) if "train_loss" in row]
+
+
+@pytest.mark.slow
+def test_a_search_stops_the_trials_that_lag_behind(config, tmp_path):
+    """As docs/training.md does it: the second trial, which cannot learn, is not trained to its end."""
+    optuna = pytest.importorskip("optuna")
+
+    def objective(trial):
+        rate = trial.suggest_categorical("learning_rate", [2e-3, 1e-30])
+
+        def prune(scores):
+            trial.report(-scores.models["val"].loss, scores.epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        one = replace(config, optimizer=replace(config.optimizer, learning_rate=rate))
+        return -train(one, tmp_path / str(trial.number), progress=False, on_evaluation=prune).last.loss
+
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(1, 0))
+    study.enqueue_trial({"learning_rate": 2e-3})
+    study.enqueue_trial({"learning_rate": 1e-30})
+    study.optimize(objective, n_trials=2)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
+    assert study.best_params == {"learning_rate": 2e-3}
+    assert resume(tmp_path / "1", progress=False).steps == 12
+
+
 def test_a_step_that_does_not_fit_says_what_to_set_and_the_run_goes_on_with_it(config, tmp_path, monkeypatch):
     message = "RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"
 

@@ -55,8 +55,8 @@ class StepMetrics:
             self._check(row, step)
         self.pending += rows
 
-    def log(self, step: int) -> None:
-        """Write the means since the last time to the journal, after this step."""
+    def log(self, step: int) -> dict[str, Any]:
+        """Write the means since the last time to the journal, after this step; returns what was written."""
         self.read(step)
         rows, self.pending = self.pending, []
         seconds, steps = time.monotonic() - self._since[0], step - self._since[1]
@@ -74,6 +74,7 @@ class StepMetrics:
         self._journal.write(row)
         self._progress.describe(f"{-(-step // per_epoch)}/{epochs}", row["train_loss"], self._speed)
         self.start(step)
+        return row
 
     def _check(self, row: Mapping[str, float], step: int) -> None:
         config = self._setup.config
