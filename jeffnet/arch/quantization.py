@@ -28,6 +28,8 @@ from jeffnet.errors import ArchitectureError
 
 # Activations that only cut off a range, as rounding to integers of a range does anyway.
 LIMITS = frozenset({None, "relu", "relu6"})
+# Of kernels. Pairs of products with 7 fit into 16 bits, in which x86 processors without VNNI add them.
+KERNEL_BITS = (7, 8)
 
 
 @dataclass(frozen=True)
@@ -50,28 +52,32 @@ class Quantization:
     Attributes:
       grids: of all values that are rounded.
       method: how they were found, in words.
+      kernel_bits: of kernels, one of `KERNEL_BITS`.
     """
 
     grids: Mapping[str, Grid]
     method: str
+    kernel_bits: int = 8
 
     def __hash__(self) -> int:
-        return hash((tuple(self.grids.items()), self.method))
+        return hash((tuple(self.grids.items()), self.method, self.kernel_bits))
 
 
 def quantization_entries(quantization: Quantization) -> dict[str, Any]:
     """As JSON has it; `parse_quantization` is the inverse."""
     grids = {name: [grid.scale, grid.zero_point] for name, grid in quantization.grids.items()}
-    return {"method": quantization.method, "grids": grids}
+    return {"method": quantization.method, "kernel_bits": quantization.kernel_bits, "grids": grids}
 
 
 def parse_quantization(entries: Mapping[str, Any]) -> Quantization:
-    """From `quantization_entries`; raises ArchitectureError where a grid is none."""
+    """From `quantization_entries`; raises ArchitectureError where a grid is none, or kernels have other bits."""
     grids = {name: Grid(float(scale), zero_point) for name, (scale, zero_point) in entries["grids"].items()}
     for name, grid in grids.items():
         if not (0 < grid.scale < math.inf and type(grid.zero_point) is int and 0 <= grid.zero_point <= 255):
             raise ArchitectureError(f"its 8-bit range of {name!r} is {grid.scale}, {grid.zero_point}")
-    return Quantization(grids, str(entries["method"]))
+    if (bits := entries.get("kernel_bits", 8)) not in KERNEL_BITS:
+        raise ArchitectureError(f"its kernels are of {bits} bits, not {' or '.join(map(str, KERNEL_BITS))}")
+    return Quantization(grids, str(entries["method"]), bits)
 
 
 @dataclass

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jeffnet.arch.quantization import KERNEL_BITS
 from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import image_size, local_path, model_name, positive
 from jeffnet.cli.parser import usage
@@ -67,6 +68,11 @@ def _add_int8_options(group: Any) -> None:
     group.add_argument("--calibrate", metavar="DATA", help=f"{text}needs none")
     text = "how many of them to use (default: 200)"
     group.add_argument("--calibration-images", type=positive, default=200, metavar="N", help=text)
+    text = (
+        "of kernels: 7 is right on every processor, 8 is finer, for processors with VNNI and for Arm (default: those "
+    )
+    text += "of the model's training, else 7 for onnx, 8 for tflite)"
+    group.add_argument("--kernel-bits", type=int, choices=KERNEL_BITS, help=text)
 
 
 def _add_check_options(group: Any) -> None:
@@ -83,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         check_opset_target(target, options.opset)
         if options.batch_size == "any" and not TARGETS[target].any_batch:
             raise ConfigError(f"{target} files take a fixed number of pictures: give it, or leave it out for 1")
-        check_int8(options.int8, target, options.dtype, options.calibrate)
+        check_int8(options.int8, target, options.dtype, options.calibrate, options.kernel_bits)
     check_free(path)
     card_file = Path(f"{path}.md")
     if options.card:
@@ -105,6 +111,7 @@ def run(options: argparse.Namespace) -> None:
             int8=options.int8,
             calibrate_with=options.calibrate,
             calibration_images=options.calibration_images,
+            kernel_bits=options.kernel_bits,
             progress=progress,
             **_file_options(options),
         )

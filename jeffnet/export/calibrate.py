@@ -6,13 +6,19 @@ from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.pictures import read_pictures
-from jeffnet.export.targets import check_int8
+from jeffnet.export.targets import TARGETS, check_int8
 from jeffnet.inference.quantized import calibrate, normalized_batches
 
 CALIBRATION_IMAGES = 200
 
 
-def quantized(network: ExportNetwork, target: str, data: str | None, images: int = CALIBRATION_IMAGES) -> ExportNetwork:
+def quantized(
+    network: ExportNetwork,
+    target: str,
+    data: str | None,
+    images: int = CALIBRATION_IMAGES,
+    kernel_bits: int | None = None,
+) -> ExportNetwork:
     """A network with the grids of its values: those of its training, or those that pictures show.
 
     Args:
@@ -20,23 +26,39 @@ def quantized(network: ExportNetwork, target: str, data: str | None, images: int
       target: in which it will be written.
       data: pictures, see `jeffnet.export.pictures.read_pictures`; None for a model that was trained with `quantize`.
       images: how many of them to use.
+      kernel_bits: of its kernels; None for those of its training, or the target's.
 
     Raises:
-      ConfigError: the target has no 8-bit integers, or there is nothing to learn the ranges from.
+      ConfigError: the target has no 8-bit integers or not these, the model was trained with others, or there is nothing
+        to learn the ranges from.
       DatasetError: there are no such pictures.
       ImageError: a picture cannot be decoded.
     """
-    check_int8(True, target, network.options.dtype)
+    check_int8(True, target, network.options.dtype, data, kernel_bits)
+    trained = network.card.quantization
+    bits = _kernel_bits(network, target, kernel_bits)
     if data is None:
-        if network.card.quantization is None:
+        if trained is None:
             raise ConfigError(
                 f"{network.card.model} was not trained with 8-bit integers: give pictures to calibrate with "
                 "(--calibrate DATA)"
             )
-        return replace(network, quantization=network.card.quantization)
+        return replace(network, quantization=replace(trained, kernel_bits=bits))
     preprocessing = network.card.preprocessing
     transform = EvalTransform(preprocessing, network.image_size)
     pictures = read_pictures(data, transform, network.card.in_chans, images)
     batches = normalized_batches(pictures, preprocessing)
     grids = calibrate(network.plan, network.execution, network.arrays, batches)
-    return replace(network, quantization=grids)
+    return replace(network, quantization=replace(grids, kernel_bits=bits))
+
+
+def _kernel_bits(network: ExportNetwork, target: str, asked: int | None) -> int:
+    """Those of the training where the target has them: a target that has others rounds more finely."""
+    trained = network.card.quantization.kernel_bits if network.card.quantization else None
+    if asked and trained and asked != trained:
+        raise ConfigError(
+            f"{network.card.model} was trained with kernels of {trained} bits, not {asked}: leave out --kernel-bits, "
+            f"or train it with quantize.kernel_bits {asked}"
+        )
+    able = TARGETS[target].kernel_bits
+    return next(bits for bits in (asked, trained, able[0]) if bits in able)

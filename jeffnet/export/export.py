@@ -62,6 +62,7 @@ def export_model(
     int8: bool = False,
     calibrate_with: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
+    kernel_bits: int | None = None,
     progress: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> ExportReport:
@@ -84,6 +85,8 @@ def export_model(
       calibrate_with: pictures from which to learn the ranges of values, a data set or folder like `check_with`. A model
         that was trained with `quantize` needs none.
       calibration_images: how many of these to use.
+      kernel_bits: of the integers of kernels, 7 or 8; None for those of the model's training, else 7 in 'onnx', which
+        are right on every processor, and 8 in 'tflite', which has no others.
       progress: called with a line for each step.
       **options: see `jeffnet.export.options.ExportOptions`.
 
@@ -122,9 +125,8 @@ def export_model(
     pictures = _pictures(network, check_with) if check else None
     if int8:
         progress(f"{card.model}: learn the ranges of its values")
-        network = quantized(network, target, calibrate_with, calibration_images)
-    method = f"8-bit integers with ranges by {network.quantization.method}" if network.quantization else None
-    metadata = ExportMetadata(target, card, network.options, method)
+        network = quantized(network, target, calibrate_with, calibration_images, kernel_bits)
+    metadata = ExportMetadata(target, card, network.options, *_quantization(network))
     with written_atomically(path) as partial:
         progress(f"{card.model}: write")
         with packages_of(target):
@@ -135,6 +137,14 @@ def export_model(
             report = _checked(report, Path(partial), network, start, pictures, check_with is not None)
         check_free(path)  # again: another export may have taken the name in the meantime
     return report
+
+
+def _quantization(network: ExportNetwork) -> tuple[str | None, int | None]:
+    """How a network is quantised, in words, and the bits of its kernels."""
+    if network.quantization is None:
+        return None, None
+    bits = network.quantization.kernel_bits
+    return f"8-bit integers with ranges by {network.quantization.method}, kernels of {bits} bits", bits
 
 
 def _checked(

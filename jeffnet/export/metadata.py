@@ -22,6 +22,7 @@ class ExportMetadata:
       card: of the model that was exported.
       options: what the file takes and gives; its `image_size` is stated.
       quantization: how it was quantised, in words; None for floats.
+      kernel_bits: of its kernels of integers; None for floats.
       jeffnet: version that wrote it.
     """
 
@@ -29,6 +30,7 @@ class ExportMetadata:
     card: ModelCard
     options: ExportOptions
     quantization: str | None = None
+    kernel_bits: int | None = None
     jeffnet: str = jeffnet.__version__
 
 
@@ -52,6 +54,7 @@ def metadata_json(metadata: ExportMetadata) -> str:
             "target": metadata.target,
             "options": options,
             "quantization": metadata.quantization,
+            "kernel_bits": metadata.kernel_bits,
             "card": json.loads(card_json(metadata.card)),
             **({"labels": labels(metadata)} if metadata.options.embed_labels else {}),
         }
@@ -70,7 +73,9 @@ def parse_metadata(text: str, source: str) -> ExportMetadata:
         size, include = tuple(stated.pop("image_size")), tuple(stated.pop("include"))
         options = ExportOptions(**stated, image_size=size, include=include)  # pyright: ignore[reportArgumentType]
         card = parse_card(json.dumps(entry["card"]), source)
-        return ExportMetadata(str(entry["target"]), card, options, entry["quantization"], str(entry["jeffnet"]))
+        quantization = entry["quantization"]
+        bits = entry.get("kernel_bits", quantization and 8)  # files that do not say it have 8
+        return ExportMetadata(str(entry["target"]), card, options, quantization, bits, str(entry["jeffnet"]))
     except WeightsError:
         raise
     except Exception as error:  # whatever stands there instead of a description

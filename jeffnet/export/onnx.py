@@ -1,5 +1,6 @@
 """ONNX files, written straight from a folded plan, and ONNX Runtime, which runs them."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from jeffnet.export.onnx_graph import OLDEST_OPSET, OnnxGraph
 from jeffnet.export.onnx_network import OnnxNetwork
 from jeffnet.export.onnx_quantized import quantized_onnx_network
 from jeffnet.system.extras import install
+from jeffnet.system.processor import lacks_vnni
 
+_log = logging.getLogger("jeffnet")
+# Of a session: compute with kernels of 8 bits without overflow, where the processor needs another operation for it.
+EXACT_INT8 = ("session.x64quantprecision", "1")
 # A message of protocol buffers, which an ONNX file is, is smaller than this.
 _BYTES = 2**31
 # What a file needs besides its arrays, at most.
@@ -174,6 +179,22 @@ def _runner(model: str | bytes, source: str, threads: int | None) -> OnnxRunner:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
+    runner = _opened(model, source, options)
+    if runner.metadata and runner.metadata.kernel_bits == 8 and lacks_vnni():
+        _log.warning(
+            "%r has kernels of 8 bits, whose products overflow in ONNX Runtime's fast operators for processors without "
+            "VNNI such as this one: it runs with %s=%s here, which is slower; --kernel-bits 7 is right and fast",
+            Path(source).name,
+            *EXACT_INT8,
+        )
+        options.add_session_config_entry(*EXACT_INT8)
+        runner = _opened(model, source, options)
+    return runner
+
+
+def _opened(model: str | bytes, source: str, options: Any) -> OnnxRunner:
+    import onnxruntime
+
     try:
         # Its fallback is the same provider, and prints.
         session = onnxruntime.InferenceSession(

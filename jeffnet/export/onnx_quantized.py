@@ -22,6 +22,7 @@ def quantized_onnx_network(network: ExportNetwork, graph: OnnxGraph) -> OnnxNetw
     """
     assert network.quantization
     layers, grids = dict(quantized_points(network.plan).layers), network.quantization.grids
+    bits = network.quantization.kernel_bits
     for conv in network.plan.convolutions:  # several kernels have become one, of the convolution's name
         if (x := layers.get(f"{conv.parts[0].name}.kernel")) is not None:
             layers[f"{conv.name}.kernel"] = x
@@ -32,7 +33,7 @@ def quantized_onnx_network(network: ExportNetwork, graph: OnnxGraph) -> OnnxNetw
     def weight(name: str, kernel: Tensor) -> Tensor:
         if name not in layers:
             return kernel
-        steps, scales = quantize_kernel(np.moveaxis(graph.constants.pop(name), 0, -1))
+        steps, scales = quantize_kernel(np.moveaxis(graph.constants.pop(name), 0, -1), bits)
         return graph.dequantized(name, np.ascontiguousarray(np.moveaxis(steps, -1, 0)), scales)
 
     def bias(name: str, summand: Tensor) -> Tensor:

@@ -64,14 +64,15 @@ class Target:
       endings: of its files; the first is the usual one. '' for a folder.
       extra: of jeffnet, that installs what writing and running it needs.
       any_batch: whether a file can take any number of pictures; otherwise it takes one unless asked for more.
-      has_int8: whether it can be written with 8-bit integers.
+      kernel_bits: of the kernels of its files of 8-bit integers; the first unless asked for another. None have integers
+        where there is none.
     """
 
     module: str
     endings: tuple[str, ...]
     extra: str
     any_batch: bool = True
-    has_int8: bool = False
+    kernel_bits: tuple[int, ...] = ()
 
     def load(self) -> TargetModule:
         """Its module."""
@@ -79,8 +80,8 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    "onnx": Target("jeffnet.export.onnx", (".onnx",), "onnx", has_int8=True),
-    "tflite": Target("jeffnet.export.tflite", (".tflite",), "tflite", any_batch=False, has_int8=True),
+    "onnx": Target("jeffnet.export.onnx", (".onnx",), "onnx", kernel_bits=(7, 8)),
+    "tflite": Target("jeffnet.export.tflite", (".tflite",), "tflite", any_batch=False, kernel_bits=(8,)),
     "stablehlo": Target("jeffnet.export.stablehlo", (".stablehlo",), "export"),
     "savedmodel": Target("jeffnet.export.savedmodel", ("",), "tf"),
 }
@@ -148,14 +149,23 @@ def packages_of(target: str) -> Iterator[None]:
         ) from error
 
 
-def check_int8(int8: bool, target: str, dtype: str = "float32", calibrate_with: str | None = None) -> None:
+def check_int8(
+    int8: bool,
+    target: str,
+    dtype: str = "float32",
+    calibrate_with: str | None = None,
+    kernel_bits: int | None = None,
+) -> None:
     """Raises ConfigError where a target has no 8-bit integers, or options contradict them."""
     if not int8:
-        if calibrate_with is not None:
-            raise ConfigError("pictures to calibrate with are for --int8: give both or none")
+        for option, value in {"--calibrate": calibrate_with, "--kernel-bits": kernel_bits}.items():
+            if value is not None:
+                raise ConfigError(f"{option} {value} is for --int8: give both or none")
         return
-    able = [name for name, entry in TARGETS.items() if entry.has_int8]
+    able = [name for name, entry in TARGETS.items() if entry.kernel_bits]
     if target not in able:
         raise ConfigError(f"{target} files have no 8-bit integers here: export to {' or '.join(able)}")
     if dtype != "float32":
         raise ConfigError(f"--int8 and --dtype {dtype} contradict one another: give one of them")
+    if kernel_bits is not None and kernel_bits not in (bits := TARGETS[target].kernel_bits):
+        raise ConfigError(f"kernels of {target} files have {' or '.join(map(str, bits))} bits, not {kernel_bits}")

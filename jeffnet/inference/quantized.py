@@ -42,7 +42,7 @@ def quantized_network(plan: Plan, execution: Execution, quantization: Quantizati
         return fake_quantize(value, jnp.float32(grid.scale), jnp.float32(grid.zero_point))
 
     def weight(name: str, kernel: Array) -> Array:
-        return fake_quantize_kernel(kernel) if name in points.layers else kernel
+        return fake_quantize_kernel(kernel, quantization.kernel_bits) if name in points.layers else kernel
 
     return FoldedNetwork(plan, execution, point=point, weight=weight)
 

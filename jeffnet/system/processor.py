@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 _UNKNOWN_CACHE = 8 << 20
+_X86 = ("x86_64", "amd64")
+_VNNI = ("avx_vnni", "avx512_vnni")
 
 
 @functools.cache
@@ -33,6 +35,15 @@ def model_name() -> str:
 def vector_bits() -> int:
     """The value for XLA's option `xla_cpu_prefer_vector_width`."""
     return 512 if "avx512f" in fingerprint().split() else 256
+
+
+def lacks_vnni() -> bool:
+    """Whether this is an x86 processor that is not known to have VNNI.
+
+    Without it, pairs of products of 8-bit integers are added in 16 bits, where they can overflow.
+    """
+    flags = fingerprint().split()
+    return platform.machine().lower() in _X86 and not any(flag in flags for flag in _VNNI)
 
 
 @functools.cache

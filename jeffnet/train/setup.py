@@ -151,7 +151,8 @@ class Setup:
         pictures = np.stack([transform(self.train_set[place].image) for place in places])
         batches = normalized_batches(pictures, preprocessing)
         found = calibrate(folded_plan(plan), self.network.start.execution, arrays, batches)
-        return self.quantized(replace(found, method=f"{found.method}, trained with them"))
+        bits = self.config.quantize.kernel_bits
+        return self.quantized(replace(found, method=f"{found.method}, trained with them", kernel_bits=bits))
 
     def _initial_state(self, arrays: dict) -> TrainState:
         return initial_state(

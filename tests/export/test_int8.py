@@ -18,6 +18,7 @@ from jeffnet.export.export import export_model
 from jeffnet.export.metadata import ExportMetadata
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.options import ExportOptions
+from jeffnet.export.snippet import snippet
 from jeffnet.functional import from_pretrained
 from jeffnet.inference.quantized import calibrate, quantized_network
 from jeffnet.ops.quantize import quantize_kernel
@@ -27,14 +28,14 @@ from jeffnet.weights.start import start_model
 SIZE = (32, 48)
 
 
-def int8_network(name, **options):
+def int8_network(name, bits=7, **options):
     """With its ranges from noise."""
     start = start_model(name, num_classes=7)
     card = ModelCard(name, 7, 3, model_preprocessing(name))
     network = ExportNetwork.of(start, card, ExportOptions(image_size=SIZE, **options))
     images = np.random.default_rng(0).normal(size=(4, *SIZE, 3)).astype(np.float32)
     grids = calibrate(network.plan, network.execution, network.arrays, lambda: [images], "minmax")
-    return replace(network, quantization=grids), images
+    return replace(network, quantization=replace(grids, kernel_bits=bits)), images
 
 
 def simulated(network, images):
@@ -59,7 +60,8 @@ def simulated(network, images):
 def written(network, path):
     from jeffnet.export import onnx as target
 
-    target.write(path, network, ExportMetadata("onnx", network.card, network.options, "by noise"))
+    bits = network.quantization.kernel_bits
+    target.write(path, network, ExportMetadata("onnx", network.card, network.options, "by noise", bits))
     return path
 
 
@@ -85,12 +87,12 @@ def test_onnx_files_hold_what_was_simulated(name, tiny_model, tmp_path):
     merged = {f"{conv.name}.kernel": conv.parts for conv in network.plan.convolutions if len(conv.parts) > 1}
     parts_of_merged = {f"{part.name}.kernel" for parts in merged.values() for part in parts}
     for kernel in points.layers.keys() - parts_of_merged:
-        integers, scales = quantize_kernel(network.arrays[kernel])
+        integers, scales = quantize_kernel(network.arrays[kernel], 7)
         order = {2: (1, 0), 4: (3, 2, 0, 1)}[integers.ndim]
         np.testing.assert_array_equal(constants[f"{kernel}:integers"], integers.transpose(order))
         np.testing.assert_array_equal(constants[f"{kernel}:scales"], scales)
     for kernel, parts in merged.items():  # with zeros between and around those of the parts
-        each = [quantize_kernel(network.arrays[f"{part.name}.kernel"]) for part in parts]
+        each = [quantize_kernel(network.arrays[f"{part.name}.kernel"], 7) for part in parts]
         np.testing.assert_array_equal(constants[f"{kernel}:scales"], np.concatenate([scales for _, scales in each]))
         rows = iter(constants[f"{kernel}:integers"])
         for integers, _ in each:
@@ -107,6 +109,24 @@ def test_onnx_files_hold_what_was_simulated(name, tiny_model, tmp_path):
         assert difference.max() <= 1 and (difference > 0).mean() < 0.02, key
     difference = np.abs(open_runner(path)(images) - logits)
     assert difference.max() < 0.02 * np.abs(logits).max()
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_onnx_files_are_right_on_every_processor(bits, tiny_model, tmp_path, caplog, monkeypatch):
+    """Kernels of one sign alone: on x86 processors without VNNI their products overflow, where nothing is done."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from jeffnet.export import onnx as target
+
+    network, images = int8_network("tiny_flat", bits)
+    arrays = {name: np.abs(array) if name.endswith("kernel") else array for name, array in network.arrays.items()}
+    grids = calibrate(network.plan, network.execution, arrays, lambda: [np.abs(images)], "minmax").grids
+    network = replace(network, arrays=arrays, quantization=replace(network.quantization, grids=grids))
+    monkeypatch.setattr(target, "lacks_vnni", lambda: True)  # where it does not, the same must come out
+    _, logits = simulated(network, np.abs(images))
+    found = target.open_runner(written(network, tmp_path / "m.onnx"))(np.abs(images))
+    assert np.abs(found - logits).max() < 0.02 * np.abs(logits).max()
+    assert ("--kernel-bits 7 is right and fast" in caplog.text) == (bits == 8)
 
 
 def test_onnx_runtime_computes_with_integers(tiny_model, tmp_path):
@@ -134,7 +154,7 @@ def test_tflite_files_compute_what_was_simulated(name, limit, tiny_model, tmp_pa
     pytest.importorskip("ai_edge_quantizer")
     from jeffnet.export import tflite as target
 
-    network, images = int8_network(name, batch_size=1)
+    network, images = int8_network(name, 8, batch_size=1)
     path = tmp_path / "model.tflite"
     target.write(path, network, ExportMetadata("tflite", network.card, network.options, "by noise"))
     _, logits = simulated(network, images)
@@ -175,7 +195,11 @@ def test_the_command(weights, pictures, tmp_path, capsys):
     from jeffnet.export.run import open_exported
 
     exported = open_exported(path)
-    assert exported.dtype == "int8" and "ranges by mse of 3 pictures" in exported.runner.metadata.quantization
+    metadata = exported.runner.metadata
+    assert exported.dtype == "int8" and "ranges by mse of 3 pictures" in metadata.quantization
+    option = 'options.add_session_config_entry("session.x64quantprecision", "1")'.replace('"', "'")
+    assert option in snippet("m.onnx", replace(metadata, kernel_bits=8)) and metadata.kernel_bits == 7
+    assert option not in snippet("m.onnx", metadata)
     floats = tmp_path / "float.onnx"
     assert main(["export", str(weights), "--output", str(floats)]) == 0
     assert open_exported(floats).dtype == "float32"
@@ -191,15 +215,28 @@ def test_a_model_trained_with_integers_needs_no_pictures(weights, pictures, tmp_
     trained = quantized(network, "onnx", str(pictures)).quantization
     card = parse_card(card_json(replace(card, quantization=trained)), "card")
     assert card.quantization == trained
+    with pytest.raises(
+        ConfigError, match=r"trained with kernels of 7 bits, not 8: leave out --kernel-bits, or train it"
+    ):
+        export_model(tmp_path / "b.onnx", (model, variables), card, int8=True, kernel_bits=8)
     report = export_model(tmp_path / "b.onnx", (model, variables), card, int8=True, check=False)
-    assert report.metadata.quantization == "8-bit integers with ranges by mse of 5 pictures"
+    # A format that has no kernels of 7 bits rounds to its own.
+    assert quantized(replace(network, card=card), "tflite", None).quantization == replace(trained, kernel_bits=8)
+    assert report.metadata.quantization == "8-bit integers with ranges by mse of 5 pictures, kernels of 7 bits"
 
 
-def test_ranges_that_are_none(weights):
+def test_quantization_that_is_none(weights):
+    """Of older files, which do not say the bits of kernels, they are 8."""
     _, _, card = from_pretrained(weights)
-    text = card_json(card)[:-1] + ', "quantization": {"method": "mse", "grids": {"images": [0.0, 3]}}}'
+
+    def parsed(entries):
+        return parse_card(f'{card_json(card)[:-1]}, "quantization": {{"method": "mse", {entries}}}}}', "file")
+
+    assert parsed('"grids": {"images": [0.1, 3]}').quantization.kernel_bits == 8
     with pytest.raises(JeffnetError, match=r"malformed description of their model: its 8-bit range of 'images' is 0.0"):
-        parse_card(text, "file")
+        parsed('"grids": {"images": [0.0, 3]}')
+    with pytest.raises(JeffnetError, match=r"its kernels are of 9 bits, not 7 or 8"):
+        parsed('"grids": {}, "kernel_bits": 9')
 
 
 def test_bad_input(weights, pictures, tmp_path):
@@ -214,7 +251,9 @@ def test_bad_input(weights, pictures, tmp_path):
 
     refused(DatasetError, "empty", calibrate_with=str(empty))
     refused(ConfigError, "stablehlo files have no 8-bit integers here: export to onnx", "a.stablehlo")
+    refused(ConfigError, "kernels of tflite files have 8 bits, not 7", "a.tflite", kernel_bits=7)
     refused(ConfigError, "--int8 and --dtype float16 contradict one another", dtype="float16")
     (pictures / "2.png").write_bytes(b"no picture")
     refused(ImageError, r"2\.png", calibrate_with=str(pictures))
-    assert main(["export", str(weights), "--output", str(tmp_path / "b.onnx"), "--calibrate", str(pictures)]) == 2
+    floats = ["export", str(weights), "--output", str(tmp_path / "b.onnx")]
+    assert main([*floats, "--calibrate", str(pictures)]) == main([*floats, "--kernel-bits", "7"]) == 2

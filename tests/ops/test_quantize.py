@@ -27,22 +27,23 @@ def test_gradients_pass_inside_the_range_alone(values):
     np.testing.assert_array_equal(gradient, np.where((values >= -2.8) & (values <= 2.3), 3, 0))
 
 
-def test_kernels_have_a_scale_for_every_output_channel():
+@pytest.mark.parametrize(("bits", "levels"), [(8, 127), (7, 63)])
+def test_kernels_have_a_scale_for_every_output_channel(bits, levels):
     kernel = np.random.default_rng(1).normal(size=(3, 3, 4, 6)).astype(np.float32) * np.float32(10) ** np.arange(-3, 3)
-    steps, scales = quantize_kernel(kernel)
+    steps, scales = quantize_kernel(kernel, bits)
     assert steps.dtype == np.int8
-    np.testing.assert_array_equal(np.abs(steps).max((0, 1, 2)), 127)
+    np.testing.assert_array_equal(np.abs(steps).max((0, 1, 2)), levels)
     np.testing.assert_allclose(steps * scales, kernel, atol=(0.501 * scales).max())
     assert (np.abs(steps * scales - kernel) <= 0.501 * scales).all()
 
 
-@pytest.mark.parametrize("dead", [False, True])
-def test_what_training_sees_is_what_a_file_holds(dead):
+@pytest.mark.parametrize(("dead", "bits"), [(False, 8), (True, 8), (False, 7)])
+def test_what_training_sees_is_what_a_file_holds(dead, bits):
     """To the bit, in a compiled program too: of many weights some are nearly half way between two integers."""
     kernel = np.random.default_rng(2).normal(size=(64, 3, 1000)).astype(np.float32)
     if dead:
         kernel[..., ::2] = 0
-    steps, scales = quantize_kernel(kernel)
+    steps, scales = quantize_kernel(kernel, bits)
     assert np.isfinite(scales).all() and (scales > 0).all()
-    np.testing.assert_array_equal(jax.jit(fake_quantize_kernel)(kernel), steps * scales)
-    np.testing.assert_array_equal(jax.grad(lambda x: (2 * fake_quantize_kernel(x)).sum())(kernel), 2)
+    np.testing.assert_array_equal(jax.jit(fake_quantize_kernel, static_argnums=1)(kernel, bits), steps * scales)
+    np.testing.assert_array_equal(jax.grad(lambda x: (2 * fake_quantize_kernel(x, bits)).sum())(kernel), 2)

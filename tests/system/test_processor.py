@@ -101,6 +101,16 @@ def test_largest_cache(sizes, largest, says):
     assert processor.cache_bytes() == largest
 
 
+@pytest.mark.parametrize(("machine", "more"), [("x86_64", "avx_vnni"), ("AMD64", "avx512_vnni"), ("aarch64", "")])
+def test_vnni(machine, more, says, monkeypatch):
+    """Only x86 processors need it; one that says nothing may lack it."""
+    says(X86.format(more=more))
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert not processor.lacks_vnni()
+    says(X86.format(more="avx512f"))
+    assert processor.lacks_vnni() == (machine != "aarch64")
+
+
 def test_this_machine_says_something():
     assert len(processor.fingerprint()) > 10
     assert processor.vector_bits() in (256, 512) and processor.cache_bytes() >= 1 << 15

@@ -43,13 +43,14 @@ def test_the_file_computes_what_was_trained(finished, quantized, tmp_path, undra
     model, variables, card = load_backend("functional").from_pretrained(path)
     report = export_model(tmp_path / "int8.onnx", (model, variables), card, int8=True)
     assert "mse of 8 pictures, trained" in str(report.metadata.quantization)
+    assert report.metadata.kernel_bits == card.quantization.kernel_bits == 7
     plan, folded = fold_norms(card.plan(), arrays)
     constants = onnx.load(report.path).graph.initializer
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in constants}
     for kernel in quantized_points(plan).layers:
         # The folded kernels are the trained ones.
         np.testing.assert_array_equal(folded[kernel], arrays[kernel])
-        integers, _ = quantize_kernel(np.asarray(arrays[kernel]))
+        integers, _ = quantize_kernel(np.asarray(arrays[kernel]), 7)
         order = {2: (1, 0), 4: (3, 2, 0, 1)}[integers.ndim]
         np.testing.assert_array_equal(constants[f"{kernel}:integers"], integers.transpose(order))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)

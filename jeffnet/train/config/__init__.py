@@ -6,6 +6,7 @@ the model's name and the path of the data.
 
 from dataclasses import field
 
+from jeffnet.arch.quantization import KERNEL_BITS
 from jeffnet.errors import ConfigError
 from jeffnet.parallel.mesh import AUTO, check_mesh
 from jeffnet.train.config.augment import AugmentConfig, ProgressiveConfig
@@ -95,13 +96,16 @@ class QuantizeConfig:
     Attributes:
       to: 'int8' rounds; None trains in floats.
       images: training pictures from which the ranges are learnt.
+      kernel_bits: 7 for files that are right on every processor, or 8, see docs/export.md.
     """
 
     to: str | None = choice(("int8",))
     images: int = 200
+    kernel_bits: int = 7
 
     def __post_init__(self) -> None:
         check_range("quantize.images", self.images, 1)
+        check_range("quantize.kernel_bits", self.kernel_bits, *KERNEL_BITS)
 
 
 @part()
