@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.errors import ConfigError, InputError, OutputError, WeightsError, first_line
+from jeffnet.export.checksum import CHECKSUM_KEY, check_onnx, onnx_checksum
 from jeffnet.export.metadata import METADATA_KEY, ExportMetadata, labels, metadata_json, parse_metadata
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.onnx_graph import OLDEST_OPSET, OnnxGraph
@@ -37,7 +38,10 @@ def write(path: Path, network: ExportNetwork, metadata: ExportMetadata) -> None:
     check_size(path, network)
     output = (quantized_onnx_network if network.quantization else OnnxNetwork)(network, graph).add()
     model = graph.model(metadata.card.model, output, entries(metadata))
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    content = model.SerializeToString(deterministic=True)
+    with open(path, "wb") as file:
+        file.write(content)
+        file.write(onnx_checksum(content))
 
 
 def check_opset(opset: int | None) -> int:
@@ -99,7 +103,10 @@ class OnnxRunner:
         import onnxruntime
 
         (images,) = session.get_inputs()
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        texts = session.get_modelmeta().custom_metadata_map
+        if METADATA_KEY in texts and CHECKSUM_KEY not in texts:
+            raise WeightsError(f"{source!r} is damaged: it ends before its checksum: export or copy it again")
+        text = texts.get(METADATA_KEY)
         self.metadata = None if text is None else parse_metadata(text, source)
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.shape = tuple(side if isinstance(side, int) else None for side in images.shape)
@@ -143,6 +150,7 @@ def open_runner(path: Path, threads: int | None = None) -> OnnxRunner:
         raise WeightsError(
             f"cannot read {str(path)!r}: {'it is a folder' if path.is_dir() else 'there is no such file'}"
         )
+    check_onnx(path)
     runner = _runner(str(path), str(path), threads)
     if len(runner.outputs) != 1:
         raise WeightsError(f"{str(path)!r} has {len(runner.outputs)} outputs, an image classifier has one")

@@ -3,10 +3,8 @@
 The file takes a fixed number of pictures. It is a float32 graph; 'float16' halves its weights.
 """
 
-import io
 import logging
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 
 from jeffnet.errors import WeightsError, first_line
 from jeffnet.export.batches import check_pictures, in_batches
+from jeffnet.export.checksum import check_tflite, tflite_archive
 from jeffnet.export.metadata import ExportMetadata, labels, metadata_json, parse_metadata
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.tflite_convert import convert
@@ -61,16 +60,10 @@ def serialized(network: ExportNetwork, metadata: ExportMetadata) -> bytes:
     if network.quantization:
         model = unpack(quantize_model(pack(model), network), "the quantised network")
     put_description(model, metadata_json(metadata))
-    return pack(model) + (_labels_file(metadata) if metadata.options.embed_labels else b"")
-
-
-def _labels_file(metadata: ExportMetadata) -> bytes:
-    """The names of the classes as `labels.txt`, in a ZIP archive behind the model: where TFLite's own tools have it."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "x") as archive:
-        # Of a fixed time, so that the same model gives the same bytes.
-        archive.writestr(zipfile.ZipInfo("labels.txt"), "\n".join(labels(metadata)))
-    return content.getvalue()
+    packed = pack(model)
+    # Where TFLite's own tools have the names of the classes.
+    texts = {"labels.txt": "\n".join(labels(metadata))} if metadata.options.embed_labels else {}
+    return packed + tflite_archive(packed, texts)
 
 
 class _Runner:
@@ -84,6 +77,7 @@ class _Runner:
             content = read_file(path, None)
         except OSError as error:
             raise WeightsError(f"cannot read {self._source!r}: {error.strerror or error}") from error
+        check_tflite(content, self._source)
         text = description(unpack(content, self._source))
         self.metadata = None if text is None else parse_metadata(text, self._source)
         self.runtime = f"ai-edge-litert {version('ai-edge-litert')}"

@@ -8,6 +8,7 @@ import pytest
 
 from jeffnet.errors import ConfigError, InputError, OutputError, WeightsError
 from jeffnet.export import tflite, tflite_convert, tflite_file
+from jeffnet.export.checksum import tflite_archive
 from jeffnet.export.traced import as_function
 
 pytest.importorskip("ai_edge_litert")
@@ -175,12 +176,17 @@ def test_without_a_converter(network_of, monkeypatch):
 def test_files_that_cannot_be_run(written, tmp_path):
     """One line each, which names the file."""
     content = written("tiny_tf")[0].read_bytes()
+
+    def rewritten(old, new):
+        model = content[: content.index(b"PK\3\4")].replace(old, new)
+        return model + tflite_archive(model, {})
+
     cases = {
         "empty": (b"", "no TFLite file"),
         "foreign": (b"PK" * 1000, "no TFLite file"),
         "half": (content[: len(content) // 2], "is a damaged TFLite file|LiteRT cannot run"),
-        "newer": (content.replace(b'"export_format": 1', b'"export_format": 2'), "another version of jeffnet"),
-        "other": (content.replace(b'"card": ', b'"cord": '), "malformed description of its model: lacks 'card'"),
+        "newer": (rewritten(b'"export_format": 1', b'"export_format": 2'), "another version of jeffnet"),
+        "other": (rewritten(b'"card": ', b'"cord": '), "malformed description of its model: lacks 'card'"),
     }
     for name, (damaged, message) in cases.items():
         (tmp_path / name).write_bytes(damaged)
