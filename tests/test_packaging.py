@@ -97,7 +97,7 @@ def _run(*command: str, cwd: Path | None = None) -> str:
 def test_the_packages_that_messages_name_are_those_of_the_extras():
     """Asked for `jeffnet[x]`, pip would look for jeffnet in the registry: messages name the packages themselves."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {*PACKAGES} == {*project} - {"dev", "docs"}
+    assert {*PACKAGES} == {*project} - {"dev", "docs", "demo"}
     for extra, packages in PACKAGES.items():
         names = {re.match(r"[\w-]+", requirement)[0] for requirement in project[extra]}
         assert {*packages.split()} == names - ({"tensorflow"} if "tensorflow-cpu" in packages else {"tensorflow-cpu"})

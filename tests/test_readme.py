@@ -45,18 +45,17 @@ def test_the_python_examples_run_in_order(models, tmp_path, monkeypatch):
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("photo.jpg")
     save_checkpoint("flat.safetensors", create_model("flat", rng=9), "flat", classes=known_classes(1000))
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", TEXTS["README.md"] + TEXTS["backends.md"], re.DOTALL):
-        block = block.replace("224, 224", "64, 64")
-        block = block.replace(
-            'Classifier.from_pretrained("tf_efficientnet_b0")', 'Classifier.from_pretrained("flat.safetensors")'
-        )
+    text = "".join(TEXTS[page] for page in ("README.md", "backends.md", "speed.md"))
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        block = block.replace("224, 224", "64, 64").replace('"tf_efficientnet_lite0"', '"flat.safetensors"')
         if models == "small":
-            block = re.sub('"(efficientnet_b0|mobilenetv3_small_100)"', '"flat"', block)
-        exec(compile(block, "README.md and docs/backends.md", "exec"), names)
+            block = re.sub('"((tf_)?efficientnet_b0|mobilenetv3_small_100)"', '"flat"', block)
+        exec(compile(block, "README.md, docs/backends.md and docs/speed.md", "exec"), names)
     assert names["logits"].shape == (2, 1000)
     assert [level.shape[1] for level in names["maps"]] == [16, 8, 2]
     assert names["pooled"].shape == (2, 64 if models == "small" else 1280)
-    np.testing.assert_allclose(names["fused_logits"], names["logits"], rtol=1e-4, atol=1e-5)
+    unfused_logits = names["model"].apply(names["variables"], names["images"])
+    np.testing.assert_allclose(names["fused_logits"], unfused_logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(names["loaded_logits"], names["fused_logits"])
     for backend in ("nnx", "objax", "functional", "converted", "served"):
         assert names[f"{backend}_logits"].shape == (2, 10)
@@ -121,7 +120,7 @@ def test_the_table_of_models_is_what_the_command_prints(capsys):
 
 def test_the_table_of_families_is_of_the_whole_zoo():
     """Every model is in one family, and the figures are those of the family's models."""
-    table = TEXTS["README.md"].partition("| family | names |")[2].partition("\n\n")[0]
+    table = TEXTS["models.md"].partition("| family | names |")[2].partition("\n\n")[0]
     shown = []
     for line in table.splitlines()[2:]:
         _, patterns, *figures = (cell.strip() for cell in line.strip("|").split("|"))
@@ -141,7 +140,8 @@ def test_the_table_of_families_is_of_the_whole_zoo():
         (len(zoo.list_models()), "models with"),
         (len(zoo.list_models(tags=True)), "published sets of weights"),
     ):
-        assert f"{number} {what}" in TEXTS["README.md"].replace("\n", " ")
+        for page in ("README.md", "models.md", "index.md"):
+            assert f"{number} {what}" in TEXTS[page].replace("\n", " "), page
 
 
 def test_the_table_of_statuses_has_those_that_commands_end_with():

@@ -27,7 +27,6 @@ from jeffnet.train.config import (
 )
 from jeffnet.train.epochs import Epochs
 from jeffnet.train.loop import resume, train
-from jeffnet.train.recipe import load_recipe
 from jeffnet.train.setup import make_setup, run_preprocessing
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.formats.safetensors import save_model
@@ -392,10 +391,3 @@ def test_the_runs_preprocessing_is_the_models_but_for_what_is_configured(config,
         replace(config, data=DataConfig(path="x", interpolation="bilinear", mean=(0.1, 0.2, 0.3)))
     )
     assert chosen == replace(own, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
-
-
-@pytest.mark.slow
-def test_the_demo_recipe_reaches_97_per_cent(tmp_path):
-    pytest.importorskip("sklearn")
-    recipe = load_recipe("demo_digits")
-    assert train(recipe, tmp_path / "run", progress=False).best.top1 >= 97
