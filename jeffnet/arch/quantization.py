@@ -30,6 +30,8 @@ from jeffnet.errors import ArchitectureError
 LIMITS = frozenset({None, "relu", "relu6"})
 # Of kernels. Pairs of products with 7 fit into 16 bits, in which x86 processors without VNNI add them.
 KERNEL_BITS = (7, 8)
+# What the names of values end with in files, where a value is meant as its integers stand for it.
+ROUNDED = ":rounded"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The network that every exporter writes: folded, with what the file does before and after it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jeffnet.errors import ConfigError
 from jeffnet.export.options import ExportOptions
 from jeffnet.inference.folded_network import FoldedNetwork, Point, unchanged
 from jeffnet.inference.folding import fold_norms
+from jeffnet.inference.quantized import quantized_network
 from jeffnet.ops.image import normalize
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import Start
@@ -80,13 +81,16 @@ class ExportNetwork:
             shape = (shape[0], shape[3], shape[1], shape[2])
         return jax.ShapeDtypeStruct(shape, jnp.uint8 if self.takes_pixels else jnp.float32)
 
-    def apply(self, arrays: Mapping[str, Array], images: Array, point: Point = unchanged) -> Array:
+    def apply(
+        self, arrays: Mapping[str, Array], images: Array, point: Point = unchanged, rounds: bool = False
+    ) -> Array:
         """What the file computes, in JAX's operations.
 
         Args:
           arrays: `arrays`, or as many of another dtype, in which to compute.
           images: as the file takes them.
           point: see `FoldedNetwork`.
+          rounds: whether values, kernels and biases are rounded as `quantization` says; otherwise all are floats.
 
         Returns:
           float32 logits, probabilities, or pooled features.
@@ -98,5 +102,10 @@ class ExportNetwork:
             images = normalize(images, preprocessing.mean, preprocessing.std)
         dtype = jnp.dtype(self.options.dtype)
         network = FoldedNetwork(self.plan, self.execution, dtype, point)
+        if rounds:
+            assert self.quantization
+            network = quantized_network(self.plan, self.execution, self.quantization)
+            rounded = network.point
+            network = replace(network, point=lambda name, value: point(name, rounded(name, value)))
         outputs = network.apply(arrays, images).astype(jnp.float32)
         return jax.nn.softmax(outputs) if "softmax" in self.options.include else outputs

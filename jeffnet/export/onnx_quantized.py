@@ -5,7 +5,7 @@ Values are uint8, kernels int8 with a scale for each output channel: ONNX Runtim
 
 import numpy as np
 
-from jeffnet.arch.quantization import Grid, quantized_points
+from jeffnet.arch.quantization import ROUNDED, Grid, quantized_points
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.onnx_graph import OnnxGraph, Tensor
 from jeffnet.export.onnx_network import OnnxNetwork
@@ -41,7 +41,7 @@ def quantized_onnx_network(network: ExportNetwork, graph: OnnxGraph) -> OnnxNetw
         if kernel not in layers:
             return summand
         scales = graph.constants[f"{kernel}:scales"] * np.float32(grids[layers[kernel]].scale)
-        steps = np.round(graph.constants[name] / scales.astype(np.float64))
+        steps = np.round(graph.constants[name] / scales)
         # Of the scale of the products that it is added to, as kernels of 8 bits take it; a huge one stays a float.
         if np.abs(steps).max() >= _LARGEST_BIAS:
             return summand
@@ -55,4 +55,4 @@ def _rounded(graph: OnnxGraph, name: str, value: Tensor, grid: Grid) -> Tensor:
     scale = graph.constant(f"{name}:scale", np.array(grid.scale, np.float32))
     zero = graph.constant(f"{name}:zero_point", np.array(grid.zero_point, np.uint8))
     steps = graph.add("QuantizeLinear", f"{name}:integers", [value, scale, zero], dtype=np.uint8)
-    return graph.add("DequantizeLinear", f"{name}:rounded", [steps, scale, zero], value.shape, dtype=value.dtype)
+    return graph.add("DequantizeLinear", f"{name}{ROUNDED}", [steps, scale, zero], value.shape, dtype=value.dtype)

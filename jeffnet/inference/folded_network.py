@@ -40,10 +40,18 @@ from jeffnet.ops.pool import downsample
 # From the name of a value, and the value, to what takes its place.
 Point = Callable[[str, Array], Array]
 
+# From the name of a kernel, the kernel, and the bias that is added to what it gives, to what takes the bias's place.
+Bias = Callable[[str, Array, Array], Array]
+
 
 def unchanged(name: str, value: Array) -> Array:
     """The value itself."""
     return value
+
+
+def unchanged_bias(name: str, kernel: Array, bias: Array) -> Array:
+    """The bias itself."""
+    return bias
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class FoldedNetwork:
       dtype: in which to compute.
       point: is given every value with its name, and returns what takes its place.
       weight: the same for the kernel of every convolution and of the classifier, by the name of its array.
+      bias: the same for their biases, by the name of the kernel, with the kernel.
     """
 
     plan: Plan
@@ -67,6 +76,7 @@ class FoldedNetwork:
     dtype: Any = jnp.float32
     point: Point = unchanged
     weight: Point = unchanged
+    bias: Bias = unchanged_bias
 
     def apply(self, arrays: Mapping[str, Array], images: Array) -> Array:
         """Logits, or pooled features.
@@ -157,7 +167,10 @@ class FoldedNetwork:
     def _part(self, arrays: Mapping[str, Array], op: Conv, part: ConvPart, x: Array) -> Array:
         kernel = self.weight(f"{part.name}.kernel", arrays[f"{part.name}.kernel"])
         x = self._convolved(op, part, x, kernel)
-        return x + over_channels(arrays[f"{part.name}.bias"], x)
+        return x + over_channels(self._bias(arrays, part.name), x)
+
+    def _bias(self, arrays: Mapping[str, Array], layer: str) -> Array:
+        return self.bias(f"{layer}.kernel", arrays[f"{layer}.kernel"], arrays[f"{layer}.bias"])
 
     @staticmethod
     def _convolved(op: Conv, part: ConvPart, x: Array, kernel: Array) -> Array:
@@ -193,4 +206,4 @@ class FoldedNetwork:
 
     def _dense(self, arrays: Mapping[str, Array], name: str, x: Array) -> Array:
         x = x @ self.weight(f"{name}.kernel", arrays[f"{name}.kernel"])
-        return x + over_channels(arrays[f"{name}.bias"], x)
+        return x + over_channels(self._bias(arrays, name), x)

@@ -15,7 +15,7 @@ from jeffnet.arch.quantization import Grid, Quantization, quantized_points
 from jeffnet.errors import ConfigError, check_choice
 from jeffnet.inference.folded_network import FoldedNetwork
 from jeffnet.ops.image import normalize
-from jeffnet.ops.quantize import LEVELS, fake_quantize, fake_quantize_kernel
+from jeffnet.ops.quantize import LEVELS, fake_quantize, fake_quantize_bias, fake_quantize_kernel, kernel_scales
 
 _BATCH = 10
 _BINS = 2048
@@ -26,7 +26,7 @@ _SHARES = np.linspace(0.3, 1, 71)
 
 
 def quantized_network(plan: Plan, execution: Execution, quantization: Quantization) -> FoldedNetwork:
-    """A folded network that rounds its values and kernels as its exported file does.
+    """A folded network that rounds its values, kernels and biases as its exported file does.
 
     Raises:
       ConfigError: the grids are those of another network.
@@ -44,7 +44,13 @@ def quantized_network(plan: Plan, execution: Execution, quantization: Quantizati
     def weight(name: str, kernel: Array) -> Array:
         return fake_quantize_kernel(kernel, quantization.kernel_bits) if name in points.layers else kernel
 
-    return FoldedNetwork(plan, execution, point=point, weight=weight)
+    def bias(name: str, kernel: Array, bias: Array) -> Array:
+        if name not in points.layers:
+            return bias
+        value_scale = jnp.float32(quantization.grids[points.layers[name]].scale)
+        return fake_quantize_bias(bias, kernel_scales(kernel, quantization.kernel_bits) * value_scale)
+
+    return FoldedNetwork(plan, execution, point=point, weight=weight, bias=bias)
 
 
 def calibrate(

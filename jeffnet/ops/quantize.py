@@ -80,3 +80,19 @@ def fake_quantize_kernel(kernel: Array, bits: int) -> Array:
 @fake_quantize_kernel.defjvp
 def _fake_quantize_kernel_jvp(bits: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return fake_quantize_kernel(primals[0], bits), tangents[0]
+
+
+@jax.custom_jvp
+def fake_quantize_bias(bias: Array, scales: Array) -> Array:
+    """The nearest multiples of the scales of the products that a bias is added to; its gradient is that of the bias.
+
+    Args:
+      bias: `(C',)`, float32.
+      scales: `(C',)`, those of a kernel times that of the values it is applied to.
+    """
+    return jnp.round(bias / scales) * scales
+
+
+@fake_quantize_bias.defjvp
+def _fake_quantize_bias_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return fake_quantize_bias(*primals), tangents[0]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jeffnet.arch.execution import Execution
-from jeffnet.arch.quantization import quantized_points
+from jeffnet.arch.quantization import Grid, quantized_points
 from jeffnet.arch.zoo import model_preprocessing
 from jeffnet.checkpoints import save_checkpoint
 from jeffnet.cli.main import main
@@ -29,11 +29,15 @@ SIZE = (32, 48)
 
 
 def int8_network(name, bits=7, **options):
-    """With its ranges from noise."""
+    """With random biases, and its ranges from noise."""
     start = start_model(name, num_classes=7)
     card = ModelCard(name, 7, 3, model_preprocessing(name))
     network = ExportNetwork.of(start, card, ExportOptions(image_size=SIZE, **options))
-    images = np.random.default_rng(0).normal(size=(4, *SIZE, 3)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    biases = {name: array for name, array in network.arrays.items() if name.endswith(".bias")}
+    drawn = {name: rng.normal(0, 0.3, array.shape).astype(np.float32) for name, array in biases.items()}
+    network = replace(network, arrays={**network.arrays, **drawn})
+    images = rng.normal(size=(4, *SIZE, 3)).astype(np.float32)
     grids = calibrate(network.plan, network.execution, network.arrays, lambda: [images], "minmax")
     return replace(network, quantization=replace(grids, kernel_bits=bits)), images
 
@@ -106,9 +110,9 @@ def test_onnx_files_hold_what_was_simulated(name, tiny_model, tmp_path):
     assert len(found) == len(steps)
     for key, expected in steps.items():
         difference = np.abs(found[f"{key}:integers"].astype(int).reshape(expected.shape) - expected)
-        assert difference.max() <= 1 and (difference > 0).mean() < 0.02, key
+        assert difference.max() <= 1 and (difference > 0).mean() < 2e-3, key
     difference = np.abs(open_runner(path)(images) - logits)
-    assert difference.max() < 0.02 * np.abs(logits).max()
+    assert difference.max() < 5e-3 * np.abs(logits).max()
 
 
 @pytest.mark.parametrize("bits", [7, 8])
@@ -219,10 +223,35 @@ def test_a_model_trained_with_integers_needs_no_pictures(weights, pictures, tmp_
         ConfigError, match=r"trained with kernels of 7 bits, not 8: leave out --kernel-bits, or train it"
     ):
         export_model(tmp_path / "b.onnx", (model, variables), card, int8=True, kernel_bits=8)
+    # Ranges as narrow as these make another model of it, the one that was trained.
+    narrow = {name: Grid(grid.scale / 8, grid.zero_point) for name, grid in trained.grids.items()}
+    far = replace(card, quantization=replace(trained, grids=narrow))
+    assert export_model(tmp_path / "c.onnx", (model, variables), far, int8=True).comparison.cosine > 0.999
     report = export_model(tmp_path / "b.onnx", (model, variables), card, int8=True, check=False)
     # A format that has no kernels of 7 bits rounds to its own.
     assert quantized(replace(network, card=card), "tflite", None).quantization == replace(trained, kernel_bits=8)
     assert report.metadata.quantization == "8-bit integers with ranges by mse of 5 pictures, kernels of 7 bits"
+
+
+def test_a_file_of_integers_that_are_not_the_models_is_not_kept(weights, pictures, tmp_path, monkeypatch):
+    """It is compared with the rounded model too, which is near, and the first layer that differs is named."""
+    pytest.importorskip("onnxruntime")
+    from jeffnet.export import onnx as target
+
+    model, variables, card = from_pretrained(weights)
+    write = target.write
+
+    def damaged(path, network, metadata):
+        grids = dict(network.quantization.grids)
+        grids["blocks.1.0.conv"] = replace(grids["blocks.1.0.conv"], scale=grids["blocks.1.0.conv"].scale / 16)
+        write(path, replace(network, quantization=replace(network.quantization, grids=grids)), metadata)
+
+    monkeypatch.setattr(target, "write", damaged)
+    with pytest.raises(
+        JeffnetError, match=r"differs from the model with the same rounding .* first at 'blocks\.1\.0\.conv'"
+    ):
+        export_model(tmp_path / "a.onnx", (model, variables), card, int8=True, calibrate_with=str(pictures))
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_quantization_that_is_none(weights):
