@@ -69,17 +69,38 @@ class TrainingError(JeffnetError):
 def check_choice(
     name: str, value: object, choices: Collection[object], error: type[JeffnetError] = ConfigError
 ) -> None:
-    """Raises `error` if an option is not one of its choices."""
+    """Raises `error` if an option is not one of its choices.
+
+    Args:
+      name: of the option.
+      value: to be checked.
+      choices: those that there are.
+      error: what is raised.
+    """
     if value not in choices:
         raise error(f"{name} {value!r} is not one of {', '.join(map(str, choices))}")
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; the name of its class if it says nothing."""
+    """An error's message without line breaks.
+
+    Args:
+      error: any exception.
+
+    Returns:
+      The message; the name of its class if it says nothing.
+    """
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut to 500 characters; the name of its class if it says nothing."""
+    """The first line of an error's message.
+
+    Args:
+      error: any exception.
+
+    Returns:
+      The line, cut to 500 characters; the name of its class if it says nothing.
+    """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."

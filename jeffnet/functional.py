@@ -137,6 +137,9 @@ class ImageClassifier(ImageModel):
 
         Args:
           rng: a seed or a key of `jax.random`; concrete, not inside `jax.jit`.
+
+        Returns:
+          `{'params', 'batch_stats'}`.
         """
         return to_variables(start_arrays(self.plan, rng, self.param_dtype))
 

@@ -208,7 +208,11 @@ class DropPath(nnx.Module):
         return drop_path(x, self.rate, key) if self.is_active and key is not None else x
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """What `nnx.view` calls."""
+        """What `nnx.view` calls.
+
+        Args:
+          deterministic: whether no path is dropped; None keeps what is.
+        """
         self.deterministic = self.deterministic if deterministic is None else deterministic
 
 

@@ -96,7 +96,13 @@ _FIELD = re.compile(r"(?P<key>n(?=[a-z])|[a-z]+)(?P<value>.*)")
 
 
 def parse_block(text: str) -> BlockSpec:
-    """The block that a block string describes; the module's docstring lists the fields.
+    """The block that a block string describes.
+
+    Args:
+      text: such as `ir_r2_k3_s2_e6_c24`; the module's docstring lists the fields.
+
+    Returns:
+      The block.
 
     Raises:
       ArchitectureError: an unknown kind; a field that is unknown, repeated, missing, not allowed for the kind, or has a

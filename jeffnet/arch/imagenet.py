@@ -38,12 +38,26 @@ def label_set(name: str) -> dict[str, str]:
 
 
 def known_classes(num_classes: int) -> tuple[str, ...]:
-    """WordNet identifiers of the set of ImageNet's classes that has this many; empty if none has."""
+    """The set of ImageNet's classes that has this many.
+
+    Args:
+      num_classes: such as 1000 or 21,843.
+
+    Returns:
+      WordNet identifiers; empty if no set has so many.
+    """
     return next((tuple(label_set(name)) for name, count in LABEL_SETS.items() if count == num_classes), ())
 
 
 def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
-    """Names for people: WordNet's first where a class is one of ImageNet's identifiers, else the class itself."""
+    """Names of classes for people.
+
+    Args:
+      classes: WordNet identifiers, or any other names.
+
+    Returns:
+      WordNet's first name where a class is one of ImageNet's identifiers, else the class itself.
+    """
     known = imagenet_classes()
     if any(name not in known and _IDENTIFIER.fullmatch(name) for name in classes):
         known = label_set("imagenet21k") | known

@@ -31,8 +31,18 @@ def lower(
 ) -> Plan:
     """Make every number of an architecture concrete.
 
-    For the options see `jeffnet.weights.start.ModelOptions`; None takes the architecture's value. Block `i` of `n`,
-    from 0, has the stochastic depth `drop_path_rate * i / n`. Output strides of 16 and 8 are as in arXiv:1706.05587.
+    Args:
+      spec: the architecture.
+      num_classes: width of the logits; 0 for none.
+      in_chans: channels of the pictures.
+      drop_rate: dropout before the classifier, in [0, 1); None takes the architecture's, here and below.
+      drop_path_rate: stochastic depth, in [0, 1): block `i` of `n`, from 0, has `drop_path_rate * i / n`.
+      global_pool: 'avg', 'max', 'avgmax' or 'none'.
+      output_stride: 32, 16 or 8; the latter two as in arXiv:1706.05587.
+      bn_momentum: share of the old running statistics that a training step keeps.
+
+    Returns:
+      The Plan.
 
     Raises:
       ArchitectureError: an option outside its range, or an architecture that is no network; the message names the block

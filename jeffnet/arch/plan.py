@@ -82,6 +82,7 @@ class Plan:
 
     @property
     def blocks(self) -> Iterator[Block]:
+        """Those of all stages, in order."""
         return (block for stage in self.stages for block in stage)
 
     @property

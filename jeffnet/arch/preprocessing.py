@@ -82,7 +82,14 @@ class Preprocessing:
             raise ArchitectureError(f"mean {self.mean} and std {self.std}: as many of each, finite, and no std of 0")
 
     def changed(self, **values: Any) -> "Preprocessing":
-        """The same with these values, where they are not None."""
+        """The same with other values.
+
+        Args:
+          **values: by attribute; None keeps the present value.
+
+        Returns:
+          The changed preprocessing.
+        """
         return replace(self, **{name: value for name, value in values.items() if value is not None})
 
 

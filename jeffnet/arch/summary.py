@@ -82,7 +82,14 @@ class Layer:
 
 
 def array_specs(plan: Plan) -> dict[str, ArraySpec]:
-    """Every array of a model by canonical name, in the order in which a forward pass uses them."""
+    """Every array of a model.
+
+    Args:
+      plan: of the model.
+
+    Returns:
+      Specs by canonical name, in the order in which a forward pass uses them.
+    """
     specs = [spec for op in plan.operations for spec in _arrays(op)]
     if dense := plan.classifier:
         specs.append(ArraySpec(f"{dense.name}.kernel", (dense.in_features, dense.out_features)))
@@ -91,17 +98,40 @@ def array_specs(plan: Plan) -> dict[str, ArraySpec]:
 
 
 def count_parameters(plan: Plan) -> int:
-    """Number of trained values; running statistics do not count."""
+    """Number of trained values; running statistics do not count.
+
+    Args:
+      plan: of the model.
+
+    Returns:
+      The number.
+    """
     return sum(math.prod(spec.shape) for spec in array_specs(plan).values() if spec.is_parameter)
 
 
 def count_macs(plan: Plan, image_size: int) -> int:
-    """Multiply-accumulates of convolutions and matrix products, squeeze-and-excitation included, for one picture."""
+    """Multiply-accumulates of convolutions and matrix products, squeeze-and-excitation included, for one picture.
+
+    Args:
+      plan: of the model.
+      image_size: height and width of the picture, in pixels.
+
+    Returns:
+      The number.
+    """
     return sum(layer.macs for layer in layers(plan, image_size))
 
 
 def layers(plan: Plan, image_size: int) -> list[Layer]:
-    """One row for each operation in the order in which they run, for an input of this height and width in pixels."""
+    """The table of a model's operations.
+
+    Args:
+      plan: of the model.
+      image_size: height and width of the input, in pixels.
+
+    Returns:
+      One row for each operation, in the order in which they run.
+    """
     rows = [_conv_layer(plan.stem, image_size)]
     for block in plan.blocks:
         for op in block.ops:

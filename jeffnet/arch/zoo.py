@@ -198,6 +198,9 @@ def list_models(pattern: str = "*", pretrained: bool = False, tags: bool = False
       pretrained: only models with published weights.
       tags: a name for every set of weights (`efficientnet_b0.ra_in1k`) instead of one for every architecture;
         architectures without weights are left out.
+
+    Returns:
+      Names that `create_model` takes; none if nothing matches.
     """
     if pattern in _ALIASES and pattern not in {model.timm for model in MODELS.values()}:
         pattern = _ALIASES[pattern]
@@ -220,6 +223,12 @@ def _matching(pattern: str, pretrained: bool, tags: bool) -> list[str]:
 def find_model(model: ModelLike) -> Model:
     """The entry of a model; of an architecture without a name, one with the default preprocessing and no weights.
 
+    Args:
+      model: a name, or an architecture.
+
+    Returns:
+      Its architecture, preprocessing and weights.
+
     Raises:
       UnknownModelError: no such model.
       ArchitectureError: it is neither a name nor an architecture.
@@ -233,12 +242,26 @@ def find_model(model: ModelLike) -> Model:
 
 
 def model_spec(model: ModelLike) -> ModelSpec:
-    """The architecture of a model; raises as `find_model`."""
+    """The architecture of a model; raises as `find_model`.
+
+    Args:
+      model: a name, or an architecture.
+
+    Returns:
+      What `jeffnet.arch.lower.lower` makes a Plan of.
+    """
     return find_model(model).spec
 
 
 def model_preprocessing(model: ModelLike) -> Preprocessing:
-    """What a model's weights expect of their input; raises as `find_model`."""
+    """What a model's weights expect of their input; raises as `find_model`.
+
+    Args:
+      model: a name, or an architecture.
+
+    Returns:
+      Size, crop, interpolation, mean and std.
+    """
     return find_model(model).preprocessing
 
 
@@ -246,17 +269,29 @@ def default_num_classes(model: ModelLike) -> int:
     """How many classes the published weights of this name have (`tf_efficientnetv2_s.in21k`), or else ImageNet-1k.
 
     Raises as `find_model`.
+
+    Args:
+      model: a name, or an architecture.
+
+    Returns:
+      The number.
     """
     weights = find_model(model).weights
     return LABEL_SETS[weights.classes if weights else "imagenet1k"]
 
 
 def model_plan(model: ModelLike, **options) -> Plan:
-    """The Plan of a model; for the options and errors see `jeffnet.arch.lower.lower`.
+    """The Plan of a model.
 
-    Unless it is given, the number of classes is `default_num_classes`.
+    Args:
+      model: a name, or an architecture.
+      **options: of `jeffnet.arch.lower.lower`; `num_classes` is `default_num_classes` unless given.
+
+    Returns:
+      The Plan.
 
     Raises:
       UnknownModelError: no such model.
+      ArchitectureError: as `lower`.
     """
     return lower(model_spec(model), **{"num_classes": default_num_classes(model), **options})

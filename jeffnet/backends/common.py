@@ -77,7 +77,12 @@ class ImageModel:
     def pre_logits(self, *args: Any, **kwargs: Any) -> Any:
         """The classifier's input: pooled features `(N, F)`; with `global_pool='none'` `(N, H', W', F)`.
 
-        Arguments are those of a pass for logits. In training, functional also returns the updated statistics.
+        Args:
+          args: as for logits.
+          kwargs: as for logits.
+
+        Returns:
+          The array; in training, functional also returns the updated statistics.
         """
 
     def features(self, *args: Any, **kwargs: Any) -> Any:
@@ -88,7 +93,8 @@ class ImageModel:
             Negative ones count from the end, None takes all.
           kwargs: as for logits.
 
-        In training, functional also returns the updated statistics.
+        Returns:
+          The maps; in training, functional also returns the updated statistics.
 
         Raises:
           ArchitectureError: no such map.

@@ -32,7 +32,12 @@ Progress = Callable[[str], None]
 def bench(
     candidates: Sequence[Candidate], settings: Settings, progress: Progress = lambda text: None
 ) -> Iterator[CaseResult]:
-    """Measure models, which get random weights if they have none; `progress` is called with a line for each step.
+    """Measure models, which get random weights if they have none.
+
+    Args:
+      candidates: models, with their weights if any.
+      settings: what to measure, and beside what.
+      progress: called with a line for each step.
 
     Yields:
       The result of each case: of each model, image size, task, dtype and batch size.

@@ -68,11 +68,26 @@ class Shard:
             raise ConfigError(f"shard {self.index} of {self.count}: give an index from 0 to {self.count - 1}")
 
     def rows(self, examples: int) -> int:
-        """How many rows each host has for a data set of so many examples, the padding included in some."""
+        """How many rows each host has, the padding included in some.
+
+        Args:
+          examples: of the whole data set.
+
+        Returns:
+          The same number on every host.
+        """
         return -(-examples // self.count)
 
     def example(self, row: int, examples: int) -> int:
-        """The example in this host's row of that number; -1 past the end."""
+        """The example in a row of this host.
+
+        Args:
+          row: from 0.
+          examples: of the whole data set.
+
+        Returns:
+          Its index in the data set; -1 past the end.
+        """
         index = self.index + row * self.count
         return index if index < examples else -1
 

@@ -112,6 +112,9 @@ def image_from_array(array: Any, channels: int = 3) -> Image.Image:
         255 or floats from 0 to 1.
       channels: 3 for mode 'RGB', 1 for mode 'L'.
 
+    Returns:
+      The picture in mode 'RGB' or 'L'.
+
     Raises:
       ImageError: it is no such array.
     """

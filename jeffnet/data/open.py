@@ -37,6 +37,9 @@ def open_source(
       min_images: fewest pictures that will do.
       data_dir: where data sets of `tfds:` are prepared.
 
+    Returns:
+      The data set, with `classes`, `len()` and one picture at a time.
+
     Raises:
       DatasetError: there is no such data set, it cannot be read, its classes are others, or it has fewer pictures than
         `min_images`.

@@ -29,6 +29,9 @@ def preprocessing_of(model: Any) -> Preprocessing:
       model: a `Preprocessing`; what has one, such as a card; what has a card, such as the result of `from_pretrained`;
         or a name or an architecture.
 
+    Returns:
+      Size, crop, interpolation, mean and std.
+
     Raises:
       UnknownModelError: no such model.
     """
@@ -89,7 +92,15 @@ class EvalTransform:
         return result
 
     def window(self, width: int, height: int) -> "Window":
-        """How a picture of this size is resized, and where the result lies in that."""
+        """How a picture is resized, and where the result lies in that.
+
+        Args:
+          width: of the picture.
+          height: of the picture.
+
+        Returns:
+          The resized picture's size, and the result's place in it.
+        """
         out_height, out_width = self.shape
         target_height, target_width = (math.floor(side / self.preprocessing.crop_pct) for side in self.shape)
         if self.crop_mode == "squash":
@@ -168,6 +179,9 @@ class TrainTransform:
           preprocessing: of the model.
           image_size: height and width of the result.
           **settings: of the class.
+
+        Returns:
+          The transform.
         """
         return cls(
             image_size or preprocessing.train_size or preprocessing.image_size,
@@ -235,7 +249,16 @@ class TrainTransform:
         return parse_policy(text, Canvas(self.fill or GREY, self.interpolation))
 
     def crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """A random crop of a picture of this size: left, top, right and bottom edge."""
+        """A random crop of a picture.
+
+        Args:
+          width: of the picture.
+          height: of the picture.
+          rng: draws area, ratio and place.
+
+        Returns:
+          Left, top, right and bottom edge.
+        """
         least, greatest = (math.log(ratio) for ratio in self.ratio)
         for _ in range(_ATTEMPTS):
             area = width * height * rng.uniform(*self.scale)

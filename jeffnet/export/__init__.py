@@ -10,6 +10,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["ExportReport", "ExportedModel", "Program", "export_model", "load", "open_exported"]
+
 if TYPE_CHECKING:
     from jeffnet.export.export import ExportReport as ExportReport
     from jeffnet.export.export import export_model as export_model

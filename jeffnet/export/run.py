@@ -88,7 +88,14 @@ class ExportedModel:
         return np.log(np.maximum(outputs, _LEAST_PROBABILITY)) if gives_probabilities else outputs
 
     def prepare(self, pixels: Any) -> np.ndarray:
-        """Pictures as the file takes them: normalised unless it does that, in its layout."""
+        """Pictures as the file takes them: normalised unless it does that, in its layout.
+
+        Args:
+          pixels: `(N, H, W, C)`, 0 to 255.
+
+        Returns:
+          What `run` takes.
+        """
         pixels = np.asarray(pixels)
         expected = (*self.image_size, self.card.in_chans)
         if pixels.shape[1:] != expected:
@@ -103,7 +110,13 @@ class ExportedModel:
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if self.layout == "nchw" else images
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """What the file gives for any number of pictures as it takes them, in batches of its size.
+        """What the file gives for any number of pictures, in batches of its size.
+
+        Args:
+          images: as the file takes them, see `prepare`.
+
+        Returns:
+          Its outputs, one for each picture.
 
         Raises:
           WeightsError: it fails, gives something else than scores, or not as many as its description has classes.

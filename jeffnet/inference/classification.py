@@ -41,11 +41,21 @@ class Classification:
 
         Args:
           count: how many; all, if there are fewer.
+
+        Returns:
+          Pairs `(name, probability)`.
         """
         return [Guess(self.classes[index], float(self.probabilities[index])) for index in self.indices(count)]
 
     def indices(self, count: int = _SHOWN) -> list[int]:
-        """The numbers of these classes."""
+        """The numbers of the most probable classes, the most probable first.
+
+        Args:
+          count: how many; all, if there are fewer.
+
+        Returns:
+          Places in `classes`.
+        """
         return np.argsort(-self.probabilities, kind="stable")[:count].tolist()
 
     @property
@@ -89,7 +99,14 @@ class Classifications(Sequence[Classification]):
         return [answer.name for answer in self]
 
     def top(self, count: int = _SHOWN) -> list[list[Guess]]:
-        """The most probable classes of each picture, see `Classification.top`."""
+        """The most probable classes of each picture.
+
+        Args:
+          count: how many; all, if there are fewer.
+
+        Returns:
+          For each picture, what `Classification.top` returns.
+        """
         return [answer.top(count) for answer in self]
 
     def __repr__(self) -> str:

@@ -37,6 +37,9 @@ def use_lowering(name: str) -> Iterator[None]:
         on other platforms. 'native': the C++ kernels. 'shifted': JAX's operations alone, for CPUs also where this
         process has another platform, as in exported programs. 'xla': XLA's convolutions.
 
+    Yields:
+      Nothing.
+
     Raises:
       ConfigError: no such lowering. Where the C++ kernels cannot be built 'native' is refused when a convolution is
         compiled.

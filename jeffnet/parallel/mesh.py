@@ -120,6 +120,9 @@ def make_layout(text: str = AUTO, state_bytes: int = 0) -> Layout:
         `data`, and on `fsdp` so many of them as it takes to keep the state below 40 % of each device's memory.
       state_bytes: of the whole state, for 'auto'.
 
+    Returns:
+      The layout.
+
     Raises:
       ConfigError: the text is malformed, or there are not so many devices.
     """

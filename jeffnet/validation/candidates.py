@@ -45,6 +45,9 @@ def select_models(pattern: str | None, weights: str | None = None, file: str | N
       weights: their source, in which `{model}` stands for the name of the model. None uses the published weights.
       file: an exported file instead of weights.
 
+    Returns:
+      One candidate for each model.
+
     Raises:
       UnknownModelError: no model matches.
       UsageError: nothing is given, or several models would share one file.

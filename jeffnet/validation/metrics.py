@@ -53,6 +53,9 @@ def score(predictions: Predictions, real_labels: Sequence[frozenset[int]] | None
     Args:
       predictions: of one model.
       real_labels: all right classes of each prediction; predictions without any do not count. None uses the labels.
+
+    Returns:
+      The scores; 0 where nothing counts.
     """
     right1, right5, counted = predictions.right1, predictions.right5, np.ones(len(predictions.index), np.bool_)
     if real_labels is not None:
@@ -91,7 +94,15 @@ class Calibration:
 
 
 def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
-    """How far the confidence of predictions can be trusted."""
+    """How far the confidence of predictions can be trusted.
+
+    Args:
+      predictions: of one model.
+      bins: intervals of equal length that the confidences are divided into.
+
+    Returns:
+      The expected calibration error, and each interval's confidence, accuracy and number of predictions.
+    """
     confidence, right = predictions.probabilities[:, 0].astype(np.float64), predictions.right1.astype(np.float64)
     edges = np.linspace(0, 1, bins + 1)
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -105,7 +116,15 @@ def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
 
 
 def confusion(predictions: Predictions, classes: int) -> np.ndarray:
-    """int64 `(classes, classes)`: number of pictures by label (rows) and predicted class (columns)."""
+    """The confusion matrix.
+
+    Args:
+      predictions: of one model.
+      classes: how many there are.
+
+    Returns:
+      int64 `(classes, classes)`: number of pictures by label (rows) and predicted class (columns).
+    """
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (predictions.label, predictions.classes[:, 0]), 1)
     return table

@@ -56,6 +56,9 @@ class ModelCard:
 
         Args:
           **options: of training, such as `drop_rate`, see `jeffnet.arch.lower.lower`.
+
+        Returns:
+          The Plan.
         """
         return model_plan(
             self.architecture,
