@@ -23,6 +23,8 @@ import numpy as np
 from jeffnet.export.run import open_exported
 from jeffnet.functional import from_pretrained
 from jeffnet.inference.fused import fuse
+from jeffnet.system import figures
+from jeffnet.system.labels import label_points
 from jeffnet.system.processor import processors
 
 # Name of the file, options of `jeffnet export`.
@@ -37,7 +39,8 @@ FILES = {
     "savedmodel": [],
 }
 ROUNDS, CALLS = 15, 5
-COLOURS = {"float32": "tab:blue", "float16": "tab:green", "int8": "tab:orange"}
+COLOURS = {"float32": figures.BLUE, "float16": figures.GREEN, "int8": figures.RED}
+AREA = 12  # of a circle in the picture, in square points for a megabyte
 
 
 @dataclass
@@ -118,37 +121,27 @@ def table(found: list[Row], examples: int) -> str:
     return "\n".join(lines)
 
 
+@figures.house_style()
 def draw(found: list[Row], model: str, path: Path) -> None:
     """Speed and accuracy of every file; the area of a point is the file's size."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = figures.new_figure(9, 5.5)
     axes = figure.subplots()
-    fused = found[0]
-    for row in found:
-        kind = next((name for name in COLOURS if row.name.startswith(name)), "float32")
-        speed = fused.milliseconds / row.milliseconds
-        axes.scatter(speed, row.top1, s=30 * row.megabytes, color=COLOURS[kind], alpha=0.45, linewidths=0)
-        axes.scatter(speed, row.top1, s=8, color="black")
-    placed: list[tuple[float, float]] = []
-    for row in sorted(found, key=lambda row: (row.milliseconds, row.top1)):
-        speed = fused.milliseconds / row.milliseconds
-        # Labels of points that lie close together are moved apart.
-        near = sum(abs(speed - x) < 0.25 and abs(row.top1 - y) < 0.15 for x, y in placed)
-        axes.annotate(row.name, (speed, row.top1), xytext=(14, 14 - 13 * near), textcoords="offset points", fontsize=9)
-        placed.append((speed, row.top1))
+    places = np.array([(found[0].milliseconds / row.milliseconds, row.top1) for row in found])
+    areas = AREA * np.array([row.megabytes for row in found])
+    kinds = [next((kind for kind in COLOURS if row.name.startswith(kind)), "float32") for row in found]
+    axes.scatter(*places.T, s=areas, color=[COLOURS[kind] for kind in kinds], alpha=0.6)
     for kind, colour in COLOURS.items():
-        axes.scatter([], [], s=90, color=colour, alpha=0.45, linewidths=0, label=kind)
-    axes.legend(loc="lower right", frameon=False)
+        axes.scatter([], [], s=80, color=colour, alpha=0.6, label=kind)
     axes.set(
-        xlabel="speed, one picture (fused model in JAX = 1)",
-        ylabel="top-1, %",
-        title=f"{model} exported: the area of a circle is the size of the file",
+        xlabel="speed, one picture at a time (the fused model in JAX = 1)",
+        ylabel="top-1, per cent",
+        title=f"{model}, exported: the area of a circle is the size of the file",
     )
-    axes.margins(0.22)
-    axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    axes.margins(0.15)
+    axes.legend()
+    names = [f"{row.name}, {row.megabytes:.1f} MB" for row in found]
+    label_points(axes, names, places, radii=np.sqrt(areas / np.pi) * figure.dpi / 72)
+    figures.save_figure(figure, path)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from typing import Any
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sources import ImageFolder
+from jeffnet.system import figures
 
 SPLIT = "val"  # of the folder of links
 QUALITY, LONG_SIDE = 95, 500
@@ -273,16 +274,15 @@ def memory(options: Options) -> list[tuple[int, float]]:
     raise AssertionError("the data set is repeated for ever")
 
 
+@figures.house_style()
 def draw(rows: list[tuple[int, float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    figure = figures.new_figure(7, 3.5)
+    axes = figure.subplots()
     axes.plot(*zip(*rows, strict=True))
-    axes.set(xlabel="pictures read", ylabel="resident memory, MiB", xlim=(0, None), ylim=(0, None))
-    figure.savefig(path, dpi=150)
+    axes.set(xlabel="pictures read", ylabel="resident memory, MiB", xlim=(0, None))
+    axes.set_ylim(0, 1.1 * max(memory for _, memory in rows))
+    figures.whole_ticks(axes.xaxis)
+    figures.save_figure(figure, path)
 
 
 def main() -> None:

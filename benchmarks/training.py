@@ -26,6 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jeffnet.system import figures
+
 if TYPE_CHECKING:
     from jeffnet.train.config import Config
 
@@ -188,13 +190,12 @@ def _spread(values: list[float]) -> tuple[str, str, str]:
     return f"{statistics.mean(values):.2f} %", f"{deviation:.2f}", f"{min(values):.2f} to {max(values):.2f}"
 
 
+@figures.house_style()
 def draw(rows: list[Row], path: Path) -> None:
     """A thin line for each seed, a thick one for their mean."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = figures.new_figure(7, 4)
     axes = figure.subplots()
-    for library, colour in zip(LIBRARIES, ("tab:orange", "tab:blue"), strict=True):
+    for library, colour in zip(LIBRARIES, (figures.RED, figures.BLUE), strict=True):
         runs = list(curves(rows, library).values())
         for run in runs:
             axes.plot([row["epoch"] for row in run], [row["val_top1"] for row in run], color=colour, linewidth=0.7)
@@ -202,10 +203,10 @@ def draw(rows: list[Row], path: Path) -> None:
             means = [statistics.mean(row["val_top1"] for row in epoch) for epoch in zip(*runs, strict=False)]
             label = f"{library}, mean of {len(runs)} seeds"
             axes.plot(range(1, len(means) + 1), means, color=colour, linewidth=2.2, label=label)
-    axes.set(xlabel="epoch", ylabel="validation top-1, %")
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="epoch", ylabel="validation top-1, per cent")
+    figures.whole_ticks(axes.xaxis)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figures.save_figure(figure, path)
 
 
 def main() -> None:

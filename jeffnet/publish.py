@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jeffnet.arch.imagenet import class_titles
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.summary import count_macs, count_parameters
@@ -22,7 +23,7 @@ from jeffnet.checkpoints import save_checkpoint
 from jeffnet.errors import OutputError, one_line
 from jeffnet.system.files import write_file
 from jeffnet.system.network import is_offline
-from jeffnet.text.names import markdown, printable, shell_word
+from jeffnet.text.names import markdown, portable, printable, shell_word
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import MODEL_FILE
 
@@ -51,9 +52,9 @@ def save_pretrained(
       classes: names of the classes in the order of the logits; by default the card's.
       preprocessing: what the model expects of pictures; the card's or the zoo's by default.
       scores: in per cent, by name: `{"top-1": 77.7}`.
-      dataset: on whose held-out pictures the scores were measured.
+      dataset: on whose held-out pictures the scores were measured; of an absolute path its last folder is named.
       license: of the weights, by its identifier on the hub (`apache-2.0`).
-      source: of the weights in the README's examples; the folder by default.
+      source: of the weights in the README's examples; the folder by default, of an absolute path its name alone.
 
     Returns:
       What the file says of the model.
@@ -72,7 +73,7 @@ def save_pretrained(
         folder.mkdir(parents=True, exist_ok=True)
         try:
             card = save_checkpoint(folder / MODEL_FILE, model, name, classes=classes, preprocessing=preprocessing)
-            text = readme(card, source or str(folder), scores or {}, dataset, license)
+            text = readme(card, source or portable(str(folder)), scores or {}, dataset, license)
             write_file(folder / _README, text)
         except BaseException:
             for file in (MODEL_FILE, _README):
@@ -151,7 +152,10 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    title, dataset = printable(source.rpartition("/")[2].removeprefix("hf:") or card.model), printable(dataset)
+    title, dataset = (
+        printable(source.rpartition("/")[2].removeprefix("hf:") or card.model),
+        printable(portable(dataset)),
+    )
     results = [
         EvalResult(
             task_type="image-classification",
@@ -179,7 +183,7 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
         *([("stages", _stages(card.spec))] if card.spec else []),
         ("parameters", f"{count_parameters(plan):,}"),
         ("multiply-accumulates", f"{count_macs(plan, pre.image_size):,} at {pre.image_size} px"),
-        ("classes", f"{card.num_classes}" + (f": {_shown(card.classes)}" if card.classes else "")),
+        ("classes", f"{card.num_classes}" + (f": {_shown(class_titles(card.classes))}" if card.classes else "")),
         ("pictures", f"{pre.image_size} px{trained}, {card.in_chans} channels, {crop}, {pre.interpolation}"),
         ("mean, std", f"{tuple(pre.mean)}, {tuple(pre.std)}, of pixels in [0, 1]"),
         *((metric, f"{value:g} %{measured_on}") for metric, value in scores.items()),

@@ -22,7 +22,8 @@ JAX_COMPATIBILITY = "_jax_compat"
 # below all others and some above most. A part that is not named here may import all but the command line, as `train`
 # may.
 PRIMITIVES = frozenset(
-    {f"system.{module}" for module in ("code_cache", "extras", "figures", "files", "network", "processor", "reading")}
+    {f"system.{module}" for module in ("code_cache", "extras", "figures", "files", "labels", "network")}
+    | {"system.processor", "system.reading"}
 )
 BASE = frozenset({"arch", "errors", "text", "_tensorflow"}) | PRIMITIVES
 ALLOWED = {
@@ -44,6 +45,7 @@ ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
 ALLOWED["functional"] |= {"inference"}  # whose `fuse` it offers under its own name too
 ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "text"}) | PRIMITIVES - {
     "system.figures",
+    "system.labels",
     "system.network",
     "system.processor",
 }

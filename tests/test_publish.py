@@ -50,8 +50,9 @@ def test_a_folder_is_loaded_to_the_bit_by_every_backend(backend, tmp_path, small
             np.testing.assert_array_equal(array, expected[key])
 
 
-def test_the_readme_says_how_to_use_it_and_is_right(tmp_path, small_model, capsys):
-    """Its example and its command are run as they stand."""
+def test_the_readme_says_how_to_use_it_and_is_right(tmp_path, small_model, capsys, monkeypatch):
+    """Its example and its command are run as they stand, beside the folder."""
+    monkeypatch.chdir(tmp_path)
     save_pretrained(tmp_path / "cats", _model(small_model), small_model, **DESCRIPTION)
     text = (tmp_path / "cats" / "README.md").read_text(encoding="utf-8")
     for shown in (
@@ -81,7 +82,7 @@ def test_names_in_the_readme_are_shown_as_they_are(tmp_path, small_model):
     )
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert r"\$x\$\|\\ncaf\\xe9, \<b\>\*\`" in text and r"91.5 % on a\\n\$b\$ |" in text
-    assert f"--weights '{folder}'\n" in text
+    assert f"--weights '{folder.name}'\n" in text and str(tmp_path) not in text
 
 
 def test_nothing_is_written_over_and_a_failure_leaves_nothing(tmp_path, small_model):

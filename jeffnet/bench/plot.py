@@ -1,6 +1,5 @@
 """Plots accuracy against throughput."""
 
-import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -12,30 +11,26 @@ import numpy as np
 from jeffnet.arch.zoo import MODELS
 from jeffnet.backends import BACKENDS
 from jeffnet.bench.results import CaseResult, Measured
-from jeffnet.system.figures import plain_text, save_figure
+from jeffnet.system import figures
+from jeffnet.system.labels import label_points
 from jeffnet.text.names import printable
 
-# Families by what their names match, the first that does, and their colours.
+# Families by what their names match, the first that does, with their colours and shapes.
 _FAMILIES = (
-    (r"efficientnet_lite", "EfficientNet-Lite", "tab:olive"),
-    (r"efficientnet_e[sml]", "EfficientNet-EdgeTPU", "tab:brown"),
-    (r"efficientnetv2", "EfficientNetV2", "tab:purple"),
-    (r"efficientnet", "EfficientNet", "tab:blue"),
-    (r"mobilenetv[12]", "MobileNetV1 and V2", "tab:orange"),
-    (r"mobilenetv3", "MobileNetV3", "tab:red"),
-    (r"mobilenetv4", "MobileNetV4", "tab:pink"),
-    (r"mixnet", "MixNet", "tab:green"),
-    (r"tinynet|lcnet", "TinyNet, LCNet", "tab:cyan"),
-    (r"", "MNASNet, FBNet, HardCoRe-NAS and others", "tab:gray"),
+    (r"efficientnet_lite", "EfficientNet-Lite", figures.GREEN, "v"),
+    (r"efficientnet_e[sml]", "EfficientNet-EdgeTPU", figures.BLACK, "^"),
+    (r"efficientnetv2", "EfficientNetV2", figures.PURPLE, "s"),
+    (r"efficientnet", "EfficientNet", figures.BLUE, "o"),
+    (r"mobilenetv[12]", "MobileNetV1 and V2", figures.ORANGE, "s"),
+    (r"mobilenetv3", "MobileNetV3", figures.RED, "o"),
+    (r"mobilenetv4", "MobileNetV4", figures.RED, "D"),
+    (r"mixnet", "MixNet", figures.GREEN, "o"),
+    (r"tinynet|lcnet", "TinyNet, LCNet", figures.SKY, "o"),
+    (r"", "MNASNet, FBNet, HardCoRe-NAS and others", figures.GRAY, "o"),
 )
 # More models than these have short labels, and more room.
 _FEW = 12
 _SHORT = (("efficientnet_", ""), ("mobilenet", "mn"), ("minimal", "min"))
-_GAP = 2  # pixels between labels
-# Pixels between a point and its label, tried one after the other; from the third on a line joins the two.
-_DISTANCES = (5, 9, 20, 32, 46, 62, 80)
-# To the right and up. The line of the best runs from the upper left to the lower right: first away from it.
-_DIRECTIONS = ((1, 1), (1, 0), (-1, -1), (-1, 0), (0, 1), (0, -1), (1, -1), (-1, 1))
 
 
 @dataclass(frozen=True)
@@ -84,34 +79,29 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-@plain_text()
+@figures.house_style()
 def draw(points: Sequence[Point], path: str | os.PathLike, title: str, machine: str) -> None:
     """Plot published top-1 against throughput on a machine, for at least one point; a line joins the Pareto front.
 
     Raises:
       OutputError: the picture cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    few = len(points) <= _FEW
-    figure = Figure(figsize=(10, 6.5) if few else (16, 11), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    few, front = len(points) <= _FEW, pareto(points)
+    figure = figures.new_figure(10, 6.5) if few else figures.new_figure(15, 10)
     axes = figure.subplots()
-    front = pareto(points)
     axes.plot(*_coordinates(front).T, color="black", lw=1, alpha=0.5, zorder=1, label="best trade-off")
-    for pattern, family, colour in _FAMILIES:
-        members = [point for point in points if _family(point.model)[0] == pattern]
+    for pattern, family, colour, shape in _FAMILIES:
+        members = [point for point in points if _family(point.model) == pattern]
         if members:
-            axes.scatter(*_coordinates(members).T, s=36, color=colour, label=family, zorder=2)
+            axes.scatter(*_coordinates(members).T, s=36, color=colour, marker=shape, label=family, zorder=2)
     _scale(axes, points)
     axes.set_title(printable(title))
     axes.set(xlabel=f"images per second on {printable(machine)}", ylabel="published top-1 on ImageNet-1k, %")
-    axes.grid(alpha=0.25, which="both")
-    axes.legend(fontsize="small", loc="best")
-    canvas.draw()  # only now it is known where everything is
-    _label(axes, canvas.get_renderer(), sorted(points, key=lambda point: point not in front), few)
-    save_figure(figure, path, dpi=100)
+    axes.legend(loc="best")
+    first = sorted(points, key=lambda point: point not in front)
+    names = [point.model if few else _short(point.model) for point in first]
+    label_points(axes, names, _coordinates(first), radii=5, size=9 if few else 8)
+    figures.save_figure(figure, path)
 
 
 def _shown(results: Sequence[CaseResult]) -> list[CaseResult]:
@@ -134,50 +124,15 @@ def _scale(axes: Any, points: Sequence[Point]) -> None:
     narrow = speeds.max() < 10 * speeds.min()
     axes.xaxis.set_major_locator(LogLocator(subs=range(1, 10) if narrow else (1.0, 2.0, 5.0), numticks=30))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _label(axes: Any, renderer: Any, points: Sequence[Point], few: bool) -> None:
-    """Write names beside their points, clear of other names and points; skips those without room."""
-    from matplotlib.transforms import Bbox
-
-    size = 9 if few else 7.5
-    places = axes.transData.transform(_coordinates(points))
-    markers = [Bbox([place - 4, place + 4]) for place in places]
-    taken = [*markers, axes.get_legend().get_window_extent(renderer)]
-    room = axes.get_window_extent(renderer)
-    for point, place, marker in zip(points, places, markers, strict=True):
-        name = point.model if few else _short(point.model)
-        text = axes.annotate(
-            name, place, xycoords="figure pixels", fontsize=size, color=_family(point.model)[1], va="bottom", ha="left"
-        )
-        extent = text.get_window_extent(renderer)
-        others = [box for box in taken if box is not marker]
-        for distance, direction in itertools.product(_DISTANCES, np.array(_DIRECTIONS)):
-            corner = place + distance * direction + (direction - 1) / 2 * extent.size
-            box = Bbox([corner, corner + extent.size])
-            if room.contains(*box.p0) and room.contains(*box.p1) and not box.padded(_GAP).count_overlaps(others):
-                text.set_position(corner)
-                taken.append(box)
-                if distance >= _DISTANCES[2]:
-                    _join(axes, place, box)
-                break
-        else:
-            text.remove()
-
-
-def _join(axes: Any, place: np.ndarray, box: Any) -> None:
-    nearest = np.clip(place, box.p0, box.p1)
-    x, y = axes.transData.inverted().transform([place, nearest]).T
-    axes.plot(x, y, color="black", lw=0.4, alpha=0.5, zorder=1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def _coordinates(points: Sequence[Point]) -> np.ndarray:
     return np.array([(point.images_per_second, point.top1) for point in points], np.float64).reshape(-1, 2)
 
 
-def _family(model: str) -> tuple[str, str]:
-    return next((pattern, colour) for pattern, _, colour in _FAMILIES if re.search(pattern, model))
+def _family(model: str) -> str:
+    return next(pattern for pattern, *_ in _FAMILIES if re.search(pattern, model))
 
 
 def _short(model: str) -> str:

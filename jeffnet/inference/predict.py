@@ -15,8 +15,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.images import upright
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import OutputError
-from jeffnet.system.figures import plain_text, save_figure
-from jeffnet.text.names import shortened
+from jeffnet.system import figures
+from jeffnet.text.names import wrapped
 from jeffnet.validation.answers import Forward
 
 
@@ -82,7 +82,7 @@ def predict(
     return predictions
 
 
-@plain_text()
+@figures.house_style()
 def draw_predictions(
     pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | os.PathLike, exif: bool = True
 ) -> None:
@@ -95,23 +95,24 @@ def draw_predictions(
     """
     if not pictures:
         raise OutputError(f"no pictures to draw into {str(path)!r}")
-    from matplotlib.figure import Figure
-
     columns = min(3, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(5.4 * columns, 2.3 * rows), layout="constrained")
+    height = max(2.3, 0.35 * max(len(prediction.classes) for prediction in predictions))
+    figure = figures.new_figure(5.4 * columns, height * rows)
     grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.2] * columns).reshape(-1, 2)
     for axes in grid.reshape(-1):
         axes.axis("off")
     for (left, right), picture, prediction in zip(grid, pictures, predictions, strict=False):
         image = upright(picture.image) if exif else picture.image
         left.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
-        left.set_title(shortened(Path(picture.name).name, 24), fontsize=9)
+        left.set_title(wrapped(Path(picture.name).name, 28), fontsize=9)
         right.axis("on")
         places = range(len(prediction.classes))
-        right.barh(places, prediction.probabilities, color="tab:blue", alpha=0.35)
+        right.barh(places, prediction.probabilities, color=figures.SKY, alpha=0.5)
         for place, name, share in zip(places, prediction.classes, prediction.probabilities, strict=True):
-            right.text(0.02, place, f"{share:6.1%}  {shortened(name, 26)}", va="center", fontsize=9)
+            right.text(0.21, place, f"{share:.1%}", va="center", ha="right", fontsize=9)
+            right.text(0.25, place, wrapped(name, 26, 2), va="center", fontsize=9)
         right.set(xlim=(0, 1), yticks=[], xticks=[], ylim=(len(prediction.classes) - 0.5, -0.5))
         right.spines[:].set_visible(False)
-    save_figure(figure, path)
+        right.grid(False)
+    figures.save_figure(figure, path)

@@ -2,8 +2,10 @@
 
 import re
 import shlex
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 # Control characters, which move a terminal's cursor or end a line; what turns the direction of writing; and surrogates,
 # which stand for bytes of a file's name that are not UTF-8, and which no file or terminal takes.
@@ -38,10 +40,20 @@ def utf8(name: str) -> str:
     return _SURROGATES.sub(_escape, name)
 
 
-def shortened(name: str, length: int) -> str:
-    """`printable`, cut to so many characters."""
-    text = printable(name)
-    return text if len(text) <= length else text[: length - 1] + "…"
+def wrapped(name: str, width: int, most: int = 3) -> str:
+    """`printable`, in lines of so many characters; what needs more lines than `most` is cut and ends in `…`."""
+    lines = textwrap.wrap(printable(name), width)
+    if len(lines) > most:
+        lines[most - 1 :] = [lines[most - 1][: width - 1] + "…"]
+    return "\n".join(lines)
+
+
+def portable(name: str) -> str:
+    """The name of a file or folder as it makes sense on another machine: without folders that only this one has.
+
+    Relative paths, addresses and names of the hub and of TensorFlow Datasets are what they were.
+    """
+    return (PurePath(name).name or name) if PurePath(name).is_absolute() or name.startswith("~") else name
 
 
 def markdown(name: str) -> str:

@@ -13,10 +13,11 @@ from jeffnet.arch.quantization import quantization_entries
 from jeffnet.arch.spec import spec_attributes
 from jeffnet.data.loaders import LoaderState, TrainLoader
 from jeffnet.parallel.distributed import compile_together, is_primary
+from jeffnet.text.names import portable
 from jeffnet.train.interrupt import InterruptedRunError, Requests
 from jeffnet.train.phases import Phase
 from jeffnet.train.reports.card import write_card
-from jeffnet.train.reports.curves import draw_curves
+from jeffnet.train.reports.curves import Course, draw_curves, training_conditions
 from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.progress import Progress
 from jeffnet.train.reports.scores import EpochScores, Result
@@ -194,8 +195,11 @@ class Epochs:
 
     def _draw(self) -> None:
         if is_primary():
-            title = f"{self.setup.card.model}, {self.config.data.path}"
-            draw_curves(self.journal.rows(), self.files.path("curves.png"), title)
+            setup = self.setup
+            title = f"{setup.card.model}, {portable(self.config.data.path)}"
+            course = Course(setup.schedule, setup.steps, setup.steps_per_epoch)
+            path, conditions = self.files.path("curves.png"), training_conditions(self.config)
+            draw_curves(self.journal.rows(), path, title, course, conditions)
             self.drawn = time.monotonic()
 
     def _finish(self, state: TrainState) -> Result:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jeffnet.errors import ConfigError
 from jeffnet.parallel.distributed import is_primary, on_primary
+from jeffnet.text.names import portable
 from jeffnet.train.config import Config
 from jeffnet.train.loop import resume, train
 from jeffnet.train.pretrained import continued
@@ -38,7 +39,7 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
     if is_primary():
         runs = {f"seed {seed}": read_rows(one) for seed, one in folders.items()}
         name = read_config(folders[seeds[0]]).model.name
-        draw_seeds(runs, Path(folder, "curves.png"), f"{name}, {config.data.path}")
+        draw_seeds(runs, Path(folder, "curves.png"), f"{name}, {portable(config.data.path)}")
     return results
 
 

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from jeffnet.text.names import distinguishable, listed, markdown, printable, shell_word, shortened, utf8
+from jeffnet.text.names import distinguishable, listed, markdown, portable, printable, shell_word, utf8, wrapped
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 ODD = [
@@ -35,10 +35,17 @@ def test_for_utf8_only_what_is_none_changes():
     assert utf8(f"a\n\x1b{NOT_UTF8}") == "a\n\x1bcaf\\xe9"
 
 
-def test_a_name_is_cut_after_its_characters_became_escapes():
-    assert shortened("\n" * 20, 8) == r"\n\n\n\… ".strip()
-    assert len(shortened("x" * 30, 8)) == 8
-    assert shortened("x" * 8, 8) == "x" * 8
+def test_a_name_is_wrapped_after_its_characters_became_escapes():
+    assert wrapped("\n" * 20, 8, 1) == r"\n\n\n\… ".strip()
+    assert wrapped("x" * 30, 8, 2) == "x" * 8 + "\n" + "x" * 7 + "…"
+    assert wrapped("x" * 8, 8) == "x" * 8
+    assert wrapped("American Staffordshire terrier", 22) == "American Staffordshire\nterrier"
+
+
+def test_a_portable_name_has_no_folders_of_this_machine():
+    private = {"/secret/place/flowers/": "flowers", "~/flowers": "flowers", "/": "/"}
+    public = ("hf:owner/name", "tfds:imagenet2012", "pictures/flowers", "https://a/b.npz", "digits", "")
+    assert {name: portable(name) for name in (*private, *public)} == private | {name: name for name in public}
 
 
 def test_markdown_shows_what_it_is_given():

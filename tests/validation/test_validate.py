@@ -149,7 +149,7 @@ def test_predictions_and_a_report_are_written(capsys, weights, pictures, tmp_pat
         found["top1"]
     )
     written = {path.name for path in (tmp_path / "report").iterdir()}
-    assert written == {"report.json", "per_class.csv", "confusion.png", "reliability.png", "mistakes.png"}
+    assert written == {"report.json", "per_class.csv", "confusion.png", "reliability.png", "mistakes.jpg"}
     assert json.loads((tmp_path / "report/report.json").read_text())["top1"] == found["top1"]
 
 

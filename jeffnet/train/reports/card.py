@@ -8,7 +8,7 @@ from typing import Any
 
 from jeffnet.publish import readme
 from jeffnet.system.files import write_file
-from jeffnet.text.names import markdown, shell_word
+from jeffnet.text.names import markdown, portable, shell_word
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.reports.environment import read_environments
 from jeffnet.train.reports.scores import Result, Rows, scored_rows
@@ -21,7 +21,7 @@ _CURVES = "curves.png"
 _FEW_CLASSES = 5
 # Entries of the configuration that other rows of the table show, and parts that say nothing about the model.
 _SHOWN = (
-    *("model", "data", "augment", "optimizer", "schedule", "loss", "progressive", "ema"),
+    *("model", "data", "augment", "optimizer", "schedule", "loss", "progressive", "quantize", "ema"),
     *("epochs", "batch_size", "accumulate", "seed", "checkpoint", "log"),
 )
 
@@ -35,13 +35,13 @@ def write_card(folder: Path, card: ModelCard, config: Config, rows: Rows) -> Non
       config: of the run.
       rows: of `metrics.jsonl`, with scores of at least one epoch.
     """
-    source = str(folder if folder.name not in ("", "..") else folder.resolve())
+    source = portable(str(folder if folder.name not in ("", "..") else folder.resolve()))
     result = Result.from_rows(rows)
     scores = {"top-1": round(float(result.best.top1), 2)}
     if card.num_classes > _FEW_CLASSES:
         scores["top-5"] = round(float(result.best.top5), 2)
     parts = [
-        readme(card, source, scores, _without_folders(config.data.path)).rstrip("\n"),
+        readme(card, source, scores, portable(config.data.path)).rstrip("\n"),
         "## Scores",
         _scores(card, rows, result),
         *([f"![Learning curves]({_CURVES})"] if (folder / _CURVES).exists() else []),
@@ -82,9 +82,9 @@ def _scores(card: ModelCard, rows: Rows, result: Result) -> str:
 def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:
     """Rows of the table: the choices of the configuration, and the speed."""
     data, augment = config.data, config.augment
-    yield "data", f"{_without_folders(data.path)}, split {data.train_split}; validated on split {data.val_split}"
+    yield "data", f"{portable(data.path)}, split {data.train_split}; validated on split {data.val_split}"
     start = config.model.pretrained
-    yield "start", "random weights" if start is None else f"weights of {_without_folders(start)}"
+    yield "start", "random weights" if start is None else f"weights of {portable(start)}"
     yield "model", ", ".join(_changed(config.model, "name", "spec", "pretrained")) or "as published"
     yield "epochs", f"{config.epochs}, in {rows[-1]['step']:,} steps"
     yield "batch size", f"{config.batch_size}" + (f", in {config.accumulate} parts" if config.accumulate > 1 else "")
@@ -98,6 +98,8 @@ def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:
     yield "augmentation", ", ".join([crop, flip, *_changed(augment, "scale", "hflip")])
     if config.progressive.stages > 1:
         yield "progressive", ", ".join(_changed(config.progressive))
+    if config.quantize.to:
+        yield "rounding", ", ".join([f"that of {config.quantize.to} integers", *_changed(config.quantize, "to")])
     if config.ema.is_on:
         yield "moving average", ", ".join([config.ema.form, *_changed(config.ema, "form")])
     if others := _changed(config, *_SHOWN):
@@ -126,13 +128,7 @@ def _value(value: Any) -> str:
         return " ".join(map(_value, value))
     if isinstance(value, float):
         return f"{value:g}"
-    return _without_folders(value) if isinstance(value, str) else str(value).lower()
-
-
-def _without_folders(name: str) -> str:
-    """A name without the folders of the machine, which are nobody else's concern."""
-    path = Path(name)
-    return path.name if path.is_absolute() or name.startswith("~") else name
+    return portable(value) if isinstance(value, str) else str(value).lower()
 
 
 def _environment(folder: Path) -> list[str]:

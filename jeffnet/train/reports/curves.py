@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jeffnet.system.figures import plain_text, save_figure
+from jeffnet.system import figures
 from jeffnet.text.names import printable
+from jeffnet.train.config import Config
 from jeffnet.train.reports.scores import Rows
 from jeffnet.train.schedule import Schedule
 
@@ -43,18 +44,20 @@ class _Panel:
 
 def _scores(metric: str) -> tuple[tuple[str, str, str], ...]:
     return (
-        (f"train_{metric}", "training", "tab:blue"),
-        (f"val_{metric}", "validation", "tab:orange"),
-        (f"ema_val_{metric}", "validation, moving average", "tab:green"),
-        (f"averaged_val_{metric}", "validation, average of the best", "tab:red"),
+        (f"train_{metric}", "training", figures.BLUE),
+        (f"train_epoch_{metric}", "training, mean of the epoch", figures.BLUE),
+        (f"val_{metric}", "validation", figures.RED),
+        (f"ema_val_{metric}", "validation, moving average", figures.GREEN),
+        (f"averaged_val_{metric}", "validation, average of the best", figures.PURPLE),
     )
 
 
+_RATE = "learning_rate"
 _PANELS = (
     _Panel("loss", _scores("loss"), cuts=True),
     _Panel("top-1", _scores("top1"), "per cent"),
-    _Panel("learning rate", (("learning_rate", "", "tab:blue"),), from_zero=True),
-    _Panel("speed", (("images_per_second", "", "tab:blue"),), "images per second", from_zero=True),
+    _Panel("learning rate", ((_RATE, "", figures.BLUE),), from_zero=True),
+    _Panel("speed", (("images_per_second", "", figures.BLUE),), "images per second", from_zero=True),
 )
 _SEED_PANELS = (
     _Panel("training loss", (("train_loss", "", ""),), cuts=True),
@@ -62,29 +65,82 @@ _SEED_PANELS = (
     _Panel("validation top-1", (("val_top1", "", ""),), "per cent"),
     _Panel("validation top-1, moving average", (("ema_val_top1", "", ""),), "per cent"),
 )
+# By how a metric's name begins, the first that fits: a single step is noise, behind the means of epochs.
+_LOOKS: dict[str, dict[str, Any]] = {
+    "train_epoch_": {"marker": "o"},
+    "train_": {"lw": 0.9, "alpha": 0.5},
+    "val_": {"marker": "s"},
+    "ema_val_": {"marker": "^"},
+    "averaged_val_": {"marker": "D"},
+}
 
 
-@plain_text()
-def draw_curves(rows: Rows, path: Path, title: str) -> None:
-    """Loss, top-1, learning rate and speed of a run, as a PNG. None and NaN in rows leave gaps."""
+@dataclass(frozen=True)
+class Course:
+    """The learning rate over a whole run.
+
+    Attributes:
+      schedule: of `make_schedule`.
+      steps: of the run.
+      steps_per_epoch: length of an epoch.
+    """
+
+    schedule: Schedule
+    steps: int
+    steps_per_epoch: int
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of steps taken, and the rate of the step that follows each."""
+        # More points than the picture has columns would not be visible.
+        shown = np.unique(np.linspace(0, self.steps - 1, min(self.steps, 4000)).round().astype(np.int32))
+        return shown, np.asarray(self.schedule(shown))
+
+
+def training_conditions(config: Config) -> str:
+    """Why the loss in training cannot be compared with the one in validation, for a legend."""
+    loss, augment = config.loss, config.augment
+    parts = (
+        ("augmented pictures", True),
+        ("mixed in pairs", augment.mixes),
+        ("smoothed labels", loss.label_smoothing > 0),
+        ("binary cross entropy", loss.name == "bce"),
+        ("Jensen-Shannon divergence", loss.name == "jsd"),
+        ("a teacher's answers", loss.teacher is not None),
+    )
+    return "training: " + ", ".join(part for part, applies in parts if applies)
+
+
+@figures.house_style()
+def draw_curves(rows: Rows, path: Path, title: str, course: Course, conditions: str) -> None:
+    """Loss, top-1, learning rate and speed of a run, as a PNG. None and NaN in rows leave gaps.
+
+    Args:
+      rows: of `metrics.jsonl`.
+      path: of the picture.
+      title: of the picture.
+      course: of the learning rate, drawn to the end of the run; a paler line is still to come.
+      conditions: of `training_conditions`.
+    """
     figure = _figure(title)
     for axes, panel in zip(figure.subplots(2, 2).reshape(-1), _PANELS, strict=True):
         drawn = []
         for name, label, colour in panel.curves:
             x, y = _curve(rows, name)
+            if name == _RATE and len(x):
+                x, y = _taken(rows, course, _abscissa(rows))
+                (planned,) = axes.plot(*_planned(course, _abscissa(rows)), color=colour, alpha=0.35)
+                drawn.append(planned.get_ydata())
             if len(x):
-                width = 1.6 if "val_" in name else 1.1
-                axes.plot(*_thinned(x, y), label=label, color=colour, lw=width, **_marks(len(x), name))
+                axes.plot(*_thinned(x, y), label=label, color=colour, **_look(name, len(x)))
                 drawn.append(y)
         _finish(axes, panel, rows, drawn)
         if panel.title == "top-1":
             axes.set_title(panel.title + _best(rows))
-        if len(panel.curves) > 1 and drawn:
-            axes.legend(fontsize="small")
-    save_figure(figure, path)
+    _legend(figure, conditions)
+    figures.save_figure(figure, path)
 
 
-@plain_text()
+@figures.house_style()
 def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
     """Loss and top-1 of runs with different seeds, by name, and their mean, as a PNG."""
     figure, every = _figure(title), [row for rows in runs.values() for row in rows]
@@ -94,66 +150,91 @@ def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
         curves = {run: curve for run, curve in curves.items() if len(curve[0])}
         named = len(curves) <= _NAMED
         for number, (run, (x, y)) in enumerate(curves.items()):
-            look: dict[str, Any] = {"label": printable(run), "color": f"C{number}"} if named else {"color": "silver"}
-            axes.plot(*_thinned(x, y), lw=0.9, **look, **_marks(len(x), metric))
+            shown: dict[str, Any] = {"label": printable(run), "color": f"C{number}"} if named else {"color": "silver"}
+            axes.plot(*_thinned(x, y), **(_look(metric, len(x)) | {"lw": 0.9} | shown))
         if len(curves) > 1:
-            axes.plot(*_thinned(*_mean(list(curves.values()))), label="mean", color="black", lw=1.6)
+            axes.plot(*_thinned(*_mean(list(curves.values()))), label="mean", color="black", lw=1.8)
         values = [y for _, y in curves.values()]
         _finish(axes, panel, every, values)
         if metric.endswith("top1"):
             axes.set_title(panel.title + _spread(values))
-        if curves:
-            axes.legend(fontsize="small")
-    save_figure(figure, path)
+    _legend(figure)
+    figures.save_figure(figure, path)
 
 
-@plain_text()
-def draw_schedule(
-    schedule: Schedule, steps: int, steps_per_epoch: int, path: str | os.PathLike, title: str = "Learning rate"
-) -> None:
+@figures.house_style()
+def draw_schedule(course: Course, path: str | os.PathLike, title: str = "Learning rate") -> None:
     """The learning rate over a run, in epochs and steps, as a figure.
 
     Args:
-      schedule: of `make_schedule`.
-      steps: of the run.
-      steps_per_epoch: length of an epoch.
+      course: of the run.
       path: of the picture, in a folder that exists; its ending selects the format.
       title: of the picture.
     """
-    from matplotlib.figure import Figure
-
-    # More points than the picture has columns would not be visible.
-    shown = np.unique(np.linspace(0, steps - 1, min(steps, 4000)).round().astype(np.int32))
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure, length = figures.new_figure(8, 4), course.steps_per_epoch
     axes = figure.subplots()
-    axes.plot(shown / steps_per_epoch, np.asarray(schedule(shown)))
+    axes.plot(*_planned(course, "epoch"))
     axes.set(title=printable(title), xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    axes.set_xlim(0, steps / steps_per_epoch)
-    to_steps: Any = (lambda epochs: epochs * steps_per_epoch, lambda steps: steps / steps_per_epoch)
-    axes.secondary_xaxis("top", functions=to_steps).set_xlabel("step")
-    axes.grid(alpha=0.3)
-    save_figure(figure, path)
+    axes.set_xlim(0, course.steps / length)
+    figures.whole_ticks(axes.xaxis)
+    to_steps: Any = (lambda epochs: epochs * length, lambda steps: steps / length)
+    above = axes.secondary_xaxis("top", functions=to_steps)
+    above.set_xlabel("step")
+    figures.whole_ticks(above.xaxis)
+    figures.save_figure(figure, path)
+
+
+def _planned(course: Course, abscissa: str) -> tuple[np.ndarray, np.ndarray]:
+    steps, rates = course.points()
+    return _places(steps, course, abscissa), rates
+
+
+def _taken(rows: Rows, course: Course, abscissa: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rates of the steps so far: the schedule's, from the first step on, unless others were logged.
+
+    They were where a run was resumed with another schedule.
+    """
+    logged = [(row["step"] - 1, row[_RATE]) for row in rows if row.get(_RATE) is not None]
+    taken, rates = np.array(logged, np.float64).T
+    expected = np.asarray(course.schedule(taken.astype(np.int32)))
+    if not np.allclose(expected, rates, rtol=1e-4, atol=1e-12, equal_nan=True):
+        return _places(taken, course, abscissa), rates
+    steps, planned = course.points()
+    done = steps <= taken[-1]
+    return _places(steps[done], course, abscissa), planned[done]
+
+
+def _places(steps: np.ndarray, course: Course, abscissa: str) -> np.ndarray:
+    return steps / course.steps_per_epoch if abscissa == "epoch" else steps
 
 
 def _figure(title: str) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
-    layout: Any = figure.get_layout_engine()
-    layout.set(w_pad=0.12, h_pad=0.08)
+    figure = figures.new_figure(12, 7.5)
     figure.suptitle(printable(title))
     return figure
+
+
+def _legend(figure: Any, title: str | None = None) -> None:
+    """One for all panels, below them, where it covers no curve."""
+    entries = {}
+    for axes in figure.axes:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, line)
+    entries.pop("", None)
+    if entries:
+        figure.legend(entries.values(), entries.keys(), title=title, loc="outside lower center", ncols=len(entries))
 
 
 def _finish(axes: Any, panel: _Panel, rows: Rows, drawn: Sequence[np.ndarray]) -> None:
     """Set title, labels and limits of the axes."""
     axes.set_title(panel.title)
     if not drawn:
-        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", color="tab:gray")
+        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", color=figures.GRAY)
         axes.set(xticks=[], yticks=[])
         return
     axes.set(xlabel=_abscissa(rows), ylabel=panel.unit)
-    axes.grid(alpha=0.3)
+    axes.set_xlim(0, 1.01 * math.ceil(max(axes.dataLim.x1, 1)))  # markers at the end are whole
+    figures.whole_ticks(axes.xaxis)
     values = _finite(np.concatenate(drawn))
     highest = float(values.max())
     if panel.from_zero and highest > 0:
@@ -197,9 +278,11 @@ def _mean(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, 
     return np.array(x), np.array([np.mean([points[place] for points in values]) for place in x])
 
 
-def _marks(count: int, name: str) -> dict[str, Any]:
-    marked = count == 1 or ("val_" in name and count <= _MARKED)
-    return {"marker": "o", "markersize": 3.5} if marked else {}
+def _look(name: str, count: int) -> dict[str, Any]:
+    look = {"markersize": 4} | next((look for begin, look in _LOOKS.items() if name.startswith(begin)), {})
+    if count == 1:
+        return {"marker": "o"} | look
+    return look if count <= _MARKED else look | {"marker": ""}
 
 
 def _best(rows: Rows) -> str:

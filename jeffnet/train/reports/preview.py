@@ -6,21 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jeffnet.arch.imagenet import class_titles
 from jeffnet.data.augment.sheet import draw_sheet
 from jeffnet.data.loaders import Examples, steps_per_epoch
 from jeffnet.data.open import open_source
 from jeffnet.errors import DatasetError
-from jeffnet.text.names import printable
+from jeffnet.text.names import wrapped
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config
 from jeffnet.train.pretrained import settled
-from jeffnet.train.reports.curves import draw_schedule
+from jeffnet.train.reports.curves import Course, draw_schedule
 from jeffnet.train.schedule import make_schedule
 from jeffnet.train.setup import make_setup, train_transform
 
 # Training pictures of ImageNet-1k, for a schedule without data.
 _EXAMPLES = 1_281_167
 _PICTURES, _VIEWS = 6, 6
+_LABEL = 20  # characters in a line
+# Pictures of a smaller side are hard to see.
+_SIDE = 160
 
 
 def plot_schedule(config: Config, path: str) -> str:
@@ -36,7 +40,8 @@ def plot_schedule(config: Config, path: str) -> str:
         epoch_steps, of_what = round(_EXAMPLES / config.batch_size), f"{_EXAMPLES} pictures (no data at hand)"
     steps = config.epochs * epoch_steps
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps, epoch_steps)
-    draw_schedule(schedule, steps, epoch_steps, path, f"{config.schedule.name}, {config.epochs} epochs")
+    title = f"learning rate: {config.schedule.name.replace('_', ' ')}, {config.epochs} epochs"
+    draw_schedule(Course(schedule, steps, epoch_steps), path, title)
     return f"{path}: {steps} steps in {config.epochs} epochs of {of_what}"
 
 
@@ -61,14 +66,16 @@ def plot_augment(config: Config, path: str) -> str:
         key = jax.random.fold_in(jax.random.key(config.seed), view)
         pixels, _ = augment_batch(jnp.asarray(np.stack(images)), labels, key, phase.config, setup.network)
         views.append(np.clip(np.rint(np.asarray(pixels)), 0, 255).astype(np.uint8))
-    rows = []
+    rows, titles = [], class_titles(setup.train_set.classes)
     for number, picture in enumerate(pictures):
-        shown = [(f"view {view}", _flat(pixels[number])) for view, pixels in enumerate(views, 1)]
-        rows.append((printable(setup.train_set.classes[picture.label]), shown))
+        shown = [(f"view {view}", _visible(pixels[number])) for view, pixels in enumerate(views, 1)]
+        rows.append((wrapped(titles[picture.label], _LABEL), shown))
     draw_sheet(rows, Path(path))
     return f"{path}: {len(rows)} training pictures, {_VIEWS} times each: {phase.description}"
 
 
-def _flat(pixels: np.ndarray) -> np.ndarray:
-    """A picture, or its views side by side."""
-    return np.concatenate(list(pixels), axis=1) if pixels.ndim == 4 else pixels
+def _visible(pixels: np.ndarray) -> np.ndarray:
+    """A picture, or its views side by side; the pixels of a small one become squares."""
+    flat = np.concatenate(list(pixels), axis=1) if pixels.ndim == 4 else pixels
+    scale = max(1, round(_SIDE / flat.shape[0]))
+    return flat.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -24,6 +24,7 @@ from jeffnet.train.config import (
     ModelConfig,
     OptimizerConfig,
     ParamGroup,
+    QuantizeConfig,
     ScheduleConfig,
 )
 from jeffnet.train.recipe import to_json
@@ -136,14 +137,14 @@ def test_odd_names_are_shown_in_one_line_of_utf8(tmp_path):
     assert r"\$x\$\\n, \\xe9" in text
     (command,) = re.findall(r"jeffnet train --config (.*) --output RUN", text)
     done = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{folder}/config.json"
+    assert done.stdout == f"{folder.name}/config.json"
 
 
 def test_folders_of_the_machine_are_not_told(tmp_path):
     model = replace(CONFIG.model, pretrained="/secret/place/weights.safetensors")
     loss = LossConfig(teacher="/secret/place/teacher.safetensors")
     text = write(tmp_path / "run", config=replace(CONFIG, model=model, loss=loss))
-    assert "secret" not in text
+    assert "secret" not in text and str(tmp_path) not in text
     assert lines(text)["start"] == ["weights of weights.safetensors"]
     assert "teacher teacher.safetensors" in text
 
@@ -166,8 +167,20 @@ def test_curves_and_versions_are_shown_where_there_are_some(tmp_path):
     assert "Trained on" not in write(tmp_path / "run")
 
 
-def test_its_command_trains_the_same_again(tmp_path, capsys):
-    """Also from a folder whose name has a space."""
+def test_the_rounding_of_a_quantized_run_is_told_and_no_others(tmp_path):
+    assert "rounding" not in lines(write(tmp_path / "run")) and "besides" not in lines(write(tmp_path / "run"))
+    quantized = Config(model=ModelConfig(name=NAME), data=CONFIG.data, quantize=QuantizeConfig(to="int8", images=50))
+    assert lines(write(tmp_path / "run", config=quantized))["rounding"] == ["that of int8 integers, images 50"]
+
+
+def test_classes_have_names_for_people(tmp_path):
+    text = write(tmp_path / "run", card=replace(CARD, num_classes=2, classes=("n01440764", "rose")))
+    assert lines(text)["classes"] == ["2: tench, rose"]
+
+
+def test_its_command_trains_the_same_again(tmp_path, capsys, monkeypatch):
+    """From the folder of the run's folder, whose name may have a space."""
+    monkeypatch.chdir(tmp_path)
     text = write(tmp_path / "my run")
     (tmp_path / "my run" / "config.json").write_text(to_json(CONFIG))
     (command,) = [line for line in text.splitlines() if line.startswith("jeffnet train")]

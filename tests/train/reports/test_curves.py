@@ -5,10 +5,17 @@ import pytest
 from PIL import Image
 
 from jeffnet.errors import OutputError
-from jeffnet.train.config import ScheduleConfig
+from jeffnet.system import figures
+from jeffnet.train.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, ScheduleConfig
 from jeffnet.train.reports import curves
-from jeffnet.train.reports.curves import draw_curves, draw_schedule, draw_seeds
+from jeffnet.train.reports.curves import Course, draw_schedule, draw_seeds, training_conditions
 from jeffnet.train.schedule import make_schedule
+
+COURSE = Course(lambda step: 0.1 / (np.asarray(step) + 1), 12, 4)  # of `make_rows`
+
+
+def draw_curves(rows, path, title, course=COURSE):
+    curves.draw_curves(rows, path, title, course, "conditions")
 
 
 def make_rows(epochs=3, per_epoch=4, seed=0, ema=True):
@@ -19,6 +26,7 @@ def make_rows(epochs=3, per_epoch=4, seed=0, ema=True):
         rows[-1] |= {"learning_rate": 0.1 / step, "images_per_second": speed}
         if step % per_epoch == 0:
             names = ("val", "ema_val") if ema else ("val",)
+            names = ("train_epoch", *names)
             scores = {f"{name}_{metric}": rng.uniform(1, 2) for name in names for metric in ("loss", "top1")}
             rows.append({"step": step, "epoch": step // per_epoch, **scores})
     return rows
@@ -28,11 +36,11 @@ def make_rows(epochs=3, per_epoch=4, seed=0, ema=True):
 def panels(monkeypatch, tmp_path):
     """Draws, and returns the panels without making a picture of them, which takes most of the time."""
 
-    def draw(function, rows):
+    def draw(function, rows, **options):
         drawn = []
         with monkeypatch.context() as patch:
-            patch.setattr(curves, "save_figure", lambda figure, path: drawn.append(figure))
-            function(rows, tmp_path / "unused.png", "title")
+            patch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+            function(rows, tmp_path / "unused.png", "title", **options)
         return drawn[0].axes
 
     return draw
@@ -65,10 +73,15 @@ def test_any_rows_become_a_picture(name, tmp_path):
 def test_each_metric_is_in_its_panel_by_epochs(panels):
     rows = make_rows()
     loss, top1, rate, speed = panels(draw_curves, rows)
+    shown = {
+        "train": "training",
+        "train_epoch": "training, mean of the epoch",
+        "val": "validation",
+        "ema_val": "validation, moving average",
+    }
     expected = {
-        loss: {"train_loss": "training", "val_loss": "validation", "ema_val_loss": "validation, moving average"},
-        top1: {"train_top1": "training", "val_top1": "validation", "ema_val_top1": "validation, moving average"},
-        rate: {"learning_rate": None},
+        loss: {f"{name}_loss": label for name, label in shown.items()},
+        top1: {f"{name}_top1": label for name, label in shown.items()},
         speed: {"images_per_second": None},
     }
     for axes, labels in expected.items():
@@ -79,7 +92,40 @@ def test_each_metric_is_in_its_panel_by_epochs(panels):
         assert axes.get_xlabel() == "epoch"
     best, average = (max(row[name] for row in rows if name in row) for name in ("val_top1", "ema_val_top1"))
     assert top1.get_title() == f"top-1: best {best:.2f} %, moving average {average:.2f} %"
-    assert [text.get_text() for text in loss.get_legend().get_texts()] == list(expected[loss].values())
+    (legend,) = rate.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(shown.values())
+    assert legend.get_title().get_text() == "conditions"
+
+
+def test_the_rate_is_the_schedules_from_the_first_step_to_the_last(panels):
+    """Logged are only every third step of the first two epochs."""
+    rows = [row for row in make_rows(2) if row["step"] % 3 == 0]
+    planned, taken = panels(draw_curves, rows)[2].get_lines()
+    rates = [(step / 4, 0.1 / (step + 1)) for step in range(12)]
+    assert points(planned) == rates and points(taken) == rates[:6]
+
+
+def test_logged_rates_of_an_earlier_schedule_are_drawn_as_they_were(panels):
+    rows = [row | {"learning_rate": 0.5} if "learning_rate" in row else row for row in make_rows()]
+    _, taken = panels(draw_curves, rows)[2].get_lines()
+    assert points(taken) == [(step / 4, 0.5) for step in range(12)]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 90, 350])
+def test_ticks_of_epochs_are_whole_numbers(panels, epochs):
+    rows = make_rows(epochs, 2)
+    course = Course(lambda step: 0.1 / (np.asarray(step) + 1), 2 * epochs, 2)
+    for axes in panels(draw_curves, rows, course=course):
+        ticks = axes.get_xticks()
+        assert len(ticks) > 1 and all(tick == round(tick) for tick in ticks)
+
+
+def test_the_legend_tells_how_training_differs_from_validation():
+    parts = {"model": ModelConfig(name="mnasnet_small"), "data": DataConfig(path="pictures")}
+    assert training_conditions(Config(**parts)) == "training: augmented pictures"
+    config = Config(**parts, augment=AugmentConfig(mixup=0.2), loss=LossConfig(name="bce", label_smoothing=0.1))
+    text = "training: augmented pictures, mixed in pairs, smoothed labels, binary cross entropy"
+    assert training_conditions(config) == text
 
 
 def test_without_epochs_the_axis_has_steps(panels):
@@ -99,8 +145,9 @@ def test_what_is_no_number_is_a_gap(panels):
 
 def test_single_points_are_marked(panels):
     rows = make_rows(epochs=1)
-    trained, validated, _ = panels(draw_curves, rows)[0].get_lines()
-    assert (trained.get_marker(), validated.get_marker()) == ("None", "o")
+    trained, epoch, validated, average = panels(draw_curves, rows)[0].get_lines()
+    assert (trained.get_marker(), epoch.get_marker()) == ("None", "o")
+    assert (validated.get_marker(), average.get_marker()) == ("s", "^")
     (trained,) = panels(draw_curves, rows[:1])[0].get_lines()
     assert trained.get_marker() == "o"
 
@@ -174,11 +221,11 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
 
 def test_a_schedule_is_drawn_or_nothing_is_written(tmp_path):
     schedule = make_schedule(ScheduleConfig(name="cosine", cycle=2.0, warmup=1.0), 0.1, 200, 20)
-    draw_schedule(schedule, 200, 20, tmp_path / "schedule.png")
+    draw_schedule(Course(schedule, 200, 20), tmp_path / "schedule.png")
     with Image.open(tmp_path / "schedule.png") as picture:
         pixels = np.asarray(picture.convert("L"))
     assert pixels.shape == (440, 880)
     assert pixels.std() > 10
     with pytest.raises(OutputError, match="missing"):
-        draw_schedule(schedule, 200, 20, tmp_path / "missing" / "schedule.png")
+        draw_schedule(Course(schedule, 200, 20), tmp_path / "missing" / "schedule.png")
     assert [path.name for path in tmp_path.iterdir()] == ["schedule.png"]
