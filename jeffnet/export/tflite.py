@@ -107,11 +107,15 @@ class _Runner:
     def _run(self, batch: np.ndarray) -> np.ndarray:
         self._interpreter.set_tensor(self._input["index"], self._as_input(batch))
         self._interpreter.invoke()
-        outputs = self._interpreter.get_tensor(self._output["index"])
-        if np.issubdtype(outputs.dtype, np.floating):
-            return outputs
-        scale, zero = self._output["quantization"]
-        return (outputs.astype(np.float32) - zero) * np.float32(scale)
+        return self._floats(self._output)
+
+    def _floats(self, tensor: dict[str, Any]) -> np.ndarray:
+        """What a tensor has, or what its integers stand for."""
+        values = self._interpreter.get_tensor(tensor["index"])
+        if np.issubdtype(values.dtype, np.floating):
+            return values
+        scale, zero = tensor["quantization"]
+        return (values.astype(np.float32) - zero) * np.float32(scale)
 
     def _as_input(self, batch: np.ndarray) -> np.ndarray:
         """Pictures as the integers that stand for them, where the file takes such."""
@@ -123,13 +127,13 @@ class _Runner:
 
     def values(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The values of points for one picture after another."""
-        tensors = {each["name"]: each["index"] for each in self._interpreter.get_tensor_details()}
+        tensors = {each["name"]: each for each in self._interpreter.get_tensor_details()}
         found: dict[str, list[np.ndarray]] = {name: [] for name in names if name in tensors}
         for start in range(0, len(images), self.shape[0]):
             self(images[start : start + self.shape[0]])
             count = len(images[start : start + self.shape[0]])
             for name, values in found.items():
-                values.append(self._interpreter.get_tensor(tensors[name])[:count])
+                values.append(self._floats(tensors[name])[:count])
         return {name: np.concatenate(values) for name, values in found.items()}
 
 

@@ -161,7 +161,12 @@ def test_tflite_files_compute_what_was_simulated(name, limit, tiny_model, tmp_pa
     network, images = int8_network(name, 8, batch_size=1)
     path = tmp_path / "model.tflite"
     target.write(path, network, ExportMetadata("tflite", network.card, network.options, "by noise"))
-    _, logits = simulated(network, images)
+    steps, logits = simulated(network, images)
+    grids, values = network.quantization.grids, target.values(path, images, list(steps))
+    assert len(values) > sum(1 for _ in network.plan.blocks)
+    for key, value in values.items():  # what their integers stand for
+        expected = (steps[key] - grids[key].zero_point) * grids[key].scale
+        assert np.abs(value - expected.reshape(value.shape)).mean() < 2 * grids[key].scale, key
     run = target.open_runner(path)
     found = np.concatenate([np.asarray(run(image[None])) for image in images])
     assert np.abs(found - logits).max() < limit * np.abs(logits).max()
