@@ -296,7 +296,7 @@ class Classifier:
 
         Args:
           path: to write to; its ending chooses the format, such as `.onnx` or `.tflite`.
-          **options: of `export_model`, such as `check_with="pictures"` or `include="softmax"`.
+          **options: of `export_model`, such as `check_with="pictures"` or `include=("softmax",)`.
 
         Returns:
           What was written, and how far it is from the model.
