@@ -94,6 +94,11 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     return process.stdout
 
 
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {jeffnet.__version__}\n" in citation and "\nlicense: Apache-2.0\n" in citation
+
+
 def test_the_packages_that_messages_name_are_those_of_the_extras():
     """Asked for `jeffnet[x]`, pip would look for jeffnet in the registry: messages name the packages themselves."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
