@@ -7,7 +7,7 @@ import ctypes
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -140,7 +140,11 @@ def register_kernel(library: ctypes.CDLL, name: str) -> None:
 
     Raises:
       AttributeError: the library has no such function.
+      RuntimeError: XLA does not support the version of the interface that it was compiled for.
     """
+    # While there is no CPU backend JAX only takes note, and a refusal later would leave the process without one.
+    with suppress(RuntimeError):  # `JAX_PLATFORMS` may leave out CPUs
+        jax.local_devices(backend="cpu")
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 

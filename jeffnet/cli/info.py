@@ -97,7 +97,7 @@ def _environment_facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((name, version) for name, version in machine["versions"].items() if version is not None)
     yield from ((f"CUDA {name}", version or "not found") for name, version in (cuda or {}).items())
     kernels, test = machine["native_kernels"], machine["self_test"]
-    yield "C++ kernels", "built" if kernels["built"] else f"not built: {kernels['reason']}"
+    yield "C++ kernels", f"built: {kernels['library']}" if kernels["built"] else f"not built: {kernels['reason']}"
     yield "convolutions", machine["convolutions"]
     yield "self test", f"passed in {test['seconds']} s" if test["passed"] else "failed"
 

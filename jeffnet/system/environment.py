@@ -49,7 +49,8 @@ def report(device: str | None = None, count: int | None = None) -> dict[str, Any
       for those that do not load. `platform`. `devices`, a list of `platform`, `kind`, `count`, and in bytes `memory`
       and `in_use` of the fullest one, None where JAX does not know. `cpus` that the process may use, with a fraction
       under a quota. `memory` of the host, or of the container if that has less, in bytes. `native_kernels`: whether the
-      C++ kernels are built (`built`), and otherwise why not (`reason`). `convolutions`, the lowering in use.
+      C++ kernels are built (`built`), the name of their library (`library`), or why not (`reason`). `convolutions`, the
+      lowering in use.
 
     Raises:
       DeviceError: devices that were asked for are missing.
@@ -64,7 +65,11 @@ def report(device: str | None = None, count: int | None = None) -> dict[str, Any
         "devices": _devices(jax.local_devices()),
         "cpus": usable_cpus(),
         "memory": usable_memory(),
-        "native_kernels": {"built": reason is None, "reason": reason},
+        "native_kernels": {
+            "built": reason is None,
+            "library": native.library_name() if reason is None else None,
+            "reason": reason,
+        },
         "convolutions": lowering(),
     }
 

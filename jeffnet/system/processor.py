@@ -31,10 +31,17 @@ def model_name() -> str:
     return names[0] if names else platform.processor()
 
 
+def features() -> frozenset[str]:
+    """Instruction sets that all cores have, in Linux's names, such as `avx2`; empty where the system does not tell."""
+    facts = (line.partition(":") for line in fingerprint().splitlines() if line.startswith(("flags", "Features")))
+    found = [frozenset(names.split()) for _, _, names in facts]
+    return frozenset.intersection(*found) if found else frozenset()
+
+
 @functools.cache
 def vector_bits() -> int:
     """The value for XLA's option `xla_cpu_prefer_vector_width`."""
-    return 512 if "avx512f" in fingerprint().split() else 256
+    return 512 if "avx512f" in features() else 256
 
 
 def lacks_vnni() -> bool:

@@ -1,4 +1,4 @@
-"""The C++ kernels are compiled once a machine; what stands in the way is said, and nothing half done is left behind."""
+"""The C++ kernels are the package's or compiled here; what stands in the way is said, and nothing half done is left."""
 
 import importlib.util
 import logging
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from jeffnet._jax_compat import include_folder
 from jeffnet.ops import native
+from jeffnet.ops.native.build import library_file
 
 # Takes the place of the compiler: it answers after a while, with what it finds beside itself, in two pieces.
 COMPILER = """#!/bin/sh
@@ -136,7 +138,7 @@ def test_all_that_it_depends_on_makes_another_library(compiler, cache, monkeypat
     built = {native._path()}
     (compiler.folder / "version").write_text("made up 1.1\n")
     built.add(native._path())
-    monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, "-funroll-loops"))
+    monkeypatch.setattr(native, "THIS_PROCESSOR", (*native.THIS_PROCESSOR, "-funroll-loops"))
     built.add(native._path())
     monkeypatch.setattr(native, "fingerprint", lambda: "another processor")
     built.add(native._path())
@@ -278,6 +280,118 @@ def test_processes_that_build_at_once_do_not_disturb_each_other(compiler, cache)
     answers = [process.communicate(timeout=120)[0] for process in started]
     assert answers == ["no library, but there whole\n"] * 2
     assert len(list(cache.iterdir())) == 1
+
+
+V3 = "fpu abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"
+V4 = f"{V3} avx512bw avx512cd avx512dq avx512f avx512vl"
+
+
+class Package:
+    """Libraries of the installed package, and the processor that it finds."""
+
+    def __init__(self, module, folder, monkeypatch):
+        self.module, self.folder, self.monkeypatch = module, folder, monkeypatch
+        folder.mkdir()
+        monkeypatch.setattr(module, "_PREBUILT", folder)
+        self.processor("x86_64", V4)
+
+    def processor(self, machine, features):
+        self.monkeypatch.setattr("platform.system", lambda: "Linux")
+        self.monkeypatch.setattr("platform.machine", lambda: machine)
+        self.monkeypatch.setattr(self.module, "features", lambda: frozenset(features.split()))
+
+    def add(self, processor, content=b"no library, but there whole"):
+        path = self.folder / "library"
+        path.write_bytes(content)
+        return path.rename(self.folder / library_file(f"kernels-{processor}", path))
+
+
+@pytest.fixture
+def package(fresh, tmp_path, monkeypatch):
+    return Package(fresh, tmp_path / "prebuilt", monkeypatch)
+
+
+def test_the_packages_library_is_the_best_that_the_processor_can_run(package):
+    assert package.module._prebuilt() is None
+    v4, v3, arm = map(package.add, ("x86-64-v4", "x86-64-v3", "armv8-a"))
+    for machine, features, chosen in [
+        ("x86_64", V4, v4),
+        ("x86_64", V4.replace("avx512vl", ""), v3),
+        ("x86_64", V3, v3),
+        ("x86_64", V3.replace("fma", "fma4"), None),
+        ("x86_64", "", None),
+        ("aarch64", "fp asimd", arm),
+        ("riscv64", V4, None),
+    ]:
+        package.processor(machine, features)
+        assert package.module._prebuilt() == chosen, (machine, features)
+
+
+def test_a_processor_of_no_library_compiles(package, compiler, cache, caplog):
+    package.add("x86-64-v4")
+    package.processor("x86_64", V3)
+    assert str(cache) in refusal(package.module, caplog) and len(compiler.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(None, "cannot be loaded"), (b"cut", "is damaged: install jeffnet again")], ids=["no", "cut"]
+)
+def test_a_damaged_library_of_the_package_is_named(damage, said, package, monkeypatch, caplog):
+    """Here there is no compiler either, and one warning says both."""
+    library = package.add("x86-64-v4")
+    if damage:
+        library.write_bytes(damage)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    reason = refusal(package.module, caplog)
+    assert str(library) in reason and said in reason and "CXX=no-such-compiler" in reason
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The kernels that the other tests use; made before a test has a cache of its own."""
+    if not native.available():
+        pytest.skip(f"no C++ kernels: {native.failure()}")
+    return Path(native.load()._name)
+
+
+def test_compiled_kernels_replace_a_damaged_library_of_the_package(compiled, package, monkeypatch, caplog):
+    library = package.add("x86-64-v4")
+    monkeypatch.setattr(package.module, "_path", lambda: compiled)
+    assert package.module.available() and package.module.available()
+    (record,) = caplog.records
+    assert str(library) in record.getMessage() and "compiled on this machine" in record.getMessage()
+
+
+# Kernels whose headers are of version 0.99. They must not be called.
+FROM_THE_FUTURE = """
+#include <cstdlib>
+#include "xla/ffi/api/c_api.h"
+static XLA_FFI_Error* Kernel(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) std::abort();
+  XLA_FFI_Api_Version& version = reinterpret_cast<XLA_FFI_Metadata_Extension*>(extension)->metadata->api_version;
+  version.major_version = 0;
+  version.minor_version = 99;
+  return nullptr;
+}
+"""
+
+
+def test_a_library_for_another_version_of_xla_is_refused_before_it_is_called(package, tmp_path, monkeypatch, caplog):
+    program = native.compiler()
+    if program is None:
+        pytest.skip("no C++ compiler")
+    kernels = [
+        f'extern "C" XLA_FFI_Error* {name}(XLA_FFI_CallFrame* frame) {{ return Kernel(frame); }}'
+        for name in native._TARGETS
+    ]
+    source, library = tmp_path / "future.cc", tmp_path / "future.so"
+    source.write_text(FROM_THE_FUTURE + "\n".join(kernels))
+    subprocess.run([program, "-shared", "-fPIC", f"-I{include_folder()}", str(source), "-o", str(library)], check=True)
+    added = package.add("x86-64-v4", library.read_bytes())
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    reason = refusal(package.module, caplog)
+    assert str(added) in reason and "0.99" in reason
 
 
 @pytest.mark.slow

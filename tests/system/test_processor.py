@@ -72,8 +72,16 @@ def test_a_short_fingerprint_is_one_line_that_differs_as_the_long_one(says):
     assert platform.machine() in short[0] and len(short[0]) < 50 and "\n" not in short[0]
 
 
+def test_features_are_those_of_all_cores(says):
+    says(X86.format(more="sse4") + "\n" + X86.format(more="sse4 avx512f"))
+    assert processor.features() == {"fpu", "avx2", "sse4"}
+    says(ARM.format(part="0xd40"))
+    assert processor.features() == {"fp", "asimd"}
+
+
 def test_a_system_without_cpuinfo(says):
     says()
+    assert processor.features() == frozenset()
     assert platform.machine() in processor.fingerprint()
     assert processor.vector_bits() == 256
 

@@ -1,37 +1,50 @@
-"""C++ kernels for CPUs, compiled once on the machine that runs them.
+"""C++ kernels for CPUs: compiled into the installed package, or once on the machine that runs them.
 
-XLA calls them through its foreign function interface. Where there is no compiler, or the build fails, `load` says so
-and JAX's own operations do the work.
+XLA calls them through its foreign function interface. An installed package may have libraries for several kinds of
+processors, and the best for this one is used. Otherwise the sources are compiled. Where there is no compiler, or the
+build fails, `load` says so and JAX's own operations do the work.
 
-A compiled library is kept under a name that holds a hash of all that it depends on, and one of its content: a damaged
-one is built anew. It is loaded only where nobody but this user and root can have written it.
+A library's name has a hash of its content, by which a damaged one is noticed. One that was compiled here also has a
+hash of all that it depends on, and is loaded only where nobody but this user and root can have written it.
 """
 
 import atexit
 import contextlib
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jaxlib.version
 
 from jeffnet._jax_compat import include_folder, register_kernel
 from jeffnet.errors import OutputError
+from jeffnet.ops.native.build import (
+    FLAGS,
+    HEADERS,
+    SECONDS,
+    SOURCES,
+    THIS_PROCESSOR,
+    NativeUnavailableError,
+    compile_kernels,
+    compiler,
+    library_file,
+    processors,
+    require_compiler,
+    run,
+    short_hash,
+)
 from jeffnet.system.code_cache import code_folders, make_code_folder, untrusted
-from jeffnet.system.processor import fingerprint
+from jeffnet.system.processor import features, fingerprint
 
-_SOURCES = ("depthwise.cc", "dense.cc", "norm.cc", "inverted.cc")
-_HEADERS = ("common.h", "dense.h", "row.h")
+__all__ = ["NativeUnavailableError", "available", "compiler", "failure", "library_name", "load"]
+
 _TARGETS = (
     "jeffnet_depthwise",
     "jeffnet_depthwise_act",
@@ -46,16 +59,12 @@ _TARGETS = (
     "jeffnet_normalize_sums",
     "jeffnet_normalize_gradient",
 )
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-pthread", "-w")
-_SECONDS = 300
+_FOLDER = Path(__file__).parent
+_PREBUILT = _FOLDER / "prebuilt"
 _BUILD = "build-"
 
 _logger = logging.getLogger("jeffnet")
 _is_reported = False
-
-
-class NativeUnavailableError(RuntimeError):
-    """The kernels cannot be built or loaded here; says why."""
 
 
 @functools.cache
@@ -63,7 +72,7 @@ def load() -> ctypes.CDLL:
     """The compiled kernels, registered with JAX; builds them if needed.
 
     Raises:
-      NativeUnavailableError: no compiler, or it fails.
+      NativeUnavailableError: there are none for this processor, and no compiler, or it fails.
     """
     reason = failure()
     if reason is not None:
@@ -103,60 +112,84 @@ def _failure() -> str | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    path = _path()
+    fault = None
+    try:
+        if path := _prebuilt():
+            return _registered(path)
+    except NativeUnavailableError as error:
+        fault = str(error)
+    try:
+        library = _registered(_path())
+    except NativeUnavailableError as error:
+        raise NativeUnavailableError("; ".join(filter(None, [fault, str(error)]))) from error
+    if fault:
+        _logger.warning("%s; kernels that were compiled on this machine are used", fault)
+    return library
+
+
+def _registered(path: Path) -> ctypes.CDLL:
+    """Load a library and register its kernels, all or none.
+
+    XLA refuses a library for a newer interface than its own, or one so old that it is no longer supported: kernels tell
+    the version of their headers when they are registered. One library has one version, so the first kernel decides.
+    """
     try:
         library = ctypes.CDLL(str(path))
         for target in _TARGETS:
+            getattr(library, target)
+        for target in _TARGETS:
             register_kernel(library, target)
-    except (OSError, AttributeError) as error:
-        raise NativeUnavailableError(f"{path} cannot be loaded: {error}") from error
+    except (OSError, AttributeError, RuntimeError) as error:
+        raise NativeUnavailableError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     return library
 
 
 def library_name() -> str:
-    """The name of the compiled kernels; differs between sources, machines and compilers.
+    """The name of the kernels in use; differs between sources, machines and compilers.
 
     Raises:
       NativeUnavailableError: as `load`.
     """
-    return Path(load()._name).name.rpartition("-")[0]
+    path = Path(load()._name)
+    return path.stem if path.parent == _PREBUILT else path.name.rpartition("-")[0]
 
 
-def compiler() -> str | None:
-    """The C++ compiler: `CXX`, or the first of c++, g++ and clang++ found."""
-    named = os.environ.get("CXX")
-    return shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+def _prebuilt() -> Path | None:
+    """The installed package's library for this processor; None if it has none.
+
+    Raises:
+      NativeUnavailableError: it is damaged.
+    """
+    for processor in processors():
+        if processor.features <= features():
+            for path in _PREBUILT.glob(f"kernels-{processor.name}-*.so"):
+                if path.name == library_file(f"kernels-{processor.name}", path):
+                    return path
+                raise NativeUnavailableError(f"'{path}' is damaged: install jeffnet again")
+    return None
 
 
 def _path() -> Path:
-    """The compiled library for this machine."""
+    """The library that was compiled for this machine, or is compiled now."""
     name, folders = _name(), _folders()
     return _kept(folders, name) or _built(folders, name)
 
 
 def _name() -> str:
     """The file name of the library for this machine, up to the hash of its content."""
-    folder = Path(__file__).parent
-    texts = [(folder / name).read_bytes() for name in (*_SOURCES, *_HEADERS)]
-    program = _compiler()
+    program = require_compiler()
+    texts = [(_FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS)]
     facts = [
         program,
-        _run([program, "--version"]),
-        *_FLAGS,
+        run([program, "--version"]),
+        *FLAGS,
+        *THIS_PROCESSOR,
         jaxlib.version.__version__,
         *platform.libc_ver(),
         fingerprint(),
     ]
     content = b"\0".join([*texts, *map(os.fsencode, facts)])
-    return f"kernels-{_hash(content)}"
-
-
-def _compiler() -> str:
-    program = compiler()
-    if program is None:
-        tried = f"CXX={named}" if (named := os.environ.get("CXX")) else "c++, g++, clang++"
-        raise NativeUnavailableError(f"no C++ compiler was found ({tried}); the environment variable CXX names one")
-    return program
+    return f"kernels-{short_hash(content)}"
 
 
 def _folders() -> list[Path]:
@@ -177,7 +210,7 @@ def _kept(folders: Sequence[Path], name: str) -> Path | None:
             if untrusted(path) is not None or not path.is_file():
                 continue
             with contextlib.suppress(OSError):
-                if path.name == f"{name}-{_hash(path.read_bytes())}.so":
+                if path.name == library_file(name, path):
                     return path
                 path.unlink()
     return None
@@ -188,8 +221,8 @@ def _built(folders: Sequence[Path], name: str) -> Path:
     _logger.warning("compiling the C++ kernels, once for this machine: that may take a minute")
     place = _build_folder(folders)
     try:
-        _compile(place / "partial.so")
-        file = f"{name}-{_hash((place / 'partial.so').read_bytes())}.so"
+        compile_kernels(_FOLDER, include_folder(), THIS_PROCESSOR, place / "partial.so")
+        file = library_file(name, place / "partial.so")
         if place.parent in folders:
             with contextlib.suppress(OSError):  # such as a folder of this name
                 (place / "partial.so").replace(place.parent / file)
@@ -219,35 +252,5 @@ def _remove_abandoned(folder: Path) -> None:
     """Remove build folders of killed processes."""
     for place in folder.glob(f"{_BUILD}*"):
         with contextlib.suppress(OSError):
-            if time.time() - place.stat().st_mtime > 2 * _SECONDS:
+            if time.time() - place.stat().st_mtime > 2 * SECONDS:
                 shutil.rmtree(place, ignore_errors=True)
-
-
-def _compile(library: Path) -> None:
-    program, folder = _compiler(), Path(__file__).parent
-    sources = [folder / source for source in _SOURCES]
-    objects = [library.with_name(f"{source.stem}.o") for source in sources]
-    commands = [
-        [program, *_FLAGS, f"-I{include_folder()}", "-c", str(source), "-o", str(made)]
-        for source, made in zip(sources, objects, strict=True)
-    ]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(_run, commands))
-    _run([program, *_FLAGS, "-shared", *map(str, objects), "-o", str(library)])
-    library.chmod(0o755)  # whatever the umask: a library that others may write is not loaded
-
-
-def _run(command: list[str]) -> str:
-    """The output of a command, in any encoding."""
-    how = {"capture_output": True, "encoding": "utf-8", "errors": "backslashreplace"}
-    try:
-        return subprocess.run(command, check=True, timeout=_SECONDS, **how).stdout
-    except subprocess.CalledProcessError as error:
-        first = error.stderr.strip().splitlines()[:3] or [f"exit status {error.returncode}"]
-        raise NativeUnavailableError(f"{command[0]} failed: {' / '.join(first)}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeUnavailableError(f"{command[0]} failed: {error}") from error
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
