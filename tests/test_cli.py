@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -186,6 +187,15 @@ def test_every_command_has_help(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0
     assert f"usage: jeffnet {command}" in out and "--debug" in out
+
+
+@pytest.mark.parametrize("command", ["predict", "validate", "train", "export", "bench"])
+def test_the_help_of_long_commands_is_in_groups(capsys, command):
+    """Of which no one hides the others."""
+    _, out, _ = run(capsys, command, "--help")
+    groups = re.split(r"^\S.*:$", out, flags=re.MULTILINE)[1:]
+    counts = [len(re.findall(r"^  -", group, re.MULTILINE)) for group in groups]
+    assert len(groups) >= 4 and max(counts) <= 11 and sum(counts) > 15
 
 
 @pytest.fixture

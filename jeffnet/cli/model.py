@@ -15,18 +15,20 @@ MODEL_TEXT = "a name, or a file of jeffnet's own format that has the same archit
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that runs one model."""
-    parser.add_argument(
+    group = parser.add_argument_group("model")
+    group.add_argument(
         "--weights",
         metavar="SOURCE",
         help="a file or checkpoint in any format, a repository on the hub (hf:owner/name), or a URL (default: the "
         "published weights of --model)",
     )
-    parser.add_argument("--model", metavar="NAME", help=f"{MODEL_TEXT}; required unless the weights name their model")
-    add_model_file_option(parser)
-    add_backend_options(parser)
-    parser.add_argument("--batch-size", type=positive, default=32, help="pictures per batch (default: %(default)s)")
-    add_size_option(parser)
-    add_crop_options(parser)
+    group.add_argument("--model", metavar="NAME", help=f"{MODEL_TEXT}; required unless the weights name their model")
+    add_model_file_option(group)
+    add_backend_options(group)
+    group.add_argument("--batch-size", type=positive, default=32, help="pictures per batch (default: %(default)s)")
+    pixels = parser.add_argument_group("pixels")
+    add_size_option(pixels)
+    add_crop_options(pixels)
 
 
 def add_backend_options(group: Any) -> None:
