@@ -62,7 +62,8 @@ toc_object_entries_show_parents = "hide"
 nb_execution_mode = os.environ.get("JEFFNET_DOCS_NOTEBOOKS", "cache")
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600
+nb_execution_in_temp = True
 nb_merge_streams = True
 
 

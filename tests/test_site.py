@@ -44,6 +44,14 @@ def test_every_page_is_in_one_table_of_contents():
     assert {f"docs/{page}" for page in listed} >= set(_module("outside").PAGES.values())
 
 
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_of_pages_lead_to_files(page):
+    """Headings are checked with the README's."""
+    folder = (DOCS / page).parent
+    links = re.findall(r"\]\((?!\w+:|#)([^)#]+)", (DOCS / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
 def test_contents_are_found():
     page = "# Title\n\n```{toctree}\n:caption: Start\n\nfirst\nName <../other>\n```\n"
     assert list(_contents({"folder/index.md": page})) == ["folder/first.md", "other.md"]
