@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from jeffnet.cli.model import (
 from jeffnet.cli.parser import usage
 from jeffnet.cli.text import table
 from jeffnet.data.choices import LOADERS, ON_BAD_IMAGE, RESIZES, SUBSETS
-from jeffnet.errors import ConfigError, JeffnetError, OutputError, UsageError
+from jeffnet.errors import JeffnetError, OutputError, UsageError
 from jeffnet.text.names import printable, printable_lines
 
 # Percentage points by which a score may differ from the published one.
@@ -147,10 +147,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from jeffnet.export.run import content_hash
     from jeffnet.parallel.distributed import check_agreement, is_primary
     from jeffnet.validation.candidates import select_models
     from jeffnet.validation.results import ResultsFile
-    from jeffnet.validation.validate import validate
+    from jeffnet.validation.validate import stated_settings, validate
 
     check_model_file(options)
     pattern = options.model and ",".join(map(model_name, options.model.split(",")))
@@ -162,17 +163,19 @@ def _run(options: argparse.Namespace) -> None:
     results = ResultsFile(options.results) if options.results else None
     rows, failures, waiting = [], [], []
     for candidate in candidates:
-        row = results.find(candidate.name, candidate.source, asdict(settings)) if results else None
+        digest = content_hash(candidate.file) if results and candidate.file else None
+        stated = stated_settings(candidate, settings)
+        row = results.find(candidate.name, candidate.source, stated, digest) if results else None
         if row:
             text = f"{row['model']}: already in {options.results}"
-            if candidate.source and os.path.exists(candidate.source):
-                text += f"; if {candidate.source} has changed since, remove its row"
+            if candidate.weights and os.path.exists(candidate.weights):
+                text += f"; if {candidate.weights} has changed since, remove its row"
             print(printable(text), file=sys.stderr)
             rows.append(row)
         else:
             waiting.append(candidate)
     single = len(candidates) == 1
-    for outcome in validate(waiting, settings, progress=None, keep_going=not single):
+    for outcome in validate(waiting, settings, progress=None, keep_going=not single, check=options.check):
         if isinstance(outcome, tuple):
             candidate, error = outcome
             failures.append(candidate.name)
@@ -270,12 +273,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _check_scores(rows: list[dict[str, Any]]) -> None:
-    unknown = [row["model"] for row in rows if row["published_top1"] is None]
-    if unknown:
-        raise ConfigError(
-            "--check compares published weights on the whole validation set of ImageNet-1k: nothing to compare for "
-            f"{', '.join(unknown)}"
-        )
+    from jeffnet.validation.validate import check_published
+
+    check_published({row["model"]: row["published_top1"] for row in rows})
     off = [row for row in rows if abs(row["top1_difference"]) > _TOLERANCE]
     if off:
         listed = ", ".join(f"{row['model']} by {row['top1_difference']:+.3f}" for row in off)

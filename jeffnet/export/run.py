@@ -6,6 +6,7 @@ model = open_exported("b0.onnx")
 scores = model(pixels)  # (N, H, W, C), 0 to 255
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,6 +156,25 @@ def open_exported(path: str | os.PathLike, name: ModelLike | None = None, thread
     with packages_of(target), _damage(path, target):
         runner = TARGETS[target].load().open_runner(Path(path), threads)
     return exported_model(path, target, runner, name)
+
+
+def content_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file; of a folder, of the names of its files and their SHA-256.
+
+    Raises:
+      WeightsError: it cannot be read.
+    """
+    place = Path(path)
+    try:
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*") if file.is_file())
+            lines = "".join(f"{content_hash(file)} {file.relative_to(place)}\n" for file in files)
+            return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+        check_file(place, None)
+        with open(place, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{os.fspath(path)!r} cannot be read: {error.strerror}") from error
 
 
 def exported_model(path: str, target: str, runner: Runner, name: ModelLike | None = None) -> ExportedModel:

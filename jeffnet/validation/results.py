@@ -52,14 +52,19 @@ class ResultsFile:
         self._is_json = check_output(path, (".csv", ".json")) == ".json"
         self.rows = self._read()
 
-    def find(self, model: str | None, weights: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    def find(
+        self, model: str | None, weights: str | None, settings: Mapping[str, Any], sha256: str | None = None
+    ) -> dict[str, Any] | None:
         """The row of a candidate with the same settings, ignoring those that do not change scores.
 
-        A row may have an earlier name of the model, if the model's pictures are still the same.
+        With a hash, which rows of exported files have, it is only a row of the same content. A row may have an earlier
+        name of the model, if the model's pictures are still the same.
         """
         # JSON turns tuples into lists, as in the file.
         wanted = _decisive(json.loads(json.dumps(settings)))
         for row in self.rows:
+            if sha256 not in (None, row.get("sha256")):
+                continue
             if row["weights"] == weights and _decisive(row["settings"]) == wanted and _is_of(row, model):
                 return row
         return None

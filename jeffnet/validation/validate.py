@@ -1,6 +1,6 @@
 """Validation: models by name or from files, a data set through any of three pipelines, one pass for several models."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from jeffnet.data.labels import label_table, read_label_map, read_real_labels, r
 from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, JeffnetError
-from jeffnet.export.run import open_exported
+from jeffnet.export.run import content_hash, open_exported
 from jeffnet.parallel.mesh import make_layout
 from jeffnet.validation.answers import (
     IN_FLIGHT,
@@ -58,7 +58,11 @@ class Outcome:
 
 
 def validate(
-    candidates: Sequence[Candidate], settings: Settings, progress: bool | None = False, keep_going: bool = False
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    progress: bool | None = False,
+    keep_going: bool = False,
+    check: bool = False,
 ) -> Iterator[Outcome | tuple[Candidate, JeffnetError]]:
     """Validate models. Models with the same preprocessing share a pass over the data.
 
@@ -67,6 +71,7 @@ def validate(
       settings: everything else.
       progress: show a bar; None shows it if standard error is a terminal.
       keep_going: if a model cannot be loaded, yield it with its error instead of raising the error.
+      check: raise a ConfigError before the pass where a model has no published score on these data.
 
     Yields:
       The outcome of every model as soon as it is known.
@@ -94,7 +99,7 @@ def validate(
                 yield candidates[place], error
         # A weights file may state another preprocessing than the zoo has: its model then needs a separate pass.
         for group in _grouped([model.needs for model in models], MOST_TOGETHER):
-            yield from _pass([models[place] for place in group], settings, real, progress)
+            yield from _pass([models[place] for place in group], settings, real, progress, check)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ def _open_file(path: str, candidate: Candidate, settings: Settings) -> _Model:
     card = exported.card
     _check_classes(candidate, card, settings)
     transform = _transform(card.preprocessing, replace(settings, size=exported.image_size))
-    row = {"backend": exported.runner.runtime, "dtype": exported.dtype}
+    row = {"backend": exported.runner.runtime, "dtype": exported.dtype, "sha256": content_hash(path)}
     return _Model(candidate, card, exported_forward(exported), {}, transform, _resize(card.model, settings), row)
 
 
@@ -189,7 +194,11 @@ def _check_classes(candidate: Candidate, card: ModelCard, settings: Settings) ->
 
 
 def _pass(
-    models: Sequence[_Model], settings: Settings, real: list[frozenset[int]] | None, progress: bool | None
+    models: Sequence[_Model],
+    settings: Settings,
+    real: list[frozenset[int]] | None,
+    progress: bool | None,
+    check: bool,
 ) -> Iterator[Outcome]:
     """One pass over the data, for models whose `needs` are equal."""
     card = models[0].card
@@ -216,6 +225,8 @@ def _pass(
         if real is not None:
             _real_of(loader, 0, real)  # fails before the pass if the pictures have no such labels
         table = label_table(loader.classes, card.num_classes, card.classes, mapping)
+        if check:
+            check_published({model.card.model: _published(model, settings, loader, table)[0] for model in models})
         mask = subset_mask(settings.subset, card.num_classes, table) if settings.subset else None
         pairs = [(model.forward, model.variables) for model in models]
         in_flight = 0 if any(model.candidate.file for model in models) else IN_FLIGHT
@@ -259,12 +270,7 @@ def _outcome(
         "exif": transform.exif,
         **({"resize": model.resize} if model.resize else {}),
     }
-    is_scored = (
-        model.candidate.weights is model.candidate.opened is model.card.spec is None
-        and _is_imagenet_validation(settings, loader, table)
-    )
-    published = find_model(model.card.model).weights if is_scored else None
-    top1, top5 = (published.top1, published.top5) if published else (None, None)
+    top1, top5 = _published(model, settings, loader, table)
     row = {
         "model": model.card.model,
         "weights": model.candidate.source,
@@ -281,12 +287,40 @@ def _outcome(
         "published_top5": top5,
         "top1_difference": None if top1 is None else round(scores.top1 - top1, 3),
         "batch_size": batch_size,
-        "settings": asdict(settings),
+        "settings": stated_settings(model.candidate, settings),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"jeffnet": jeffnet.__version__, "jax": jax.__version__},
     }
     names = model.card.classes or tuple(str(number) for number in range(model.card.num_classes))
     return Outcome(row, answers, names, loader.name)
+
+
+def _published(
+    model: _Model, settings: Settings, loader: EvalLoader, table: np.ndarray
+) -> tuple[float | None, float | None]:
+    """The published top-1 and top-5 of a model on these data, where there are any."""
+    is_scored = (
+        model.candidate.weights is model.candidate.opened is model.card.spec is None
+        and _is_imagenet_validation(settings, loader, table)
+    )
+    published = find_model(model.card.model).weights if is_scored else None
+    return (published.top1, published.top5) if published else (None, None)
+
+
+def check_published(scores: Mapping[str, float | None]) -> None:
+    """Raises ConfigError where a model, by its name, has no published top-1 to compare with."""
+    if unknown := [name for name, top1 in scores.items() if top1 is None]:
+        raise ConfigError(
+            "--check compares published weights on the whole validation set of ImageNet-1k: nothing to compare for "
+            f"{', '.join(unknown)}"
+        )
+
+
+def stated_settings(candidate: Candidate, settings: Settings) -> dict[str, Any]:
+    """The settings of a row of results; an exported file has a runtime and a dtype of its own."""
+    return {
+        name: value for name, value in asdict(settings).items() if not (candidate.file and name in ("backend", "dtype"))
+    }
 
 
 def _real_of(loader: EvalLoader, index: int, real: list[frozenset[int]]) -> frozenset[int]:

@@ -1,5 +1,7 @@
 """`jeffnet export`, and `validate` and `predict` of exported files."""
 
+import csv
+import hashlib
 import json
 
 import numpy as np
@@ -151,7 +153,16 @@ def test_results_of_files_are_rows_of_their_own(fake, capsys, weights, pictures,
         run(capsys, "validate", pictures, "--model-file", tmp_path / name, *results)
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 3
     err = run(capsys, "validate", pictures, "--model-file", tmp_path / "a.fake", *results)[2]
-    assert "already in" in err and "a.fake has changed since, remove its row" in err
+    assert "already in" in err and "changed" not in err
+    with open(tmp_path / "r.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["backend"] for row in rows} == {"fake 1.0"} and "linen" not in rows[0]["settings"]
+    hashes = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.fake", "b.fake")]
+    assert [row["sha256"] for row in rows] == hashes
+    # One that has changed is validated again, and has its row.
+    (tmp_path / "a.fake").write_bytes((tmp_path / "b.fake").read_bytes())
+    assert "already in" not in run(capsys, "validate", pictures, "--model-file", tmp_path / "a.fake", *results)[2]
+    assert (tmp_path / "r.csv").read_text().count(hashes[1]) == 2 and hashes[0] not in (tmp_path / "r.csv").read_text()
 
 
 def test_an_exported_file_predicts_like_its_model(fake, capsys, weights, pictures, tmp_path):

@@ -368,7 +368,9 @@ def test_weights_without_a_score_are_validated_without_one(capsys, imagenet):
     assert "nothing to compare for tiny_flat" in run(capsys, data, "--model", "tiny_flat", "--check")[2]
 
 
-def test_there_is_nothing_to_check_on_other_data(capsys, imagenet, weights):
+def test_there_is_nothing_to_check_on_other_data(capsys, imagenet, weights, monkeypatch):
+    """Which is said before the pass."""
+    monkeypatch.setattr(jeffnet.validation.validate, "answer", None)
     data, other = imagenet(0.0), weights / "tiny_flat.safetensors"
     for options in (("--num-examples", 500), ("--weights", other), ("--subset", "imagenet-v2")):
         status, _, err = run(capsys, data, "--model", "tiny_flat", *options, "--check")
