@@ -60,6 +60,8 @@ toc_object_entries_show_parents = "hide"
 
 # Tutorials are run as the site is built, and fail it if they fail. `JEFFNET_DOCS_NOTEBOOKS=off` leaves results out.
 nb_execution_mode = os.environ.get("JEFFNET_DOCS_NOTEBOOKS", "cache")
+# The language of cells is known from running them.
+suppress_warnings = ["myst-nb.lexer"] if nb_execution_mode == "off" else []
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_timeout = 600
