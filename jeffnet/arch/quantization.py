@@ -89,10 +89,12 @@ class QuantizedPoints:
     Attributes:
       values: names of the values that are rounded, in the order in which they are computed.
       layers: the names of the kernels of 8 bits, with the name of the value that each is applied to.
+      acts: the activations of rounded values that nothing but an activation is applied to, by the values' names.
     """
 
     values: list[str] = field(default_factory=list)
     layers: dict[str, str] = field(default_factory=dict)
+    acts: dict[str, str] = field(default_factory=dict)
 
     def add(self, op: Op, x: str) -> str:
         """Add an operation that is applied to the value `x`; returns the name of its result."""
@@ -120,7 +122,9 @@ class QuantizedPoints:
         for part in op.parts:
             self.layers[f"{part.name}.kernel"] = x
         if op.norm is not None or op.act not in LIMITS:
-            self._value(f"{op.name}:sum")
+            name = self._value(f"{op.name}:sum")
+            if op.norm is None and op.act is not None:
+                self.acts[name] = op.act
         return self._value(op.name)
 
     def _value(self, name: str) -> str:

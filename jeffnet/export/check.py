@@ -45,12 +45,13 @@ class Limits:
 LIMITS = {
     "float32": Limits(difference=1e-3, of_spread=1e-2, cosine=0.99999, agreement=0.99),
     "float16": Limits(difference=5e-2, of_spread=0.3, cosine=0.999, agreement=0.95),
-    # Rounding errors of 8 bits are not small. What they do to a network that was not trained with them must be seen.
-    "int8": Limits(difference=1.0, of_spread=float("inf"), cosine=0.9, agreement=0.7),
+    # What rounding costs a network that was not trained with it: most in pictures for which its logits are small.
+    "int8": Limits(difference=1.0, of_spread=float("inf"), cosine=0.7, agreement=0.7),
 }
 # Of files of 8-bit integers from the model with the same rounding: runtimes may take the nearest but one integer where
 # two are about as near, and MobileNetV3-S differs by up to 0.06 of the largest output then.
 SIMULATED = Limits(difference=0.2, of_spread=float("inf"), cosine=0.95, agreement=0.9)
+_WAY_OUT = "export floats, or train it for integers (quantize.to int8, docs/training.md); "
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,12 @@ def check_export(
     def compare(expected: np.ndarray, limits: Limits, rounds: bool = False) -> Comparison:
         comparison = Comparison.of(outputs, expected, has_classes)
         if faults := comparison.faults(limits, are_real):
+            way_out = _WAY_OUT if network.quantization and not rounds else ""
             raise JeffnetError(
                 f"{exported.path!r} is not written: in {exported.runner.runtime} it differs from the model"
                 f"{' with the same rounding' if rounds else ''} {' and '.join(faults)}"
-                f"{_first(exported, path, network, images, limits, rounds)}; --no-check (check=False) writes it all "
-                "the same"
+                f"{_first(exported, path, network, images, limits, rounds)}; "
+                f"{way_out}--no-check (check=False) writes it all the same"
             )
         return comparison
 

@@ -14,15 +14,15 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.quantization import Grid, Quantization, quantized_points
 from jeffnet.errors import ConfigError, check_choice
 from jeffnet.inference.folded_network import FoldedNetwork
+from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.image import normalize
 from jeffnet.ops.quantize import LEVELS, fake_quantize, fake_quantize_bias, fake_quantize_kernel, kernel_scales
 
 _BATCH = 10
 _BINS = 2048
-# Of the histogram's values, that `percentile` keeps.
-_KEPT = 0.9999
 # Shares of the observed range that `mse` tries.
-_SHARES = np.linspace(0.3, 1, 71)
+_SHARES = np.linspace(0.05, 1, 96)
+METHODS = ("minmax", "mse")
 
 
 def quantized_network(plan: Plan, execution: Execution, quantization: Quantization) -> FoldedNetwork:
@@ -67,14 +67,16 @@ def calibrate(
       execution: how a pass runs.
       arrays: of the folded network by canonical name.
       batches: gives normalised pictures `(N, H, W, C)`, of at least one batch, every time it is called.
-      method: 'minmax' takes all values; 'percentile' leaves out the most extreme of 10,000 on either side; 'mse' takes
-        the range that rounds and cuts off with the smallest mean squared error.
+      method: 'minmax' takes all values; 'mse' takes the range that rounds and cuts off with the smallest squared error,
+        as a share of the picture's squares, so that no picture of unusually large values decides for all. The error is
+        that behind the activation, where there is one: which SiLU's far negative inputs are matters little.
 
     Raises:
       ConfigError: no such method, no pictures, or values that are no finite numbers.
     """
     check_choice("method", method, METHODS)
-    names = quantized_points(plan).values
+    points = quantized_points(plan)
+    names = points.values
 
     @jax.jit
     def values(arrays: Mapping[str, Array], images: Array) -> tuple[Array, ...]:
@@ -99,12 +101,12 @@ def calibrate(
         if not np.isfinite(limit).all():
             raise ConfigError(f"the model's {name!r} is not finite for the pictures of the calibration")
     ranges = limits
-    if method != "minmax":
-        counts = np.zeros((len(names), _BINS), np.int64)
+    if method == "mse":
+        observed = [_Observed(*limit, points.acts.get(name)) for name, limit in zip(names, limits, strict=True)]
         for images in batches():
-            for limit, bins, value in zip(limits, counts, values(arrays, images), strict=True):
-                bins += _histogram(np.asarray(value).ravel(), limit)
-        ranges = [METHODS[method](bins, *limit) for bins, limit in zip(counts, limits, strict=True)]
+            for each, value in zip(observed, values(arrays, images), strict=True):
+                each.add(np.asarray(value))
+        ranges = [each.best_range() for each in observed]
     grids = {name: grid_of(low, high) for name, (low, high) in zip(names, ranges, strict=True)}
     return Quantization(grids, f"{method} of {count} pictures")
 
@@ -128,34 +130,39 @@ def grid_of(low: float, high: float) -> Grid:
     return Grid(float(scale), round(-low / float(scale)))
 
 
-def _histogram(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """How many of the values are in each of equal parts of a range."""
-    low, high = limits
-    places = ((values - np.float32(low)) * np.float32(_BINS / max(high - low, 1e-30))).astype(np.int32)
-    return np.bincount(np.clip(places, 0, _BINS - 1, out=places), minlength=_BINS)
+class _Observed:
+    """A histogram of a value between its limits, to which every picture adds the same sum of squares."""
 
+    def __init__(self, low: float, high: float, act: str | None) -> None:
+        """The value is given to an activation, or used as it is."""
+        self._low, self._high = low, high
+        self._edges = np.linspace(low, high, _BINS + 1)
+        # Called once, and interpolated in between, since calls of JAX take time.
+        self._acted = np.asarray(ACTIVATIONS[act](self._edges)) if act else self._edges
+        self._centres = (self._edges[1:] + self._edges[:-1]) / 2
+        self._exact = self._after(self._centres)
+        self._counts = np.zeros(_BINS)
 
-def _percentile(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    edges, shares = np.linspace(low, high, _BINS + 1), np.cumsum(counts) / counts.sum()
-    first, last = np.searchsorted(shares, 1 - _KEPT), np.searchsorted(shares, _KEPT)
-    return float(edges[first]), float(edges[last + 1])
+    def add(self, value: np.ndarray) -> None:
+        """Add what the value is for pictures, `(N, ...)`."""
+        bins = np.float32(_BINS / max(self._high - self._low, 1e-30))
+        places = np.clip(((value - np.float32(self._low)) * bins).astype(np.int32), 0, _BINS - 1)
+        for picture in places.reshape(len(places), -1):
+            counts = np.bincount(picture, minlength=_BINS)
+            self._counts += counts / max(counts @ self._exact**2, 1e-30)
 
+    def best_range(self) -> tuple[float, float]:
+        """The best share of the upper limit, then of the lower one, then of the upper one again."""
+        best = self._low, self._high
+        for _ in range(2):
+            high = min(self._high * _SHARES[::-1], key=lambda high: self._error(best[0], high))
+            best = min(self._low * _SHARES[::-1], key=lambda low: self._error(low, high)), high
+        return best
 
-def _least_error(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The best share of the upper limit, then of the lower one, then of the upper one again."""
-    edges = np.linspace(low, high, _BINS + 1)
-    centres = (edges[1:] + edges[:-1]) / 2
-
-    def error(low: float, high: float) -> float:
+    def _error(self, low: float, high: float) -> float:
         grid = grid_of(low, high)
-        steps = np.clip(np.round(centres / grid.scale) + grid.zero_point, 0, LEVELS)
-        return float((grid.scale * (steps - grid.zero_point) - centres) ** 2 @ counts)
+        steps = np.clip(np.round(self._centres / grid.scale) + grid.zero_point, 0, LEVELS)
+        return float((self._after(grid.scale * (steps - grid.zero_point)) - self._exact) ** 2 @ self._counts)
 
-    best = low, high
-    for _ in range(2):
-        best = best[0], min((high * share for share in _SHARES[::-1]), key=lambda high: error(best[0], high))
-        best = min((low * share for share in _SHARES[::-1]), key=lambda low: error(low, best[1])), best[1]
-    return best
-
-
-METHODS = {"minmax": lambda counts, low, high: (low, high), "percentile": _percentile, "mse": _least_error}
+    def _after(self, values: np.ndarray) -> np.ndarray:
+        return np.interp(values, self._edges, self._acted)

@@ -1,6 +1,7 @@
 """Which values of a network are quantised, their ranges, and the simulation in floats."""
 
 import zlib
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jeffnet.arch.quantization import Grid, Quantization, quantized_points
 from jeffnet.errors import ConfigError
 from jeffnet.inference.folded_network import FoldedNetwork
 from jeffnet.inference.folding import fold_norms
-from jeffnet.inference.quantized import METHODS, calibrate, grid_of, quantized_network
+from jeffnet.inference.quantized import METHODS, _Observed, calibrate, grid_of, quantized_network
 from jeffnet.weights.start import start_model
 
 MODELS = ["tiny", "tiny_tf", "tiny_flat"]
@@ -103,7 +104,7 @@ def test_every_value_of_the_simulation_is_of_its_grid(tiny_flat, quantization):
 
     def run(arrays, images):
         seen.clear()
-        logits = FoldedNetwork(plan, point=point, weight=network.weight).apply(arrays, images)
+        logits = replace(network, point=point).apply(arrays, images)
         return dict(seen), logits, network.apply(arrays, images), FoldedNetwork(plan).apply(arrays, images)
 
     quickly = {"xla_backend_optimization_level": 0}
@@ -131,6 +132,24 @@ def test_ranges_of_rare_large_values(method, tiny_flat):
     assert highest == pytest.approx(100, abs=1) if method == "minmax" else highest < 50
 
 
+def test_no_picture_decides_for_the_others(tiny_flat):
+    """One of a hundred is a hundred times as bright: the others keep their fine steps."""
+    plan, arrays, _images = tiny_flat
+    pictures = np.random.default_rng(1).uniform(-1, 1, (100, 32, 32, 3)).astype(np.float32)
+    pictures[0] *= 100
+    grid = calibrate(plan, Execution(), arrays, lambda: [pictures]).grids["images"]
+    assert grid.scale < 0.1 < calibrate(plan, Execution(), arrays, lambda: [pictures], "minmax").grids["images"].scale
+
+
+def test_inputs_that_an_activation_makes_alike_cost_no_steps(tiny_flat):
+    """Below -10 SiLU is 0: the range of its input need not reach there."""
+    observed, plain = _Observed(-50, 5, "silu"), _Observed(-50, 5, None)
+    values = np.random.default_rng(0).uniform(-50, 5, (4, 1000)).astype(np.float32)
+    for each in (observed, plain):
+        each.add(values)
+    assert observed.best_range()[0] > -20 and plain.best_range()[0] < -40
+
+
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.5, 3.0), (-3.0, -1.0), (0.0, 6.0)])
 def test_zero_is_always_of_the_grid(low, high):
     grid = grid_of(low, high)
@@ -144,7 +163,7 @@ def test_what_cannot_be_calibrated(tiny_flat):
     plan, arrays, images = tiny_flat
     with pytest.raises(ConfigError, match="no pictures to calibrate with: give at least one"):
         calibrate(plan, Execution(), arrays, lambda: [])
-    with pytest.raises(ConfigError, match="method 'max' is not one of minmax, percentile, mse"):
+    with pytest.raises(ConfigError, match="method 'max' is not one of minmax, mse"):
         calibrate(plan, Execution(), arrays, lambda: [images], "max")
     with pytest.raises(ConfigError, match="'images' is not finite for the pictures"):
         calibrate(plan, Execution(), arrays, lambda: [images * np.nan])
