@@ -32,6 +32,7 @@ from jeffnet.checkpoints import describe_model, save_checkpoint
 from jeffnet.errors import ConfigError, WeightsError
 from jeffnet.export.targets import has_ending
 from jeffnet.inference.classification import Classification, Classifications
+from jeffnet.inference.forward import check_classifies, softmax
 from jeffnet.inference.fused import fuse
 from jeffnet.inference.pictures import listed_pictures, transform_for
 from jeffnet.models import DEFAULT_BACKEND
@@ -160,13 +161,9 @@ class Classifier:
           ImageError: a picture cannot be read.
           WeightsError: the model has no classifier.
         """
-        from jeffnet.validation.answers import check_classifies
-
         check_classifies(self.card, None)
         pixels, single, logits = self._run("logits", pictures)
-        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=-1, keepdims=True)
-        answers = Classifications(probabilities, self.classes, pixels)
+        answers = Classifications(softmax(logits), self.classes, pixels)
         return answers[0] if single else answers
 
     def embed(self, pictures: Any) -> np.ndarray:

@@ -26,6 +26,7 @@ from jeffnet.arch.zoo import list_models, model_plan
 from jeffnet.backends import BACKENDS
 from jeffnet.cli.main import _parse, main
 from jeffnet.errors import JeffnetError
+from jeffnet.inference.predict import Prediction
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.formats import FORMS
@@ -604,6 +605,47 @@ def test_predict_shows_classes_and_draws(capsys, weights, pictures, tmp_path):
         assert 1 >= answer["probabilities"][0] >= answer["probabilities"][1] >= 0
 
 
+def test_predict_judges_pictures_whose_folders_are_the_models_classes(capsys, weights, pictures, tmp_path):
+    """In the table, in JSON and in CSV, which say which class a name is."""
+    _, out, _ = run(capsys, "predict", pictures / "val", "--weights", weights, "--csv", tmp_path / "p.csv", "--json")
+    answers = json.loads(out)
+    for answer in answers:
+        assert answer["label"] == Path(answer["name"]).parent.name
+        assert answer["right"] == (answer["classes"][0] == answer["label"])
+        assert [CLASSES[index] for index in answer["indices"]] == answer["classes"] == answer["identifiers"]
+    assert {answer["right"] for answer in answers} == {True, False}  # an untrained model always says the same
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(answers)
+    for row, answer in zip(rows[::3], answers, strict=True):
+        assert (row["picture"], row["label"], row["class"]) == (answer["name"], answer["label"], answer["classes"][0])
+        assert row["rank"] == "1" and float(row["probability"]) == pytest.approx(answer["probabilities"][0], rel=1e-5)
+        assert row["identifier"] == CLASSES[int(row["index"])]
+    _, out, _ = run(capsys, "predict", pictures / "val", "--weights", weights)
+    assert f"{sum(answer['right'] for answer in answers)} of 6 pictures of known classes are right" in out
+    (tmp_path / "holiday").mkdir()
+    shutil.copy(pictures / "val/dog/0.jpg", tmp_path / "holiday")
+    _, out, _ = run(capsys, "predict", tmp_path / "holiday", "--weights", weights, "--json")
+    assert json.loads(out)[0]["label"] is json.loads(out)[0]["right"] is None
+
+
+def test_classes_of_almost_no_probability_have_no_place_in_a_table():
+    shares = (0.9989, 0.00051, 0.00049)
+    prediction = Prediction("a.jpg", ("pot (flowerpot)", "dog", "cat"), shares, (0, 1, 2), (None,) * 3)
+    assert [name for name, _ in prediction.shown()] == ["pot (flowerpot)", "dog"]
+
+
+def test_predict_computes_on_the_device_that_is_asked_for(capsys, weights, pictures):
+    count, picture = jax.local_device_count(), pictures / "val/dog/0.jpg"
+    options = ("predict", picture, "--weights", weights, "--json", "--device")
+    platform = jax.default_backend()
+    answers = [json.loads(run(capsys, *options, name)[1]) for name in (platform, f"{platform}:{count - 1}")]
+    np.testing.assert_allclose(answers[0][0]["probabilities"], answers[1][0]["probabilities"], atol=1e-6)
+    message = fails(capsys, *options, f"{platform}:{count}")
+    assert f"no device {platform}:{count}: this process has {count}" in message
+    assert "not one of cpu, gpu" in run(capsys, *options, "gpu:first")[2]
+
+
 DRAWN = {".JPEG": "JPEG", ".webp": "WEBP", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
 
@@ -763,10 +805,11 @@ def test_predict_turns_pictures_upright_and_validate_does_not(capsys, weights, t
 def test_a_folder_is_cut_to_the_limit_aloud_and_named_files_never(capsys, weights, pictures):
     folder = pictures / "val"
     _, out, err = run(capsys, "predict", folder, "--weights", weights, "--limit", 2, "--json")
-    assert len(json.loads(out)) == 2 and "first 2 of 6" in err
+    assert len(json.loads(out)) == 2 and "2 of 6 pictures" in err
+    assert len({Path(each["name"]).parent for each in json.loads(out)}) == 2  # not both of the first class
     files = sorted(folder.rglob("*.jpg"))[:3]
     _, out, err = run(capsys, "predict", *files, "--weights", weights, "--limit", 2, "--json")
-    assert len(json.loads(out)) == 3 and "first" not in err
+    assert len(json.loads(out)) == 3 and "--limit" not in err
 
 
 def test_weights_without_a_classifier_predict_nothing(capsys, pictures, tmp_path, small_model):

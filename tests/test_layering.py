@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import jeffnet
+from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.backends import BACKENDS
+from jeffnet.ops.init import initial_arrays
+from jeffnet.weights.card import ModelCard
+from jeffnet.weights.formats.safetensors import save_model
 
 PACKAGE = Path(jeffnet.__file__).parent
 # Objax's classes are what its backend extends: here alone it is imported with the module.
@@ -57,7 +62,7 @@ OPTIONAL = frozenset(
     | {"objax", "sklearn", "keras", "h5py", "wandb", "onnx", "onnxruntime", "onnxscript", "openvino"}
     | {"litert_converter", "ai_edge_litert", "ai_edge_quantizer"}
 )
-HEAVY = OPTIONAL | {"jax", "flax", "matplotlib", "grain", "tensorboardX"}
+HEAVY = OPTIONAL | {"jax", "flax", "optax", "orbax", "matplotlib", "grain", "tensorboardX"}
 
 
 def violations(module: str, source: str) -> list[str]:
@@ -230,6 +235,16 @@ def test_type_checkers_know_the_modules_that_the_documents_name():
 def test_listing_models_loads_nothing_heavy():
     listing = "import runpy; sys.argv = ['jeffnet', 'list']; runpy.run_module('jeffnet', run_name='__main__')"
     assert heavy_modules_after(listing) == set()
+
+
+def test_predicting_loads_nothing_heavy_but_jax(tmp_path):
+    """No module system, optimizer, checkpoint or pipeline, nor Matplotlib where nothing is drawn."""
+    card = ModelCard("mnasnet_small", 3, 3, Preprocessing(32, 1.0))
+    save_model(tmp_path / "w.safetensors", initial_arrays(card.plan(), 0), card)
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    arguments = ["jeffnet", "predict", str(tmp_path / "a.png"), "--weights", str(tmp_path / "w.safetensors"), "--json"]
+    predicting = f"import runpy; sys.argv = {arguments!r}; runpy.run_module('jeffnet', run_name='__main__')"
+    assert heavy_modules_after(predicting) == {"jax"}
 
 
 def test_the_other_backends_do_not_load_objax():

@@ -14,6 +14,9 @@ from importlib.resources import files
 LABEL_SETS = {"imagenet1k": 1000, "imagenet12k": 11_821, "imagenet21k_miil": 11_221, "imagenet21k": 21_843}
 _FLAGS = {"imagenet12k": "k", "imagenet21k_miil": "m", "imagenet21k": ""}
 _IDENTIFIER = re.compile(r"n\d{8}")
+_BINOMIAL = re.compile("[A-Z][a-z]+ [a-z]+")  # a species' scientific name
+# Classes of ImageNet-1k whose names are the same.
+_HOMONYMS = {"n02012849": "crane (bird)", "n03126707": "crane (machine)", "n03710637": "maillot (tights)"}
 
 
 @cache
@@ -56,9 +59,16 @@ def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
       classes: WordNet identifiers, or any other names.
 
     Returns:
-      WordNet's first name where a class is one of ImageNet's identifiers, else the class itself.
+      WordNet's first name where a class is one of ImageNet's identifiers, else the class itself. A single word, which
+      may mean several things, has WordNet's next common name after it: `ear (spike)`.
     """
     known = imagenet_classes()
     if any(name not in known and _IDENTIFIER.fullmatch(name) for name in classes):
         known = label_set("imagenet21k") | known
-    return tuple(known[name].partition(",")[0] if name in known else name for name in classes)
+    return tuple(_HOMONYMS.get(name) or (_title(known[name]) if name in known else name) for name in classes)
+
+
+def _title(names: str) -> str:
+    first, *others = names.split(", ")
+    other = next((other for other in others if not _BINOMIAL.fullmatch(other)), None)
+    return first if " " in first or other is None else f"{first} ({other})"

@@ -24,6 +24,8 @@ BACKENDS = {
     "objax": "jeffnet.objax",
     "functional": "jeffnet.functional",
 }
+# Of commands that run a model: it imports no module system, and is traced in half the time.
+RUNNING_BACKEND = "functional"
 # Dtypes in which layers can compute.
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jeffnet.arch.preprocessing import INTERPOLATIONS
 from jeffnet.arch.zoo import is_known, register_model
-from jeffnet.backends import BACKENDS, DTYPES
+from jeffnet.backends import BACKENDS, DTYPES, RUNNING_BACKEND
 from jeffnet.errors import UsageError
 from jeffnet.system.reading import is_url
 
@@ -33,7 +33,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_backend_options(group: Any) -> None:
     """Add `--backend` and `--dtype`."""
-    group.add_argument("--backend", choices=BACKENDS, default="linen", help="module system (default: %(default)s)")
+    text = "module system (default: %(default)s)"
+    group.add_argument("--backend", choices=BACKENDS, default=RUNNING_BACKEND, help=text)
     text = "dtype of the layers' arithmetic (default: %(default)s)"
     group.add_argument("--dtype", choices=DTYPES, default="float32", help=text)
 
@@ -69,14 +70,14 @@ def check_model_file(options: argparse.Namespace) -> None:
         return
     if options.weights is not None:
         raise UsageError("--model-file and --weights: give one of them")
-    defaults = {"backend": BACKENDS, "dtype": DTYPES}
+    defaults = {"backend": RUNNING_BACKEND, "dtype": DTYPES[0]}
     for name, reason in {
         "backend": "runs in its own runtime",
         "dtype": "has its own dtype",
         "test_pool": "has its own pooling",
         "no_jit": "runs in its own runtime",
     }.items():
-        default = next(iter(defaults[name])) if name in defaults else False
+        default = defaults.get(name, False)
         if getattr(options, name, default) != default:
             raise UsageError(f"--{name.replace('_', '-')} is not for --model-file, which {reason}")
 
@@ -85,7 +86,7 @@ def open_forward(options: argparse.Namespace):
     """A function of variables and pictures, 0 to 255, the variables, and the card with the chosen preprocessing."""
     from dataclasses import replace
 
-    from jeffnet.validation.answers import exported_forward, make_forward
+    from jeffnet.inference.forward import exported_forward, make_forward
 
     if options.model_file is None:
         apply, variables, card = _open_model(options)

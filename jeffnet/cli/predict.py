@@ -3,11 +3,13 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jeffnet.cli.devices import add_device_options, start_devices
+from jeffnet.cli.devices import add_device_options, one_device
 from jeffnet.cli.model import add_model_options, add_switch, local_path, open_forward, positive
 from jeffnet.cli.text import table
 from jeffnet.errors import DatasetError
@@ -15,6 +17,10 @@ from jeffnet.system.figures import FORMS
 from jeffnet.system.files import check_output
 from jeffnet.system.reading import is_url
 from jeffnet.text.names import printable
+
+if TYPE_CHECKING:
+    from jeffnet.inference.predict import Picture, Prediction
+    from jeffnet.weights.card import ModelCard
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -30,76 +36,149 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     parser.add_argument("--top", type=positive, default=5, help="classes to show (default: %(default)s)")
-    parser.add_argument("--limit", type=positive, default=24, help="most pictures of one folder (default: %(default)s)")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=24,
+        help="most pictures of one folder, spread over the folders in it (default: %(default)s)",
+    )
     text = "draw the pictures with their classes: .png, .jpg, .pdf, .svg, ..."
     parser.add_argument("--output", type=local_path, metavar="FILE", help=text)
+    parser.add_argument("--csv", type=local_path, metavar="FILE", help="table with a row for each picture and class")
     add_switch(parser, "--exif", True, "rotate pictures by their EXIF orientation, which `jeffnet validate` does not")
     parser.add_argument("--json", action="store_true", help="one array of objects")
-    add_device_options(parser)
+    add_device_options(parser, numbered=True)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Predict, print the table and draw the picture."""
-    from jeffnet.arch.imagenet import class_titles
     from jeffnet.data.images import orientation
-    from jeffnet.inference.predict import draw_predictions, predict
-    from jeffnet.validation.answers import check_classifies
+    from jeffnet.inference.predict import draw_predictions, write_predictions
 
-    if options.output:
-        check_output(options.output, FORMS)
-    start_devices(options)
-    forward, variables, card = open_forward(options)
-    check_classifies(card, options.model_file or options.weights)
-    classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
-    pictures = _pictures(options.pictures, options.limit, card.in_chans)
-    predictions = predict(
-        forward, variables, pictures, card.preprocessing, classes, options.top, options.batch_size, options.exif
-    )
+    for path, endings in ((options.output, FORMS), (options.csv, [".csv"])):
+        if path:
+            check_output(path, endings)
+    with one_device(options):
+        pictures, predictions = _predicted(options)
     if turned := sum(orientation(picture.image) != 1 for picture in pictures):
         how = "were rotated; --no-exif keeps them as stored" if options.exif else "were not rotated"
         print(f"{turned} of {len(pictures)} pictures have an EXIF orientation and {how}", file=sys.stderr)
     if options.output:
         draw_predictions(pictures, predictions, options.output, options.exif)
+    if options.csv:
+        write_predictions(options.csv, predictions)
     if options.json:
         print(json.dumps([asdict(prediction) for prediction in predictions], indent=1))
         return
-    guesses = [
-        [f"{name} {share:.1%}" for name, share in zip(prediction.classes, prediction.probabilities, strict=True)]
-        for prediction in predictions
-    ]
-    head = ("picture", *(str(place + 1) for place in range(len(guesses[0]))))
-    print(table(head, [(prediction.name, *row) for prediction, row in zip(predictions, guesses, strict=True)]))
-    if options.output:
-        print(printable(f"drawn in {options.output}"))
+    _print_table(predictions)
+    for path in filter(None, (options.output, options.csv)):
+        print(printable(f"written to {path}"))
 
 
-def _pictures(names: list[str], limit: int, channels: int) -> list[Any]:
-    from jeffnet.data.images import SUFFIXES, read_image
-    from jeffnet.data.open import open_source
-    from jeffnet.data.sources import picture_files
+def _predicted(options: argparse.Namespace) -> tuple[list["Picture"], list["Prediction"]]:
+    from jeffnet.arch.imagenet import class_titles
+    from jeffnet.inference.forward import check_classifies
+    from jeffnet.inference.predict import predict
+
+    forward, variables, card = open_forward(options)
+    check_classifies(card, options.model_file or options.weights)
+    classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
+    pictures = _pictures(options.pictures, options.limit, card)
+    predictions = predict(
+        forward,
+        variables,
+        pictures,
+        card.preprocessing,
+        classes,
+        card.classes,
+        options.top,
+        options.batch_size,
+        options.exif,
+    )
+    return pictures, predictions
+
+
+def _print_table(predictions: Sequence["Prediction"]) -> None:
+    rows = [[f"{name} {share:.1%}" for name, share in each.shown()] for each in predictions]
+    places = max(map(len, rows))
+    rows = [[*row, *[""] * (places - len(row))] for row in rows]
+    head = ["picture", *(str(place + 1) for place in range(places))]
+    judged = [each.right for each in predictions if each.right is not None]
+    if judged:
+        head[1:1] = ["class", "right"]
+        words = {None: "", True: "yes", False: "no"}
+        rows = [[each.label or "", words[each.right], *row] for each, row in zip(predictions, rows, strict=True)]
+    print(table(head, [(each.name, *row) for each, row in zip(predictions, rows, strict=True)]))
+    if judged:
+        print(f"{sum(judged)} of {len(judged)} pictures of known classes are right")
+
+
+def _pictures(names: list[str], limit: int, card: "ModelCard") -> list["Picture"]:
+    from jeffnet.data.images import read_image
     from jeffnet.inference.predict import Picture
     from jeffnet.inference.remote import fetch_picture
     from jeffnet.weights.download import without_password
 
     pictures: list[Picture] = []
     for name in names:
-        path = Path(name)
         if is_url(name):
             shown = without_password(name)
-            pictures.append(Picture(shown, read_image(fetch_picture(name), channels, shown)))
+            pictures.append(Picture(shown, read_image(fetch_picture(name), card.in_chans, shown)))
         elif name == "digits":
-            source = open_source(name, "val", channels)
-            for example in map(source.__getitem__, range(min(limit, len(source)))):
-                pictures.append(Picture(f"{example.name} ({source.classes[example.label]})", example.image))
-        elif path.is_dir():
-            files = picture_files(path)
-            if not files:
-                raise DatasetError(f"folder {name!r} has no pictures: files ending in {', '.join(sorted(SUFFIXES))}")
-            if len(files) > limit:
-                cut = f"{name}: the first {limit} of {len(files)} pictures; --limit shows more"
-                print(printable(cut), file=sys.stderr)
-            pictures += [Picture(str(file), read_image(file, channels)) for file in files[:limit]]
+            pictures += _digits(limit, card)
+        elif Path(name).is_dir():
+            pictures += _of_folder(name, limit, card)
         else:
-            pictures.append(Picture(name, read_image(path, channels)))
+            pictures.append(Picture(name, read_image(Path(name), card.in_chans)))
     return pictures
+
+
+def _digits(limit: int, card: "ModelCard") -> list["Picture"]:
+    from jeffnet.data.open import open_source
+    from jeffnet.inference.predict import Picture
+
+    source = open_source("digits", "val", card.in_chans)
+    labels = _labels(source.classes, card)
+    examples = map(source.__getitem__, range(min(limit, len(source))))
+    return [Picture(each.name, each.image, labels.get(source.classes[each.label])) for each in examples]
+
+
+def _of_folder(name: str, limit: int, card: "ModelCard") -> list["Picture"]:
+    from jeffnet.data.images import SUFFIXES, read_image
+    from jeffnet.data.sources import picture_files
+    from jeffnet.inference.predict import Picture
+
+    files = picture_files(Path(name))
+    if not files:
+        raise DatasetError(f"folder {name!r} has no pictures: files ending in {', '.join(sorted(SUFFIXES))}")
+    # A model's classes are recognised by the names of all folders, also of those whose pictures are not shown.
+    labels = _labels(sorted({file.absolute().parent.name for file in files}), card)
+    chosen = _spread(files, limit)
+    if len(chosen) < len(files):
+        cut = f"{name}: {len(chosen)} of {len(files)} pictures, from {len({file.parent for file in chosen})} folders"
+        print(printable(f"{cut}; --limit shows more"), file=sys.stderr)
+    return [
+        Picture(str(file), read_image(file, card.in_chans), labels.get(file.absolute().parent.name)) for file in chosen
+    ]
+
+
+def _labels(folders: Sequence[str], card: "ModelCard") -> dict[str, int]:
+    """Which of the model's classes each folder is named after; empty unless all are."""
+    from jeffnet.arch.class_names import class_indices
+    from jeffnet.arch.imagenet import known_classes
+
+    if not card.classes and not known_classes(card.num_classes) and not all(name.isdecimal() for name in folders):
+        return {}  # their order would decide, but they may be any folders
+    indices = class_indices(folders, card.num_classes, card.classes)
+    return dict(zip(folders, indices or (), strict=False))
+
+
+def _spread(files: Sequence[Path], most: int) -> list[Path]:
+    """Up to `most` of some sorted files: as many of every folder, or those of some folders where there are more."""
+    from jeffnet.data.sources import evenly_spread
+
+    folders = [list(group) for _, group in groupby(files, key=lambda file: file.parent)]
+    chosen = [folders[place] for place in evenly_spread(len(folders), most)]
+    turns = sorted((turn, number) for number, folder in enumerate(chosen) for turn in range(len(folder)))[:most]
+    return [chosen[number][turn] for turn, number in sorted(turns, key=lambda each: each[::-1])]

@@ -1,13 +1,13 @@
 """What a model sees in pictures."""
 
+import csv
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -15,17 +15,29 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.images import upright
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import OutputError
+from jeffnet.inference.forward import Forward, softmax
 from jeffnet.system import figures
-from jeffnet.text.names import wrapped
-from jeffnet.validation.answers import Forward
+from jeffnet.system.files import write_file
+from jeffnet.text.names import utf8, wrapped
+
+# Smaller probabilities are 0.0 % in a table.
+_LEAST_SHOWN = 0.0005
+_MARKS = {True: ("✓", "tab:green"), False: ("✗", "tab:red")}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture and what to call it."""
+    """A decoded picture.
+
+    Attributes:
+      name: what to call it.
+      image: its pixels.
+      label: number of its class among the model's; None if that is not known.
+    """
 
     name: str
     image: Image.Image
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +46,26 @@ class Prediction:
 
     Attributes:
       name: of the picture.
-      classes: names.
+      classes: names for people.
       probabilities: softmax of the logits, in [0, 1].
+      indices: of the classes among the logits.
+      identifiers: what the model's training data call the classes, such as `n01440764`; None for those without a name.
+      label: name of the picture's own class; None if that is not known.
+      right: whether the most probable class is its own; None if that is not known.
     """
 
     name: str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    indices: tuple[int, ...]
+    identifiers: tuple[str | None, ...]
+    label: str | None = None
+    right: bool | None = None
+
+    def shown(self) -> Iterator[tuple[str, float]]:
+        """Names and probabilities, without those that would be shown as 0.0 %."""
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        return ((name, share) for name, share in pairs if not share < _LEAST_SHOWN)  # NaN is shown
 
 
 def predict(
@@ -49,6 +74,7 @@ def predict(
     pictures: Sequence[Picture],
     preprocessing: Preprocessing,
     classes: Sequence[str],
+    identifiers: Sequence[str] = (),
     top: int = 5,
     batch_size: int = 16,
     exif: bool = True,
@@ -56,11 +82,12 @@ def predict(
     """The most probable classes of each picture.
 
     Args:
-      forward: from `jeffnet.validation.answers.make_forward`.
+      forward: from `jeffnet.inference.forward.make_forward`.
       variables: of the model.
       pictures: of any sizes.
       preprocessing: what the model expects.
-      classes: names in the order of the logits.
+      classes: names for people, in the order of the logits.
+      identifiers: what the training data call the classes, in the same order; empty if they have no names.
       top: number of classes; all, if there are fewer.
       batch_size: pictures that run together.
       exif: turn pictures upright first, as their EXIF orientation says; False leaves them as
@@ -74,12 +101,37 @@ def predict(
         # Every batch has one shape, so that the model is compiled once.
         padded = np.zeros((min(batch_size, len(pictures)), *pixels.shape[1:]), np.uint8)
         padded[: len(chosen)] = pixels
-        probabilities = np.asarray(jax.nn.softmax(forward(variables, jnp.asarray(padded))))
+        probabilities = softmax(np.asarray(forward(variables, padded)))
         for picture, row in zip(chosen, probabilities, strict=False):
-            best = np.argsort(-row, kind="stable")[:top]
-            names = tuple(str(classes[index]) for index in best)
-            predictions.append(Prediction(picture.name, names, tuple(float(row[index]) for index in best)))
+            best: list[int] = np.argsort(-row, kind="stable")[:top].tolist()
+            prediction = Prediction(
+                picture.name,
+                tuple(str(classes[index]) for index in best),
+                tuple(float(row[index]) for index in best),
+                tuple(best),
+                tuple(identifiers[index] for index in best) if identifiers else (None,) * len(best),
+                None if picture.label is None else str(classes[picture.label]),
+                None if picture.label is None else picture.label == best[0],
+            )
+            predictions.append(prediction)
     return predictions
+
+
+def write_predictions(path: str | os.PathLike, predictions: Sequence[Prediction]) -> None:
+    """Write a CSV file with a row for each picture and class.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("picture", "label", "rank", "index", "identifier", "class", "probability"))
+    for each in predictions:
+        columns = each.indices, each.identifiers, each.classes, each.probabilities
+        for rank, (index, identifier, name, share) in enumerate(zip(*columns, strict=True), start=1):
+            names = [utf8(text or "") for text in (each.name, each.label, identifier, name)]
+            writer.writerow((*names[:2], rank, index, *names[2:], f"{share:.6g}"))
+    write_file(path, text.getvalue())
 
 
 @figures.house_style()
@@ -97,22 +149,30 @@ def draw_predictions(
         raise OutputError(f"no pictures to draw into {str(path)!r}")
     columns = min(3, len(pictures))
     rows = -(-len(pictures) // columns)
-    height = max(2.3, 0.35 * max(len(prediction.classes) for prediction in predictions))
-    figure = figures.new_figure(5.4 * columns, height * rows)
-    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.2] * columns).reshape(-1, 2)
+    height = max(2.5, 0.35 * max(len(prediction.classes) for prediction in predictions))
+    figure = figures.new_figure(6.0 * columns, height * rows)
+    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.4] * columns).reshape(-1, 2)
     for axes in grid.reshape(-1):
         axes.axis("off")
     for (left, right), picture, prediction in zip(grid, pictures, predictions, strict=False):
         image = upright(picture.image) if exif else picture.image
         left.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
-        left.set_title(wrapped(Path(picture.name).name, 28), fontsize=9)
-        right.axis("on")
-        places = range(len(prediction.classes))
-        right.barh(places, prediction.probabilities, color=figures.SKY, alpha=0.5)
-        for place, name, share in zip(places, prediction.classes, prediction.probabilities, strict=True):
-            right.text(0.21, place, f"{share:.1%}", va="center", ha="right", fontsize=9)
-            right.text(0.25, place, wrapped(name, 26, 2), va="center", fontsize=9)
-        right.set(xlim=(0, 1), yticks=[], xticks=[], ylim=(len(prediction.classes) - 0.5, -0.5))
-        right.spines[:].set_visible(False)
-        right.grid(False)
+        folder_and_file = Path(picture.name).parts[-2:]
+        left.set_title("\n".join(wrapped(part, 30, 1) for part in folder_and_file), fontsize=8)
+        if prediction.label is not None:
+            mark, colour = _MARKS[bool(prediction.right)]
+            right.set_title(f"{mark} {wrapped(prediction.label, 38, 1)}", fontsize=9, loc="left", color=colour)
+        _draw_bars(right, prediction)
     figures.save_figure(figure, path)
+
+
+def _draw_bars(axes: Any, prediction: Prediction) -> None:
+    rows = list(prediction.shown())
+    axes.axis("on")
+    axes.barh(range(len(rows)), [share for _, share in rows], color=figures.SKY, alpha=0.5)
+    for place, (name, share) in enumerate(rows):
+        axes.text(0.15, place, f"{share:.1%}", va="center", ha="right", fontsize=9)
+        axes.text(0.18, place, wrapped(name, 34, 2), va="center", fontsize=9)
+    axes.set(xlim=(0, 1), yticks=[], xticks=[], ylim=(max(len(prediction.classes), 1) - 0.5, -0.5))
+    axes.spines[:].set_visible(False)
+    axes.grid(False)

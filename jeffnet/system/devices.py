@@ -65,6 +65,21 @@ def start_devices(platform: str | None = None, count: int | None = None) -> None
         )
 
 
+def local_device(number: int) -> Any:
+    """One of this process's devices, which have been started, by its number from 0.
+
+    Raises:
+      DeviceError: there is none of this number.
+    """
+    import jax
+
+    found = jax.local_devices()
+    if number >= len(found):
+        platform, last = found[0].platform, len(found) - 1
+        raise DeviceError(f"no device {platform}:{number}: this process has {len(found)}, {platform}:0 to :{last}")
+    return found[number]
+
+
 def _started(names: Sequence[str], asked: str) -> list[Any]:
     """The devices of this process. Raises DeviceError if a named platform is missing or not in use."""
     import jax

@@ -15,17 +15,12 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.batches import EvalBatch, EvalLoader
-from jeffnet.errors import WeightsError
-from jeffnet.ops.image import normalize
+from jeffnet.inference.forward import Forward
 from jeffnet.ops.loss import cross_entropy, in_top
 from jeffnet.parallel.distributed import gathered_bytes
 from jeffnet.parallel.mesh import Layout, local_rows, make_layout
 from jeffnet.validation.metrics import Predictions
-from jeffnet.weights.card import ModelCard
-
-Forward = Callable[[Any, Array], Array]
 
 # Batches queued on the device: enough that it never waits for the host to read a result.
 IN_FLIGHT = 2
@@ -67,45 +62,6 @@ class Answers:
         return self.images / self.seconds if self.seconds else 0.0
 
 
-def make_forward(apply: Forward, preprocessing: Preprocessing, jit: bool = True) -> Forward:
-    """A compiled function from variables and pictures `(N, H, W, C)`, 0 to 255, to float32 logits `(N, classes)`.
-
-    Args:
-      apply: a pure function from variables and normalised images to logits, as every backend's `inference` returns.
-      preprocessing: mean and standard deviation of the pictures.
-      jit: compile the function; otherwise operations run one by one.
-    """
-
-    def forward(variables: Any, images: Array) -> Array:
-        logits = apply(variables, normalize(images, preprocessing.mean, preprocessing.std))
-        return jnp.asarray(logits, jnp.float32)
-
-    return jax.jit(forward) if jit else forward
-
-
-def exported_forward(exported: Callable[[np.ndarray], np.ndarray]) -> Forward:
-    """A function like those of `make_forward` that runs an exported file, see `jeffnet.export.run`."""
-
-    def forward(variables: Any, images: Array) -> Array:
-        return jnp.asarray(exported(np.asarray(images)))
-
-    return forward
-
-
-def check_classifies(card: ModelCard, source: str | None) -> None:
-    """Raises WeightsError unless a model gives a picture one logit per class.
-
-    Args:
-      card: of the model.
-      source: of its weights; None for the published ones.
-    """
-    weights = f"weights {(source or card.model)!r}"
-    if not card.num_classes:
-        raise WeightsError(f"{weights} have no classifier: there are no classes to predict")
-    if card.global_pool == "none" and not card.test_window:
-        raise WeightsError(f"{weights} have logits for every place of the last map, not for the picture")
-
-
 def answer(
     models: Sequence[tuple[Forward, Any]],
     batches: EvalLoader,
@@ -124,7 +80,7 @@ def answer(
     shard, and all hosts return the same.
 
     Args:
-      models: functions from `make_forward`, with their variables.
+      models: functions from `jeffnet.inference.forward.make_forward`, with their variables.
       batches: one pass over the data set.
       labels: int `(L,)`, the model's class for each label of the data set; None if they are the same.
       mask: bool `(classes,)`, the classes that may be chosen; None for all.

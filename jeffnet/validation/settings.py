@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jeffnet.backends import RUNNING_BACKEND
 from jeffnet.data.batches import OnBadImage
 from jeffnet.errors import ConfigError
 from jeffnet.parallel.mesh import check_mesh
@@ -48,7 +49,7 @@ class Settings:
     data_dir: str | None = None
     num_classes: int | None = None
     loader: str = "grain"
-    backend: str = "linen"
+    backend: str = RUNNING_BACKEND
     dtype: str = "float32"
     batch_size: int | str = "auto"
     mesh: str = "auto"

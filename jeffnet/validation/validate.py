@@ -18,16 +18,9 @@ from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, JeffnetError
 from jeffnet.export.run import content_hash, open_exported
+from jeffnet.inference.forward import Forward, check_classifies, exported_forward, make_forward
 from jeffnet.parallel.mesh import make_layout
-from jeffnet.validation.answers import (
-    IN_FLIGHT,
-    Answers,
-    Forward,
-    answer,
-    check_classifies,
-    exported_forward,
-    make_forward,
-)
+from jeffnet.validation.answers import IN_FLIGHT, Answers, answer
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
 from jeffnet.validation.metrics import score

@@ -210,7 +210,7 @@ def start_pretrained(
     param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     rng: int | Array = 0,
-    place: Callable[[np.ndarray], Array] = jnp.asarray,
+    place: Callable[[np.ndarray], Array] = jax.device_put,
     **training: Any,
 ) -> tuple[Start, ModelCard]:
     """The start of the model of these weights, and its card. Options: see `PretrainedOptions`.
@@ -237,9 +237,7 @@ def start_pretrained(
     _check_float("dtype", dtype)
     _check_float("param_dtype", param_dtype)
 
-    def put(spec: ArraySpec, array: np.ndarray) -> Array:
-        return place(np.asarray(array, array_dtype(spec, param_dtype)))
-
+    put = _put(place, param_dtype)
     card, arrays = open_weights(source, name, num_classes=num_classes, in_chans=in_chans, rng=rng, put=put)
     seed = int(rng) if isinstance(rng, Integral) else rng
     return Start(card.plan(**training), arrays, dtype, param_dtype, remat, seed, card.execution), card
@@ -275,6 +273,11 @@ def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
     return param_dtype if spec.is_parameter else at_least_float32(param_dtype)
 
 
+def _put(place: Callable[[np.ndarray], Array], param_dtype: DTypeLike) -> Callable[[ArraySpec, np.ndarray], Array]:
+    # A copy: JAX may use the memory of a NumPy array as it is, and `jnp.asarray` compiles a program for every shape.
+    return lambda spec, array: place(np.array(array, array_dtype(spec, param_dtype)))
+
+
 def statistics(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The running statistics among arrays by canonical name."""
     return {name: array for name, array in arrays.items() if name.rpartition(".")[2] in STATISTICS}
@@ -289,7 +292,7 @@ def start_arrays(
     pretrained: Source | bool | None = None,
     adapt: bool = False,
     classes: Sequence[str] = (),
-    place: Callable[[np.ndarray], Array] = jnp.asarray,
+    place: Callable[[np.ndarray], Array] = jax.device_put,
 ) -> dict[str, Array]:
     """Every array of a model by canonical name: initial values, or those of a weights file.
 
@@ -299,10 +302,7 @@ def start_arrays(
     Raises:
       WeightsError: the file cannot be read or does not fit.
     """
-
-    def put(spec: ArraySpec, array: np.ndarray) -> Array:
-        return place(np.asarray(array, array_dtype(spec, param_dtype)))
-
+    put = _put(place, param_dtype)
     if pretrained is None or pretrained is False:
         arrays = initial_arrays(plan, rng, param_dtype)
         return {name: put(spec, arrays[name]) for name, spec in array_specs(plan).items()}

@@ -3,7 +3,7 @@
 import pytest
 
 from jeffnet.arch.class_names import class_difference, class_indices, order_doubt
-from jeffnet.arch.imagenet import LABEL_SETS, imagenet_classes, label_set
+from jeffnet.arch.imagenet import LABEL_SETS, class_titles, imagenet_classes, label_set
 
 WNIDS = tuple(imagenet_classes())
 NUMBERS = tuple(map(str, range(12)))
@@ -73,3 +73,10 @@ def test_timms_order_is_timms(timm):
 )
 def test_a_difference_is_to_be_seen(names, others, text):
     assert text in class_difference(names, others)
+
+
+def test_titles_of_imagenets_classes_are_distinct_and_say_which_meaning_a_word_has():
+    titles = class_titles(WNIDS)
+    assert len(set(titles)) == len(titles)
+    assert {"ear (spike)", "pot (flowerpot)", "crane (bird)", "crane (machine)", "golf ball", "tench"} <= set(titles)
+    assert class_titles(("pot", "n01440764")) == ("pot", "tench")

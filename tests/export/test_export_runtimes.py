@@ -17,7 +17,7 @@ from jeffnet.export.metadata import BESIDE, ExportMetadata, labels, metadata_jso
 from jeffnet.export.options import ExportOptions
 from jeffnet.export.savedmodel import DESCRIPTION
 from jeffnet.export.snippet import described, model_card, snippet
-from jeffnet.validation.answers import make_forward
+from jeffnet.inference.forward import make_forward
 
 PACKAGES = {
     "onnx": ("onnx", "onnxruntime"),

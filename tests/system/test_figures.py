@@ -31,7 +31,9 @@ ODD = ["$^$ bill_{", "$x$ \\frac{ %_#& a\n\x1b[31m 日本\u202e \ud800" + os.fsd
 
 def _predictions(path: Path, name: str) -> None:
     picture = Picture(f"folder/{name}", Image.new("RGB", (9, 7)))
-    draw_predictions([picture], [Prediction(picture.name, (name, "cat"), (0.75, 0.25))], path)
+    draw_predictions(
+        [picture], [Prediction(picture.name, (name, "cat"), (0.75, 0.25), (0, 1), (name, None), name, False)], path
+    )
 
 
 def _report(path: Path, name: str) -> None:

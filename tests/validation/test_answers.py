@@ -14,7 +14,8 @@ import pytest
 import jeffnet.validation.answers as answers_module
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.labels import subset_mask
-from jeffnet.validation.answers import answer, make_forward
+from jeffnet.inference.forward import make_forward
+from jeffnet.validation.answers import answer
 from jeffnet.validation.metrics import score
 
 IDENTITY = Preprocessing(1, 1.0, "bicubic", (0.0,), (1.0,))
@@ -195,7 +196,8 @@ PROGRAM = textwrap.dedent("""
     from jeffnet.data.preprocess import EvalTransform
     from jeffnet.data.sources import Example
     from jeffnet.errors import ImageError
-    from jeffnet.validation.answers import answer, make_forward
+    from jeffnet.inference.forward import make_forward
+    from jeffnet.validation.answers import answer
     from jeffnet.validation.metrics import score
 
     class Source:
