@@ -28,7 +28,7 @@ JAX_COMPATIBILITY = "_jax_compat"
 # may.
 PRIMITIVES = frozenset(
     {f"system.{module}" for module in ("code_cache", "extras", "figures", "files", "labels", "network")}
-    | {"system.processor", "system.reading"}
+    | {"system.processor", "system.progress", "system.reading"}
 )
 BASE = frozenset({"arch", "errors", "text", "_tensorflow"}) | PRIMITIVES
 ALLOWED = {
@@ -53,6 +53,7 @@ ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "text"}) | PRIMITIVES - {
     "system.labels",
     "system.network",
     "system.processor",
+    "system.progress",
 }
 MAY_IMPORT_COMMAND_LINE = frozenset({"cli", "__main__"})
 

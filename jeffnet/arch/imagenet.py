@@ -15,6 +15,7 @@ LABEL_SETS = {"imagenet1k": 1000, "imagenet12k": 11_821, "imagenet21k_miil": 11_
 _FLAGS = {"imagenet12k": "k", "imagenet21k_miil": "m", "imagenet21k": ""}
 _IDENTIFIER = re.compile(r"n\d{8}")
 _BINOMIAL = re.compile("[A-Z][a-z]+ [a-z]+")  # a species' scientific name
+_LONGEST_TITLE = 28  # as long as the longest of WordNet's first names in ImageNet-1k: figures have room for it
 # Classes of ImageNet-1k whose names are the same.
 _HOMONYMS = {"n02012849": "crane (bird)", "n03126707": "crane (machine)", "n03710637": "maillot (tights)"}
 
@@ -70,5 +71,5 @@ def class_titles(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _title(names: str) -> str:
     first, *others = names.split(", ")
-    other = next((other for other in others if not _BINOMIAL.fullmatch(other)), None)
-    return first if " " in first or other is None else f"{first} ({other})"
+    both = (f"{first} ({other})" for other in others if " " not in first and not _BINOMIAL.fullmatch(other))
+    return next((title for title in both if len(title) <= _LONGEST_TITLE), first)

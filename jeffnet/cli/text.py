@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from jeffnet.system.progress import progress_bar
 from jeffnet.text.names import printable, printable_lines
 
 
@@ -25,10 +26,8 @@ def any_text() -> Iterator[None]:
 
 @contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
-    """Yields a function that shows what is being done, in one line of standard error if that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None, file=sys.stderr) as bar:
+    """Yields a function that shows what is being done, see `jeffnet.system.progress`."""
+    with progress_bar("", bar_format="{desc} [{elapsed}]") as bar:
 
         def show(text: str) -> None:
             bar.set_description_str(printable(text))

@@ -175,7 +175,7 @@ def _run(options: argparse.Namespace) -> None:
         else:
             waiting.append(candidate)
     single = len(candidates) == 1
-    for outcome in validate(waiting, settings, progress=None, keep_going=not single, check=options.check):
+    for outcome in validate(waiting, settings, progress=True, keep_going=not single, check=options.check):
         if isinstance(outcome, tuple):
             candidate, error = outcome
             failures.append(candidate.name)

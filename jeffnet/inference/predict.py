@@ -22,7 +22,7 @@ from jeffnet.text.names import utf8, wrapped
 
 # Smaller probabilities are 0.0 % in a table.
 _LEAST_SHOWN = 0.0005
-_MARKS = {True: ("✓", "tab:green"), False: ("✗", "tab:red")}
+_MARKS = {True: ("✓", figures.GREEN), False: ("✗", figures.RED)}
 
 
 @dataclass(frozen=True)

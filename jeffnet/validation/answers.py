@@ -1,5 +1,6 @@
 """One pass of several models over labelled pictures: every picture is counted exactly once."""
 
+import contextlib
 import functools
 import heapq
 import io
@@ -13,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
 from jeffnet.data.batches import EvalBatch, EvalLoader
 from jeffnet.inference.forward import Forward
 from jeffnet.ops.loss import cross_entropy, in_top
 from jeffnet.parallel.distributed import gathered_bytes
 from jeffnet.parallel.mesh import Layout, local_rows, make_layout
+from jeffnet.system.progress import progress_bar
 from jeffnet.validation.metrics import Predictions
 
 # Batches queued on the device: enough that it never waits for the host to read a result.
@@ -69,7 +70,7 @@ def answer(
     labels: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     mistakes: int = 0,
-    progress: bool | None = False,
+    progress: bool = False,
     layout: Layout | None = None,
     before_batch: Callable[[int], None] = lambda number: None,
     in_flight: int = IN_FLIGHT,
@@ -85,7 +86,7 @@ def answer(
       labels: int `(L,)`, the model's class for each label of the data set; None if they are the same.
       mask: bool `(classes,)`, the classes that may be chosen; None for all.
       mistakes: number of the most confident mistakes to keep, among the pictures of this host.
-      progress: show a bar with the scores of the first model; None shows it if standard error is a terminal.
+      progress: show how far it is, with the scores of the first model.
       layout: devices to use; None uses all of them, including those of other hosts.
       before_batch: called with the number of every batch; it may raise, to stop.
       in_flight: batches queued on the device; 0 for models that compute on the host, whose time would be another's.
@@ -246,8 +247,7 @@ def _placement(layout: Layout, variables: list[Any]) -> tuple[Callable[[np.ndarr
     return place, [layout.gather(layout.place(arrays)) for arrays in variables]
 
 
-def _bar(batches: EvalLoader, models: int, progress: bool | None) -> tqdm:
+def _bar(batches: EvalLoader, models: int, progress: bool) -> contextlib.AbstractContextManager[Any]:
     text = "validating" if models == 1 else f"validating {models} models"
-    disable = None if progress is None else not progress
     total = batches.num_examples if jax.process_count() == 1 else None
-    return tqdm(total=total, desc=text, unit="image", leave=False, disable=disable, mininterval=0.2)
+    return progress_bar(text, total, "image", shown=progress, mininterval=0.2)

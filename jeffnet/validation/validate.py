@@ -53,7 +53,7 @@ class Outcome:
 def validate(
     candidates: Sequence[Candidate],
     settings: Settings,
-    progress: bool | None = False,
+    progress: bool = False,
     keep_going: bool = False,
     check: bool = False,
 ) -> Iterator[Outcome | tuple[Candidate, JeffnetError]]:
@@ -62,7 +62,7 @@ def validate(
     Args:
       candidates: the models.
       settings: everything else.
-      progress: show a bar; None shows it if standard error is a terminal.
+      progress: show on standard error how far it is.
       keep_going: if a model cannot be loaded, yield it with its error instead of raising the error.
       check: raise a ConfigError before the pass where a model has no published score on these data.
 
@@ -190,7 +190,7 @@ def _pass(
     models: Sequence[_Model],
     settings: Settings,
     real: list[frozenset[int]] | None,
-    progress: bool | None,
+    progress: bool,
     check: bool,
 ) -> Iterator[Outcome]:
     """One pass over the data, for models whose `needs` are equal."""

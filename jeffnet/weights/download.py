@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 from jeffnet.errors import OutputError, WeightsError, one_line
 from jeffnet.system.files import cache_folder, move_durably, partial_folder, write_file
 from jeffnet.system.network import is_offline
+from jeffnet.system.progress import progress_bar
 from jeffnet.system.reading import parse_json, read_text
+from jeffnet.text.names import printable
 
 if TYPE_CHECKING:
     import httpx2
@@ -185,7 +187,6 @@ def _receive(url: str, source: str, file: BinaryIO) -> None:
 def _write_body(response: "httpx2.Response", source: str, file: BinaryIO, headers: dict[str, str]) -> None:
     """Write the rest of a file, or all of it if the server starts anew; set the headers for another try."""
     import httpx2
-    from tqdm import tqdm
 
     headers.pop("Range", None)
     headers.pop("If-Range", None)
@@ -199,7 +200,7 @@ def _write_body(response: "httpx2.Response", source: str, file: BinaryIO, header
     if length and version.startswith('"'):
         headers["If-Range"] = version
     total, name = file.tell() + int(length) if length else None, os.path.basename(urlsplit(source).path)[-40:]
-    with tqdm(total=total, initial=file.tell(), unit="B", unit_scale=True, desc=name, disable=None, leave=False) as bar:
+    with progress_bar(printable(name), total, "B", unit_scale=True, initial=file.tell()) as bar:
         for chunk in response.iter_bytes():
             file.write(chunk)
             bar.update(len(chunk))

@@ -1,4 +1,4 @@
-"""A progress bar on standard error, and lines of text above it."""
+"""How far a run is, and lines of text, on standard error."""
 
 import sys
 from collections.abc import Iterator
@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from jeffnet.system.environment import format_bytes, memory_in_use
+from jeffnet.system.progress import progress_bar
 from jeffnet.text.names import printable_lines
 
 
 class Progress:
-    """Shows how far a run is; on a terminal also as a bar."""
+    """Shows how far a run is."""
 
     def __init__(self, shown: bool) -> None:
         """Shows nothing unless `shown`."""
@@ -27,8 +28,7 @@ class Progress:
     @contextmanager
     def bar(self, steps: int, done: int) -> Iterator[None]:
         """Show a bar within the `with` statement: `steps` of the whole run, of which `done` were taken before."""
-        hidden = None if self._shown else True  # None: hidden unless standard error is a terminal
-        with tqdm(total=steps, initial=done, unit="step", leave=False, disable=hidden) as self._bar:
+        with progress_bar("", steps, "step", initial=done, shown=self._shown) as self._bar:
             yield
 
     def advance(self) -> None:
