@@ -488,7 +488,7 @@ def test_no_name_of_a_file_or_class_costs_a_pass(capsys, tmp_path, small_model, 
     assert {name for each in predictions for name in each["classes"]} == set(ODD_CLASSES)
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
         assert {row["label"] for row in csv.DictReader(file)} == {r"caf\xe9", *ODD_CLASSES[1:]}
-    assert {file.suffix for file in (tmp_path / "$r$").iterdir()} == {".json", ".csv", ".png"}
+    assert {file.suffix for file in (tmp_path / "$r$").iterdir()} == {".json", ".csv", ".png", ".jpg"}
 
 
 def test_validate_counts_every_picture_whatever_the_batch(capsys, weights, pictures):

@@ -102,7 +102,9 @@ def calibrate(
             raise ConfigError(f"the model's {name!r} is not finite for the pictures of the calibration")
     ranges = limits
     if method == "mse":
-        observed = [_Observed(*limit, points.acts.get(name)) for name, limit in zip(names, limits, strict=True)]
+        observed = [
+            _Observed(low, high, points.acts.get(name)) for name, (low, high) in zip(names, limits, strict=True)
+        ]
         for images in batches():
             for each, value in zip(observed, values(arrays, images), strict=True):
                 each.add(np.asarray(value))
@@ -138,7 +140,7 @@ class _Observed:
         self._low, self._high = low, high
         self._edges = np.linspace(low, high, _BINS + 1)
         # Called once, and interpolated in between, since calls of JAX take time.
-        self._acted = np.asarray(ACTIVATIONS[act](self._edges)) if act else self._edges
+        self._acted = np.asarray(ACTIVATIONS[act](jnp.asarray(self._edges))) if act else self._edges
         self._centres = (self._edges[1:] + self._edges[:-1]) / 2
         self._exact = self._after(self._centres)
         self._counts = np.zeros(_BINS)

@@ -301,7 +301,14 @@ def _published(
 
 
 def check_published(scores: Mapping[str, float | None]) -> None:
-    """Raises ConfigError where a model, by its name, has no published top-1 to compare with."""
+    """Refuse `--check` where there is nothing to compare with.
+
+    Args:
+      scores: published top-1 by the model's name; None where there is none.
+
+    Raises:
+      ConfigError: a model has none.
+    """
     if unknown := [name for name, top1 in scores.items() if top1 is None]:
         raise ConfigError(
             "--check compares published weights on the whole validation set of ImageNet-1k: nothing to compare for "
@@ -310,7 +317,15 @@ def check_published(scores: Mapping[str, float | None]) -> None:
 
 
 def stated_settings(candidate: Candidate, settings: Settings) -> dict[str, Any]:
-    """The settings of a row of results; an exported file has a runtime and a dtype of its own."""
+    """The settings of a row of results; an exported file has a runtime and a dtype of its own.
+
+    Args:
+      candidate: what was validated.
+      settings: with which it was.
+
+    Returns:
+      Those that decided about the row, by name.
+    """
     return {
         name: value for name, value in asdict(settings).items() if not (candidate.file and name in ("backend", "dtype"))
     }

@@ -239,8 +239,8 @@ def test_a_report_has_all_its_pictures_and_tables(tmp_path, predictions, classes
     result = row("model") | {"top1": 66.7}
     answers = Answers(predictions, mistakes)
     write_report(tmp_path / "report", Outcome(result, answers, names, lambda index: f"val/{index}.jpg"))
-    for name in ("confusion", "reliability", "mistakes"):
-        with Image.open(tmp_path / "report" / f"{name}.png") as drawn:
+    for name in ("confusion.png", "reliability.png", "mistakes.jpg"):
+        with Image.open(tmp_path / "report" / name) as drawn:
             assert min(drawn.size) > 200 and np.unique(drawn.convert("L")).size > 10
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report/per_class.csv").read_text())))
     assert [(each["title"], each["pictures"], each["top1"], each["precision"]) for each in rows] == [
