@@ -38,7 +38,9 @@ FILES = {
     "float32.stablehlo": [],
     "savedmodel": [],
 }
-ROUNDS, CALLS = 15, 5
+ROUNDS, CALLS = 15, 10
+# Threads of a runtime wait actively for a while after a call, in which the next one would run more slowly.
+PAUSE = 0.1
 COLOURS = {"float32": figures.BLUE, "float16": figures.GREEN, "int8": figures.RED}
 AREA = 12  # of a circle in the picture, in square points for a megabyte
 
@@ -64,12 +66,13 @@ def jeffnet(*arguments: str) -> dict[str, Any]:
 
 
 def measure(calls: list[Callable[[], Any]]) -> list[float]:
-    """Milliseconds of each, by the median over the rounds, in which they take turns."""
+    """Milliseconds of each, by the median over the rounds, in which they take turns in any order."""
     times: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    for start in range(ROUNDS):
-        for place in [(start + shift) % len(calls) for shift in range(len(calls))]:
+    order = np.random.default_rng(0)
+    for _ in range(ROUNDS):
+        for place in order.permutation(len(calls)):
+            time.sleep(PAUSE)
+            calls[place]()
             begin = time.perf_counter()
             for _ in range(CALLS):
                 calls[place]()
