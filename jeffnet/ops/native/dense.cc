@@ -107,7 +107,7 @@ void Panels(const Product& p, const Values& a, int64_t first, int64_t last, int6
     switch (these) {
       case 1: Rows<1>(p, a, packed, row, rows, column); break;
       case 2: Rows<2>(p, a, packed, row, rows, column); break;
-      default: Rows<3>(p, a, packed, row, rows, column);
+      default: Rows<kPanelVectors>(p, a, packed, row, rows, column);
     }
   }
 }
@@ -274,7 +274,7 @@ void AddOuter(int64_t rows, const float* a, int64_t a_step, const float* b, int6
     switch (these) {
       case 1: OuterRows<1>(rows, a, a_step, columns, width, many, to, step); break;
       case 2: OuterRows<2>(rows, a, a_step, columns, width, many, to, step); break;
-      default: OuterRows<3>(rows, a, a_step, columns, width, many, to, step);
+      default: OuterRows<kPanelVectors>(rows, a, a_step, columns, width, many, to, step);
     }
   }
 }

@@ -7,14 +7,13 @@
 
 namespace jeffnet {
 
-constexpr int kPanelVectors = 3;
-constexpr int64_t kPanel = kPanelVectors * kWidth;  // columns
-// As many sums as registers hold: x86 processors have 16 before AVX-512.
+// A block of sums, rows by vectors, fills the registers, of which x86 processors have 16 before AVX-512.
 #if defined(__x86_64__) && !defined(__AVX512F__)
-constexpr int kBlockRows = 4;
+constexpr int kBlockRows = 6, kPanelVectors = 2;
 #else
-constexpr int kBlockRows = 8;
+constexpr int kBlockRows = 8, kPanelVectors = 3;
 #endif
+constexpr int64_t kPanel = kPanelVectors * kWidth;  // columns
 constexpr int64_t kGroupBytes = 192 << 10;  // rows of one task, which should stay in the second cache
 
 // Whether a buffer has the size of a packed kernel.
