@@ -320,13 +320,9 @@ inline V Sigmoid(V x) {
   const V sum = 1.0f + Exp(-x);
 #if defined(__AVX512F__)
   const V estimate = reinterpret_cast<V>(_mm512_rcp14_ps(reinterpret_cast<__m512>(sum)));
-#elif defined(__AVX__)
-  const V estimate = reinterpret_cast<V>(_mm256_rcp_ps(reinterpret_cast<__m256>(sum)));
-#else
-  return 1.0f / sum;
-#endif
-#ifdef __AVX__
   return estimate + estimate * (1.0f - sum * estimate);
+#else
+  return 1.0f / sum;  // AVX's estimate has too few bits: it would make 1 a little less, and slopes of large values wrong
 #endif
 }
 
