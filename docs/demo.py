@@ -34,9 +34,13 @@ class Photograph(NamedTuple):
 
 PHOTOGRAPHS = (
     Photograph("skimage/data/coffee.png", ("espresso", "cup"), "Rachel Michetti, CC0"),
-    Photograph("skimage/data/chelsea.png", ("tiger cat", "tabby", "Egyptian cat"), "Stefan van der Walt, CC0"),
+    Photograph(
+        "skimage/data/chelsea.png", ("tiger cat", "tabby (tabby cat)", "Egyptian cat"), "Stefan van der Walt, CC0"
+    ),
     Photograph("skimage/data/camera.png", ("tripod",), "Lav Varshney, CC0"),
-    Photograph("skimage/data/rocket.jpg", ("missile", "projectile", "space shuttle"), "SpaceX, public domain"),
+    Photograph(
+        "skimage/data/rocket.jpg", ("missile", "projectile (missile)", "space shuttle"), "SpaceX, public domain"
+    ),
     Photograph("sklearn/datasets/images/china.jpg", ("palace", "monastery"), "Daniel Buechele, CC BY 2.0"),
     # A dahlia, of which ImageNet has no class: a daisy is the only garden flower of its family there.
     Photograph("sklearn/datasets/images/flower.jpg", ("daisy",), "vultilion, CC BY 2.0"),
