@@ -63,7 +63,7 @@ def ends_well(*arguments, **environment):
 
 
 PREPARED = """
-    import os, resource, signal, threading
+    import os, resource, signal, threading, time
     import jax, jax.numpy as jnp, numpy as np
     from jeffnet.ops import native
     from jeffnet.ops.dense import dense_conv, depthwise_act
@@ -84,7 +84,8 @@ PREPARED = """
 
 LIMITED = """
     def limited(mebibytes, call, operands):
-        # With so much more memory than now: the result, or the error.
+        # With so much more memory than now: the result, or the error. XLA's threads may still free theirs.
+        time.sleep(0.5)
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + (mebibytes << 20), resource.RLIM_INFINITY))
@@ -106,8 +107,8 @@ NO_THREADS = """
 """
 
 NO_MEMORY = """
-    # 32 MiB in each task.
-    depth, lanes = 1 << 20, native.load().jeffnet_vector_floats()
+    # 48 MiB or more in each task.
+    depth, lanes = 1 << 21, native.load().jeffnet_vector_floats()
     function = lambda images, gate, kernel, bias: dense_conv(images, kernel, bias, (1, 1), 1, PLAIN, None, gate)
     operands = [np.ones(shape, np.float32) for shape in ((1, 4, 4, depth), (1, 1, 1, depth), depth * lanes, lanes)]
     call, operands = prepared(function, *operands)
