@@ -204,7 +204,7 @@ def test_pointwise(act, gated, shortcut):
 @pytest.mark.parametrize("features", (1, 16, 17, 48, 49, 100))
 @pytest.mark.parametrize("rows", [1, 5, 6, 7, 8, 123])
 def test_rests_of_rows_and_columns(rows, features):
-    """A block is 8 rows by three vectors, or 6 by two; the last ones are smaller, and write nothing beyond the outputs."""
+    """A block is 8 rows by three vectors or 6 by two; the last ones are smaller, and write nothing past the outputs."""
     assert_dense(Problem((1, rows, 1, 5), (1, 1, 5, features), PLAIN, "relu", False, True))
 
 
