@@ -381,6 +381,8 @@ def test_a_library_for_another_version_of_xla_is_refused_before_it_is_called(pac
     program = native.compiler()
     if program is None:
         pytest.skip("no C++ compiler")
+    if "XLA_FFI_Extension_Base" not in (Path(include_folder()) / "xla/ffi/api/c_api.h").read_text():
+        pytest.skip("the program is written for headers that releases are built with, of jaxlib 0.10")
     kernels = [
         f'extern "C" XLA_FFI_Error* {name}(XLA_FFI_CallFrame* frame) {{ return Kernel(frame); }}'
         for name in native._TARGETS
