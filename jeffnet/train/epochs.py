@@ -41,7 +41,7 @@ class Callbacks:
 
     Attributes:
       on_step: called with a row of `metrics.jsonl` every `log.steps` steps.
-      on_evaluation: called with the scores of every epoch; if it returns True, the run ends with this epoch.
+      on_evaluation: called with the scores of every epoch; if it returns a true value, the run ends with this epoch.
     """
 
     on_step: Callable[[Mapping[str, Any]], object] | None = None
@@ -191,7 +191,7 @@ class Epochs:
                 self._draw()
             self.progress.say(scores.line(self.config.epochs))
             if self.callbacks.on_evaluation is not None:
-                self.is_over = self.callbacks.on_evaluation(scores) is True
+                self.is_over = bool(self.callbacks.on_evaluation(scores))
 
     def _draw(self) -> None:
         if is_primary():

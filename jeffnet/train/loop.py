@@ -55,7 +55,7 @@ def train(
         training may differ: how devices share the work, where the pictures are and how they are read, what is kept and
         logged.
       on_step: called every `log.steps` steps with a row of `metrics.jsonl`: means since the row before.
-      on_evaluation: called with the scores of every epoch; if it returns True, the run ends with this epoch.
+      on_evaluation: called with the scores of every epoch; if it returns a true value, the run ends with this epoch.
 
     Returns:
       The scores of the run.
