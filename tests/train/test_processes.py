@@ -237,7 +237,9 @@ def test_one_process_writes_and_tells(whole):
     scored = [row for row in logged if "val_loss" in row]
     assert [(row["step"], row["val_examples"]) for row in scored] == [(3, 9), (6, 9), (9, 9)]
     assert len(list(whole.run.glob("events.out.tfevents.*"))) == 1
-    assert whole.out(0)[0].startswith("best top-1") and len(whole.err(0)) == 1 + len(scored)
+    # A machine that is slow enough adds lines that tell how far an epoch is.
+    assert whole.out(0)[0].startswith("best top-1")
+    assert sum("validation loss" in line for line in whole.err(0)) == len(scored), whole.said()
     assert whole.out(1) == [] and whole.err(1) == []
 
 
