@@ -46,6 +46,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
     "Data": {
         "jeffnet.data": (),
         "jeffnet.data.open": (),
+        "jeffnet.data.inspection": (),
         "jeffnet.data.images": ("read_image", "image_from_array"),
         "jeffnet.data.preprocess": ("EvalTransform", "TrainTransform", "preprocessing_of"),
         "jeffnet.ops.image": ("normalize",),

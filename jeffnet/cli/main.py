@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import jeffnet
-from jeffnet.cli import bench, convert, export, info, list_, predict, recipes, train, validate
+from jeffnet.cli import bench, convert, data, export, info, list_, predict, recipes, train, validate
 from jeffnet.cli.parser import Parser
 from jeffnet.cli.text import PrintableFormatter, any_text
 from jeffnet.errors import JeffnetError, OutputError
@@ -22,7 +22,7 @@ from jeffnet.text.names import printable, printable_lines
 
 # Every module has `add_parser(commands, common)`; `run` of its parser takes the parsed arguments and imports what is
 # slow to import, so that other commands start at once.
-_COMMANDS = (list_, info, predict, validate, train, recipes, convert, export, bench)
+_COMMANDS = (list_, info, predict, validate, data, train, recipes, convert, export, bench)
 
 # The exit status of an internal error: EX_SOFTWARE.
 EXIT_CRASH = 70

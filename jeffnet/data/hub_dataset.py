@@ -84,6 +84,11 @@ class HubDataset(Labelled):
         self.labels, self.classes = checked_labels(labels, classes, self._data, self.name)
 
     def _picture(self, index: int, name: str) -> Image.Image:
+        return read_image(self.file(index), self.channels, name)
+
+    def file(self, index: int) -> bytes | str:
+        """What the picture's row holds, bytes or a path; an ImageError if that is nothing readable."""
+        name = self.name(index)
         try:
             picture = self._rows[index][self._image] or {}
             content, path = picture.get("bytes"), picture.get("path")
@@ -92,8 +97,8 @@ class HubDataset(Labelled):
         if not isinstance(content, bytes):
             if not path:
                 raise ImageError(f"image {name!r} has neither bytes nor a path: remove its row")
-            content = self._inside(path, name)
-        return read_image(content, self.channels, name)
+            return self._inside(path, name)
+        return content
 
     def _inside(self, path: str, name: str) -> str:
         """Where a row's path leads, in the first of the folders that it is relative to or lies in."""

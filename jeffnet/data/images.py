@@ -5,9 +5,9 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -37,6 +37,8 @@ _TURNS = {
 # Of a file: more than the largest picture that is decoded takes without compression, in 16 bits.
 _BYTES_PER_PIXEL = 6
 
+_T = TypeVar("_T")
+
 # Filters of warnings belong to the process, so that two threads that change them at once undo each other's change.
 _WARNINGS_LOCK = threading.Lock()
 
@@ -64,28 +66,47 @@ def read_image(
     """
     mode = image_mode(channels)
     if isinstance(path_or_bytes, bytes):
-        name, content = repr(name) if name else f"of {len(path_or_bytes)} bytes", path_or_bytes
+        subject, content = repr(name) if name else f"of {len(path_or_bytes)} bytes", path_or_bytes
     else:
-        with _file_errors(name or os.fspath(path_or_bytes)):
-            # Everything at once: opening the file in Pillow would put the wait for a slow disk under the lock.
-            content = read_file(path_or_bytes, most_bytes())
-        name = repr(name or os.fspath(path_or_bytes))
+        subject, content = repr(name or os.fspath(path_or_bytes)), image_content(path_or_bytes, name)
+    return decoded(content, lambda image: _convert(image, mode), subject)
+
+
+def image_content(path: str | os.PathLike[str], name: str | None = None) -> bytes:
+    """The contents of a picture's file, or the ImageError of `read_image`, which calls the picture `name`."""
+    with _file_errors(name or os.fspath(path)):
+        # Everything at once: opening the file in Pillow would put the wait for a slow disk under the lock.
+        return read_file(path, most_bytes())
+
+
+def decoded(content: bytes, use: Callable[[Image.Image], _T], subject: str) -> _T:
+    """What a function makes of a picture that is decoded completely, in the mode of its file.
+
+    Args:
+      content: of the file.
+      use: the function.
+      subject: what errors call the picture.
+
+    Raises:
+      ImageError: the picture cannot be decoded, or the function raises an error.
+    """
     if not content:
-        raise ImageError(f"image {name} is empty: replace or remove it")
+        raise ImageError(f"image {subject} is empty: replace or remove it")
     try:
-        return _convert(_decode(content), mode)
+        return use(_decode(content))
     except UnidentifiedImageError:
         raise ImageError(
-            f"image {name} is not a picture in a known format: convert it to one of {', '.join(FORMATS)}, or remove it"
+            f"image {subject} is not a picture in a known format: convert it to one of {', '.join(FORMATS)}, or remove "
+            "it"
         ) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ImageError(
-            f"image {name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down, or raise "
+            f"image {subject} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from None
     # Pillow's decoders answer damaged data with almost any exception: OSError, SyntaxError, struct.error, KeyError ...
     except Exception as error:
-        raise ImageError(f"image {name} cannot be decoded ({first_line(error)}): replace or remove it") from error
+        raise ImageError(f"image {subject} cannot be decoded ({first_line(error)}): replace or remove it") from error
 
 
 def converted(image: Image.Image, channels: int = 3) -> Image.Image:

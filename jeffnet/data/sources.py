@@ -90,6 +90,10 @@ class Labelled(ABC):
     def name(self, index: int) -> str:
         """Which picture an example is, for a person."""
 
+    def file(self, index: int) -> bytes | str | os.PathLike[str] | None:
+        """A picture's file or its contents, as `read_image` takes it; None where the data set has pixels alone."""
+        return None
+
     @abstractmethod
     def _picture(self, index: int, name: str) -> Image.Image: ...
 
@@ -162,6 +166,10 @@ class ImageFolder(Labelled):
     def path(self, index: int) -> Path:
         """Where a picture's file is."""
         return self._root / self.names[index]
+
+    def file(self, index: int) -> Path:
+        """The same."""
+        return self.path(index)
 
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self.path(index), self.channels)

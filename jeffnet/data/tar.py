@@ -91,9 +91,11 @@ class TarShards(Labelled):
         return f"{self._shards[self._shard[index]].name}/{self._names[index]}"
 
     def _picture(self, index: int, name: str) -> Image.Image:
-        return read_image(self._content(index, name), self.channels, name)
+        return read_image(self.file(index), self.channels, name)
 
-    def _content(self, index: int, name: str) -> bytes:
+    def file(self, index: int) -> bytes:
+        """The contents of a picture's member; an ImageError if they cannot be read."""
+        name = self.name(index)
         offset, size = int(self._offsets[index]), int(self._sizes[index])
         if (most := most_bytes()) and size > most:
             raise ImageError(
