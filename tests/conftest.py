@@ -1,6 +1,7 @@
 """What all tests share: JAX on the CPU, its compilation cache, 64-bit mode, and the reference implementation."""
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -20,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     # Only a bounded cache takes a lock, without which two processes read each other's half-written entries.
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+    # Tracing makes many objects, and every collection looks through all that were ever imported and compiled.
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="module")
