@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax import Array, lax
 from jax._src import distributed  # no public name has the key-value store
+from jax._src.core import Primitive  # `jax.extend.core` has it too, but takes 50 ms to import
 from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage] - or makes clients of the service
-from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.interpreters.ad import (
     defbilinear,

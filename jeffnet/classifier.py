@@ -121,7 +121,7 @@ class Classifier:
           WeightsError: the weights cannot be found or read, do not fit, or state another name.
         """
         classifier = cls.__new__(cls)
-        if not isinstance(source, bool) and _is_exported(source):
+        if isinstance(source, str | os.PathLike) and _is_exported(source):
             from jeffnet.export.run import open_exported
 
             if options:

@@ -6,14 +6,16 @@
     model, card = jeffnet.from_pretrained("b0.safetensors")
     model, variables, card = jeffnet.from_pretrained("b0.safetensors", backend="linen")
 
-The package offers both functions as its own.
+The package offers both functions as its own. Weights are found before a module system is imported: where they cannot be
+had, nobody waits for it.
 """
 
 from typing import Any, Unpack
 
-from jeffnet.backends import load_backend
+from jeffnet.arch.zoo import default_num_classes
+from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.backends.common import with_options
-from jeffnet.weights.load import Source
+from jeffnet.weights.load import Source, find_weights, published_name
 from jeffnet.weights.start import ModelLike, ModelOptions, Pretrained, PretrainedModule, PretrainedOptions
 
 # Flax's interface for new programs: a model is one object, which is called with images and can be changed in place.
@@ -42,6 +44,12 @@ def create_model(name: ModelLike, backend: str = DEFAULT_BACKEND, **options: Unp
       ArchitectureError: an option outside its range, or an architecture that is no network.
       WeightsError: `pretrained` cannot be read or does not fit.
     """
+    pretrained = options.get("pretrained")
+    if backend in BACKENDS and pretrained is not None and pretrained is not False:
+        published = published_name(pretrained, name)
+        if published and options.get("num_classes") is None:
+            options["num_classes"] = default_num_classes(published)
+        options["pretrained"] = find_weights(pretrained, name)
     return load_backend(backend).create_model(name, **options)
 
 
@@ -73,4 +81,5 @@ def from_pretrained(
       ArchitectureError: an option outside its range.
       WeightsError: the weights cannot be found or read, do not fit, or state another name.
     """
+    source = source if backend not in BACKENDS else find_weights(source, name)
     return load_backend(backend).from_pretrained(source, name, **options)

@@ -512,9 +512,13 @@ def test_validate_prints_the_scores_and_the_preprocessing(capsys, weights, pictu
 
 def test_every_backend_scores_and_predicts_the_same_to_the_last_digit(capsys, weights, pictures):
     """What is printed, for people and for programs, but for the name of the backend and the time that it took."""
+
+    def without(text: str) -> str:
+        return text.replace(f"computed by the layers of {backend}", "computed by layers")
+
     answers = {}
     for backend in BACKENDS:
-        options = ("--weights", weights, "--backend", backend, "--batch-size", 4)
+        options = ("--weights", weights, "--backend", backend, "--no-fused", "--batch-size", 4)
         _, scores, _ = run(capsys, "validate", pictures, *options)
         _, exact, _ = run(capsys, "validate", pictures, *options, "--json")
         exact = json.loads(exact)
@@ -522,16 +526,47 @@ def test_every_backend_scores_and_predicts_the_same_to_the_last_digit(capsys, we
         assert exact.pop("images_per_second") > 0
         _, predictions, _ = run(capsys, "predict", pictures / "val", *options)
         _, probabilities, _ = run(capsys, "predict", pictures / "val", *options, "--json")
-        answers[backend] = (scores, exact, predictions, json.loads(probabilities))
+        probabilities = json.loads(probabilities)
+        said = {each.pop("computed_by") for each in (exact, *probabilities)}
+        assert said == {f"the layers of {backend}"}
+        answers[backend] = (without(scores), exact, without(predictions), probabilities)
     assert "top-1" in answers["linen"][0] and len(answers["linen"][3]) == 6
     for backend in BACKENDS:
         assert answers[backend] == answers["linen"], backend
     assert run(capsys, "validate", pictures, "--weights", weights, "--backend", "torch")[0] == 2
 
 
+def test_on_a_cpu_the_fused_model_answers_as_the_layers(capsys, weights, pictures, tmp_path):
+    """What computed is told; another backend, dtype or mode is asked for its layers."""
+    by_layers = {
+        ("--no-fused",): "the layers of functional",
+        ("--backend", "linen"): "the layers of linen",
+        ("--dtype", "bfloat16"): "the layers of functional (bfloat16)",
+    }
+    given = (pictures / "val", "--weights", weights)
+    fused = json.loads(run(capsys, "predict", *given, "--json")[1])
+    assert {each["computed_by"] for each in fused} == {"the fused model"}
+    assert "\ncomputed by the fused model\n" in run(capsys, "predict", *given)[1]
+    scores = json.loads(run(capsys, "validate", pictures, "--weights", weights, "--json")[1])
+    assert scores["computed_by"] == "the fused model"
+    assert "\ncomputed by the fused model\n" in run(capsys, "validate", pictures, "--weights", weights)[1]
+    for options, said in by_layers.items():
+        layers = json.loads(run(capsys, "predict", *given, *options, "--json")[1])
+        assert {each["computed_by"] for each in layers} == {said}
+        found = json.loads(run(capsys, "validate", pictures, "--weights", weights, *options, "--json")[1])
+        assert found["computed_by"] == said
+        if "--dtype" not in options:
+            assert [each["indices"] for each in layers] == [each["indices"] for each in fused]
+            probabilities = [[each["probabilities"] for each in answers] for answers in (layers, fused)]
+            np.testing.assert_allclose(*probabilities, atol=1e-6)
+            assert found["loss"] == pytest.approx(scores["loss"], abs=1e-6) and found["top1"] == scores["top1"]
+    found = json.loads(run(capsys, "validate", pictures, "--weights", weights, "--no-jit", "--json")[1])
+    assert found["computed_by"] == "the layers of functional (not compiled)"
+
+
 def test_convert_to_every_form_and_back(capsys, weights, pictures, tmp_path, small_model):
     """The scores stay; back in jeffnet's own form, so do the arrays; the classes are in that form alone."""
-    expected = json.loads(run(capsys, "validate", pictures, "--weights", weights, "--json")[1])
+    expected = json.loads(run(capsys, "validate", pictures, "--weights", weights, "--no-fused", "--json")[1])
     # Those that can hold any model.
     for form in sorted({*FORMS} - {"efficientnet_pytorch", "tensorflow", "keras"}):
         there, back = tmp_path / form, tmp_path / f"{form}.safetensors"
@@ -548,7 +583,8 @@ def test_convert_to_every_form_and_back(capsys, weights, pictures, tmp_path, sma
         for key in before:
             np.testing.assert_array_equal(before[key], after[key])
         for backend in BACKENDS:
-            options = ("--weights", there, *name, "--backend", backend, "--image-size", 32, "--crop-pct", 1.0, "--json")
+            options = ("--weights", there, *name, "--image-size", 32, "--crop-pct", 1.0, "--json", "--no-fused")
+            options += ("--backend", backend)
             scores = json.loads(run(capsys, "validate", pictures, *options)[1])
             assert (scores["loss"], scores["top1"]) == (expected["loss"], expected["top1"])
     assert "--model" in fails(capsys, "validate", pictures, "--weights", tmp_path / "nnx")

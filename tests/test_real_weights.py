@@ -111,6 +111,25 @@ def test_the_fused_model_answers_the_same(answers: Answers, lite0_weights: Path)
     _check(np.asarray(jax.nn.softmax(fused(answers.images))), answers)
 
 
+def test_what_commands_run_on_a_cpu_answers_the_same(
+    answers: Answers, photographs: dict[Path, str], lite0_weights: Path
+):
+    """Pixels in, logits as near as 1e-5 of the largest, from the weights of the file on."""
+    from jeffnet.inference.fused_forward import BY_FUSED, FusedForward, computed_by
+    from jeffnet.weights.start import start_pretrained
+
+    assert computed_by("functional", "float32") == BY_FUSED
+    start, card = start_pretrained(lite0_weights, NAME, place=lambda array: array)
+    transform = EvalTransform(card.preprocessing)
+    pixels = np.stack([transform(Image.open(path).convert("RGB")) for path in photographs])
+    logits = np.asarray(FusedForward(start, card.preprocessing)({}, pixels))
+    # Up to a summand for each picture, which a softmax takes away.
+    expected = np.log(answers.probabilities)
+    expected += (logits - expected).mean(1, keepdims=True)
+    assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(logits).max()
+    np.testing.assert_array_equal(_five(logits), _five(answers.probabilities))
+
+
 @pytest.fixture(scope="module")
 def folder(photographs: dict[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The photographs as a data set, whose order is that of their classes."""

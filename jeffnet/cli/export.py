@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jeffnet.arch.quantization import KERNEL_BITS
 from jeffnet.cli.devices import add_device_options, start_devices
@@ -15,6 +15,9 @@ from jeffnet.export.options import DTYPES, INCLUDED, LAYOUTS
 from jeffnet.export.targets import TARGETS, check_free, check_int8, check_opset_target, choose_target
 from jeffnet.system.files import check_absent, write_file
 from jeffnet.text.names import printable_lines
+
+if TYPE_CHECKING:
+    from jeffnet.weights.formats.interface import WeightsFile
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -94,13 +97,16 @@ def run(options: argparse.Namespace) -> None:
     card_file = Path(f"{path}.md")
     if options.card:
         check_absent(card_file)
+    weights = _weights(options)
     start_devices(options)
     from jeffnet.export.export import export_model
     from jeffnet.export.snippet import described, entries, model_card, snippet
 
     with progress_line() as progress:
         progress(f"{options.model}: read")
-        *model, card = _open(options)
+        from jeffnet.functional import from_pretrained
+
+        *model, card = from_pretrained(*weights)
         report = export_model(
             path,
             tuple(model),
@@ -126,12 +132,12 @@ def run(options: argparse.Namespace) -> None:
         print(f"\nTo run it on a picture:\n\n{program}", end="")
 
 
-def _open(options: argparse.Namespace) -> tuple:
-    from jeffnet.functional import from_pretrained
+def _weights(options: argparse.Namespace) -> "tuple[WeightsFile, str | None]":
+    """The weights and the name of their model: where they cannot be had, nobody waits for JAX."""
+    from jeffnet.weights.load import describe_weights
 
-    if options.weights is None:
-        return from_pretrained(options.model)
-    return from_pretrained(options.weights, model_name(options.model))
+    name = None if options.weights is None else model_name(options.model)
+    return describe_weights(options.weights or options.model, name)[0], name
 
 
 def _file_options(options: argparse.Namespace) -> dict[str, Any]:

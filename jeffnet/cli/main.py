@@ -3,15 +3,15 @@
 import argparse
 import contextlib
 import errno
+import importlib
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jeffnet
-from jeffnet.cli import bench, convert, data, export, info, list_, predict, recipes, train, validate
 from jeffnet.cli.parser import Parser
 from jeffnet.cli.text import PrintableFormatter, any_text
 from jeffnet.errors import JeffnetError, OutputError
@@ -22,7 +22,10 @@ from jeffnet.text.names import printable, printable_lines
 
 # Every module has `add_parser(commands, common)`; `run` of its parser takes the parsed arguments and imports what is
 # slow to import, so that other commands start at once.
-_COMMANDS = (list_, info, predict, validate, data, train, recipes, convert, export, bench)
+_COMMANDS = {
+    **{"list": "list_", "info": "info", "predict": "predict", "validate": "validate", "data": "data"},
+    **{"train": "train", "recipes": "recipes", "convert": "convert", "export": "export", "bench": "bench"},
+}
 
 # The exit status of an internal error: EX_SOFTWARE.
 EXIT_CRASH = 70
@@ -160,7 +163,10 @@ def _keep_compiled() -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    options, rest = _parser().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # The other commands are for help and for errors; their modules take a while to import.
+    commands = given[:1] if given and given[0] in _COMMANDS else _COMMANDS
+    options, rest = _parser(commands).parse_known_args(arguments)
     options.arguments = arguments
     # Entries of a recipe are options too, but only the recipe knows them.
     if hasattr(options, "overrides"):
@@ -168,12 +174,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _parser() -> Parser:
+def _parser(chosen: Iterable[str]) -> Parser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = Parser(prog="jeffnet", description="EfficientNets and MobileNets for JAX.")
     parser.add_argument("--version", action="version", version=f"jeffnet {jeffnet.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add_parser(commands, common)
+    for name in chosen:
+        importlib.import_module(f"jeffnet.cli.{_COMMANDS[name]}").add_parser(commands, common)
     return parser

@@ -2,13 +2,20 @@
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jeffnet.arch.preprocessing import INTERPOLATIONS
 from jeffnet.arch.zoo import is_known, register_model
 from jeffnet.backends import BACKENDS, DTYPES, RUNNING_BACKEND
 from jeffnet.errors import UsageError
 from jeffnet.system.reading import is_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jeffnet.inference.forward import Forward
+    from jeffnet.weights.card import ModelCard
+    from jeffnet.weights.formats.interface import WeightsFile
 
 MODEL_TEXT = "a name, or a file of jeffnet's own format that has the same architecture"
 
@@ -32,9 +39,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backend_options(group: Any) -> None:
-    """Add `--backend` and `--dtype`."""
-    text = "module system (default: %(default)s)"
+    """Add `--backend`, `--fused` and `--dtype`."""
+    text = (
+        "module system whose layers run (default: none on one CPU, where the fused model runs; elsewhere %(default)s)"
+    )
     group.add_argument("--backend", choices=BACKENDS, default=RUNNING_BACKEND, help=text)
+    add_switch(group, "--fused", True, f"run the fused model on one CPU, in float32; else {RUNNING_BACKEND}'s layers")
     text = "dtype of the layers' arithmetic (default: %(default)s)"
     group.add_argument("--dtype", choices=DTYPES, default="float32", help=text)
 
@@ -82,16 +92,54 @@ def check_model_file(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is not for --model-file, which {reason}")
 
 
-def open_forward(options: argparse.Namespace):
-    """A function of variables and pictures, 0 to 255, the variables, and the card with the chosen preprocessing."""
+def open_model(options: argparse.Namespace) -> "tuple[ModelCard, Callable[[], tuple[Forward, Any, str]]]":
+    """The card of a model with the chosen preprocessing, and a function that loads it on devices that are started.
+
+    The function gives a function of variables and pictures, 0 to 255, the variables, and what computes it. All that can
+    be wrong with the weights' name or address is known before JAX is imported.
+    """
     from dataclasses import replace
 
-    from jeffnet.inference.forward import exported_forward, make_forward
+    if options.model_file is not None:
+        return _open_file(options)
+    from jeffnet.validation.candidates import NO_MODEL
+    from jeffnet.weights.load import describe_weights
 
-    if options.model_file is None:
-        apply, variables, card = _open_model(options)
-        return make_forward(apply, card.preprocessing), variables, card
+    if options.weights is None and options.model is None:
+        raise UsageError(NO_MODEL)
+    name = options.model and model_name(options.model)
+    file, card = describe_weights(True if options.weights is None else options.weights, name)
+    chosen = {name: getattr(options, name) for name in ("image_size", "crop_pct", "interpolation")}
+    card = replace(card, preprocessing=card.preprocessing.changed(**chosen))
+    return card, lambda: _loaded(options, file, name, card)
+
+
+def _loaded(
+    options: argparse.Namespace, file: "WeightsFile", name: str | None, card: "ModelCard"
+) -> "tuple[Forward, Any, str]":
+    import jax.numpy as jnp
+
+    from jeffnet.backends import load_backend
+    from jeffnet.inference.forward import make_forward
+    from jeffnet.inference.fused_forward import BY_FUSED, FusedForward, computed_by
+    from jeffnet.weights.start import start_pretrained
+
+    dtype = jnp.dtype(options.dtype)
+    how = computed_by(options.backend, dtype, fused=options.fused)
+    if how == BY_FUSED:
+        start, _ = start_pretrained(file, name, place=lambda array: array)
+        return FusedForward(start, card.preprocessing), {}, how
+    backend = load_backend(options.backend)
+    *model, _ = backend.from_pretrained(file, name, dtype=dtype)
+    apply, variables = backend.inference(*model)
+    return make_forward(apply, card.preprocessing), variables, how
+
+
+def _open_file(options: argparse.Namespace) -> "tuple[ModelCard, Callable[[], tuple[Forward, Any, str]]]":
+    from dataclasses import replace
+
     from jeffnet.export.run import open_exported
+    from jeffnet.inference.forward import exported_forward
 
     check_model_file(options)
     exported = open_exported(options.model_file, options.model and model_name(options.model))
@@ -102,26 +150,7 @@ def open_forward(options: argparse.Namespace):
         raise UsageError(f"{options.model_file!r} takes pictures of {height} pixels: --image-size cannot change that")
     chosen = {"image_size": height, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
     card = replace(exported.card, preprocessing=exported.card.preprocessing.changed(**chosen))
-    return exported_forward(exported), {}, card
-
-
-def _open_model(options: argparse.Namespace):
-    """A pure function of variables and normalised images, the variables, and the card with the chosen preprocessing."""
-    from dataclasses import replace
-
-    import jax.numpy as jnp
-
-    from jeffnet.backends import load_backend
-    from jeffnet.validation.candidates import NO_MODEL
-
-    if options.weights is None and options.model is None:
-        raise UsageError(NO_MODEL)
-    backend = load_backend(options.backend)
-    name = options.model and model_name(options.model)
-    source = True if options.weights is None else options.weights
-    *model, card = backend.from_pretrained(source, name, dtype=jnp.dtype(options.dtype))
-    chosen = {name: getattr(options, name) for name in ("image_size", "crop_pct", "interpolation")}
-    return *backend.inference(*model), replace(card, preprocessing=card.preprocessing.changed(**chosen))
+    return card, lambda: (exported_forward(exported), {}, exported.runner.runtime)
 
 
 def model_name(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jeffnet.cli.devices import add_device_options, one_device
-from jeffnet.cli.model import add_model_options, add_switch, local_path, open_forward, positive
+from jeffnet.cli.model import add_model_options, add_switch, local_path, open_model, positive
 from jeffnet.cli.text import table
 from jeffnet.errors import DatasetError
 from jeffnet.system.figures import FORMS
@@ -59,44 +59,47 @@ def run(options: argparse.Namespace) -> None:
     for path, endings in ((options.output, FORMS), (options.csv, [".csv"])):
         if path:
             check_output(path, endings)
-    with one_device(options):
-        pictures, predictions = _predicted(options)
+    pictures, predictions, how = _predicted(options)
     if turned := sum(orientation(picture.image) != 1 for picture in pictures):
-        how = "were rotated; --no-exif keeps them as stored" if options.exif else "were not rotated"
-        print(f"{turned} of {len(pictures)} pictures have an EXIF orientation and {how}", file=sys.stderr)
+        rotated = "were rotated; --no-exif keeps them as stored" if options.exif else "were not rotated"
+        print(f"{turned} of {len(pictures)} pictures have an EXIF orientation and {rotated}", file=sys.stderr)
     if options.output:
         draw_predictions(pictures, predictions, options.output, options.exif)
     if options.csv:
         write_predictions(options.csv, predictions)
     if options.json:
-        print(json.dumps([asdict(prediction) for prediction in predictions], indent=1))
+        print(json.dumps([asdict(prediction) | {"computed_by": how} for prediction in predictions], indent=1))
         return
     _print_table(predictions)
+    print(f"computed by {how}")
     for path in filter(None, (options.output, options.csv)):
         print(printable(f"written to {path}"))
 
 
-def _predicted(options: argparse.Namespace) -> tuple[list["Picture"], list["Prediction"]]:
+def _predicted(options: argparse.Namespace) -> tuple[list["Picture"], list["Prediction"], str]:
+    """Pictures, predictions, and what computed them. What can be wrong with names is known before JAX is imported."""
     from jeffnet.arch.imagenet import class_titles
     from jeffnet.inference.forward import check_classifies
     from jeffnet.inference.predict import predict
 
-    forward, variables, card = open_forward(options)
+    card, load = open_model(options)
     check_classifies(card, options.model_file or options.weights)
     classes = class_titles(card.classes) or tuple(f"class {index}" for index in range(card.num_classes))
     pictures = _pictures(options.pictures, options.limit, card)
-    predictions = predict(
-        forward,
-        variables,
-        pictures,
-        card.preprocessing,
-        classes,
-        card.classes,
-        options.top,
-        options.batch_size,
-        options.exif,
-    )
-    return pictures, predictions
+    with one_device(options):
+        forward, variables, how = load()
+        predictions = predict(
+            forward,
+            variables,
+            pictures,
+            card.preprocessing,
+            classes,
+            card.classes,
+            options.top,
+            options.batch_size,
+            options.exif,
+        )
+    return pictures, predictions, how
 
 
 def _print_table(predictions: Sequence["Prediction"]) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jeffnet.arch.preprocessing import CROP_MODES
 from jeffnet.cli.devices import add_device_options, add_process_options, connect, start_devices
@@ -28,6 +28,10 @@ from jeffnet.cli.text import table
 from jeffnet.data.choices import LOADERS, ON_BAD_IMAGE, RESIZES, SUBSETS
 from jeffnet.errors import JeffnetError, OutputError, UsageError
 from jeffnet.text.names import printable, printable_lines
+
+if TYPE_CHECKING:
+    from jeffnet.validation.candidates import Candidate
+    from jeffnet.validation.settings import Settings
 
 # Percentage points by which a score may differ from the published one.
 _TOLERANCE = 0.1
@@ -133,6 +137,10 @@ def _add_output_options(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Validate, and print the scores."""
+    # Usage and weights are looked at before JAX is imported, unless other processes may wait for this one.
+    several = options.coordinator or options.num_processes not in (None, 1) or options.process_id is not None
+    prepared = None if several else _prepared(options, find=True)
+
     from jeffnet.parallel.distributed import lost_processes_reported, wait_for_all
 
     if options.loader == "tf" and options.arguments is None:
@@ -142,21 +150,34 @@ def run(options: argparse.Namespace) -> None:
             hide_gpus()
     connect(options)
     with lost_processes_reported():
-        _run(options)
+        _run(options, *(prepared or _prepared(options, find=False)))
         wait_for_all()  # the first process may still be writing files
 
 
-def _run(options: argparse.Namespace) -> None:
-    from jeffnet.export.run import content_hash
-    from jeffnet.parallel.distributed import check_agreement, is_primary
+def _prepared(options: argparse.Namespace, find: bool) -> "tuple[list[Candidate], Settings]":
+    """The models and the settings; with `find`, the weights of a single model are found."""
+    from dataclasses import replace
+
     from jeffnet.validation.candidates import select_models
-    from jeffnet.validation.results import ResultsFile
-    from jeffnet.validation.validate import stated_settings, validate
 
     check_model_file(options)
     pattern = options.model and ",".join(map(model_name, options.model.split(",")))
     candidates, settings = select_models(pattern, options.weights, options.model_file), _settings(options)
     _check_outputs(options, len(candidates))
+    if find and len(candidates) == 1 and not options.model_file and not options.results:  # whose row may do
+        from jeffnet.weights.load import describe_weights
+
+        found, _ = describe_weights(candidates[0].weights or True, candidates[0].name)
+        candidates = [replace(candidates[0], found=found)]
+    return candidates, settings
+
+
+def _run(options: argparse.Namespace, candidates: "list[Candidate]", settings: "Settings") -> None:
+    from jeffnet.export.run import content_hash
+    from jeffnet.parallel.distributed import check_agreement, is_primary
+    from jeffnet.validation.results import ResultsFile
+    from jeffnet.validation.validate import stated_settings, validate
+
     start_devices(options)
     local = ("run", "process_id", "debug", "arguments")
     check_agreement({f"--{name.replace('_', '-')}": text for name, text in vars(options).items() if name not in local})
@@ -214,12 +235,14 @@ def describe(row: dict[str, Any]) -> str:
         + f", mean {tuple(pre['mean'])}, std {tuple(pre['std'])}, EXIF orientation "
         + ("applied" if pre.get("exif") else "not applied"),
     ]
+    if "computed_by" in row:  # which rows of earlier versions lack
+        lines.append(f"computed by {row['computed_by']}")
     if row["published_top1"] is not None:
         lines.append(f"published: top-1 {row['published_top1']:.3f} %, difference {row['top1_difference']:+.3f}")
     return "\n".join(lines)
 
 
-def _settings(options: argparse.Namespace):
+def _settings(options: argparse.Namespace) -> "Settings":
     from jeffnet.validation.settings import Settings
 
     derived = ("jit", "mistakes")  # from options of other names

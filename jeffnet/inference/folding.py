@@ -146,8 +146,7 @@ class _Folding:
                 assert_never(conv.norm)
         for part, _, channels in conv.shares:
             bias = self._take(part.name, "bias") * scale[channels] if conv.bias else 0.0
-            kernel = self._take(part.name, "kernel") * scale[channels]
-            self._put(part.name, kernel=kernel, bias=bias + shift[channels])
+            self._put(part.name, kernel=self._scaled(part.name, scale[channels]), bias=bias + shift[channels])
         return replace(conv, bias=True, norm=norm)
 
     def keep(self, name: str) -> None:
@@ -164,8 +163,13 @@ class _Folding:
         scale = self._take(norm.name, "scale") / np.sqrt(self._take(norm.name, "var") + norm.epsilon)
         return scale, self._take(norm.name, "bias") - self._take(norm.name, "mean") * scale
 
+    def _scaled(self, name: str, scale: np.ndarray) -> np.ndarray:
+        """A kernel times the factors of its channels: in float64, but without a whole array of it."""
+        kernel = np.asarray(self.arrays.pop(f"{name}.kernel"))
+        return np.multiply(kernel, scale, out=np.empty(kernel.shape, self.dtype), dtype=np.float64, casting="unsafe")
+
     def _take(self, name: str, leaf: str) -> np.ndarray:
         return np.asarray(self.arrays.pop(f"{name}.{leaf}"), np.float64)
 
     def _put(self, name: str, **arrays: np.ndarray) -> None:
-        self.folded |= {f"{name}.{leaf}": array.astype(self.dtype) for leaf, array in arrays.items()}
+        self.folded |= {f"{name}.{leaf}": array.astype(self.dtype, copy=False) for leaf, array in arrays.items()}

@@ -1,22 +1,21 @@
 """Functions from variables and pictures to logits, which validation and prediction call."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.errors import WeightsError
-from jeffnet.ops.image import normalize
 from jeffnet.weights.card import ModelCard
 
-Forward = Callable[[Any, Array | np.ndarray], Array]
+if TYPE_CHECKING:  # errors of weights and pictures need not wait for JAX
+    from jax import Array
+
+Forward = Callable[[Any, "Array | np.ndarray"], "Array"]
 
 
-def make_forward(apply: Callable[[Any, Array], Array], preprocessing: Preprocessing, jit: bool = True) -> Forward:
+def make_forward(apply: "Callable[[Any, Array], Array]", preprocessing: Preprocessing, jit: bool = True) -> Forward:
     """A compiled function from variables and pictures `(N, H, W, C)`, 0 to 255, to float32 logits `(N, classes)`.
 
     Args:
@@ -24,8 +23,12 @@ def make_forward(apply: Callable[[Any, Array], Array], preprocessing: Preprocess
       preprocessing: mean and standard deviation of the pictures.
       jit: compile the function; otherwise operations run one by one.
     """
+    import jax
+    import jax.numpy as jnp
 
-    def forward(variables: Any, images: Array | np.ndarray) -> Array:
+    from jeffnet.ops.image import normalize
+
+    def forward(variables: Any, images: "Array | np.ndarray") -> "Array":
         logits = apply(variables, normalize(images, preprocessing.mean, preprocessing.std))
         return jnp.asarray(logits, jnp.float32)
 
@@ -34,8 +37,9 @@ def make_forward(apply: Callable[[Any, Array], Array], preprocessing: Preprocess
 
 def exported_forward(exported: Callable[[np.ndarray], np.ndarray]) -> Forward:
     """A function like those of `make_forward` that runs an exported file, see `jeffnet.export.run`."""
+    import jax.numpy as jnp
 
-    def forward(variables: Any, images: Array | np.ndarray) -> Array:
+    def forward(variables: Any, images: "Array | np.ndarray") -> "Array":
         return jnp.asarray(exported(np.asarray(images)))
 
     return forward

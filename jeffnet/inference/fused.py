@@ -13,6 +13,7 @@ kernel computes, such as attention, JAX computes in between: `FusedModel.unfused
 """
 
 import contextlib
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,16 +25,22 @@ import numpy as np
 from jax import Array
 from jax.experimental import serialize_executable
 
+from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.backends import to_start
-from jeffnet.errors import ConfigError, InputError
+from jeffnet.errors import ConfigError, InputError, one_line
 from jeffnet.inference.folding import fold_norms
-from jeffnet.inference.fused_file import read_fused, write_fused
+from jeffnet.inference.fused_file import conditions, read_fused, write_fused
 from jeffnet.inference.fused_network import FusedNetwork, best_piece
+from jeffnet.inference.kept_programs import keep_program, kept_program, program_key, programs_folder
 from jeffnet.ops import native
 from jeffnet.ops.conv import lowering
+from jeffnet.ops.image import normalize
 from jeffnet.ops.network import as_floats
 from jeffnet.parallel.mesh import Layout
 from jeffnet.system.processor import vector_bits
+from jeffnet.weights.start import Start
+
+_log = logging.getLogger("jeffnet")
 
 
 def fuse(
@@ -43,17 +50,22 @@ def fuse(
     piece: int | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     devices: Sequence[Any] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> "FusedModel":
     """Fold, compile and load a model for inference.
 
+    With `jax_compilation_cache_dir`, JAX's option, compiled programs for one CPU are kept in that folder.
+
     Args:
-      model: what any backend's `create_model` returns: `model, variables`, the pair, or a module.
+      model: what any backend's `create_model` returns: `model, variables`, the pair, or a module; or the start of one.
       batch_size: pictures of a call; fewer may come.
       image_size: height and width in pixels.
       piece: pictures that go through the network at once; None chooses by the processor's largest cache, and takes the
         whole batch on other platforms.
       compiler_options: of XLA, as in `jax.jit`; None chooses.
       devices: of this host, which share each batch, such as `jax.local_devices()`; None takes the first alone.
+      preprocessing: makes a model that takes pixels, uint8 of 0 to 255, and normalises them by this mean and standard
+        deviation; None makes one of normalised images.
 
     Returns:
       The compiled model. It has its own copy of the weights: `model` need not be kept.
@@ -63,7 +75,8 @@ def fuse(
         model is abstract.
       JeffnetError: `model` is none of ours.
     """
-    start = to_start(model[0] if len(model) == 1 else model)
+    given = model[0] if len(model) == 1 else model
+    start = given if isinstance(given, Start) else to_start(given)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     numbers = {"batch_size": batch_size, "image_size": min(height, width), "piece": 1 if piece is None else piece}
     for name, number in numbers.items():
@@ -83,20 +96,16 @@ def fuse(
     plan, folded = fold_norms(start.plan, start.arrays, dtype)
     network = FusedNetwork(plan, start.execution, dtype, use_native, min(piece, share))
     arrays: Any = network.pack(folded)
-    images = jax.ShapeDtypeStruct((batch_size, height, width, start.plan.in_chans), dtype)
+    taken = jnp.dtype(jnp.uint8) if preprocessing else dtype
+    images = jax.ShapeDtypeStruct((batch_size, height, width, start.plan.in_chans), taken)
     if compiler_options is None:
         compiler_options = {"xla_cpu_prefer_vector_width": vector_bits()} if on_cpu else {}
-    apply, options = network.apply, dict(compiler_options)
+    norms = (preprocessing.mean, preprocessing.std) if preprocessing else None
     if layout:
-        # Inside it each device has a program of its own, in which C++ may be called.
-        rows, whole = layout.batch.spec, layout.whole.spec
-        apply = jax.shard_map(apply, mesh=layout.mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False)
         arrays, images = layout.place(arrays), images.update(sharding=layout.batch)
-    lowered = jax.jit(apply, compiler_options=options).lower(arrays, images)
-    with _not_cached():
-        compiled = lowered.compile()
+    program, executable = _program(network, norms, arrays, images, dict(compiler_options), layout)
     arrays = arrays if layout else jax.device_put(arrays)
-    return FusedModel(compiled, arrays, images, network.piece, network.unfused)
+    return FusedModel(program, arrays, images, network.piece, network.unfused, executable)
 
 
 class FusedModel:
@@ -126,16 +135,17 @@ class FusedModel:
         """Logits `(N, num_classes)`, or pooled features where the model has no classifier.
 
         Args:
-          images: `(N, H, W, C)` with N from 0 to the batch size, normalised.
+          images: `(N, H, W, C)` with N from 0 to the batch size: normalised, or, where the model was fused with a
+            preprocessing, uint8 pixels.
 
         Raises:
-          InputError: another shape, or integers: pixels that were not normalised.
+          InputError: another shape, or integers for normalised images, or other than uint8 for pixels.
         """
         count = images.shape[0] if getattr(images, "ndim", 0) == 4 else -1
         if not 0 <= count <= self.images.shape[0] or images.shape[1:] != self.images.shape[1:]:
             limit = f"(0 to {self.images.shape[0]}, {', '.join(map(str, self.images.shape[1:]))})"
             raise InputError(f"images of shape {getattr(images, 'shape', None)}: compiled for {limit}; fuse for others")
-        batch = as_floats(images, self.images.dtype)
+        batch = as_floats(images, self.images.dtype) if self.images.dtype != jnp.uint8 else _as_pixels(images)
         shared = self.images.sharding is not None
         if count < self.images.shape[0]:
             batch = jnp.pad(batch, ((0, self.images.shape[0] - count), (0, 0), (0, 0), (0, 0)))
@@ -186,12 +196,62 @@ def load_fused(path: str | os.PathLike) -> FusedModel:
       WeightsError: no such file, another kind of file, a damaged one, or one for another machine or version of JAX.
     """
     executable, arrays, images, piece, unfused = read_fused(path)
-    in_tree = jax.tree.structure(((arrays, images), {}))
-    compiled = serialize_executable.deserialize_and_load(
-        executable, in_tree, jax.tree.structure(0), execution_devices=jax.devices()[:1]
-    )
+    compiled = _loaded(executable, arrays, images)
     arrays: Any = jax.device_put(arrays)
     return FusedModel(compiled, arrays, images, piece, unfused, executable)
+
+
+def _program(
+    network: FusedNetwork,
+    norms: tuple[Any, Any] | None,
+    arrays: Any,
+    images: jax.ShapeDtypeStruct,
+    options: dict[str, Any],
+    layout: Layout | None,
+) -> tuple[Any, bytes | None]:
+    """The compiled program of a network, and what it was read from if it was kept on disk."""
+
+    def apply(arrays: Any, images: Array) -> Array:
+        return network.apply(arrays, normalize(images, *norms, network.dtype) if norms else images)
+
+    def compiled() -> Any:
+        function = apply
+        if layout:
+            # Inside it each device has a program of its own, in which C++ may be called.
+            specs = {"in_specs": (layout.whole.spec, layout.batch.spec), "out_specs": layout.batch.spec}
+            function = jax.shard_map(apply, mesh=layout.mesh, check_vma=False, **specs)
+        lowered = jax.jit(function, compiler_options=options).lower(arrays, images)
+        with _not_cached():
+            return lowered.compile()
+
+    # Programs are loaded for the first device.
+    is_first = jax.config.jax_default_device in (None, jax.devices()[0])  # pyright: ignore[reportAttributeAccessIssue]
+    folder = programs_folder() if jax.default_backend() == "cpu" and is_first and not layout else None
+    if folder is None:
+        return compiled(), None
+    key = program_key(network, norms, images, sorted(options.items()), conditions())
+    executable = kept_program(folder, key)
+    if executable is not None:
+        try:
+            return _loaded(executable, arrays, images), executable
+        except Exception as error:  # whatever pickle and XLA raise: compiling always works
+            _log.debug("a kept program cannot be loaded: %s", one_line(error))
+    program = compiled()
+    keep_program(folder, key, serialize_executable.serialize(program)[0])
+    return program, None
+
+
+def _loaded(executable: bytes, arrays: Any, images: jax.ShapeDtypeStruct) -> Any:
+    in_tree = jax.tree.structure(((arrays, images), {}))
+    return serialize_executable.deserialize_and_load(
+        executable, in_tree, jax.tree.structure(0), execution_devices=jax.devices()[:1]
+    )
+
+
+def _as_pixels(images: Any) -> Array:
+    if images.dtype != np.uint8:
+        raise InputError(f"images of {images.dtype}: the model was fused with a preprocessing and takes uint8 pixels")
+    return jnp.asarray(images)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def write_fused(
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     arrays[_EXECUTABLE] = np.frombuffer(executable, np.uint8)
     batch = [list(images.shape), images.dtype.name]
-    about = {"format": _FORMAT, "made for": _conditions(), "images": batch, "piece": piece, "unfused": list(unfused)}
+    about = {"format": _FORMAT, "made for": conditions(), "images": batch, "piece": piece, "unfused": list(unfused)}
     text = json.dumps(about)
     with written_atomically(path) as partial:
         save_file(arrays, partial, {_METADATA_KEY: f"{_checksum(text, arrays)} {text}"})
@@ -71,7 +71,7 @@ def read_fused(
     facts = json.loads(about)
     there = facts["made for"]
     other = [
-        f"{name}: {there.get(name)}, here {here}" for name, here in _conditions().items() if there.get(name) != here
+        f"{name}: {there.get(name)}, here {here}" for name, here in conditions().items() if there.get(name) != here
     ]
     if facts["format"] != _FORMAT or other:
         raise WeightsError(
@@ -93,7 +93,7 @@ def _checksum(about: str, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _conditions() -> dict[str, str]:
+def conditions() -> dict[str, str]:
     """What a compiled model depends on."""
     device = jax.devices()[0]
     return {

@@ -8,6 +8,7 @@ from jeffnet.errors import UnknownModelError, UsageError
 
 if TYPE_CHECKING:  # the command line selects models before it waits for JAX
     from jeffnet.weights.card import ModelCard
+    from jeffnet.weights.formats.interface import WeightsFile
     from jeffnet.weights.start import Start
 
 NO_MODEL = "give --model NAME for a model's published weights, or --weights SOURCE for others"
@@ -20,6 +21,7 @@ class Candidate:
     Attributes:
       name: in the zoo; None if the weights name their model.
       weights: their source; None for the published weights.
+      found: the weights, where they have been found already.
       opened: arrays and card of a model in memory, instead of both.
       file: an exported file, see `jeffnet.export.run.open_exported`, instead of weights; it needs a name only where it
         does not state its model.
@@ -28,6 +30,7 @@ class Candidate:
     name: str | None
     weights: str | None = None
     file: str | None = None
+    found: "WeightsFile | None" = None
     opened: "tuple[Start, ModelCard] | None" = None
 
     @property

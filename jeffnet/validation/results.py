@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from jeffnet.system.extras import install
 from jeffnet.system.files import check_output, locked, write_file
 from jeffnet.system.reading import parse_json, read_text
 from jeffnet.text.names import utf8
-from jeffnet.validation.validate import Outcome
+
+if TYPE_CHECKING:
+    from jeffnet.validation.validate import Outcome
 
 # Settings that do not change scores.
-_INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit"})
+_INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit", "fused"})
 # Entries that a row must have: those that are compared and those that are shown.
 _NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
 _KINDS: dict[str, Any] = {
@@ -116,7 +118,7 @@ class ResultsFile:
         return text.getvalue()
 
 
-def save_predictions(path: str | os.PathLike, outcome: Outcome) -> None:
+def save_predictions(path: str | os.PathLike, outcome: "Outcome") -> None:
     r"""Write a table with a row for every picture. Bytes of names that are not UTF-8 are written as `\xff`.
 
     Args:

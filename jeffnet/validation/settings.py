@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from jeffnet.backends import RUNNING_BACKEND
 from jeffnet.data.batches import OnBadImage
 from jeffnet.errors import ConfigError
-from jeffnet.parallel.mesh import check_mesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,8 @@ class Settings:
       subset: one of `jeffnet.data.labels.SUBSETS`, whose classes are the only ones that can be predicted.
       test_pool: `jeffnet.weights.start.with_test_pooling`, for pictures larger than in training.
       jit: compile the model.
+      fused: run the fused model where `jeffnet.inference.fused_forward.computed_by` says that it can stand for the
+        backend's layers; False always runs these.
       on_bad_image: for pictures that cannot be decoded: 'error' stops, 'skip' ignores and reports them.
       workers: processes that read pictures; None uses threads for 'grain', and a process per processor for 'pt'.
       exif: rotate pictures by their EXIF orientation, which timm and TensorFlow do not.
@@ -64,6 +65,7 @@ class Settings:
     subset: str | None = None
     test_pool: bool = False
     jit: bool = True
+    fused: bool = True
     on_bad_image: OnBadImage = "error"
     workers: int | None = None
     exif: bool = False
@@ -72,7 +74,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
             raise ConfigError(f"batch_size {self.batch_size!r} is neither a number of pictures nor 'auto'")
-        check_mesh(self.mesh)
+        if self.mesh != Settings.mesh:
+            from jeffnet.parallel.mesh import check_mesh  # JAX, for which mistakes need not wait
+
+            check_mesh(self.mesh)
         if self.num_examples is not None and self.num_examples < 1:
             raise ConfigError(f"num_examples {self.num_examples} is not a number of pictures: give 1 or more")
         if self.test_pool and self.size is None:

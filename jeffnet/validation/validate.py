@@ -19,6 +19,7 @@ from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, JeffnetError
 from jeffnet.export.run import content_hash, open_exported
 from jeffnet.inference.forward import Forward, check_classifies, exported_forward, make_forward
+from jeffnet.inference.fused_forward import BY_FUSED, FusedForward, computed_by
 from jeffnet.parallel.mesh import make_layout
 from jeffnet.validation.answers import IN_FLIGHT, Answers, answer
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
@@ -148,8 +149,7 @@ def _shared_part(transform: EvalTransform) -> EvalTransform:
 def _open_model(candidate: Candidate, settings: Settings) -> _Model:
     if candidate.file:
         return _open_file(candidate.file, candidate, settings)
-    backend = load_backend(settings.backend)
-    source = candidate.weights or True
+    source = candidate.found or candidate.weights or True
     start, card = candidate.opened or start_pretrained(source, candidate.name, dtype=jnp.dtype(settings.dtype))
     transform = _transform(card.preprocessing, settings)
     _check_classes(candidate, card, settings)
@@ -158,10 +158,16 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
         if min(transform.shape) <= trained:
             raise ConfigError(f"test-time pooling of {card.model} needs pictures larger than its {trained} px")
         start = with_test_pooling(start, trained)
+    devices = make_layout(settings.mesh).devices
+    how = computed_by(settings.backend, start.dtype, fused=settings.fused, jit=settings.jit, devices=devices)
+    resize, row = _resize(card.model, settings), {"computed_by": how}
+    if how == BY_FUSED:
+        return _Model(candidate, card, FusedForward(start, transform.preprocessing), {}, transform, resize, row)
+    backend = load_backend(settings.backend)
     model = backend.build(start)
     apply, variables = backend.inference(*(model if isinstance(model, tuple) else (model,)))
     forward = make_forward(apply, transform.preprocessing, settings.jit)
-    return _Model(candidate, card, forward, variables, transform, _resize(card.model, settings))
+    return _Model(candidate, card, forward, variables, transform, resize, row)
 
 
 def _open_file(path: str, candidate: Candidate, settings: Settings) -> _Model:
@@ -175,7 +181,8 @@ def _open_file(path: str, candidate: Candidate, settings: Settings) -> _Model:
     card = exported.card
     _check_classes(candidate, card, settings)
     transform = _transform(card.preprocessing, replace(settings, size=exported.image_size))
-    row = {"backend": exported.runner.runtime, "dtype": exported.dtype, "sha256": content_hash(path)}
+    runtime = exported.runner.runtime
+    row = {"backend": runtime, "dtype": exported.dtype, "computed_by": runtime, "sha256": content_hash(path)}
     return _Model(candidate, card, exported_forward(exported), {}, transform, _resize(card.model, settings), row)
 
 

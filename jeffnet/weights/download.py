@@ -22,12 +22,17 @@ from jeffnet.system.reading import parse_json, read_text
 from jeffnet.text.names import printable
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import httpx2
+    import tqdm
 
 # After a cut connection or a server error; the wait doubles from try to try. Where no connection can be made at all,
 # one more try is enough: mostly there is no network, and the user waits.
 RETRIES = 3
 WAIT_SECONDS = 1.0
+_BRIEFLY = 1.0  # seconds for a connection where another one has failed
+_MOMENT = 1.0  # seconds of a download that needs no bar
 _log = logging.getLogger("jeffnet")
 
 
@@ -36,7 +41,7 @@ def connect_seconds() -> float:
     from huggingface_hub import constants
 
     stated = constants.HF_HUB_ETAG_TIMEOUT
-    return 4.0 if stated == constants.DEFAULT_ETAG_TIMEOUT else float(stated)
+    return 3.2 if stated == constants.DEFAULT_ETAG_TIMEOUT else float(stated)
 
 
 class FetchError(WeightsError):
@@ -48,11 +53,18 @@ class FetchError(WeightsError):
       remedy: what to do.
       unavailable: whether another source may help: this one cannot be reached or lacks the file. False if the file has
         the wrong hash or cannot be written.
+      unreached: whether no connection could be made.
     """
 
     def __init__(self, source: str, reason: str, remedy: str, *, unavailable: bool = False) -> None:
         super().__init__(f"weights {source!r}: {reason}; {remedy}")
         self.source, self.reason, self.remedy, self.unavailable = source, reason, remedy, unavailable
+
+    @property
+    def unreached(self) -> bool:
+        import httpx2
+
+        return isinstance(self.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
 
 
 def wrong_hash(path: Path, expected: str | None = None) -> str | None:
@@ -88,8 +100,14 @@ def file_hash(path: Path, algorithm: str) -> str:
         return f"{algorithm}:{hashlib.file_digest(file, lambda: start).hexdigest()}"
 
 
-def fetch(url: str, path: Path, expected: str | None = None) -> Path:
+def fetch(url: str, path: Path, expected: str | None = None, persist: bool = True) -> Path:
     """Download a file to a path in the cache, which is returned, unless it is there with the expected hash.
+
+    Args:
+      url: http or https.
+      path: of the file.
+      expected: hash, see `wrong_hash`.
+      persist: try again where no connection can be made; False where another address could not be reached either.
 
     Raises:
       FetchError: it cannot be downloaded, has another hash, or cannot be written.
@@ -111,7 +129,7 @@ def fetch(url: str, path: Path, expected: str | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(path) as folder:
             with open(folder / path.name, "xb") as file:
-                _receive(url, source, file)
+                _receive(url, source, file, persist)
             actual = file_hash(folder / path.name, _algorithm(expected))
             if expected and not actual.startswith(expected):
                 raise _other_file(source, path.name, expected, actual)
@@ -143,7 +161,7 @@ def _other_file(source: str, name: str, expected: str, actual: str) -> FetchErro
     return FetchError(source, f"its hash is {actual}, not {expected}", remedy)
 
 
-def _receive(url: str, source: str, file: BinaryIO) -> None:
+def _receive(url: str, source: str, file: BinaryIO, persist: bool) -> None:
     """Write what a URL has, in as many tries as it takes; huggingface_hub's client repeats only failed requests."""
     import httpx2
     from huggingface_hub import constants
@@ -152,7 +170,8 @@ def _receive(url: str, source: str, file: BinaryIO) -> None:
 
     # Compressed on the way, a body would not have the length that is announced.
     headers = {"User-Agent": "jeffnet", "Accept-Encoding": "identity"}
-    timeout = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT, connect=connect_seconds())
+    connect = connect_seconds() if persist else min(connect_seconds(), _BRIEFLY)
+    timeout = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT, connect=connect)
     for wait in (*(WAIT_SECONDS * 2**retry for retry in range(RETRIES)), None):
         if "If-Range" in headers:
             headers["Range"] = f"bytes={file.tell()}-"
@@ -175,7 +194,7 @@ def _receive(url: str, source: str, file: BinaryIO) -> None:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             may_pass = isinstance(error, httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError)
             unreached = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) and not file.tell()
-            is_late = isinstance(error, httpx2.ConnectTimeout) or wait != WAIT_SECONDS
+            is_late = isinstance(error, httpx2.ConnectTimeout) or wait != WAIT_SECONDS or not persist
             if wait is None or not may_pass or (unreached and is_late):
                 reason = f"cannot be downloaded ({one_line(error)})"
                 raise FetchError(source, reason, "check address and network", unavailable=True) from error
@@ -199,11 +218,22 @@ def _write_body(response: "httpx2.Response", source: str, file: BinaryIO, header
     # Without a length nobody could tell that a body which was cut is complete; weak marks are not exact.
     if length and version.startswith('"'):
         headers["If-Range"] = version
-    total, name = file.tell() + int(length) if length else None, os.path.basename(urlsplit(source).path)[-40:]
-    with progress_bar(printable(name), total, "B", unit_scale=True, initial=file.tell()) as bar:
+    total, name = file.tell() + int(length) if length else None, os.path.basename(urlsplit(source).path)
+    with download_bar(name, total, file.tell()) as bar:
         for chunk in response.iter_bytes():
             file.write(chunk)
             bar.update(len(chunk))
+
+
+def download_bar(name: str, total: int | None = None, initial: int = 0) -> "AbstractContextManager[tqdm.tqdm]":
+    """Shows how far a download is, where it takes more than a moment: `update` takes numbers of bytes.
+
+    Args:
+      name: of the file.
+      total: its bytes; None if they are not known.
+      initial: bytes that are there already.
+    """
+    return progress_bar(printable(name[-40:]), total, "B", unit_scale=True, initial=initial, delay=_MOMENT)
 
 
 def _refused(source: str, status: int) -> FetchError:

@@ -13,7 +13,7 @@ import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from jeffnet.arch.imagenet import label_set
@@ -25,6 +25,9 @@ from jeffnet.weights import download
 from jeffnet.weights.download import FetchError, cache_folder, fetch, wrong_hash
 from jeffnet.weights.hub_config import CONFIG_FILE, HubConfig, parse_config, read_config
 from jeffnet.weights.packages import find_in_package, package_of
+
+if TYPE_CHECKING:
+    import tqdm
 
 # In order of preference.
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -110,7 +113,7 @@ def _published(name: ModelLike | None) -> Located:
     url = os.environ.get("JEFFNET_RELEASE_URL", RELEASE).rstrip("/") + f"/{file}"
     path = cache_folder() / "release" / file
     try:
-        fetch(url, path, f"sha256:{entry.weights.sha256}")
+        fetch(url, path, f"sha256:{entry.weights.sha256}", persist=not of_hub.unreached)
         shown = download.without_password(url)
         _log.warning("weights %r: %s; using those of the original release, %s", repository.source, of_hub.reason, shown)
         return Located(path, shown, config)
@@ -172,6 +175,44 @@ def _of_hub(source: str) -> Located:
     repository = _Repository(source, parts["repo"], parts["revision"])
     path = repository.weights((parts["file"],) if parts["file"] else WEIGHTS_FILES)
     return Located(path, source, parse_config(repository.config(path), source, parts["repo"]))
+
+
+def _client_bar(bar: "tqdm.tqdm") -> type:
+    """A class for huggingface_hub's client, which makes a bar of it for every try: all of them count in one bar.
+
+    It has what the client uses of tqdm's, and what it uses where a file comes in pieces, of which it counts those that
+    were received beside those that were written.
+    """
+
+    class Counter:
+        def __init__(self, total: int | None = None, initial: int = 0, **_: Any) -> None:
+            self.total = total
+            bar.update(initial - bar.n)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(bar, name, value)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(bar, name)
+
+        def __enter__(self) -> "Counter":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+        def update_transfer(self, count: float) -> None:
+            pass
+
+        def set_postfix_str(self, text: str, refresh: bool = False) -> None:
+            pass
+
+        set_transfer_postfix_str = set_postfix_str
+
+    return Counter
 
 
 @dataclass(frozen=True)
@@ -266,7 +307,12 @@ class _Repository:
         is_last = False
         while True:
             try:
-                return Path(hf_hub_download(self.name, file, revision=self.revision, library_name="jeffnet"))
+                with download.download_bar(file) as bar:
+                    shown: Any = _client_bar(bar)
+                    path = hf_hub_download(
+                        self.name, file, revision=self.revision, library_name="jeffnet", tqdm_class=shown
+                    )
+                return Path(path)
             except RemoteEntryNotFoundError:
                 return None
             except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError) as error:

@@ -27,7 +27,6 @@ from jeffnet.arch.zoo import (
     resolve_name,
 )
 from jeffnet.errors import UnknownModelError, WeightsError
-from jeffnet.ops.init import new_classifier
 from jeffnet.system.reading import check_file
 from jeffnet.text.names import listed
 from jeffnet.weights.archive import open_zip
@@ -41,8 +40,8 @@ from jeffnet.weights.known_classifiers import remember_classes
 from jeffnet.weights.naming import CLASSIFIER, to_canonical_names
 from jeffnet.weights.timm import EFFICIENTNET_PYTORCH, TIMM
 
-# Where weights may be: a path, True for the published ones, `hf:owner/name`, a URL.
-Source = str | os.PathLike | Literal[True]
+# Where weights may be: a path, True for the published ones, `hf:owner/name`, a URL; or what `find_weights` returned.
+Source = str | os.PathLike | Literal[True] | WeightsFile
 # The name of a model's weights in a folder, for jeffnet and the hub.
 MODEL_FILE = WEIGHTS_FILES[0]
 
@@ -53,8 +52,8 @@ def find_weights(source: Source, name: ModelLike | None = None) -> WeightsFile:
     """Weights from wherever they are.
 
     Args:
-      source: a path, see `read_weights`; `hf:owner/name` or a URL, see `jeffnet.weights.hub.locate`; or, for published
-        weights, True or the model's name, with or without a tag.
+      source: a path, see `read_weights`; `hf:owner/name` or a URL, see `jeffnet.weights.hub.locate`; for published
+        weights, True or the model's name, with or without a tag; or what this function returned.
       name: of the model whose published weights True means.
 
     Returns:
@@ -63,6 +62,8 @@ def find_weights(source: Source, name: ModelLike | None = None) -> WeightsFile:
     Raises:
       WeightsError: they cannot be downloaded or read.
     """
+    if isinstance(source, WeightsFile):
+        return source
     if published := published_name(source, name):
         source, name = True, published
     located = locate(source, name)
@@ -203,7 +204,11 @@ def open_weights(
         card = replace(card, num_classes=num_classes, classes=())
     if in_chans not in (None, card.in_chans):
         card = replace(card, in_chans=in_chans)
-    initial = new_classifier(card.plan(), rng) if card != stated_card else None
+    initial = None
+    if card != stated_card:
+        from jeffnet.ops.init import new_classifier  # JAX, for which a missing file need not wait
+
+        initial = new_classifier(card.plan(), rng)
     arrays = to_canonical_names(file.arrays, file.naming, card.plan())
     fitted = fit(arrays, card.plan(), source=file.source, model=card.model, initial=initial, put=put)
     remember_classes(fitted, card.classes)

@@ -210,7 +210,7 @@ def start_pretrained(
     param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     rng: int | Array = 0,
-    place: Callable[[np.ndarray], Array] = jax.device_put,
+    place: Callable[[np.ndarray], Any] = jax.device_put,
     **training: Any,
 ) -> tuple[Start, ModelCard]:
     """The start of the model of these weights, and its card. Options: see `PretrainedOptions`.
@@ -273,7 +273,7 @@ def array_dtype(spec: ArraySpec, param_dtype: DTypeLike) -> DTypeLike:
     return param_dtype if spec.is_parameter else at_least_float32(param_dtype)
 
 
-def _put(place: Callable[[np.ndarray], Array], param_dtype: DTypeLike) -> Callable[[ArraySpec, np.ndarray], Array]:
+def _put(place: Callable[[np.ndarray], Any], param_dtype: DTypeLike) -> Callable[[ArraySpec, np.ndarray], Array]:
     # A copy: JAX may use the memory of a NumPy array as it is, and `jnp.asarray` compiles a program for every shape.
     return lambda spec, array: place(np.array(array, array_dtype(spec, param_dtype)))
 
@@ -292,7 +292,7 @@ def start_arrays(
     pretrained: Source | bool | None = None,
     adapt: bool = False,
     classes: Sequence[str] = (),
-    place: Callable[[np.ndarray], Array] = jax.device_put,
+    place: Callable[[np.ndarray], Any] = jax.device_put,
 ) -> dict[str, Array]:
     """Every array of a model by canonical name: initial values, or those of a weights file.
 

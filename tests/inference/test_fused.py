@@ -34,6 +34,13 @@ from jeffnet.weights.start import start_model, with_test_pooling
 
 pytestmark = pytest.mark.usefixtures("tiny_model")
 
+
+@pytest.fixture(autouse=True)
+def programs_folder(monkeypatch):
+    """Programs that earlier tests kept would hide what these compile."""
+    monkeypatch.setattr(fused_module, "programs_folder", lambda: None)
+
+
 CLASSES, BATCH, SIZE = 10, 3, (48, 64)
 # Float32's own error on these networks is 1e-6 of the largest logit; their sums come in another order here.
 TOLERANCE = 1e-5

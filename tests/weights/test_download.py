@@ -481,19 +481,20 @@ def test_a_damaged_list_of_what_was_verified_is_passed_over(content, server, pat
     assert fetch(f"{server.url}/b0.npz", path, f"sha256:{HASH}").read_bytes() == BODY
 
 
-def test_progress_is_shown_on_a_terminal_only(server, path, monkeypatch):
+def test_progress_is_shown_on_a_terminal_where_a_download_takes_time(server, path, monkeypatch):
     class Terminal(io.StringIO):
         terminal = True
 
         def isatty(self):
             return self.terminal
 
-    for terminal in (True, False):
+    for terminal, moment in ((True, 0), (True, 60), (False, 0)):
         stderr = Terminal()
         stderr.terminal = terminal
         monkeypatch.setattr(sys, "stderr", stderr)
-        fetch(f"{server.url}/b0.npz", path.with_name(f"{terminal}"))
-        assert ("b0.npz" in stderr.getvalue()) == terminal
+        monkeypatch.setattr(download, "_MOMENT", moment)
+        fetch(f"{server.url}/b0.npz", path.with_name(f"{terminal}{moment}"))
+        assert ("b0.npz" in stderr.getvalue()) == (terminal and not moment)
 
 
 # Of URLs, as `locate` takes them.

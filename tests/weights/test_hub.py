@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +25,7 @@ from jeffnet.arch.model import RELEASE, WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import MODELS, list_models, model_preprocessing
 from jeffnet.errors import UnknownModelError, WeightsError
+from jeffnet.system.progress import progress_bar
 from jeffnet.weights import download
 from jeffnet.weights.hub import Located, locate
 from jeffnet.weights.hub_config import HubConfig
@@ -429,13 +432,41 @@ def test_a_failure_that_stays(kind, fault, said, hub, tmp_path):
     assert not list(tmp_path.rglob("model.safetensors"))
 
 
+def test_progress_is_shown_where_a_download_takes_time(hub, monkeypatch, tmp_path):
+    """By one bar of bytes, which also counts what a second try continues; without a terminal by lines."""
+    hub.faults["elsewhere"] = iter(["cut"])
+    seen = []
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    @contextmanager
+    def counted(*arguments, **options):
+        with progress_bar(*arguments, **options) as bar:
+            yield bar
+            seen.append((bar.n, bar.total, str(bar)))
+
+    monkeypatch.setattr(download, "progress_bar", counted)
+    for moment, shown in ((0, True), (60, False)):
+        monkeypatch.setattr(download, "_MOMENT", moment)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / f"{moment}"))
+        monkeypatch.setattr(sys, "stderr", stderr := Terminal())
+        locate("hf:me/mine/model.safetensors")
+        assert ("model.safetensors: " in stderr.getvalue()) == shown
+        assert "\n" not in stderr.getvalue()
+    size = len(WEIGHTS)
+    assert [each[:2] for each in seen if each[1] == size] == [(size, size)] * 2
+    assert all(f"{size / 1000:.1f}k/{size / 1000:.1f}k" in text for _, total, text in seen if total == size)
+
+
 def test_no_network(hub, waits, caplog):
     hub.close()
     refused("hf:me/mine", "'hf:me/mine': the hub cannot be reached (", "Connection refused", "check the network")
     assert waits == [download.WAIT_SECONDS] and caplog.text == ""
     waits.clear()
     refused(True, "the hub cannot be reached (", "cannot be downloaded (", name=MODEL)
-    assert waits == [download.WAIT_SECONDS] * 2 and caplog.text == ""
+    assert waits == [download.WAIT_SECONDS] and caplog.text == ""
 
 
 def test_a_connection_that_is_slow_to_come_is_not_tried_again(hub, waits, monkeypatch):
@@ -453,7 +484,7 @@ def test_a_connection_that_is_slow_to_come_is_not_tried_again(hub, waits, monkey
     refused("hf:me/mine", "the hub cannot be reached (timed out)")
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 30)  # for slow networks
     refused("hf:me/mine", "the hub cannot be reached (timed out)")
-    assert [timeout.connect for timeout in timeouts] == [4, 30] and waits == []
+    assert [timeout.connect for timeout in timeouts] == [3.2, 30] and waits == []
 
 
 def test_no_network_but_a_cached_file(hub, waits):
