@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import jeffnet.validation.validate
+import jeffnet.weights.load
 from jeffnet.arch import zoo
 from jeffnet.arch.model import WeightSet
 from jeffnet.arch.preprocessing import Preprocessing
@@ -20,6 +21,7 @@ from jeffnet.errors import JeffnetError, OutputError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.formats.safetensors import save_model
+from jeffnet.weights.hub import Located
 
 CLASSES = ("bird", "cat", "dog")
 MODELS = ("tiny", "tiny_tf", "tiny_flat")
@@ -334,13 +336,13 @@ def imagenet(tmp_path, tiny_model, monkeypatch):
     images, labels = rng.integers(0, 256, (1000, 8, 8, 3), np.uint8), np.arange(1000)
     np.savez(tmp_path / "imagenet.npz", images=images, labels=labels)
     monkeypatch.setattr(jeffnet.validation.validate, "IMAGENET_VALIDATION_EXAMPLES", 1000)
-    start = jeffnet.validation.validate.start_pretrained
     card = ModelCard("tiny_flat", 1000, 3, Preprocessing(8, 1.0))
     save_model(tmp_path / "w.safetensors", initial_arrays(card.plan(), 0), card)
+    published, locate = Located(tmp_path / "w.safetensors", "published"), jeffnet.weights.load.locate
     monkeypatch.setattr(
-        jeffnet.validation.validate,
-        "start_pretrained",
-        lambda source, name, **k: start(tmp_path / "w.safetensors", name, **k),
+        jeffnet.weights.load,
+        "locate",
+        lambda source, name=None: published if source is True else locate(source, name),
     )
 
     def publish(top1):
@@ -368,10 +370,11 @@ def test_weights_without_a_score_are_validated_without_one(capsys, imagenet):
     assert "nothing to compare for tiny_flat" in run(capsys, data, "--model", "tiny_flat", "--check")[2]
 
 
-def test_there_is_nothing_to_check_on_other_data(capsys, imagenet, weights, monkeypatch):
+def test_there_is_nothing_to_check_on_other_data(capsys, imagenet, monkeypatch):
     """Which is said before the pass."""
     monkeypatch.setattr(jeffnet.validation.validate, "answer", None)
-    data, other = imagenet(0.0), weights / "tiny_flat.safetensors"
+    data = imagenet(0.0)
+    other = data.with_name("w.safetensors")
     for options in (("--num-examples", 500), ("--weights", other), ("--subset", "imagenet-v2")):
         status, _, err = run(capsys, data, "--model", "tiny_flat", *options, "--check")
         assert status == 1 and "nothing to compare" in err
