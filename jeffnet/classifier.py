@@ -239,7 +239,8 @@ class Classifier:
             candidate = replace(candidate, opened=(self._start, self.card))
         for outcome in validate([candidate], Settings(data=os.fspath(data), split=split, **settings)):
             row = outcome.row  # pyright: ignore[reportAttributeAccessIssue]
-            return Scores(row["num_examples"], row["loss"], row["top1"], row["top5"])
+            names = ("loss", "top1", "top5", "balanced_accuracy", "macro_f1")
+            return Scores(row["num_examples"], **{name: row[name] for name in names})
         raise AssertionError
 
     def fine_tune(

@@ -203,6 +203,7 @@ def _seeds(text: str) -> list[int]:
 
 def _report(options: argparse.Namespace, results: "list[Result]") -> None:
     from jeffnet.parallel.distributed import is_primary
+    from jeffnet.validation.metrics import METRICS
 
     if not is_primary():
         return
@@ -215,26 +216,30 @@ def _report(options: argparse.Namespace, results: "list[Result]") -> None:
     for result in results:
         _print_result(result)
     if options.seeds:
-        scores = [result.best.top1 for result in results]
-        spread = f", standard deviation {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        print(f"mean of {len(scores)} seeds: best top-1 {statistics.mean(scores):.2f} %{spread}")
+        metric = METRICS[results[0].metric]
+        scores = [getattr(result.best, result.metric) for result in results]
+        spread = f", standard deviation {statistics.stdev(scores):.{metric.digits}f}" if len(scores) > 1 else ""
+        print(f"mean of {len(scores)} seeds: best {metric.title} {metric.text(statistics.mean(scores))}{spread}")
     for what, name in _FILES:
         if (folder / name).exists():
             print(f"{what:<10}{printable(str(folder / name))}")
 
 
 def _print_result(result: "Result") -> None:
+    from jeffnet.validation.metrics import METRICS
+
+    title, text = METRICS[result.metric].title, result.text
     print(
-        f"best top-1 {result.best.top1:.2f} % after epoch {result.best_epoch:g}, on {result.best.examples} validation "
-        f"pictures; last {result.last.top1:.2f} %"
+        f"best {title} {text(result.best)} after epoch {result.best_epoch:g}, on {result.best.examples} validation "
+        f"pictures; last {text(result.last)}"
     )
     if result.best_ema and result.last_ema:
         print(
-            f"moving average: best top-1 {result.best_ema.top1:.2f} % after epoch {result.best_ema_epoch:g}; last "
-            f"{result.last_ema.top1:.2f} %"
+            f"moving average: best {title} {text(result.best_ema)} after epoch {result.best_ema_epoch:g}; last "
+            f"{text(result.last_ema)}"
         )
     if result.averaged:
-        print(f"average of the best: top-1 {result.averaged.top1:.2f} %")
+        print(f"average of the best: {title} {text(result.averaged)}")
 
 
 def _pairs(arguments: list[str], known: Sequence[str] = ()) -> list[tuple[str, str]]:

@@ -230,6 +230,7 @@ def describe(row: dict[str, Any]) -> str:
     lines = [
         printable(f"{row['model']} on {row['num_examples']} {row['split']} pictures of {row['data']}"),
         f"top-1 {row['top1']:.3f} %  top-5 {row['top5']:.3f} %  loss {row['loss']:.4f}",
+        *_of_classes(row),
         f"{size} px, crop {pre['crop_pct']} {pre['crop_mode']}, {pre['interpolation']}"
         + (f" ({pre['resize']})" if "resize" in pre else "")
         + f", mean {tuple(pre['mean'])}, std {tuple(pre['std'])}, EXIF orientation "
@@ -240,6 +241,13 @@ def describe(row: dict[str, Any]) -> str:
     if row["published_top1"] is not None:
         lines.append(f"published: top-1 {row['published_top1']:.3f} %, difference {row['top1_difference']:+.3f}")
     return "\n".join(lines)
+
+
+def _of_classes(row: dict[str, Any]) -> list[str]:
+    """Scores in which all classes count alike; rows of earlier versions and of several right classes have none."""
+    if row.get("balanced_accuracy") is None:
+        return []
+    return [f"balanced accuracy {row['balanced_accuracy']:.3f} %  macro F1 {row['macro_f1']:.3f} %"]
 
 
 def _settings(options: argparse.Namespace) -> "Settings":

@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import grain.python as grain
 import numpy as np
@@ -16,6 +16,7 @@ from absl import flags
 
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, check_options, load_rows
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
+from jeffnet.data.sampling import picture_order
 from jeffnet.data.sources import Example, Source
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import ConfigError, DatasetError, ImageError
@@ -148,12 +149,13 @@ def train_loader(
     shard: Shard = WHOLE,
     repeats: int = 1,
     on_bad_image: OnBadImage = "error",
+    sampling: str = "natural",
 ) -> TrainLoader:
     """Batches for training, without end.
 
-    Every epoch goes through all examples once, shuffled and augmented anew. Batches are cut from this endless row, so
-    that one may hold the end of an epoch and the beginning of the next: no example is left out. What comes depends on
-    the source, the transform and the seed, not on `threads` and `workers`.
+    Every epoch goes through all examples once, shuffled and augmented anew, unless `sampling` prefers rare classes.
+    Batches are cut from this endless row, so that one may hold the end of an epoch and the beginning of the next: no
+    example is left out. What comes depends on the source, the transform and the seed, not on `threads` and `workers`.
 
     With `repeats`, every example of the row stands there so many times in succession, each time augmented anew: mostly
     in one batch. An epoch is as long as without, so that it takes that many epochs to go through all examples.
@@ -171,6 +173,9 @@ def train_loader(
       repeats: of each example, 1 or more.
       on_bad_image: 'error' raises at a picture that cannot be read; 'skip' takes the next one of the source in its
         place, and logs a warning once for each (once in each process that meets it). 100 in a row are an error.
+      sampling: how often classes are drawn, 'natural', 'square_root' or 'balanced', see
+        `jeffnet.data.sampling.class_draws`. But for 'natural', an epoch has pictures of rare classes several times, and
+        leaves out some of the frequent ones, which come in the next.
 
     Returns:
       Iterator over `TrainBatch`. It raises what the source raises, such as an ImageError naming the file.
@@ -187,9 +192,7 @@ def train_loader(
     _check_fits(source, batch_size * shard.count)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed} is out of range: give one from 0 to {2**32 - 1}")
-    # Grain derives a seed for each random step from that of seed(). Given to shuffle() itself it would be increased by
-    # one each epoch, and a run with the next seed would repeat the order of this one, an epoch earlier.
-    order: Any = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    order = picture_order(source, seed, sampling)
     examples = Examples(source, on_bad_image)
     chunk, whole = _chunk_size(batch_size), batch_size * shard.count
     chunks = batch_size // chunk

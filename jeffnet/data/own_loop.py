@@ -32,6 +32,7 @@ def loader(
     threads: int | None = None,
     workers: int = 0,
     on_bad_image: OnBadImage = "error",
+    sampling: str = "natural",
 ) -> Any:
     """Batches of a data set, as `jeffnet train` and `jeffnet validate` read them.
 
@@ -56,6 +57,8 @@ def loader(
       threads: how many prepare pictures; None takes one for each processor.
       workers: processes that prepare pictures, instead of the threads.
       on_bad_image: 'error' raises at a picture that cannot be read, 'skip' goes on without it.
+      sampling: in training, how often classes are drawn: 'natural', 'square_root' or 'balanced', see
+        `jeffnet.data.sampling.class_draws`.
 
     Returns:
       In training an iterator over `{'image': uint8 (B, S, S, C), 'label': int32 (B,)}`, whose `get_state()` and
@@ -75,15 +78,16 @@ def loader(
     preprocessing = Preprocessing() if model is None else preprocessing_of(model)
     if image_size is not None:
         preprocessing = preprocessing.changed(image_size=image_size, train_size=image_size)
-    if not train and augment is not None:
-        raise ConfigError("augment is for training: leave it out, or pass train=True")
+    if not train and (augment is not None or sampling != "natural"):
+        option = "sampling" if augment is None else "augment"
+        raise ConfigError(f"{option} is for training: leave it out, or pass train=True")
     source = open_source(os.fspath(data), split, channels, classes)
     if not train:
         return eval_loader(source, EvalTransform(preprocessing), batch_size, threads, workers, shard, on_bad_image)
     entries: dict[str, Any] = {"policy": augment} if isinstance(augment, str) else dict(augment or {})
     repeats = entries.pop("repeats", 1)
     transform = _train_transform(preprocessing, entries)
-    return train_loader(source, transform, batch_size, seed, threads, workers, shard, repeats, on_bad_image)
+    return train_loader(source, transform, batch_size, seed, threads, workers, shard, repeats, on_bad_image, sampling)
 
 
 def _train_transform(preprocessing: Preprocessing, entries: dict[str, Any]) -> TrainTransform:

@@ -74,5 +74,4 @@ def fine_tune(
                 with contextlib.suppress(OSError):
                     folder.rmdir()
         raise
-    is_average = result.best_ema is not None and result.best_ema.top1 > result.best.top1
-    return folder / ("model_ema.safetensors" if is_average else MODEL_FILE), result
+    return folder / ("model_ema.safetensors" if result.prefers_ema else MODEL_FILE), result

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from jeffnet.arch.spec import spec_attributes
 from jeffnet.errors import ConfigError, ImageError, TrainingError
 from jeffnet.parallel.distributed import check_agreement, is_primary, on_primary, wait_for_all
 from jeffnet.text.names import shell_word
+from jeffnet.train.balance import counts_text, few_text
 from jeffnet.train.config import Config
 from jeffnet.train.epochs import Callbacks, Epochs
 from jeffnet.train.interrupt import InterruptedRunError, Requests, stop_requests
@@ -28,6 +30,8 @@ from jeffnet.train.run import Run, create_run, is_run, locked_run, read_config
 from jeffnet.train.setup import Setup, make_setup
 from jeffnet.train.state import TrainState
 from jeffnet.validation.batch_size import is_out_of_memory
+
+_log = logging.getLogger("jeffnet.train")
 
 
 def train(
@@ -170,6 +174,10 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool, callb
         stack.enter_context(_explained(setup))
         shown = Progress(progress and is_primary())
         shown.say(f"{setup.description}, {f'continuing after step {step}' if step else 'from the beginning'}")
+        if (counts := setup.class_counts) is not None:
+            shown.say(counts_text(counts, setup.train_set.classes))
+            if is_primary() and (warning := few_text(counts, setup.train_set.classes)):
+                _log.warning("%s", warning)
         return Epochs(run, setup, journal, requests, shown, callbacks).run(state, values)
 
 

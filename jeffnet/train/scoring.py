@@ -53,6 +53,7 @@ class Scorer:
     ) -> None:
         """Scores a run; `before_batch` is called with the state and the number of every validation batch."""
         self._run, self._setup, self._journal, self._before_batch = run, setup, journal, before_batch
+        self._metric = setup.config.checkpoint.metric
         self._logged_skipped = False
 
         @jax.jit
@@ -91,7 +92,7 @@ class Scorer:
         step = int(state.step)
         if not wanted or any(row["step"] == step for row in scored_rows(rows, AVERAGED)):
             return
-        epochs = [row["epoch"] for row in best_rows(rows, wanted)]
+        epochs = [row["epoch"] for row in best_rows(rows, wanted, self._metric)]
         wait_for_all()  # until the first process wrote them
         files = [load_file(self._best_path(epoch)) for epoch in epochs]
         batches = self._setup.config.bn_batches or _BATCHES_OF_AVERAGE
@@ -126,12 +127,12 @@ class Scorer:
     def _keep(self, rows: Rows, models: Mapping[str, Arrays]) -> None:
         """Save the models of the last row if they are among the best. The journal gets that row only afterwards."""
         for name, file in ((MODEL, "model.safetensors"), (EMA, "model_ema.safetensors")):
-            if name in models and best_rows(rows, 1, name)[0] is rows[-1]:
+            if name in models and best_rows(rows, 1, self._metric, name)[0] is rows[-1]:
                 self._save(self._run.path(file), models[name])
         most = self._setup.config.checkpoint.keep_best
         if most == 1 and not self._setup.config.checkpoint.average_best:
             return
-        kept, epoch = [row["epoch"] for row in best_rows(rows, most)], rows[-1]["epoch"]
+        kept, epoch = [row["epoch"] for row in best_rows(rows, most, self._metric)], rows[-1]["epoch"]
         if epoch in kept:
             self._save(self._best_path(epoch), models[MODEL])
         for path in self._run.path("best").glob("epoch_*.safetensors") if is_primary() else ():

@@ -16,11 +16,13 @@ from jeffnet.data.batches import EvalLoader, Shard
 from jeffnet.data.loaders import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
 from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
-from jeffnet.data.sources import Source, evenly_spread
+from jeffnet.data.sampling import class_counts, class_draws, source_labels
+from jeffnet.data.sources import Labelled, Source, evenly_spread
 from jeffnet.errors import ConfigError
 from jeffnet.inference.plain_norms import folded_arrays, folded_plan, with_plain_norms
 from jeffnet.inference.quantized import calibrate, normalized_batches
 from jeffnet.parallel.mesh import Layout, make_layout
+from jeffnet.train.balance import Balance, make_balance
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network, make_network, untrained_parameters
 from jeffnet.train.optim import make_optimizer
@@ -43,11 +45,13 @@ class Setup:
       network: the model, as it is validated.
       card: describes the model in its files.
       train_set: the training pictures.
+      class_counts: int64 `(classes,)`, how many training pictures each class has; None where that is not known.
       val_batches: the validation pictures.
       steps_per_epoch: how many steps an epoch has.
       schedule: of the learning rate.
       optimizer: of the parameters that are not frozen.
       phases: parts of the run in which every step is the same.
+      balance: what the loss does about unequal classes.
       teacher: for distillation, or None; its arrays lie as `layout` says.
       layout: where states and batches lie.
     """
@@ -56,11 +60,13 @@ class Setup:
     network: Network
     card: ModelCard
     train_set: Source
+    class_counts: np.ndarray | None
     val_batches: EvalLoader
     steps_per_epoch: int
     schedule: Schedule
     optimizer: optax.GradientTransformation
     phases: list[Phase]
+    balance: Balance
     teacher: Teacher | None
     layout: Layout
 
@@ -116,6 +122,7 @@ class Setup:
             self.optimizer,
             phase.config,
             teacher=self.teacher,
+            balance=self.balance,
             average_from=round(self.config.ema.start_epoch * self.steps_per_epoch),
             layout=self.layout,
         )
@@ -133,6 +140,7 @@ class Setup:
             own_shard(),
             repeats=self.config.augment.repeats,
             on_bad_image=data.on_bad_image,
+            sampling=data.sampling,
         )
         if position is not None:
             loader.set_state(position)
@@ -170,6 +178,7 @@ def make_setup(config: Config) -> Setup:
     data, preprocessing = config.data, run_preprocessing(config)
     train_set = open_source(data.path, data.train_split, config.model.in_chans, min_images=2)
     val_set = open_source(data.path, data.val_split, config.model.in_chans, classes=train_set.classes)
+    counts, balance = _class_balance(config, train_set)
     num_classes, epoch_steps = len(train_set.classes), steps_per_epoch(train_set, config.batch_size)
     network = make_network(config.model, preprocessing, num_classes)
     layout = make_layout(config.mesh, _state_bytes(config, network))
@@ -196,6 +205,7 @@ def make_setup(config: Config) -> Setup:
             spec=own_spec(config.model.known_architecture),
         ),
         train_set=train_set,
+        class_counts=counts,
         val_batches=eval_loader(
             val_set,
             EvalTransform(preprocessing),
@@ -209,9 +219,21 @@ def make_setup(config: Config) -> Setup:
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule, trained, frozen),
         phases=phases,
+        balance=balance,
         teacher=_make_teacher(config.loss, network, train_set.classes, layout),
         layout=layout,
     )
+
+
+def _class_balance(config: Config, train_set: Source) -> tuple[np.ndarray | None, Balance]:
+    """How many pictures each class has, where that is known, and what the loss does about it."""
+    loss, classes = config.loss, train_set.classes
+    options = {"loss.weighting": loss.weighting, "loss.logit_adjustment": loss.logit_adjustment}
+    needed = next((f"{name} {value}" for name, value in options.items() if value), "")
+    if not needed and not isinstance(train_set, Labelled):
+        return None, make_balance(loss, None, classes)
+    counts = class_counts(source_labels(train_set, needed), len(classes))
+    return counts, make_balance(loss, class_draws(counts, config.data.sampling), classes)
 
 
 def _model_name(config: Config) -> str:

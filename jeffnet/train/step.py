@@ -16,6 +16,7 @@ from jeffnet.ops.loss import binary_cross_entropy, distillation, in_top, jensen_
 from jeffnet.parallel.mesh import Layout
 from jeffnet.system.processor import remat_options
 from jeffnet.train.augment import augment_batch
+from jeffnet.train.balance import EVEN, Balance
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network
 from jeffnet.train.state import Arrays, TrainState
@@ -38,6 +39,7 @@ def make_train_step(
     config: Config,
     *,
     teacher: Teacher | None = None,
+    balance: Balance = EVEN,
     average_from: int = 0,
     layout: Layout | None = None,
 ) -> TrainStep:
@@ -51,6 +53,7 @@ def make_train_step(
       optimizer: of its parameters.
       config: of the run; augmentation on the device, loss, accumulation and averaging count.
       teacher: for distillation.
+      balance: what the loss does about unequal classes.
       average_from: the step before which the moving average is the model itself.
       layout: placement of states and batches on devices; None for a single device.
 
@@ -60,7 +63,7 @@ def make_train_step(
       were not finite. The old state's buffers are donated. With `requests` in the batch, bool `(devices, k)`, the
       metrics have `requests` `(k,)`: what any device asks for.
     """
-    work = _Work(network, optimizer, config, teacher.network if teacher else None, average_from, layout)
+    work = _Work(network, optimizer, config, teacher.network if teacher else None, balance, average_from, layout)
     # A step that is run again to locate a NaN needs its old state.
     donated = () if config.debug_nans else 2
     step = jax.jit(work.step, donate_argnums=donated, compiler_options=remat_options() if network.start.remat else None)
@@ -85,6 +88,7 @@ class _Work:
     optimizer: optax.GradientTransformation
     config: Config
     teacher: Network | None
+    balance: Balance
     average_from: int
     layout: Layout | None
 
@@ -181,7 +185,7 @@ class _Work:
         # The views of a picture are neighbours, on one device.
         views = logits.reshape(-1, splits, *logits.shape[1:])
         first = views[:, 0]
-        loss = _losses(self.config.loss, first, part.targets)
+        loss = _losses(self.config.loss, self.balance, first, part.targets)
         if splits > 1:
             loss = loss + self.config.loss.jsd_weight * jensen_shannon_divergence(jnp.moveaxis(views, 1, 0))
         if self.teacher is not None:
@@ -228,10 +232,14 @@ class _Work:
         return after.replace(**changes), metrics  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _losses(config: LossConfig, logits: Array, targets: Array) -> Array:
+def _losses(config: LossConfig, balance: Balance, logits: Array, targets: Array) -> Array:
     if config.name == "bce":
-        return binary_cross_entropy(logits, targets, config.bce_threshold, config.bce_sum)
-    return soft_cross_entropy(logits, targets)
+        losses = binary_cross_entropy(logits, targets, config.bce_threshold, config.bce_sum)
+        return losses if balance.weights is None else losses * (targets @ balance.weights)
+    if balance.offsets is not None:
+        logits = logits + balance.offsets
+    # The cross entropy is linear in the targets.
+    return soft_cross_entropy(logits, targets if balance.weights is None else targets * balance.weights)
 
 
 def _ascended(params: Arrays, gradients: Arrays, norm: Array, rho: float) -> Arrays:

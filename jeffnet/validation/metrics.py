@@ -7,20 +7,62 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A score by which models can be compared.
+
+    Attributes:
+      title: what people call it.
+      unit: '%' or none.
+      digits: of its fraction that are worth showing.
+      rises: whether the higher score is the better one.
+    """
+
+    title: str
+    unit: str = "%"
+    digits: int = 2
+    rises: bool = True
+
+    def text(self, value: float | None) -> str:
+        """A value of it for people, such as `91.25 %`; `none` for None."""
+        return "none" if value is None else f"{value:.{self.digits}f} {self.unit}".rstrip()
+
+    def rank(self, value: float | None) -> float:
+        """A number that is the smaller the better the value is; infinity for None and NaN."""
+        if value is None or value != value:
+            return np.inf
+        return -value if self.rises else value
+
+
+# By the names of the attributes of `Scores`.
+METRICS = {
+    "top1": Metric("top-1"),
+    "top5": Metric("top-5"),
+    "balanced_accuracy": Metric("balanced accuracy"),
+    "macro_f1": Metric("macro F1"),
+    "loss": Metric("loss", "", 4, rises=False),
+}
+
+
+@dataclass(frozen=True)
 class Scores:
-    """Means over a data set.
+    """Scores over a data set.
 
     Attributes:
       examples: number of pictures.
-      loss: cross entropy.
+      loss: cross entropy, the mean over all pictures.
       top1: per cent of pictures whose most probable class is the label.
       top5: per cent of pictures whose label is among the five most probable classes.
+      balanced_accuracy: top-1 of each class that has pictures, their mean; None where a picture has several right
+        classes, and for scores of earlier versions.
+      macro_f1: the F1 score of each class that has pictures or is predicted, their mean, in per cent; None likewise.
     """
 
     examples: int
     loss: float
     top1: float
     top5: float
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +90,7 @@ class Predictions:
 
 
 def score(predictions: Predictions, real_labels: Sequence[frozenset[int]] | None = None) -> Scores:
-    """Mean accuracy and loss.
+    """The scores of predictions.
 
     Args:
       predictions: of one model.
@@ -56,6 +98,9 @@ def score(predictions: Predictions, real_labels: Sequence[frozenset[int]] | None
 
     Returns:
       The scores; 0 where nothing counts.
+
+    Source: the mean of the classes' F1 scores is the one that Opitz and Burst, "Macro F1 and Macro F1",
+    arXiv:1911.03347, recommend, and scikit-learn's.
     """
     right1, right5, counted = predictions.right1, predictions.right5, np.ones(len(predictions.index), np.bool_)
     if real_labels is not None:
@@ -70,7 +115,20 @@ def score(predictions: Predictions, real_labels: Sequence[frozenset[int]] | None
         float(predictions.loss[counted].mean(dtype=np.float64)),
         float(100 * right1[counted].mean()),
         float(100 * right5[counted].mean()),
+        *(_by_class(predictions) if real_labels is None else ()),
     )
+
+
+def _by_class(predictions: Predictions) -> tuple[float, float]:
+    """Balanced accuracy and macro F1, in per cent."""
+    label, guess = predictions.label, predictions.classes[:, 0]
+    most = int(max(label.max(), guess.max())) + 1
+    labelled, guessed, right = (
+        np.bincount(classes, minlength=most) for classes in (label, guess, label[predictions.right1])
+    )
+    present, counted = labelled > 0, labelled + guessed > 0
+    recall, f1 = right[present] / labelled[present], 2 * right[counted] / (labelled + guessed)[counted]
+    return float(100 * recall.mean()), float(100 * f1.mean())
 
 
 @dataclass(frozen=True)

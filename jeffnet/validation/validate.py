@@ -24,7 +24,7 @@ from jeffnet.parallel.mesh import make_layout
 from jeffnet.validation.answers import IN_FLIGHT, Answers, answer
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
-from jeffnet.validation.metrics import score
+from jeffnet.validation.metrics import METRICS, score
 from jeffnet.validation.settings import Settings
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import start_pretrained, with_test_pooling
@@ -276,9 +276,7 @@ def _outcome(
         "weights": model.candidate.source,
         **{name: getattr(settings, name) for name in ("data", "split", "loader", "backend", "dtype")},
         **model.row,
-        "top1": scores.top1,
-        "top5": scores.top5,
-        "loss": scores.loss,
+        **{name: getattr(scores, name) for name in METRICS},
         "num_examples": scores.examples,
         "skipped": len(answers.skipped),
         "images_per_second": round(answers.images_per_second, 1),

@@ -185,12 +185,13 @@ def test_a_run_does_not_go_on_with_classes_of_other_names(finished, config, tmp_
 RECIPES = {
     "mixed": {
         "augment": AugmentConfig(policy="rand-m9-mstd0.5-inc1", mixup=0.2, cutmix=1.0, repeats=2, mix_off_epoch=1),
-        "loss": LossConfig(name="bce", label_smoothing=0.1),
+        "loss": LossConfig(name="bce", label_smoothing=0.1, weighting="effective"),
+        "checkpoint": CheckpointConfig(metric="macro_f1"),
         "optimizer": OptimizerConfig(name="lamb", learning_rate=5e-3, weight_decay=0.02),
     },
     "views": {
         "augment": AugmentConfig(policy="augmix-m3", splits=3, erase_prob=0.2),
-        "loss": LossConfig(name="jsd"),
+        "loss": LossConfig(name="jsd", logit_adjustment=1.0),
         "accumulate": 2,
     },
     "growing": {
@@ -208,6 +209,7 @@ FAST = ("mixed",)
     "recipe", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in RECIPES]
 )
 def test_every_part_of_a_recipe_runs_and_resumes_exactly(recipe, config, tmp_path, rows, assert_same_run, crash_after):
+    config = replace(config, data=replace(config.data, sampling="square_root"))
     whole = replace(config, **{"epochs": 2, "ema": EmaConfig(decay=0.9, every=2), **RECIPES[recipe]})
     train(whole, tmp_path / "whole", progress=False)
     assert all(np.isfinite(row["train_loss"]) for row in rows(tmp_path / "whole") if "train_loss" in row)

@@ -21,6 +21,7 @@ from jeffnet.train.config.optimizer import (
     ParamGroup,
     ScheduleConfig,
 )
+from jeffnet.validation.metrics import METRICS
 
 __all__ = [
     "OPTIMIZERS",
@@ -49,9 +50,11 @@ class CheckpointConfig:
       every_steps: steps from one further checkpoint to the next; None switches it off.
       every_minutes: minutes from one further checkpoint to the next; None switches it off.
       keep_last: how many of the last checkpoints are kept.
-      keep_best: how many of the models with the highest top-1 in validation are kept.
+      keep_best: how many of the models with the best `metric` in validation are kept.
       average_best: how many of the best models to average at the end, with running statistics estimated anew; the
         average is validated too. 0 for none.
+      metric: the score in validation by which models are compared: 'top1', 'top5', 'balanced_accuracy' (the mean of the
+        classes' top-1), 'macro_f1' (the mean of the classes' F1) or 'loss'.
     """
 
     every_steps: int | None = None
@@ -59,6 +62,7 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_best: int = 1
     average_best: int = 0
+    metric: str = choice(METRICS, "top1")
 
     def __post_init__(self) -> None:
         for name in ("keep_last", "keep_best"):
@@ -173,8 +177,16 @@ class Config:
             raise ConfigError("loss.name 'jsd' and augment.splits above 1 belong together: set both or none")
         if self.progressive.stages > self.epochs:
             raise ConfigError(f"progressive.stages {self.progressive.stages} exceed the {self.epochs} epochs")
+        self._check_classes()
         if self.quantize.to:
             self._check_quantized()
+
+    def _check_classes(self) -> None:
+        """Raises ConfigError where entries on unequal classes have no meaning beside others."""
+        for name in ("weighting", "logit_adjustment"):
+            value = getattr(self.loss, name)
+            if value and self.data.sampling == "balanced":
+                raise ConfigError(f"loss.{name} {value} has no effect beside data.sampling 'balanced': set one of them")
 
     def _check_quantized(self) -> None:
         """Raises ConfigError where an entry has no meaning for a folded network in float32 that drops nothing."""

@@ -5,6 +5,7 @@ from jeffnet.arch.spec import ModelSpec
 from jeffnet.arch.zoo import check_own_name
 from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.data.batches import OnBadImage
+from jeffnet.data.choices import SAMPLINGS
 from jeffnet.errors import ArchitectureError, ConfigError
 from jeffnet.train.config.entries import check_range, choice, part
 
@@ -95,6 +96,9 @@ class DataConfig:
       mean: mean of the pixels in [0, 1], by channel; None takes the weights', else the model's.
       std: standard deviation of the pixels, by channel; None takes the weights', else the model's.
       crop_mode: how validation crops, 'center', 'squash' or 'border'; None takes the weights', else the model's.
+      sampling: how often classes are drawn in training: 'natural', as often as they have pictures; 'balanced', all
+        alike; 'square_root', in proportion to the square root of their pictures. Epochs keep their length
+        (arXiv:1910.09217).
       threads: how many decode and augment pictures.
       workers: how many processes do that instead of the threads.
       on_bad_image: at a picture that cannot be decoded, 'error' stops; 'skip' logs it, trains on another picture
@@ -111,6 +115,7 @@ class DataConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_mode: str | None = choice(CROP_MODES)
+    sampling: str = choice(SAMPLINGS, "natural")
     threads: int = 4
     workers: int = 0
     on_bad_image: OnBadImage = "error"

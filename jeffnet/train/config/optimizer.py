@@ -1,5 +1,6 @@
 """Configuration of the optimizer, its learning rate, the loss and the moving average."""
 
+from jeffnet.errors import ConfigError
 from jeffnet.train.config.entries import check_below_one, check_factor, check_positive, check_range, choice, part
 
 # The tables of `jeffnet.train.optim` and `jeffnet.train.schedule` have these; they import Optax, which takes long.
@@ -155,6 +156,13 @@ class LossConfig:
       bce_threshold: 'bce' rounds targets up to 1 above it and down to 0 below; None keeps them.
       bce_sum: 'bce' is the sum over classes, not the mean.
       jsd_weight: weight of the divergence in 'jsd'.
+      weighting: weight of a class in the loss, by its number n of training pictures: 'inverse', in proportion to 1 / n;
+        'effective', to (1 - beta) / (1 - beta^n), by the effective number of pictures (arXiv:1901.05555). The mean
+        over all pictures is 1. None weighs all alike.
+      effective_beta: beta of 'effective', in [0, 1): 0 is no weighting, towards 1 it becomes 'inverse'.
+      class_weights: weights of the classes in their order, as they are, instead of `weighting`.
+      logit_adjustment: factor on the logarithm of a class's frequency, which is added to its logit in training only
+        (arXiv:2007.07314); 1 suits balanced accuracy, 0 adds nothing.
       teacher: weights of a model to learn from: the name of a model with published weights, a path, `hf:owner/name` or
         a URL.
       teacher_model: the teacher's name, if its weights do not have it.
@@ -168,6 +176,10 @@ class LossConfig:
     bce_threshold: float | None = None
     bce_sum: bool = False
     jsd_weight: float = 12.0
+    weighting: str | None = choice(("inverse", "effective"))
+    effective_beta: float = 0.999
+    class_weights: tuple[float, ...] = ()
+    logit_adjustment: float = 0.0
     teacher: str | None = None
     teacher_model: str | None = None
     distillation: float = 0.5
@@ -176,6 +188,14 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_below_one("loss.label_smoothing", self.label_smoothing)
+        check_below_one("loss.effective_beta", self.effective_beta)
+        for weight in self.class_weights:
+            check_range("loss.class_weights", weight, 0)
+        if self.class_weights and self.weighting:
+            raise ConfigError(f"loss.class_weights and loss.weighting {self.weighting!r} exclude one another: set one")
+        check_range("loss.logit_adjustment", self.logit_adjustment, 0)
+        if self.logit_adjustment and self.name == "bce":
+            raise ConfigError("loss.logit_adjustment is for a softmax over the classes, not for loss.name 'bce'")
         check_range("loss.distillation", self.distillation, 0, 1)
         check_positive("loss.temperature", self.temperature)
 

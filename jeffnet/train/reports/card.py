@@ -12,6 +12,7 @@ from jeffnet.text.names import markdown, portable, shell_word
 from jeffnet.train.config import Config, ParamGroup
 from jeffnet.train.reports.environment import read_environments
 from jeffnet.train.reports.scores import Result, Rows, scored_rows
+from jeffnet.validation.metrics import METRICS
 from jeffnet.weights.card import ModelCard
 
 CARD_FILE = "README.md"
@@ -36,7 +37,7 @@ def write_card(folder: Path, card: ModelCard, config: Config, rows: Rows) -> Non
       rows: of `metrics.jsonl`, with scores of at least one epoch.
     """
     source = portable(str(folder if folder.name not in ("", "..") else folder.resolve()))
-    result = Result.from_rows(rows)
+    result = Result.from_rows(rows, config.checkpoint.metric)
     scores = {"top-1": round(float(result.best.top1), 2)}
     if card.num_classes > _FEW_CLASSES:
         scores["top-5"] = round(float(result.best.top5), 2)
@@ -64,25 +65,26 @@ def _scores(card: ModelCard, rows: Rows, result: Result) -> str:
         (result.last_ema, f"last moving average, {last}", ""),
         (result.averaged, f"average of the best {count}", "averaged.safetensors"),
     )
-    with_top5 = card.num_classes > _FEW_CLASSES
+    names = [name for name in METRICS if name != "loss" and getattr(result.best, name) is not None]
+    if card.num_classes <= _FEW_CLASSES:
+        names.remove("top5")
     table = []
     for scores, label, file in shown:
         if scores is not None:
-            values = [scores.top1, *([scores.top5] if with_top5 else [])]
-            table.append(
-                (label, *(f"{value:.2f} %" for value in values), f"{scores.loss:.4f}", f"`{file}`" if file else "")
-            )
-    header = ("model", "top-1", *(["top-5"] if with_top5 else []), "cross entropy", "file")
+            values = (METRICS[name].text(getattr(scores, name)) for name in names)
+            table.append((label, *values, f"{scores.loss:.4f}", f"`{file}`" if file else ""))
+    header = ("model", *(METRICS[name].title for name in names), "cross entropy", "file")
     return (
-        f"On {result.best.examples:,} validation pictures, by which the best were chosen too:\n\n"
-        f"{_table(header, table)}"
+        f"On {result.best.examples:,} validation pictures, by which the best were chosen too, by "
+        f"{METRICS[result.metric].title}:\n\n{_table(header, table)}"
     )
 
 
 def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:
     """Rows of the table: the choices of the configuration, and the speed."""
     data, augment = config.data, config.augment
-    yield "data", f"{portable(data.path)}, split {data.train_split}; validated on split {data.val_split}"
+    drawn = "" if data.sampling == "natural" else f", {data.sampling.replace('_', ' ')} sampling of classes"
+    yield "data", f"{portable(data.path)}, split {data.train_split}{drawn}; validated on split {data.val_split}"
     start = config.model.pretrained
     yield "start", "random weights" if start is None else f"weights of {portable(start)}"
     yield "model", ", ".join(_changed(config.model, "name", "spec", "pretrained")) or "as published"

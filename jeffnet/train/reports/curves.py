@@ -14,6 +14,7 @@ from jeffnet.text.names import printable
 from jeffnet.train.config import Config
 from jeffnet.train.reports.scores import Rows
 from jeffnet.train.schedule import Schedule
+from jeffnet.validation.metrics import METRICS
 
 # Longer curves are averaged to this many points: single batches would fill the panel with noise.
 _POINTS = 400
@@ -55,15 +56,12 @@ def _scores(metric: str) -> tuple[tuple[str, str, str], ...]:
 _RATE = "learning_rate"
 _PANELS = (
     _Panel("loss", _scores("loss"), cuts=True),
-    _Panel("top-1", _scores("top1"), "per cent"),
     _Panel("learning rate", ((_RATE, "", figures.BLUE),), from_zero=True),
     _Panel("speed", (("images_per_second", "", figures.BLUE),), "images per second", from_zero=True),
 )
 _SEED_PANELS = (
     _Panel("training loss", (("train_loss", "", ""),), cuts=True),
     _Panel("validation loss", (("val_loss", "", ""),), cuts=True),
-    _Panel("validation top-1", (("val_top1", "", ""),), "per cent"),
-    _Panel("validation top-1, moving average", (("ema_val_top1", "", ""),), "per cent"),
 )
 # By how a metric's name begins, the first that fits: a single step is noise, behind the means of epochs.
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -111,8 +109,8 @@ def training_conditions(config: Config) -> str:
 
 
 @figures.house_style()
-def draw_curves(rows: Rows, path: Path, title: str, course: Course, conditions: str) -> None:
-    """Loss, top-1, learning rate and speed of a run, as a PNG. None and NaN in rows leave gaps.
+def draw_curves(rows: Rows, path: Path, title: str, course: Course, conditions: str, metric: str = "top1") -> None:
+    """Loss, a score, learning rate and speed of a run, as a PNG. None and NaN in rows leave gaps.
 
     Args:
       rows: of `metrics.jsonl`.
@@ -120,9 +118,12 @@ def draw_curves(rows: Rows, path: Path, title: str, course: Course, conditions: 
       title: of the picture.
       course: of the learning rate, drawn to the end of the run; a paler line is still to come.
       conditions: of `training_conditions`.
+      metric: by which the run's models are compared; top-1 is shown where that is the loss.
     """
-    figure = _figure(title)
-    for axes, panel in zip(figure.subplots(2, 2).reshape(-1), _PANELS, strict=True):
+    figure, metric = _figure(title), "top1" if metric == "loss" else metric
+    loss, *others = _PANELS
+    panels = (loss, _score_panel(METRICS[metric].title, _scores(metric), metric), *others)
+    for axes, panel in zip(figure.subplots(2, 2).reshape(-1), panels, strict=True):
         drawn = []
         for name, label, colour in panel.curves:
             x, y = _curve(rows, name)
@@ -134,17 +135,23 @@ def draw_curves(rows: Rows, path: Path, title: str, course: Course, conditions: 
                 axes.plot(*_thinned(x, y), label=label, color=colour, **_look(name, len(x)))
                 drawn.append(y)
         _finish(axes, panel, rows, drawn)
-        if panel.title == "top-1":
-            axes.set_title(panel.title + _best(rows))
+        if panel.title == METRICS[metric].title:
+            axes.set_title(panel.title + _best(rows, metric))
     _legend(figure, conditions)
     figures.save_figure(figure, path)
 
 
 @figures.house_style()
-def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
-    """Loss and top-1 of runs with different seeds, by name, and their mean, as a PNG."""
+def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str, score: str = "top1") -> None:
+    """Loss and a score of runs with different seeds, by name, and their mean, as a PNG; top-1 instead of the loss."""
     figure, every = _figure(title), [row for rows in runs.values() for row in rows]
-    for axes, panel in zip(figure.subplots(2, 2).reshape(-1), _SEED_PANELS, strict=True):
+    score = "top1" if score == "loss" else score
+    scores = (
+        (f"validation {METRICS[score].title}", "val"),
+        (f"validation {METRICS[score].title}, moving average", "ema_val"),
+    )
+    panels = (*_SEED_PANELS, *(_score_panel(name, ((f"{prefix}_{score}", "", ""),), score) for name, prefix in scores))
+    for axes, panel in zip(figure.subplots(2, 2).reshape(-1), panels, strict=True):
         metric = panel.curves[0][0]
         curves = {run: _curve(rows, metric) for run, rows in runs.items()}
         curves = {run: curve for run, curve in curves.items() if len(curve[0])}
@@ -156,8 +163,8 @@ def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str) -> None:
             axes.plot(*_thinned(*_mean(list(curves.values()))), label="mean", color="black", lw=1.8)
         values = [y for _, y in curves.values()]
         _finish(axes, panel, every, values)
-        if metric.endswith("top1"):
-            axes.set_title(panel.title + _spread(values))
+        if metric.endswith(score):
+            axes.set_title(panel.title + _spread(values, score))
     _legend(figure)
     figures.save_figure(figure, path)
 
@@ -182,6 +189,10 @@ def draw_schedule(course: Course, path: str | os.PathLike, title: str = "Learnin
     above.set_xlabel("step")
     figures.whole_ticks(above.xaxis)
     figures.save_figure(figure, path)
+
+
+def _score_panel(title: str, curves: tuple[tuple[str, str, str], ...], metric: str) -> _Panel:
+    return _Panel(title, curves, "per cent" if METRICS[metric].unit else "")
 
 
 def _planned(course: Course, abscissa: str) -> tuple[np.ndarray, np.ndarray]:
@@ -285,16 +296,20 @@ def _look(name: str, count: int) -> dict[str, Any]:
     return look if count <= _MARKED else look | {"marker": ""}
 
 
-def _best(rows: Rows) -> str:
-    named = (("val_top1", "best"), ("ema_val_top1", "moving average"))
+def _best(rows: Rows, metric: str) -> str:
+    named = ((f"val_{metric}", "best"), (f"ema_val_{metric}", "moving average"))
     scores = [(label, _finite(_curve(rows, name)[1])) for name, label in named]
-    shown = ", ".join(f"{label} {values.max():.2f} %" for label, values in scores if len(values))
+    best = max if METRICS[metric].rises else min
+    shown = ", ".join(f"{label} {METRICS[metric].text(best(values))}" for label, values in scores if len(values))
     return f": {shown}" if shown else ""
 
 
-def _spread(values: Sequence[np.ndarray]) -> str:
-    best = [_finite(y).max() for y in values]
-    return f": best {np.mean(best):.2f} ± {np.std(best, ddof=1):.2f} %" if len(best) > 1 else ""
+def _spread(values: Sequence[np.ndarray], metric: str) -> str:
+    extreme = max if METRICS[metric].rises else min
+    best, digits = [extreme(_finite(y)) for y in values], METRICS[metric].digits
+    if len(best) < 2:
+        return ""
+    return f": best {np.mean(best):.{digits}f} ± {METRICS[metric].text(float(np.std(best, ddof=1)))}"
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from jeffnet.validation.metrics import Scores
+from jeffnet.validation.metrics import METRICS, Scores
 
 # Scores in a row of `metrics.jsonl` have names that begin with one of these.
 MODEL, EMA, AVERAGED = "val", "ema_val", "averaged_val"
@@ -68,15 +68,17 @@ class EpochScores:
             row |= score_entries(name, scores)
         return row
 
-    def line(self, epochs: int) -> str:
-        """For a person to read; `epochs` of the run."""
+    def line(self, epochs: int, metric: str = "top1") -> str:
+        """For a person to read: `epochs` of the run, and by which `metric` its models are compared."""
         training, model = self.training, self.models[MODEL]
         text = (
             f"epoch {self.epoch:>3}/{epochs}  loss {training.loss:.4f}  top-1 {training.top1:5.1f} %  |  "
-            f"validation loss {model.loss:.4f}  top-1 {model.top1:5.1f} %"
+            f"validation loss {model.loss:.4f}"
         )
+        for name in dict.fromkeys(("top1", metric)):
+            text += f"  {METRICS[name].title} {_short(name, model)}" if name != "loss" else ""
         if EMA in self.models:
-            text += f"  EMA {self.models[EMA].top1:5.1f} %"
+            text += f"  EMA {_short(metric, self.models[EMA])}"
         return f"{text}  |  {training.images_per_second:.0f} images/s" if training.images_per_second else text
 
 
@@ -86,13 +88,14 @@ class Result:
 
     Attributes:
       steps: how many were taken.
-      best_epoch: the epoch with the highest top-1 in validation, the first of equals.
+      best_epoch: the epoch with the best `metric` in validation, the first of equals.
       best: its scores.
       last: scores after the last epoch.
-      best_ema_epoch: the epoch with the moving average's highest top-1; None without an average.
+      best_ema_epoch: the epoch with the moving average's best `metric`; None without an average.
       best_ema: its scores.
       last_ema: the moving average's scores after the last epoch.
       averaged: scores of the average of the best models; None without one.
+      metric: the score by which models are compared, one of `jeffnet.validation.metrics.METRICS`.
     """
 
     steps: int
@@ -103,13 +106,14 @@ class Result:
     best_ema: Scores | None = None
     last_ema: Scores | None = None
     averaged: Scores | None = None
+    metric: str = "top1"
 
     @classmethod
-    def from_rows(cls, rows: Rows) -> "Result":
-        """The result of a run whose rows have scores of at least one epoch."""
+    def from_rows(cls, rows: Rows, metric: str = "top1") -> "Result":
+        """The result of a run whose rows have scores of at least one epoch, the best one by a metric."""
         scored, averaged = scored_rows(rows), scored_rows(rows, AVERAGED)
-        best, last = best_rows(rows, 1)[0], scored[-1]
-        best_ema = best_rows(rows, 1, EMA)[0] if f"{EMA}_top1" in last else None
+        best, last = best_rows(rows, 1, metric)[0], scored[-1]
+        best_ema = best_rows(rows, 1, metric, EMA)[0] if f"{EMA}_loss" in last else None
         return cls(
             steps=last["step"],
             best_epoch=best["epoch"],
@@ -119,23 +123,41 @@ class Result:
             best_ema=_scores(best_ema, EMA) if best_ema else None,
             last_ema=_scores(last, EMA) if best_ema else None,
             averaged=_scores(averaged[-1], AVERAGED) if averaged else None,
+            metric=metric,
         )
+
+    def text(self, scores: Scores) -> str:
+        """The metric of some scores, such as `91.25 %`."""
+        return METRICS[self.metric].text(getattr(scores, self.metric))
+
+    @property
+    def prefers_ema(self) -> bool:
+        """Whether the best moving average is better than the best model."""
+        rank = METRICS[self.metric].rank
+        best, average = (scores and rank(getattr(scores, self.metric)) for scores in (self.best, self.best_ema))
+        return average is not None and best is not None and average < best
 
 
 def score_entries(name: str, scores: Scores) -> dict[str, Any]:
     """Scores as entries of a row, such as `val_loss` for the name `MODEL`."""
-    return {f"{name}_{metric}": value for metric, value in asdict(scores).items()}
+    return {f"{name}_{metric}": value for metric, value in asdict(scores).items() if value is not None}
 
 
 def scored_rows(rows: Rows, name: str = MODEL) -> list[Mapping[str, Any]]:
     """The rows that have scores of this name."""
-    return [row for row in rows if f"{name}_top1" in row]
+    return [row for row in rows if f"{name}_loss" in row]
 
 
-def best_rows(rows: Rows, count: int, name: str = MODEL) -> list[Mapping[str, Any]]:
-    """The rows of the highest top-1, the highest first; of equals the earlier one first."""
-    return sorted(scored_rows(rows, name), key=lambda row: -row[f"{name}_top1"])[:count]
+def best_rows(rows: Rows, count: int, metric: str = "top1", name: str = MODEL) -> list[Mapping[str, Any]]:
+    """The rows of the best scores by a metric, the best first; of equals the earlier one first."""
+    return sorted(scored_rows(rows, name), key=lambda row: METRICS[metric].rank(row.get(f"{name}_{metric}")))[:count]
 
 
 def _scores(row: Mapping[str, Any], name: str) -> Scores:
-    return Scores(**{field.name: row[f"{name}_{field.name}"] for field in fields(Scores)})
+    """The scores in a row; rows of earlier versions have fewer."""
+    return Scores(**{field.name: row.get(f"{name}_{field.name}", field.default) for field in fields(Scores)})
+
+
+def _short(metric: str, scores: Scores) -> str:
+    value = getattr(scores, metric)
+    return f"{value:5.1f} %" if METRICS[metric].unit else f"{value:.4f}"
