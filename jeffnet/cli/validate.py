@@ -49,7 +49,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         help="image folder with val/<class>/ or <class>/; tar shards; parquet files or hf:owner/name; tfds:name or a "
-        "prepared TFDS folder; .npz of images and labels; or `digits`",
+        "prepared TFDS folder; .npz of images and labels; a .csv, .tsv or .jsonl table or COCO's .json; or `digits`",
     )
     _add_model_options(parser.add_argument_group("model"))
     _add_data_options(parser.add_argument_group("data"))
@@ -95,6 +95,15 @@ def _add_data_options(group: Any) -> None:
         "of grain and timm (default: %(default)s)",
     )
     group.add_argument("--split", default="val", help="split of the data set; val also finds validation and test")
+    for name, text in (
+        ("path", "column of a table's paths (default: path, file_name, filename, file or image)"),
+        ("split", "column of a table's split (default: split, if there is one)"),
+    ):
+        group.add_argument(f"--{name}-column", metavar="NAME", help=text)
+    text = "column of a table's label (default: label, labels or class)"
+    group.add_argument("--label-columns", type=_names, default=(), metavar="NAME", help=text)
+    text = "folder that a table's paths are relative to (default: its own)"
+    group.add_argument("--image-folder", type=local_path, metavar="DIR", help=text)
     group.add_argument("--data-dir", metavar="DIR", help="folder of prepared TensorFlow Datasets")
     group.add_argument("--num-examples", type=positive, metavar="N", help="use only the first N pictures")
     group.add_argument("--workers", type=whole, metavar="N", help="processes that read pictures (grain: 0 for threads)")
@@ -315,3 +324,7 @@ def _check_scores(rows: list[dict[str, Any]]) -> None:
 
 def _batch_size(text: str) -> int | str:
     return text if text == "auto" else positive(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from jeffnet.data.columns import USUAL, Columns
 from jeffnet.data.images import is_picture
 from jeffnet.data.sources import Digits, ImageFolder, Source
+from jeffnet.data.table import ENDINGS, Table
 from jeffnet.data.tfds_source import is_prepared
 from jeffnet.errors import DatasetError
 from jeffnet.system.reading import is_url, user_path
@@ -23,6 +25,7 @@ def open_source(
     classes: Sequence[str] | None = None,
     min_images: int = 1,
     data_dir: str | None = None,
+    columns: Columns = USUAL,
 ) -> Source:
     """Open the data set of this name.
 
@@ -30,12 +33,15 @@ def open_source(
       data: 'digits' (a folder of this name is './digits'); `hf:owner/name[:config][@revision]` of the hub, a `.parquet`
         file or a folder of them (`HubDataset`); `tfds:name[/config]` or the folder of a prepared data set
         (`TfdsSource`); an `.npz` file (`open_npz`); a `.tar` file, a folder of them or a pattern such as
-        `shard-{000..146}.tar` (`TarShards`); any other folder holds one folder per class (`ImageFolder`).
+        `shard-{000..146}.tar` (`TarShards`); a `.csv`, `.tsv` or `.jsonl` table, COCO's `.json`, or a `.parquet` file
+        if `columns` says where its paths are (`Table`); any other folder holds one folder per class (`ImageFolder`).
       split: 'train', 'val' or another split of the data set.
       channels: 3 for RGB, 1 for grey.
-      classes: the order of labels, for an image folder. All others have their own; theirs must be the first of these.
+      classes: the order of labels, for an image folder or a table. All others have their own; theirs must be the first
+        of these.
       min_images: fewest pictures that will do.
       data_dir: where data sets of `tfds:` are prepared.
+      columns: what the columns of a table say.
 
     Returns:
       The data set, with `classes`, `len()` and one picture at a time.
@@ -45,7 +51,7 @@ def open_source(
         `min_images`.
       ImageError: `channels` is neither 1 nor 3.
     """
-    source = _open(data, split, channels, classes, data_dir)
+    source = _open(data, split, channels, classes, data_dir, columns)
     names = source.classes
     if classes is not None and names != tuple(classes)[: len(names)]:
         raise DatasetError(
@@ -61,13 +67,19 @@ def open_source(
     return source
 
 
-def _open(data: str, split: str, channels: int, classes: Sequence[str] | None, data_dir: str | None) -> Source:
+def _open(
+    data: str, split: str, channels: int, classes: Sequence[str] | None, data_dir: str | None, columns: Columns
+) -> Source:
     if is_url(data):
         raise DatasetError(
             f"data set {data!r} is an address: download it and give its folder or file; hf:owner/name reads one of the "
             "model hub"
         )
-    kind = _kind(data)
+    kind = "table" if columns.path and data.lower().endswith(".parquet") else _kind(data)
+    if kind == "table":
+        return Table(data, split, channels, classes, columns)
+    if columns != USUAL:
+        raise DatasetError(f"data set {data!r} is no table: leave out what is said of its columns and of the task")
     if kind == "digits":
         return Digits(split, channels)
     if kind == "parquet":
@@ -99,6 +111,8 @@ def _kind(data: str) -> str:
     if os.path.isdir(path):
         return _kind_of_folder(path)
     lower = data.lower()
+    if lower.endswith(ENDINGS):
+        return "table"
     if lower.endswith(_ARCHIVES) or (glob.has_magic(data) and not os.path.exists(path)):
         return "tar"
     return next((kind for kind in ("npz", "parquet") if lower.endswith(f".{kind}")), "folder")

@@ -2,8 +2,9 @@
 
 from jeffnet.data.batches import WHOLE, EvalLoader, OnBadImage, Shard
 from jeffnet.data.choices import LOADERS
+from jeffnet.data.columns import USUAL, Columns
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.errors import check_choice
+from jeffnet.errors import ConfigError, check_choice
 
 
 def open_pipeline(
@@ -14,6 +15,7 @@ def open_pipeline(
     batch_size: int,
     *,
     channels: int = 3,
+    columns: Columns = USUAL,
     data_dir: str | None = None,
     workers: int | None = None,
     shard: Shard = WHOLE,
@@ -34,6 +36,8 @@ def open_pipeline(
     """
     check_choice("loader", loader, LOADERS)
     if loader == "tf":
+        if columns != USUAL:
+            raise ConfigError("the loader 'tf' reads tables by the usual names of their columns only: take 'grain'")
         from jeffnet.data.tensorflow import eval_loader
 
         return eval_loader(
@@ -52,7 +56,7 @@ def open_pipeline(
     from jeffnet.data.open import open_source
     from jeffnet.data.sources import First
 
-    source = open_source(data, split, channels, data_dir=data_dir)
+    source = open_source(data, split, channels, data_dir=data_dir, columns=columns)
     if num_examples is not None and num_examples < len(source):
         source = First(source, num_examples)
     if loader == "pt":

@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -26,12 +26,12 @@ class Example(NamedTuple):
 
     Attributes:
       image: decoded, mode 'RGB' or 'L'.
-      label: index into the source's `classes`.
+      label: index into the source's `classes`; a float32 vector of them but for a single label.
       name: tells a person which picture it is.
     """
 
     image: Image.Image
-    label: int
+    label: Any
     name: str
 
 
@@ -60,8 +60,9 @@ class Labelled(ABC):
 
     Attributes:
       classes: name of every label.
-      labels: int32 `(len(self),)`.
+      labels: int32 `(len(self),)`; float32 `(len(self), classes)` but for a single label.
       channels: of the pictures, 3 for RGB or 1 for grey.
+      task: one of `jeffnet.data.choices.TASKS`.
 
     Raises:
       ImageError: on construction other `channels`; on access a picture that cannot be decoded.
@@ -69,6 +70,7 @@ class Labelled(ABC):
 
     classes: tuple[str, ...]
     labels: np.ndarray
+    task = "single_label"
 
     def __init__(self, data: str, channels: int) -> None:
         image_mode(channels)
@@ -81,7 +83,8 @@ class Labelled(ABC):
     def __getitem__(self, index: int) -> Example:
         index = checked_index(index, len(self))
         name = self.name(index)
-        return Example(self._picture(index, name), int(self.labels[index]), name)
+        label = self.labels[index]
+        return Example(self._picture(index, name), label if label.ndim else int(label), name)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._data!r}, {len(self):,} pictures of {len(self.classes)} classes)"

@@ -9,7 +9,7 @@ from typing import Any
 from jeffnet.data.open import open_source
 from jeffnet.recipes import fine_tune as recipe
 from jeffnet.system.files import check_absent, writing
-from jeffnet.train.config import Config
+from jeffnet.train.config import Config, DataConfig
 from jeffnet.train.loop import train
 from jeffnet.train.reports.scores import Result
 from jeffnet.train.run import START_FILE, check_no_run, is_run
@@ -45,7 +45,8 @@ def fine_tune(
     Raises:
       JeffnetError: as `jeffnet.train.loop.train`.
     """
-    pictures = len(open_source(data, "train", in_chans, min_images=2))
+    columns = DataConfig(**{"path": data, **entries.get("data", {})}).columns
+    pictures = len(open_source(data, "train", in_chans, min_images=2, columns=columns))
     start = folder / START_FILE
     values = asdict(recipe.config) | {
         "model": {"pretrained": str(start), "in_chans": in_chans},

@@ -137,7 +137,7 @@ def _check_agreement(setup: Setup, folder: str | Path, begun: bool) -> None:
 
 def _check_same(begun: Config, config: Config, folder: str | Path) -> None:
     """Raises ConfigError where a run was begun with another configuration; its pictures may have moved."""
-    free = ("mesh", "data.path", "data.threads", "data.workers", "checkpoint.", "log.")
+    free = ("mesh", "data.path", "data.image_folder", "data.threads", "data.workers", "checkpoint.", "log.")
     now = entry_values(config)
     for name, before in entry_values(begun).items():
         if before != now[name] and not name.startswith(free):

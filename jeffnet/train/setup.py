@@ -172,12 +172,20 @@ class Setup:
         )
 
 
+def training_set(config: Config) -> Source:
+    """The training pictures; raises DatasetError where there are not two."""
+    data = config.data
+    return open_source(data.path, data.train_split, config.model.in_chans, min_images=2, columns=data.columns)
+
+
 def make_setup(config: Config) -> Setup:
     """The parts of a run; raises JeffnetError where the configuration or the data will not do."""
     check_boards(config.log)
     data, preprocessing = config.data, run_preprocessing(config)
-    train_set = open_source(data.path, data.train_split, config.model.in_chans, min_images=2)
-    val_set = open_source(data.path, data.val_split, config.model.in_chans, classes=train_set.classes)
+    train_set = training_set(config)
+    val_set = open_source(
+        data.path, data.val_split, config.model.in_chans, classes=train_set.classes, columns=data.columns
+    )
     counts, balance = _class_balance(config, train_set)
     num_classes, epoch_steps = len(train_set.classes), steps_per_epoch(train_set, config.batch_size)
     network = make_network(config.model, preprocessing, num_classes)

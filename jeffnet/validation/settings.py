@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 from jeffnet.backends import RUNNING_BACKEND
 from jeffnet.data.batches import OnBadImage
+from jeffnet.data.columns import Columns
 from jeffnet.errors import ConfigError
+
+# Only what is given of these is stated in results.
+OF_TABLES = ("path_column", "label_columns", "split_column", "image_folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +18,10 @@ class Settings:
     Attributes:
       data: see `jeffnet.data.open.open_source`; for the loader 'tf' see `jeffnet.data.tensorflow.eval_loader`.
       split: of the data set; 'val' also finds validation and test.
+      path_column: see `jeffnet.data.columns.Columns`, as the next three, for data sets that are tables.
+      label_columns: column of the label.
+      split_column: column of the split.
+      image_folder: folder that a table's paths are relative to.
       data_dir: where TensorFlow Datasets are prepared.
       num_classes: number of classes that the models must have; None allows any.
       loader: 'grain', 'tf' or 'pt'.
@@ -47,6 +55,10 @@ class Settings:
 
     data: str
     split: str = "val"
+    path_column: str | None = None
+    label_columns: tuple[str, ...] = ()
+    split_column: str | None = None
+    image_folder: str | None = None
     data_dir: str | None = None
     num_classes: int | None = None
     loader: str = "grain"
@@ -82,3 +94,8 @@ class Settings:
             raise ConfigError(f"num_examples {self.num_examples} is not a number of pictures: give 1 or more")
         if self.test_pool and self.size is None:
             raise ConfigError("test-time pooling is for pictures larger than in training: give their --img-size too")
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns of a table say."""
+        return Columns(self.path_column, self.label_columns, self.split_column, folder=self.image_folder)

@@ -25,7 +25,7 @@ from jeffnet.validation.answers import IN_FLIGHT, Answers, answer
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
 from jeffnet.validation.metrics import METRICS, score
-from jeffnet.validation.settings import Settings
+from jeffnet.validation.settings import OF_TABLES, Settings
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import start_pretrained, with_test_pooling
 
@@ -215,6 +215,7 @@ def _pass(
             _shared_part(models[0].transform),
             size,
             channels=card.in_chans,
+            columns=settings.columns,
             data_dir=settings.data_dir,
             workers=settings.workers,
             shard=Shard(jax.process_index(), jax.process_count()),
@@ -331,9 +332,9 @@ def stated_settings(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     Returns:
       Those that decided about the row, by name.
     """
-    return {
-        name: value for name, value in asdict(settings).items() if not (candidate.file and name in ("backend", "dtype"))
-    }
+    unstated = {name for name in OF_TABLES if not getattr(settings, name)}
+    unstated |= {"backend", "dtype"} if candidate.file else set()
+    return {name: value for name, value in asdict(settings).items() if name not in unstated}
 
 
 def _real_of(loader: EvalLoader, index: int, real: list[frozenset[int]]) -> frozenset[int]:

@@ -6,6 +6,7 @@ from jeffnet.arch.zoo import check_own_name
 from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.data.batches import OnBadImage
 from jeffnet.data.choices import SAMPLINGS
+from jeffnet.data.columns import Columns
 from jeffnet.errors import ArchitectureError, ConfigError
 from jeffnet.train.config.entries import check_range, choice, part
 
@@ -86,6 +87,13 @@ class DataConfig:
     Attributes:
       path: any data set that `jeffnet validate` reads: an image folder with `train/<class>/` and `val/<class>/`,
         `tfds:name`, `hf:name`, ..., or `digits`.
+        A table lists pictures and labels: `.csv`, `.tsv`, `.jsonl`, `.parquet` or COCO's `.json`; `{split}` in its name
+        stands for the split. The next entries are for tables.
+      path_column: column of the pictures' paths; None finds path, file_name, filename, file or image; to be given for
+        `.parquet`.
+      label_columns: column of the label; none finds label, labels or class.
+      split_column: column that says train or val; None finds split, if there is one.
+      image_folder: folder that paths are relative to, in which `{split}` stands for the split; None takes the table's.
       train_split: split to train on.
       val_split: split to validate on.
       image_size: side of the pictures in validation, and in training unless `train_size` is given; None takes the sizes
@@ -106,6 +114,10 @@ class DataConfig:
     """
 
     path: str
+    path_column: str | None = None
+    label_columns: tuple[str, ...] = ()
+    split_column: str | None = None
+    image_folder: str | None = None
     train_split: str = "train"
     val_split: str = "val"
     image_size: int | None = None
@@ -123,3 +135,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.std is not None and not (self.std and min(self.std) > 0):
             raise ConfigError(f"data.std {self.std} must be positive")
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns of a table say."""
+        return Columns(self.path_column, self.label_columns, self.split_column, folder=self.image_folder)

@@ -9,7 +9,6 @@ import numpy as np
 from jeffnet.arch.imagenet import class_titles
 from jeffnet.data.augment.sheet import draw_sheet
 from jeffnet.data.loaders import Examples, steps_per_epoch
-from jeffnet.data.open import open_source
 from jeffnet.errors import DatasetError
 from jeffnet.text.names import wrapped
 from jeffnet.train.augment import augment_batch
@@ -17,7 +16,7 @@ from jeffnet.train.config import Config
 from jeffnet.train.pretrained import settled
 from jeffnet.train.reports.curves import Course, draw_schedule
 from jeffnet.train.schedule import make_schedule
-from jeffnet.train.setup import make_setup, train_transform
+from jeffnet.train.setup import make_setup, train_transform, training_set
 
 # Training pictures of ImageNet-1k, for a schedule without data.
 _EXAMPLES = 1_281_167
@@ -34,8 +33,7 @@ def plot_schedule(config: Config, path: str) -> str:
       A description of the picture, in one line.
     """
     try:
-        source = open_source(config.data.path, config.data.train_split, config.model.in_chans, min_images=2)
-        epoch_steps, of_what = steps_per_epoch(source, config.batch_size), config.data.path
+        epoch_steps, of_what = steps_per_epoch(training_set(config), config.batch_size), config.data.path
     except DatasetError:
         epoch_steps, of_what = round(_EXAMPLES / config.batch_size), f"{_EXAMPLES} pictures (no data at hand)"
     steps = config.epochs * epoch_steps

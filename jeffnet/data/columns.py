@@ -1,0 +1,37 @@
+"""What the columns of a table of pictures say."""
+
+from dataclasses import dataclass
+
+from jeffnet.data.choices import TASKS
+from jeffnet.errors import check_choice
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table say. What is None or empty is found by usual names.
+
+    Attributes:
+      path: column of the pictures' paths; else path, file_name, filename, file or image.
+      labels: column of the label; else label, labels or class. Several columns are one class each, 0 or 1, or one
+        number each in regression.
+      split: column of the split; else split, if there is one.
+      separator: between several labels in a cell, such as `;`.
+      folder: that paths are relative to, in which `{split}` stands for the split; None takes the table's.
+      task: one of `jeffnet.data.choices.TASKS`.
+
+    Raises:
+      ConfigError: no such task.
+    """
+
+    path: str | None = None
+    labels: tuple[str, ...] = ()
+    split: str | None = None
+    separator: str | None = None
+    folder: str | None = None
+    task: str = "single_label"
+
+    def __post_init__(self) -> None:
+        check_choice("task", self.task, TASKS)
+
+
+USUAL = Columns()
