@@ -28,7 +28,7 @@ _PATHS, _LABELS, _SPLITS = ("path", "file_name", "filename", "file", "image"), (
 _MOST_BYTES = 2**31  # COCO's annotations of 118,000 pictures have a fifth of that
 _NUMBERS = {"0": 0, "1": 1, "false": 0, "true": 1}
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 class Table(Labelled):
@@ -81,7 +81,7 @@ class Table(Labelled):
         known = tuple(classes) if classes is not None else categories
         self.labels, self.classes = _PARSERS[columns.task](_Cells(rows, self.names, columns, data), known)
         if split == "train" and columns.task != "regression" and len(self.classes) < 2:
-            raise DatasetError(f"table {data!r} has one class, {self.classes[0]!r}: training needs 2 or more")
+            raise DatasetError(f"table {data!r} has one class, {listed(self.classes)!r}: training needs 2 or more")
 
     def name(self, index: int) -> str:
         """Path of a picture as in the table."""

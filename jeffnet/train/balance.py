@@ -68,8 +68,7 @@ def _class_weights(counts: np.ndarray, beta: float | None) -> np.ndarray:
 
 def counts_text(counts: np.ndarray, classes: Sequence[str]) -> str:
     """How many training pictures each class has, in one line; of many classes the fewest, the median and the most."""
-    order = np.argsort(counts, kind="stable").tolist()
-    pairs = [f"{printable(classes[number])} {counts[number]:,}" for number in order]
+    pairs = [f"{printable(classes[int(n)])} {counts[n]:,}" for n in np.argsort(counts, kind="stable")]
     if len(pairs) > _SHOWN:
         pairs = [*pairs[:3], "...", f"median {np.median(counts):,.0f}", "...", *pairs[-3:]]
     return f"training pictures by class: {', '.join(pairs)}"
@@ -77,7 +76,7 @@ def counts_text(counts: np.ndarray, classes: Sequence[str]) -> str:
 
 def few_text(counts: np.ndarray, classes: Sequence[str]) -> str:
     """A warning about classes of few training pictures, in one line; '' where there are none."""
-    few = [number for number in np.argsort(counts, kind="stable").tolist() if counts[number] < _FEW]
+    few = [int(number) for number in np.argsort(counts, kind="stable") if counts[number] < _FEW]
     if not few:
         return ""
     names = listed([f"{classes[number]} {counts[number]}" for number in few])
