@@ -248,6 +248,22 @@ def test_predicting_loads_nothing_heavy_but_jax(tmp_path):
     assert heavy_modules_after(predicting) == {"jax"}
 
 
+MISSING = (["predict", "a.png"], ["validate", "digits"], ["export", "--output", "a.onnx"])
+
+
+def test_where_weights_cannot_be_had_nobody_waits_for_jax(tmp_path, monkeypatch):
+    """Published weights and files, in one process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JEFFNET_OFFLINE", "1")
+    monkeypatch.setenv("JEFFNET_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    published = [[*given, *([] if "export" in given else ["--model"]), "mnasnet_small"] for given in MISSING]
+    named = [[*given, *([] if "export" in given else ["--weights"]), "none.safetensors"] for given in MISSING[:2]]
+    commands = [*published, *named, ["predict", "none.png", "--weights", "none.safetensors"]]
+    code = f"from jeffnet.cli.main import main\nfor each in {commands!r}: assert main(each) == 1, each"
+    assert heavy_modules_after(code) == set()
+
+
 def test_the_other_backends_do_not_load_objax():
     """Nor does anything that all backends share; Objax's own does."""
     shared = "import jeffnet.backends, jeffnet.checkpoints, jeffnet.validation.answers"

@@ -1,11 +1,12 @@
 """How a picture becomes a model's input."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-from jeffnet.errors import ArchitectureError, check_choice
+from jeffnet.errors import ArchitectureError, InputError, check_choice
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -101,6 +102,15 @@ def sized(image_size: int, crop_pct: float, train_size: int | None = None, **oth
 def inception(image_size: int, crop_pct: float, interpolation: str = "bicubic", **others: Any) -> Preprocessing:
     """With pixels from -1 to 1."""
     return Preprocessing(image_size, crop_pct, interpolation, **INCEPTION, **others)
+
+
+def per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """A mean or std for each channel; grey pictures take the average of three values."""
+    if len(values) == channels:
+        return tuple(values)
+    if len(values) == 3 and channels == 1:
+        return (sum(values) / 3,)
+    raise InputError(f"{name} {tuple(values)} does not fit images of {channels} channels: give {channels} values")
 
 
 def _plain(number: Any) -> Any:

@@ -28,6 +28,7 @@ from jeffnet.arch.operations import (
     SqueezeExcite,
 )
 from jeffnet.arch.plan import Block
+from jeffnet.arch.preprocessing import per_channel
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.onnx_graph import OnnxGraph, Tensor
 from jeffnet.export.onnx_kernels import conv_kernel, expert_kernels, expert_matrices, part_window
@@ -40,7 +41,6 @@ from jeffnet.export.onnx_operations import (
     product_with_mixture,
     sample_norm,
 )
-from jeffnet.ops.image import per_channel
 from jeffnet.ops.pool import downsample, pool_windows
 
 # From the name of a value, and the value, to what takes its place in what comes after it.

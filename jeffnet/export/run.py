@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from jeffnet.arch.imagenet import known_classes
-from jeffnet.arch.preprocessing import LARGEST_IMAGE
+from jeffnet.arch.preprocessing import LARGEST_IMAGE, per_channel
 from jeffnet.arch.zoo import ModelLike, model_preprocessing, own_spec, resolve_name
 from jeffnet.errors import InputError, JeffnetError, WeightsError, first_line
 from jeffnet.export.batches import in_batches
 from jeffnet.export.metadata import BESIDE
 from jeffnet.export.targets import TARGETS, Runner, packages_of
-from jeffnet.ops.image import per_channel
 from jeffnet.system.reading import check_file, parse_json, read_text
 from jeffnet.weights.card import ModelCard
 

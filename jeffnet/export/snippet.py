@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jeffnet.arch.preprocessing import per_channel
 from jeffnet.export.export import ExportReport
 from jeffnet.export.metadata import ExportMetadata
 from jeffnet.export.onnx import EXACT_INT8
 from jeffnet.export.savedmodel import DESCRIPTION
-from jeffnet.ops.image import per_channel
 
 _IMPORTS = {
     "onnx": "import onnxruntime",

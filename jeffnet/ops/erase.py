@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jeffnet.arch.preprocessing import per_channel
 from jeffnet.errors import ConfigError, check_choice
 from jeffnet.ops.box import inside
 from jeffnet.ops.broadcast import over_channels
-from jeffnet.ops.image import per_channel
 from jeffnet.ops.precision import at_least_float32
 
 MODES = ("const", "rand", "pixel")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from jeffnet.arch.preprocessing import per_channel
 from jeffnet.errors import InputError
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.precision import at_least_float32
@@ -37,12 +38,3 @@ def normalize(
     offset = over_channels(jnp.asarray(per_channel("mean", mean, channels), compute), images)
     scale = over_channels(jnp.asarray(per_channel("std", std, channels), compute), images)
     return ((images.astype(compute) / 255 - offset) / scale).astype(dtype)
-
-
-def per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """A mean or std for each channel; grey pictures take the average of three values."""
-    if len(values) == channels:
-        return tuple(values)
-    if len(values) == 3 and channels == 1:
-        return (sum(values) / 3,)
-    raise InputError(f"{name} {tuple(values)} does not fit images of {channels} channels: give {channels} values")

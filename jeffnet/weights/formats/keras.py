@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 
 from jeffnet.arch.blocks import round_channels
-from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
+from jeffnet.arch.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing, per_channel
 from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import list_models, model_plan, model_preprocessing
 from jeffnet.errors import EndingError, JeffnetError, OutputError, WeightsError, first_line
-from jeffnet.ops.image import per_channel
 from jeffnet.system.extras import install
 from jeffnet.weights.archive import open_zip
 from jeffnet.weights.card import ModelCard
