@@ -36,6 +36,7 @@ from jeffnet.inference.forward import check_classifies, softmax
 from jeffnet.inference.fused import fuse
 from jeffnet.inference.pictures import listed_pictures, transform_for
 from jeffnet.models import DEFAULT_BACKEND
+from jeffnet.system.progress import progress_bar, progress_line
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import Pretrained, PretrainedModule, PretrainedOptions, Start, start_pretrained
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _BATCHES = (1, 4, 16)
 # Pictures of one call that its result shows.
 _MOST_SHOWN = 64
+_SECONDS_WITHOUT_BAR = 1  # a call may be one of many
 
 
 class Classifier:
@@ -210,13 +212,16 @@ class Classifier:
         """
         return load_backend(backend).build(self._weights())
 
-    def evaluate(self, data: str | os.PathLike, split: str = "val", **settings: Any) -> "Scores":
+    def evaluate(
+        self, data: str | os.PathLike, split: str = "val", *, progress: bool = True, **settings: Any
+    ) -> "Scores":
         """Accuracy on a set of labelled pictures, as `jeffnet validate` measures it.
 
         Args:
           data: a folder with a folder of pictures for each class, or another data set, see
             `jeffnet.data.open.open_source`.
           split: 'val' (also finds validation and test), 'train' or another.
+          progress: show on standard error how far it is.
           **settings: see `jeffnet.validation.settings.Settings`.
 
         Returns:
@@ -237,7 +242,7 @@ class Classifier:
         candidate = Candidate(self.card.model, file=self._exported.path) if self._exported else Candidate(None)
         if self._start is not None:
             candidate = replace(candidate, opened=(self._start, self.card))
-        for outcome in validate([candidate], Settings(data=os.fspath(data), split=split, **settings)):
+        for outcome in validate([candidate], Settings(data=os.fspath(data), split=split, **settings), progress):
             row = outcome.row  # pyright: ignore[reportAttributeAccessIssue]
             names = ("loss", "top1", "top5", "balanced_accuracy", "macro_f1")
             return Scores(row["num_examples"], **{name: row[name] for name in names})
@@ -246,6 +251,7 @@ class Classifier:
     def fine_tune(
         self,
         data: str | os.PathLike,
+        /,
         epochs: int = 5,
         *,
         batch_size: int | None = None,
@@ -263,8 +269,8 @@ class Classifier:
           output: a folder for the run: metrics, curves, checkpoints, the weights that it started from; None keeps none
             of them.
           progress: report on standard error.
-          **entries: of `jeffnet.train.config.Config`, such as `seed=1` or `optimizer={"learning_rate": 1e-4}`, in place
-            of those of the recipe `fine_tune`.
+          **entries: of `jeffnet.train.config.Config`, such as `seed=1` or `data={"image_size": 160}`, in place of those
+            of the recipe `fine_tune`.
 
         Returns:
           A classifier of the classes of `data`, with the best model of the run in validation.
@@ -289,11 +295,12 @@ class Classifier:
             )
             return Classifier.from_pretrained(best)
 
-    def export(self, path: str | os.PathLike, **options: Any) -> "ExportReport":
+    def export(self, path: str | os.PathLike, *, progress: bool = True, **options: Any) -> "ExportReport":
         """Write the model for another runtime, run it there and compare; see `jeffnet.export.export_model`.
 
         Args:
           path: to write to; its ending chooses the format, such as `.onnx` or `.tflite`.
+          progress: show on standard error what is being done.
           **options: of `export_model`, such as `check_with="pictures"` or `include=("softmax",)`.
 
         Returns:
@@ -304,7 +311,8 @@ class Classifier:
         """
         from jeffnet.export import export_model
 
-        return export_model(path, self.model("functional"), self.card, **options)
+        with progress_line(progress) as show:
+            return export_model(path, self.model("functional"), self.card, progress=show, **options)
 
     def save(self, path: str | os.PathLike, form: str | None = None) -> ModelCard:
         """Write the model to a file that `from_pretrained` reads; see `jeffnet.checkpoints.save_checkpoint`.
@@ -348,10 +356,12 @@ class Classifier:
         """The pixels of the pictures, where they are few; whether there is only one; and what the model gives."""
         listed, single = listed_pictures(pictures)
         most, results, seen = _BATCHES[-1], [], []
-        for first in range(0, max(len(listed), 1), most):
-            pixels = self._transform.pixels(listed[first : first + most])
-            results.append(self._batch(output, pixels))
-            seen += [pixels] if len(listed) <= _MOST_SHOWN else []
+        with progress_bar("", len(listed), "image", shown=len(listed) > most, delay=_SECONDS_WITHOUT_BAR) as bar:
+            for first in range(0, max(len(listed), 1), most):
+                pixels = self._transform.pixels(listed[first : first + most])
+                results.append(self._batch(output, pixels))
+                seen += [pixels] if len(listed) <= _MOST_SHOWN else []
+                bar.update(len(pixels))
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
         return np.concatenate(seen) if seen else None, single, joined
 

@@ -217,6 +217,7 @@ def test_fine_tuning_gives_another_classifier(classifier, pictures, tmp_path):
         batch_size=4,
         output=tmp_path / "run",
         progress=False,
+        data={"crop_pct": 1.0},
         optimizer={"learning_rate": 0.05},
         model={"bn_momentum": 0.5},
     )
@@ -225,7 +226,7 @@ def test_fine_tuning_gives_another_classifier(classifier, pictures, tmp_path):
     assert scores.examples == 8 and scores.top1 > 80
     right = [tuned(path).name == path.parent.name for path in sorted((pictures / "val").rglob("*.png"))]
     assert 100 * np.mean(right) == scores.top1
-    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    assert (tmp_path / "run" / "metrics.jsonl").is_file() and tuned.card.preprocessing.crop_pct == 1
     np.testing.assert_array_equal(classifier(PIXELS).probabilities, before)
     with pytest.raises(ConfigError, match="no setting colour"):
         tuned.evaluate(pictures, colour=1)

@@ -46,6 +46,7 @@ ALLOWED = {
     **{backend: BASE | {"ops", "weights", "backends.common", backend} for backend in BACKENDS},
     OBJAX_COMPATIBILITY: BASE,
 }
+ALLOWED["system.progress"] |= {"text"}
 ALLOWED["objax"] |= {OBJAX_COMPATIBILITY}
 ALLOWED["functional"] |= {"inference"}  # whose `fuse` it offers under its own name too
 ONLY_STANDARD_LIBRARY = frozenset({"arch", "errors", "text"}) | PRIMITIVES - {

@@ -53,6 +53,8 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Training and validation": {
         "jeffnet.train.loop": (),
+        "jeffnet.train.interrupt": ("InterruptedRunError",),
+        "jeffnet.recipes": ("Recipe", "describe_recipe", "list_recipes"),
         "jeffnet.train.recipe": (),
         "jeffnet.train.config": (),
         "jeffnet.train.seeds": (),

@@ -12,10 +12,11 @@ from jeffnet.cli.devices import add_device_options
 from jeffnet.cli.model import add_switch, local_path, model_name, positive, positive_number
 from jeffnet.cli.parser import usage
 from jeffnet.cli.scaling import add_scaling_options, run_scaling
-from jeffnet.cli.text import progress_line, table
+from jeffnet.cli.text import table
 from jeffnet.errors import JeffnetError, UsageError
 from jeffnet.system.figures import FORMS
 from jeffnet.system.files import check_output
+from jeffnet.system.progress import progress_line
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:

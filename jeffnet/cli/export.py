@@ -9,11 +9,11 @@ from jeffnet.arch.quantization import KERNEL_BITS
 from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import image_size, local_path, model_name, positive
 from jeffnet.cli.parser import usage
-from jeffnet.cli.text import progress_line
 from jeffnet.errors import ConfigError
 from jeffnet.export.options import DTYPES, INCLUDED, LAYOUTS
 from jeffnet.export.targets import TARGETS, check_free, check_int8, check_opset_target, choose_target
 from jeffnet.system.files import check_absent, write_file
+from jeffnet.system.progress import progress_line
 from jeffnet.text.names import printable_lines
 
 if TYPE_CHECKING:

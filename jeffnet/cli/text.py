@@ -2,10 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from jeffnet.system.progress import progress_bar
 from jeffnet.text.names import printable, printable_lines
 
 
@@ -22,17 +21,6 @@ def any_text() -> Iterator[None]:
         for stream, errors in zip(streams, before, strict=True):
             with suppress(OSError, ValueError):  # it is closed, or its buffer cannot be written
                 stream.reconfigure(errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@contextmanager
-def progress_line() -> Iterator[Callable[[str], None]]:
-    """Yields a function that shows what is being done, see `jeffnet.system.progress`."""
-    with progress_bar("", bar_format="{desc} [{elapsed}]") as bar:
-
-        def show(text: str) -> None:
-            bar.set_description_str(printable(text))
-
-        yield show
 
 
 class PrintableFormatter(logging.Formatter):

@@ -1,5 +1,6 @@
 """The ranges of a network's values from pictures, for files of 8-bit integers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from jeffnet.data.preprocess import EvalTransform
@@ -7,7 +8,7 @@ from jeffnet.errors import ConfigError
 from jeffnet.export.network import ExportNetwork
 from jeffnet.export.pictures import read_pictures
 from jeffnet.export.targets import TARGETS, check_int8
-from jeffnet.inference.quantized import calibrate, normalized_batches
+from jeffnet.inference.quantized import PASSES, calibrate, normalized_batches
 
 CALIBRATION_IMAGES = 200
 
@@ -18,6 +19,7 @@ def quantized(
     data: str | None,
     images: int = CALIBRATION_IMAGES,
     kernel_bits: int | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> ExportNetwork:
     """A network with the grids of its values: those of its training, or those that pictures show.
 
@@ -27,6 +29,7 @@ def quantized(
       data: pictures, see `jeffnet.export.pictures.read_pictures`; None for a model that was trained with `quantize`.
       images: how many of them to use.
       kernel_bits: of its kernels; None for those of its training, or the target's.
+      progress: called with what is being done.
 
     Raises:
       ConfigError: the target has no 8-bit integers or not these, the model was trained with others, or there is nothing
@@ -46,8 +49,18 @@ def quantized(
         return replace(network, quantization=replace(trained, kernel_bits=bits))
     preprocessing = network.card.preprocessing
     transform = EvalTransform(preprocessing, network.image_size)
+    progress(f"{network.card.model}: read pictures")
     pictures = read_pictures(data, transform, network.card.in_chans, images)
-    batches = normalized_batches(pictures, preprocessing)
+    seen = 0
+
+    def tell(count: int) -> None:
+        nonlocal seen
+        seen += count
+        share = seen / (PASSES * len(pictures))
+        progress(f"{network.card.model}: learn the ranges of its values, {share:.0%}")
+
+    tell(0)
+    batches = normalized_batches(pictures, preprocessing, tell)
     grids = calibrate(network.plan, network.execution, network.arrays, batches)
     return replace(network, quantization=replace(grids, kernel_bits=bits))
 

@@ -124,8 +124,7 @@ def export_model(
     network = replace(network, options=replace(chosen, image_size=network.image_size))
     pictures = _pictures(network, check_with) if check else None
     if int8:
-        progress(f"{card.model}: learn the ranges of its values")
-        network = quantized(network, target, calibrate_with, calibration_images, kernel_bits)
+        network = quantized(network, target, calibrate_with, calibration_images, kernel_bits, progress)
     metadata = ExportMetadata(target, card, network.options, *_quantization(network))
     with written_atomically(path) as partial:
         progress(f"{card.model}: write")

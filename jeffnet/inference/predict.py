@@ -154,11 +154,13 @@ def draw_predictions(
     grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.4] * columns).reshape(-1, 2)
     for axes in grid.reshape(-1):
         axes.axis("off")
+    # A folder that is the same of all says nothing.
+    folders = {Path(picture.name).parent for picture in pictures}
     for (left, right), picture, prediction in zip(grid, pictures, predictions, strict=False):
         image = upright(picture.image) if exif else picture.image
         left.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
-        folder_and_file = Path(picture.name).parts[-2:]
-        left.set_title("\n".join(wrapped(part, 30, 1) for part in folder_and_file), fontsize=8)
+        shown = Path(picture.name).parts[-2 if len(folders) > 1 else -1 :]
+        left.set_title("\n".join(wrapped(part, 30, 1) for part in shown), fontsize=8)
         if prediction.label is not None:
             mark, colour = _MARKS[bool(prediction.right)]
             right.set_title(f"{mark} {wrapped(prediction.label, 38, 1)}", fontsize=9, loc="left", color=colour)

@@ -23,6 +23,7 @@ _BINS = 2048
 # Shares of the observed range that `mse` tries.
 _SHARES = np.linspace(0.05, 1, 96)
 METHODS = ("minmax", "mse")
+PASSES = 2  # over the pictures, of 'mse'
 
 
 def quantized_network(plan: Plan, execution: Execution, quantization: Quantization) -> FoldedNetwork:
@@ -113,12 +114,16 @@ def calibrate(
     return Quantization(grids, f"{method} of {count} pictures")
 
 
-def normalized_batches(pictures: np.ndarray, preprocessing: Preprocessing) -> Callable[[], Iterator[np.ndarray]]:
-    """For `calibrate`, from pixels `(N, H, W, C)`, 0 to 255."""
+def normalized_batches(
+    pictures: np.ndarray, preprocessing: Preprocessing, done: Callable[[int], object] = lambda count: None
+) -> Callable[[], Iterator[np.ndarray]]:
+    """For `calibrate`, from pixels `(N, H, W, C)`, 0 to 255; `done` is given the size of each batch after it."""
 
     def batches() -> Iterator[np.ndarray]:
         for first in range(0, len(pictures), _BATCH):
-            yield np.asarray(normalize(pictures[first : first + _BATCH], preprocessing.mean, preprocessing.std))
+            batch = pictures[first : first + _BATCH]
+            yield np.asarray(normalize(batch, preprocessing.mean, preprocessing.std))
+            done(len(batch))
 
     return batches
 

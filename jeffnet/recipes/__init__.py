@@ -65,6 +65,12 @@ def recipe_path(name: str) -> Path:
 def describe_recipe(name: str) -> Recipe:
     """A recipe's file and what its header says.
 
+    Args:
+      name: of the recipe, see `list_recipes`.
+
+    Returns:
+      The recipe as its header describes it.
+
     Raises:
       ConfigError: as `recipe_path`.
     """

@@ -27,6 +27,15 @@ _STYLE: dict[str, Any] = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GRAY, "axes.axisbelow": True},
     **{"axes.grid": True, "grid.alpha": 0.3},
 }
+# Where the first font lacks a character, one of these may have it: fonts of Linux, macOS and Windows for Chinese,
+# Japanese and Korean, and for emoji in outlines, since Matplotlib draws no coloured ones.
+_FALLBACKS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR"),
+    *("Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAexGothic"),
+    *("IPAGothic", "TakaoPGothic", "NanumGothic", "UnDotum", "PingFang SC", "Hiragino Sans GB", "Hiragino Sans"),
+    *("Apple SD Gothic Neo", "Heiti TC", "Arial Unicode MS", "Microsoft YaHei", "SimHei", "Yu Gothic", "Meiryo"),
+    *("MS Gothic", "Malgun Gothic", "Noto Emoji", "Segoe UI Emoji", "Segoe UI Symbol", "Symbola", "Unifont"),
+)
 # Photographs need little more, and no artefact shows beside a text.
 _JPEG_QUALITY = 85
 
@@ -35,7 +44,7 @@ _JPEG_QUALITY = 85
 def house_style() -> Iterator[None]:
     """Context or decorator in which figures have the package's style, whatever a user's Matplotlib settings are.
 
-    Texts are literal: a dollar sign in a name does not start a formula, and characters that the font lacks are drawn as
+    Texts are literal: a dollar sign in a name does not start a formula, and characters that no font has are drawn as
     boxes without a warning. Pass names through `jeffnet.text.names.printable` first.
     """
     import matplotlib
@@ -44,9 +53,21 @@ def house_style() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         matplotlib.rcdefaults()
-        style: Any = _STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}
+        style: Any = (
+            _STYLE
+            | {"font.family": ["sans-serif", *_installed(_FALLBACKS)]}
+            | {"axes.prop_cycle": cycler(color=COLOURS)}
+        )
         matplotlib.rcParams.update(style)
         yield
+
+
+def _installed(families: tuple[str, ...]) -> list[str]:
+    """Those that Matplotlib finds: it would warn of each of the others at every text."""
+    from matplotlib.font_manager import fontManager
+
+    found = set(fontManager.get_font_names())
+    return [family for family in families if family in found]
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -3,9 +3,12 @@
 import io
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+from jeffnet.text.names import printable
 
 if TYPE_CHECKING:
     import tqdm
@@ -23,23 +26,44 @@ def progress_bar(
       text: what is being done, printable.
       total: number of units of all the work; None if it is not known.
       unit: what is counted.
-      shown: False shows nothing.
+      shown: False shows nothing, and neither does `TQDM_DISABLE=1` in the environment.
       options: further ones of `tqdm`.
 
     Yields:
       A bar of `tqdm`: `update(n)` counts, `set_description` and `set_postfix` change what stands beside it.
     """
-    from tqdm.auto import tqdm
-
-    is_live = shown and (_is_terminal() or _is_notebook(tqdm))
-    settings = {"desc": text, "total": total, "unit": unit, "leave": False, "disable": not shown, **options}
-    if is_live or not shown:
+    tqdm = _tqdm()
+    settings = {"desc": text, "total": total, "unit": unit, "leave": False, **options}
+    if not shown:
+        settings["disable"] = True  # otherwise the environment decides
+    if not shown or _is_terminal() or _is_notebook():
         with tqdm(**settings) as bar:
             yield bar
         return
     # The bar counts and describes, in as much text as there is; a thread writes, also while the work is in one step.
-    with tqdm(**settings, file=io.StringIO(), ncols=0) as bar, _lines(bar):
+    with tqdm(**settings, file=io.StringIO(), ncols=0) as bar, nullcontext() if bar.disable else _lines(bar):
         yield bar
+
+
+@contextmanager
+def progress_line(shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """Yields a function that shows what is being done, as a `progress_bar` without a bar."""
+    with progress_bar("", bar_format="{desc} [{elapsed}]", shown=shown) as bar:
+
+        def show(text: str) -> None:
+            bar.set_description_str(printable(text))
+
+        yield show
+
+
+def _tqdm() -> type:
+    """Bars of widgets in a notebook that has ipywidgets, else of text."""
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # that there are no ipywidgets
+        from tqdm.auto import tqdm
+    return tqdm
 
 
 @contextmanager
@@ -66,5 +90,6 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _is_notebook(tqdm: type) -> bool:
-    return any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+def _is_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "IPKernelApp" in shell.config

@@ -41,11 +41,15 @@ def utf8(name: str) -> str:
 
 
 def wrapped(name: str, width: int, most: int = 3) -> str:
-    """`printable`, in lines of so many characters; what needs more lines than `most` is cut and ends in `…`."""
-    lines = textwrap.wrap(printable(name), width)
+    """`printable`, in lines of so many characters; what needs more lines than `most` is cut and ends in `…`.
+
+    Chinese, Japanese and Korean characters and emoji count twice, as wide as they are.
+    """
+    filled = "".join(f"\0{each}" if unicodedata.east_asian_width(each) in "WF" else each for each in printable(name))
+    lines = textwrap.wrap(filled, width)
     if len(lines) > most:
         lines[most - 1 :] = [lines[most - 1][: width - 1] + "…"]
-    return "\n".join(lines)
+    return "\n".join(lines).replace("\0", "")
 
 
 def portable(name: str) -> str:

@@ -162,7 +162,7 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool, callb
         elif state is None:
             state = setup.start()
         if setup.config.quantize.to and setup.network.quantization is None:
-            setup = setup.calibrated(state)
+            setup = setup.calibrated(state, progress and is_primary())
         run.write_config()
         on_primary(lambda: record_environment(run.folder))
         step = int(state.step)

@@ -20,8 +20,9 @@ from jeffnet.data.sampling import class_counts, class_draws, source_labels
 from jeffnet.data.sources import Labelled, Source, evenly_spread
 from jeffnet.errors import ConfigError
 from jeffnet.inference.plain_norms import folded_arrays, folded_plan, with_plain_norms
-from jeffnet.inference.quantized import calibrate, normalized_batches
+from jeffnet.inference.quantized import PASSES, calibrate, normalized_batches
 from jeffnet.parallel.mesh import Layout, make_layout
+from jeffnet.system.progress import progress_bar
 from jeffnet.train.balance import Balance, make_balance
 from jeffnet.train.config import Config, LossConfig
 from jeffnet.train.network import Network, make_network, untrained_parameters
@@ -151,14 +152,15 @@ class Setup:
         network, card = (replace(part, quantization=quantization) for part in (self.network, self.card))
         return replace(self, network=network, card=card)
 
-    def calibrated(self, state: TrainState) -> "Setup":
+    def calibrated(self, state: TrainState, progress: bool = False) -> "Setup":
         """The same run, rounding to the grids that training pictures show for a state."""
         plan, preprocessing, count = self.network.plan, self.network.preprocessing, len(self.train_set)
         arrays = folded_arrays(plan, jax.device_get(self.layout.gather(state.arrays)))
         places, transform = evenly_spread(count, self.config.quantize.images), EvalTransform(preprocessing)
         pictures = np.stack([transform(self.train_set[place].image) for place in places])
-        batches = normalized_batches(pictures, preprocessing)
-        found = calibrate(folded_plan(plan), self.network.start.execution, arrays, batches)
+        with progress_bar("calibrating", PASSES * len(pictures), "image", shown=progress) as bar:
+            batches = normalized_batches(pictures, preprocessing, bar.update)
+            found = calibrate(folded_plan(plan), self.network.start.execution, arrays, batches)
         bits = self.config.quantize.kernel_bits
         return self.quantized(replace(found, method=f"{found.method}, trained with them", kernel_bits=bits))
 

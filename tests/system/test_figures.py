@@ -105,10 +105,59 @@ def test_texts_are_those_given_and_a_users_settings_come_back():
         assert matplotlib.rcParams["text.usetex"] and matplotlib.rcParams["text.parse_math"]
 
 
+def test_characters_come_from_the_first_font_that_has_them(tmp_path: Path):
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib.font_manager import fontManager
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 1000), (1000, 1000), (1000, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({ord("日"): "square"})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=1000, descent=0)
+    builder.setupNameTable({"familyName": "Unifont", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "square.ttf")
+    before = list(fontManager.ttflist)
+    drawn = [_ink("日"), _ink("a")]
+    fontManager.addfont(tmp_path / "square.ttf")
+    try:
+        assert _ink("日") > 2 * drawn[0] and _ink("a") == drawn[1]
+    finally:
+        fontManager.ttflist = before
+
+
+@house_style()
+def _ink(text: str) -> float:
+    """How much of a small figure a text blackens."""
+    figure = new_figure(0.5, 0.5)
+    figure.text(0.1, 0.1, text, fontsize=24)
+    figure.canvas.draw()
+    return float((255 - np.asarray(figure.canvas.buffer_rgba())[..., :3]).mean())
+
+
+def test_a_sheet_names_folders_only_where_there_are_several(monkeypatch, tmp_path: Path):
+    titles = []
+    monkeypatch.setattr(
+        figures, "save_figure", lambda figure, path: titles.append([a.get_title() for a in figure.axes])
+    )
+    for names in (("birds/a.png", "birds/b.png"), ("birds/a.png", "cats/a.png")):
+        pictures = [Picture(name, Image.new("RGB", (9, 7))) for name in names]
+        draw_predictions(pictures, [_prediction(name, ("bird",), (1.0,)) for name in names], tmp_path / "sheet.png")
+    assert [sheet[::2] for sheet in titles] == [["a.png", "b.png"], ["birds\na.png", "cats\na.png"]]
+
+
 def test_all_that_draws_with_matplotlib_draws_in_the_style():
     package = Path(jeffnet.__file__).parent
     drawing = {path: path.read_text() for path in package.rglob("*.py") if "figures.new_figure(" in path.read_text()}
-    assert len(drawing) == 4
+    assert len(drawing) == 5
     for path, text in drawing.items():
         functions = re.findall(r"(@figures.house_style\(\)\n)?def ((?!_)\w*(?:draw|report)\w*)\(", text)
         assert functions and all(decorator for decorator, _ in functions), path

@@ -1,8 +1,11 @@
 """How far work is: a bar on a terminal, lines now and then in a log."""
 
 import io
+import os
+import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +43,34 @@ def test_a_log_gets_whole_lines_also_while_nothing_is_counted(monkeypatch):
 @pytest.mark.parametrize(("terminal", "options"), [(False, {}), (False, {"shown": False}), (True, {"shown": False})])
 def test_short_work_and_hidden_work_write_nothing(monkeypatch, terminal, options):
     assert _shown(monkeypatch, terminal, **options) == ""
+
+
+LINES = """
+import time
+from jeffnet.system import progress
+progress.EVERY_SECONDS = 0.05
+with progress.progress_bar("reading"):
+    time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize(("value", "shown"), [("", True), ("1", False)])
+def test_the_environment_hides_bars_and_lines(value, shown):
+    """It is read when tqdm is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", LINES],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"TQDM_DISABLE": value},
+    )
+    assert ("reading: " in done.stderr) == shown
+
+
+def test_a_notebook_has_a_bar_though_its_stream_is_no_terminal(monkeypatch):
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert "\rreading:" in _shown(monkeypatch, terminal=False)
 
 
 def test_a_terminal_has_a_bar(monkeypatch):

@@ -40,6 +40,8 @@ def test_a_name_is_wrapped_after_its_characters_became_escapes():
     assert wrapped("x" * 30, 8, 2) == "x" * 8 + "\n" + "x" * 7 + "…"
     assert wrapped("x" * 8, 8) == "x" * 8
     assert wrapped("American Staffordshire terrier", 22) == "American Staffordshire\nterrier"
+    assert wrapped("日" * 9, 8, 2) == "日" * 4 + "\n" + "日" * 3 + "…"
+    assert wrapped("日 of 猫", 6) == "日 of\n猫"
 
 
 def test_a_portable_name_has_no_folders_of_this_machine():
