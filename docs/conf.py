@@ -59,6 +59,9 @@ python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 
 # Tutorials are run as the site is built, and fail it if they fail. `JEFFNET_DOCS_NOTEBOOKS=off` leaves results out.
+# They show no half-drawn bars, and find the command.
+os.environ["TQDM_DISABLE"] = "1"
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 nb_execution_mode = os.environ.get("JEFFNET_DOCS_NOTEBOOKS", "cache")
 # The language of cells is known from running them.
 suppress_warnings = ["myst-nb.lexer"] if nb_execution_mode == "off" else []
