@@ -21,19 +21,18 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jeffnet import functional
 from jeffnet.arch.imagenet import class_titles
-from jeffnet.arch.plan import with_classes
 from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import ModelLike
 from jeffnet.backends import load_backend, to_start
 from jeffnet.backends.common import with_options
 from jeffnet.checkpoints import describe_model, save_checkpoint
+from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, WeightsError
 from jeffnet.export.targets import has_ending
 from jeffnet.inference.classification import Classification, Classifications
 from jeffnet.inference.forward import check_classifies, softmax
-from jeffnet.inference.fused import fuse
+from jeffnet.inference.outputs import LOGITS, PRE_LOGITS, compiled_output
 from jeffnet.inference.pictures import listed_pictures, transform_for
 from jeffnet.models import DEFAULT_BACKEND
 from jeffnet.system.progress import progress_bar, progress_line
@@ -44,6 +43,7 @@ from jeffnet.weights.start import Pretrained, PretrainedModule, PretrainedOption
 if TYPE_CHECKING:
     from jeffnet.export import ExportReport
     from jeffnet.export.run import ExportedModel
+    from jeffnet.inference.vectors import Vectors
     from jeffnet.validation.metrics import Scores
 
 # What is compiled: batches of these sizes, the least that holds the pictures.
@@ -164,7 +164,7 @@ class Classifier:
           WeightsError: the model has no classifier.
         """
         check_classifies(self.card, None)
-        pixels, single, logits = self._run("logits", pictures)
+        pixels, single, logits = self._run(LOGITS, pictures)
         answers = Classifications(softmax(logits), self.classes, pixels)
         return answers[0] if single else answers
 
@@ -177,8 +177,46 @@ class Classifier:
         Returns:
           float32 `(F,)` of one picture, `(N, F)` of several.
         """
-        _, single, features = self._run("embed", pictures)
+        _, single, features = self._run(PRE_LOGITS, pictures)
         return features[0] if single else features
+
+    def embed_data(
+        self,
+        data: str | os.PathLike,
+        path: str | os.PathLike,
+        split: str = "val",
+        *,
+        progress: bool = True,
+        **settings: Any,
+    ) -> "Vectors":
+        """The vectors of all pictures of a data set, in a file; see `jeffnet.inference.embed.embed_source`.
+
+        A run that was interrupted goes on where it was. The vectors are those of `embed`.
+
+        Args:
+          data: a folder with a folder of pictures for each class, or another data set, see
+            `jeffnet.data.open.open_source`.
+          path: of the file: `.parquet`, `.npz` or `.npy`.
+          split: 'val' (also finds validation and test), 'train' or another.
+          progress: show on standard error how far it is.
+          **settings: see `jeffnet.inference.embed.EmbedSettings`.
+
+        Returns:
+          What the file has, in memory.
+
+        Raises:
+          JeffnetError: the data cannot be read, the file cannot be written, or a setting is out of its range.
+        """
+        from jeffnet.data.open import open_source
+        from jeffnet.inference.embed import EmbedSettings, embed_source
+        from jeffnet.inference.vectors import read_vectors
+
+        start, transform = self._weights(), self._transform.transform
+        assert isinstance(transform, EvalTransform)
+        chosen = EmbedSettings(**_known(settings, EmbedSettings))
+        source = open_source(os.fspath(data), split, self.card.in_chans)
+        embed_source(start, transform, source, path, chosen, progress)
+        return read_vectors(path)
 
     def features(self, pictures: Any, indices: Sequence[int] | None = None) -> tuple[np.ndarray, ...]:
         """Maps of features of pictures, from the finest to the coarsest.
@@ -193,7 +231,7 @@ class Classifier:
         Raises:
           ArchitectureError: no such map.
         """
-        _, single, maps = self._run(("features", None if indices is None else tuple(indices)), pictures)
+        _, single, maps = self._run(None if indices is None else tuple(indices), pictures)
         return tuple(each[0] for each in maps) if single else maps
 
     @property
@@ -236,9 +274,7 @@ class Classifier:
         from jeffnet.validation.settings import Settings
         from jeffnet.validation.validate import validate
 
-        unknown = settings.keys() - Settings.__dataclass_fields__.keys()
-        if unknown:
-            raise ConfigError(f"no setting {', '.join(sorted(unknown))}: see jeffnet.validation.settings.Settings")
+        settings = _known(settings, Settings)
         candidate = Candidate(self.card.model, file=self._exported.path) if self._exported else Candidate(None)
         if self._start is not None:
             candidate = replace(candidate, opened=(self._start, self.card))
@@ -367,7 +403,7 @@ class Classifier:
 
     def _batch(self, output: Any, pixels: np.ndarray) -> Any:
         """What the model gives for up to the largest batch, as float32 of NumPy."""
-        if self._exported is not None and output == "logits":
+        if self._exported is not None and output == LOGITS:
             return np.asarray(self._exported(pixels), np.float32)
         count = len(pixels)
         size = next(size for size in _BATCHES if size >= count)
@@ -375,21 +411,17 @@ class Classifier:
         padded[:count] = pixels
         with self._lock:  # or two threads would compile the same
             if (output, size) not in self._compiled:
-                self._compiled[output, size] = self._compile(output, size, pixels.shape[1:3])
+                shape = pixels.shape[1], pixels.shape[2]
+                self._compiled[output, size] = compiled_output(self._weights(), output, size, shape)
         given = self._compiled[output, size](self._transform.normalized(padded))
         return jax.tree.map(lambda array: np.asarray(array[:count], np.float32), given)
 
-    def _compile(self, output: Any, size: int, image_size: tuple[int, ...]) -> Callable[[Any], Any]:
-        start = self._weights()
-        if output == "embed":
-            arrays = {name: array for name, array in start.arrays.items() if not name.startswith("classifier.")}
-            start = replace(start, plan=with_classes(start.plan, 0), arrays=arrays)
-        model, variables = functional.build(start)
-        if output in ("logits", "embed"):
-            return fuse(model, variables, batch_size=size, image_size=(image_size[0], image_size[1]))
-        indices = output[1]
-        apply = jax.jit(lambda variables, images: model.features(variables, images, indices))
-        return lambda images: apply(variables, images)
+
+def _known(settings: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Settings, if the dataclass has all of them."""
+    if unknown := settings.keys() - kind.__dataclass_fields__.keys():
+        raise ConfigError(f"no setting {', '.join(sorted(unknown))}: see {kind.__module__}.{kind.__name__}")
+    return settings
 
 
 def _is_exported(source: str | os.PathLike) -> bool:

@@ -183,14 +183,14 @@ def test_info_says_that_a_file_of_others_is_not_verified(capsys, tmp_path):
     assert status == 0 and "not verified" in out and "timm" in out
 
 
-@pytest.mark.parametrize("command", ["list", "info", "predict", "validate", "train", "convert", "bench"])
+@pytest.mark.parametrize("command", ["list", "info", "predict", "validate", "embed", "train", "convert", "bench"])
 def test_every_command_has_help(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0
     assert f"usage: jeffnet {command}" in out and "--debug" in out
 
 
-@pytest.mark.parametrize("command", ["predict", "validate", "train", "export", "bench"])
+@pytest.mark.parametrize("command", ["predict", "validate", "embed", "train", "export", "bench"])
 def test_the_help_of_long_commands_is_in_groups(capsys, command):
     """Of which no one hides the others."""
     _, out, _ = run(capsys, command, "--help")

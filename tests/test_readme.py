@@ -84,6 +84,7 @@ def test_the_python_examples_of_the_classifier_run(tmp_path, monkeypatch):
         exec(compile(re.sub('"(efficientnet_b0)"', '"flat"', block), "docs/python.md", "exec"), names)
     assert names["answers"].probabilities.shape == (2, 1000)
     assert names["embedding"].shape == (64,) and [each.shape for each in names["maps"]] == [(2, 2, 8), (1, 1, 8)]
+    assert names["found"].vectors.shape == (4, 64)
     assert names["again"].classes == names["card"].classes == ("cat", "dog")
     assert names["images"].shape == (1, 32, 32, 3)
     assert names["inputs"].shape == (4, 32, 32, 3) and names["state"]["position"] == 8 and names["counted"] == 4

@@ -24,7 +24,8 @@ from jeffnet.text.names import printable, printable_lines
 # slow to import, so that other commands start at once.
 _COMMANDS = {
     **{"list": "list_", "info": "info", "predict": "predict", "validate": "validate", "data": "data"},
-    **{"train": "train", "recipes": "recipes", "convert": "convert", "export": "export", "bench": "bench"},
+    **{"embed": "embed", "train": "train", "recipes": "recipes", "convert": "convert", "export": "export"},
+    **{"bench": "bench"},
 }
 
 # The exit status of an internal error: EX_SOFTWARE.

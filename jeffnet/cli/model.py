@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jeffnet.arch.preprocessing import INTERPOLATIONS
 from jeffnet.arch.zoo import is_known, register_model
 from jeffnet.backends import BACKENDS, DTYPES, RUNNING_BACKEND
+from jeffnet.data.choices import ON_BAD_IMAGE
 from jeffnet.errors import UsageError
 from jeffnet.system.reading import is_url
 
@@ -19,10 +20,26 @@ if TYPE_CHECKING:
 
 MODEL_TEXT = "a name, or a file of jeffnet's own format that has the same architecture"
 
+DATA_TEXT = (
+    "image folder with val/<class>/ or <class>/; tar shards; parquet files or hf:owner/name; tfds:name or a prepared "
+    "TFDS folder; .npz of images and labels; a .csv, .tsv or .jsonl table or COCO's .json; or `digits`"
+)
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that runs one model."""
     group = parser.add_argument_group("model")
+    add_weights_options(group)
+    add_model_file_option(group)
+    add_backend_options(group)
+    group.add_argument("--batch-size", type=positive, default=32, help="pictures per batch (default: %(default)s)")
+    pixels = parser.add_argument_group("pixels")
+    add_size_option(pixels)
+    add_crop_options(pixels)
+
+
+def add_weights_options(group: Any) -> None:
+    """Add `--weights` and `--model`, of one model."""
     group.add_argument(
         "--weights",
         metavar="SOURCE",
@@ -30,12 +47,29 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "published weights of --model)",
     )
     group.add_argument("--model", metavar="NAME", help=f"{MODEL_TEXT}; required unless the weights name their model")
-    add_model_file_option(group)
-    add_backend_options(group)
-    group.add_argument("--batch-size", type=positive, default=32, help="pictures per batch (default: %(default)s)")
-    pixels = parser.add_argument_group("pixels")
-    add_size_option(pixels)
-    add_crop_options(pixels)
+
+
+def add_source_options(group: Any) -> None:
+    """Add the options that choose the pictures of a data set."""
+    group.add_argument("--split", default="val", help="split of the data set; val also finds validation and test")
+    group.add_argument("--data-dir", metavar="DIR", help="folder of prepared TensorFlow Datasets")
+    group.add_argument("--num-examples", type=positive, metavar="N", help="use only the first N pictures")
+    group.add_argument("--workers", type=whole, metavar="N", help="processes that read pictures (grain: 0 for threads)")
+    text = "what to do if a picture cannot be decoded"
+    group.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="error", help=text)
+
+
+def add_table_options(group: Any) -> None:
+    """Add the options that say what the columns of a table are."""
+    for name, text in (
+        ("path", "column of a table's paths (default: path, file_name, filename, file or image)"),
+        ("split", "column of a table's split (default: split, if there is one)"),
+    ):
+        group.add_argument(f"--{name}-column", metavar="NAME", help=text)
+    text = "column of a table's label (default: label, labels or class)"
+    group.add_argument("--label-columns", type=_names, default=(), metavar="NAME", help=text)
+    text = "folder that a table's paths are relative to (default: its own)"
+    group.add_argument("--image-folder", type=local_path, metavar="DIR", help=text)
 
 
 def add_backend_options(group: Any) -> None:
@@ -217,3 +251,7 @@ def image_size(text: str) -> tuple[int, int]:
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a side nor HEIGHTxWIDTH")
     return sides[0], sides[-1]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))

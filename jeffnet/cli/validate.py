@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 from jeffnet.arch.preprocessing import CROP_MODES
 from jeffnet.cli.devices import add_device_options, add_process_options, connect, start_devices
 from jeffnet.cli.model import (
+    DATA_TEXT,
     add_backend_options,
     add_crop_options,
     add_model_file_option,
+    add_source_options,
     add_switch,
+    add_table_options,
     check_model_file,
     image_size,
     local_path,
     model_name,
     positive,
-    whole,
 )
 from jeffnet.cli.parser import usage
 from jeffnet.cli.text import table
-from jeffnet.data.choices import LOADERS, ON_BAD_IMAGE, RESIZES, SUBSETS
+from jeffnet.data.choices import LOADERS, RESIZES, SUBSETS
 from jeffnet.errors import JeffnetError, OutputError, UsageError
 from jeffnet.text.names import printable, printable_lines
 
@@ -46,13 +48,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="score models on labelled pictures",
         description="Compute loss, top-1 and top-5 on labelled pictures. Every picture counts exactly once.",
     )
-    parser.add_argument(
-        "data",
-        help="image folder with val/<class>/ or <class>/; tar shards; parquet files or hf:owner/name; tfds:name or a "
-        "prepared TFDS folder; .npz of images and labels; a .csv, .tsv or .jsonl table or COCO's .json; or `digits`",
-    )
+    parser.add_argument("data", help=DATA_TEXT)
     _add_model_options(parser.add_argument_group("model"))
     _add_data_options(parser.add_argument_group("data"))
+    add_table_options(parser.add_argument_group("data sets that are tables"))
     _add_pixel_options(parser.add_argument_group("pixels (default: the model's)"))
     _add_output_options(parser.add_argument_group("output"))
     add_device_options(parser)
@@ -94,26 +93,12 @@ def _add_data_options(group: Any) -> None:
         help="grain; tf: TensorFlow, with the pixels of the papers' authors; pt: PyTorch's DataLoader, with the pixels "
         "of grain and timm (default: %(default)s)",
     )
-    group.add_argument("--split", default="val", help="split of the data set; val also finds validation and test")
-    for name, text in (
-        ("path", "column of a table's paths (default: path, file_name, filename, file or image)"),
-        ("split", "column of a table's split (default: split, if there is one)"),
-    ):
-        group.add_argument(f"--{name}-column", metavar="NAME", help=text)
-    text = "column of a table's label (default: label, labels or class)"
-    group.add_argument("--label-columns", type=_names, default=(), metavar="NAME", help=text)
-    text = "folder that a table's paths are relative to (default: its own)"
-    group.add_argument("--image-folder", type=local_path, metavar="DIR", help=text)
-    group.add_argument("--data-dir", metavar="DIR", help="folder of prepared TensorFlow Datasets")
-    group.add_argument("--num-examples", type=positive, metavar="N", help="use only the first N pictures")
-    group.add_argument("--workers", type=whole, metavar="N", help="processes that read pictures (grain: 0 for threads)")
+    add_source_options(group)
     text = "JSON or CSV that maps the data set's classes to the model's"
     group.add_argument("--label-map", type=local_path, metavar="FILE", help=text)
     text = "ImageNet's reassessed labels (ReaL's real.json)"
     group.add_argument("--real-labels", type=local_path, metavar="FILE", help=text)
     group.add_argument("--subset", choices=SUBSETS, help="predict only these classes; data: those of the data set")
-    text = "what to do if a picture cannot be decoded"
-    group.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="error", help=text)
 
 
 def _add_pixel_options(group: Any) -> None:
@@ -324,7 +309,3 @@ def _check_scores(rows: list[dict[str, Any]]) -> None:
 
 def _batch_size(text: str) -> int | str:
     return text if text == "auto" else positive(text)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))

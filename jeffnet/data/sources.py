@@ -209,7 +209,28 @@ class Digits(Labelled):
         return Image.fromarray(self._pixels[index]).convert(image_mode(self.channels))
 
 
-class First:
+class Part:
+    """The examples of a source from number `start` up to `stop`, which is not among them."""
+
+    def __init__(self, source: Source, start: int, stop: int) -> None:
+        self.classes, self.channels, self._source = source.classes, source.channels, source
+        self._rows = range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[self._rows[checked_index(index, len(self))]]
+
+    def name(self, index: int) -> str:
+        """The name that the source gives it."""
+        return self._source.name(self._rows[checked_index(index, len(self))])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._source!r}, {len(self):,})"
+
+
+class First(Part):
     """The first `count` examples of a source, or all where it has fewer.
 
     Raises:
@@ -219,21 +240,7 @@ class First:
     def __init__(self, source: Source, count: int) -> None:
         if count < 1:
             raise ConfigError(f"the first {count} pictures are none: give 1 or more")
-        self.classes, self.channels, self._source = source.classes, source.channels, source
-        self._count = min(count, len(source))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[checked_index(index, len(self))]
-
-    def name(self, index: int) -> str:
-        """The name that the source gives it."""
-        return self._source.name(checked_index(index, len(self)))
-
-    def __repr__(self) -> str:
-        return f"First({self._source!r}, {len(self):,})"
+        super().__init__(source, 0, min(count, len(source)))
 
 
 def _stratified(labels: np.ndarray, split: str) -> np.ndarray:

@@ -6,6 +6,7 @@ _TENSORFLOW = "tensorflow-cpu" if sys.platform == "linux" else "tensorflow"
 # Arguments of `pip install`: the packages' names, since jeffnet may be installed from anywhere.
 PACKAGES = {
     "digits": "scikit-learn",
+    "embed": "scikit-learn pyarrow",
     "objax": "objax six",
     "torch": "torch torchvision timm",
     "tf": f"{_TENSORFLOW} tensorflow-datasets importlib_resources",
