@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jeffnet.cli.devices import add_device_options, add_process_options, connect, start_devices
 from jeffnet.cli.manual import print_manual
 from jeffnet.cli.model import local_path
+from jeffnet.cli.text import table
 from jeffnet.errors import UsageError
 from jeffnet.system import figures
 from jeffnet.system.files import check_output
@@ -64,6 +66,8 @@ def _add_recipe_options(group: Any) -> None:
     group.add_argument("--plot-schedule", type=local_path, metavar="FILE", help=text)
     text = "draw some training pictures, augmented, and stop"
     group.add_argument("--plot-augment", type=local_path, metavar="FILE", help=text)
+    text = "train a few steps at rising learning rates, draw their losses, suggest a rate and stop; keeps no run"
+    group.add_argument("--lr-find", type=local_path, metavar="FILE", help=text)
 
 
 def _add_run_options(group: Any) -> None:
@@ -74,6 +78,8 @@ def _add_run_options(group: Any) -> None:
     group.add_argument("--continue", action="store_true", help=text)
     text = "restart at most N times after a crash or the loss of another process; implies --continue"
     group.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
+    text = "do some steps, a validation and a checkpoint, print their time and memory and the run's, and keep nothing"
+    group.add_argument("--dry-run", action="store_true", help=text)
     group.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="train once per seed, in RUN/seed_N")
     text = "print the result, or with --help-config the entries, as one object; an array with several"
     group.add_argument("--json", action="store_true", help=text)
@@ -137,7 +143,8 @@ def _run(options: argparse.Namespace) -> None:
 
     overrides = _pairs(options.overrides, options.known)
     if options.resume:
-        _refuse(options, "config", "output", "continue", "seeds", "print-config", "plot-schedule", "plot-augment")
+        own = ("print-config", "plot-schedule", "plot-augment", "lr-find", "dry-run")
+        _refuse(options, "config", "output", "continue", "seeds", *own)
         from jeffnet.train.loop import resume
 
         start_devices(options)
@@ -147,6 +154,12 @@ def _run(options: argparse.Namespace) -> None:
         raise UsageError("give --config RECIPE and --output RUN, or --resume RUN")
     config = override(load_recipe(options.config), overrides)
     if _shown(options, config):
+        return
+    if options.lr_find:
+        _find_learning_rate(options, config)
+        return
+    if options.dry_run:
+        _rehearse(options, config)
         return
     if not options.output:
         raise UsageError("give --output RUN, a folder for the run")
@@ -183,6 +196,58 @@ def _draw(options: argparse.Namespace, config: "Config") -> None:
     for path, plot, _ in plots:
         if path:
             print(printable(plot(config, path)))
+
+
+def _find_learning_rate(options: argparse.Namespace, config: "Config") -> None:
+    check_output(options.lr_find, figures.FORMS)
+    start_devices(options)
+    from jeffnet.parallel.distributed import is_primary
+    from jeffnet.train.range_test import find_learning_rate
+    from jeffnet.train.reports.curves import draw_range_test
+
+    found = find_learning_rate(config, progress=is_primary())
+    if not is_primary():
+        return
+    title = f"range test: {config.model.name or config.model.pretrained}, {config.optimizer.name}"
+    draw_range_test(found, options.lr_find, f"{title}, batches of {config.batch_size}")
+    if options.json:
+        curves = {name: _with_null(getattr(found, name)) for name in ("rates", "losses", "smoothed")}
+        print(json.dumps(asdict(found) | curves))
+        return
+    first, last = found.rates[0], found.rates[-1]
+    end = ", where the loss diverged" if found.diverged else ""
+    print(printable(f"{options.lr_find}: {len(found.rates)} steps, learning rates {first:.3g} to {last:.3g}{end}"))
+    if found.steepest is None or found.lowest is None:
+        print("no learning rate of these lowers the loss: check the data and --model.pretrained")
+    else:
+        print(f"suggestion: --optimizer.learning_rate {found.steepest:.2g}, where the loss falls fastest")
+        print(f"a tenth of the rate with the lowest loss: {found.lowest / 10:.2g}")
+
+
+def _with_null(values: Any) -> list[float | None]:
+    """For JSON, which has no NaN and no infinity."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _rehearse(options: argparse.Namespace, config: "Config") -> None:
+    start_devices(options)
+    from jeffnet.system.environment import format_bytes
+    from jeffnet.train.dry_run import rehearse
+
+    done = rehearse(config, options.output, progress=True)
+    if options.json:
+        print(json.dumps(asdict(done) | {"seconds": done.seconds}))
+        return
+    print(printable(done.description))
+    rows = []
+    for part in done.parts:
+        memory = "" if part.memory is None else format_bytes(part.memory)
+        total = f"{part.seconds * part.times / 60:,.1f}"
+        rows.append([part.name, f"{part.seconds:.3f}", f"{part.times:,}", total, memory])
+    print(table(("part", "seconds", "times", "minutes in all", "memory"), rows))
+    hours, minutes = divmod(round(done.seconds / 60), 60)
+    print(f"a checkpoint has {format_bytes(done.bytes_of_checkpoint)}; nothing was kept")
+    print(f"the whole run takes about {hours} h {minutes:02d} min")
 
 
 def _refuse(options: argparse.Namespace, *names: str) -> None:

@@ -87,6 +87,10 @@ class Table(Labelled):
         """Path of a picture as in the table."""
         return self.names[index]
 
+    def file(self, index: int) -> str:
+        """Where a picture's file is."""
+        return self._paths[index]
+
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self._paths[index], self.channels)
 

@@ -180,8 +180,8 @@ def training_set(config: Config) -> Source:
     return open_source(data.path, data.train_split, config.model.in_chans, min_images=2, columns=data.columns)
 
 
-def make_setup(config: Config) -> Setup:
-    """The parts of a run; raises JeffnetError where the configuration or the data will not do."""
+def make_setup(config: Config, schedule: Schedule | None = None) -> Setup:
+    """The parts of a run, with its schedule or another; a JeffnetError where the configuration or data will not do."""
     check_boards(config.log)
     data, preprocessing = config.data, run_preprocessing(config)
     train_set = training_set(config)
@@ -194,7 +194,9 @@ def make_setup(config: Config) -> Setup:
     layout = make_layout(config.mesh, _state_bytes(config, network))
     _check_shares(config, layout)
     network = network.shared_by(layout.devices, config.model.bn_devices)
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.epochs * epoch_steps, epoch_steps)
+    schedule = schedule or make_schedule(
+        config.schedule, config.optimizer.learning_rate, config.epochs * epoch_steps, epoch_steps
+    )
     frozen = untrained_parameters(network.plan, config)
     untrained = statistics(network.start.arrays).keys() | frozen
     trained = {name: shape for name, shape in network.start.arrays.items() if name not in untrained}

@@ -17,7 +17,8 @@ from PIL import Image
 
 from jeffnet.data.images import converted, decoded, image_content, orientation
 from jeffnet.data.inspection.duplicates import perceptual_hash
-from jeffnet.data.sources import Labelled, Source
+from jeffnet.data.sources import ImageFolder, Labelled, Source
+from jeffnet.data.table import Table
 from jeffnet.errors import DatasetError, ImageError, OutputError
 from jeffnet.system.files import LockedError, cache_folder, locked
 from jeffnet.system.processor import processors
@@ -159,10 +160,10 @@ def _digest(content: bytes, more: str = "") -> str:
 
 def _stamp(source: Source, number: int) -> str:
     """Changes when a picture's file changes; '' for pictures that are in no file of their own."""
-    if not isinstance(source, Labelled) or not hasattr(source, "path"):
+    if not isinstance(source, ImageFolder | Table):
         return ""
     try:
-        status = os.stat(source.file(number))  # pyright: ignore[reportArgumentType]
+        status = os.stat(source.file(number))
     except (OSError, ValueError):
         return "missing"
     return f"{status.st_size} {status.st_mtime_ns}"

@@ -12,6 +12,7 @@ import numpy as np
 from jeffnet.system import figures
 from jeffnet.text.names import printable
 from jeffnet.train.config import Config
+from jeffnet.train.range_test import RangeTest
 from jeffnet.train.reports.scores import Rows
 from jeffnet.train.schedule import Schedule
 from jeffnet.validation.metrics import METRICS
@@ -193,6 +194,34 @@ def draw_schedule(course: Course, path: str | os.PathLike, title: str = "Learnin
 
 def _score_panel(title: str, curves: tuple[tuple[str, str, str], ...], metric: str) -> _Panel:
     return _Panel(title, curves, "per cent" if METRICS[metric].unit else "")
+
+
+@figures.house_style()
+def draw_range_test(found: RangeTest, path: str | os.PathLike, title: str) -> None:
+    """Losses over learning rates, and the suggestion, as a figure.
+
+    Args:
+      found: of `find_learning_rate`.
+      path: of the picture, in a folder that exists; its ending selects the format.
+      title: of the picture.
+    """
+    figure = figures.new_figure(8, 4.5)
+    axes = figure.subplots()
+    finite = np.isfinite(found.losses)
+    axes.plot(found.rates[finite], found.losses[finite], ".", color=figures.SKY, label="a step")
+    axes.plot(found.rates, found.smoothed, color=figures.BLUE, label="averaged over neighbours")
+    for rate, name, colour in (
+        (found.steepest, "falls fastest", figures.RED),
+        (found.lowest, "lowest", figures.GRAY),
+    ):
+        if rate is not None:
+            axes.axvline(rate, color=colour, ls="--", label=f"{name}: {rate:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=printable(title))
+    if len(shown := _finite(found.smoothed)):
+        room = 0.15 * (shown[0] - shown.min()) + 0.05 * shown[0]
+        axes.set_ylim(shown.min() - room, max(shown[0], shown[: int(shown.argmin()) + 1].max()) + 3 * room)
+    axes.legend()
+    figures.save_figure(figure, path)
 
 
 def _planned(course: Course, abscissa: str) -> tuple[np.ndarray, np.ndarray]:
