@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jeffnet.cli.devices import add_device_options, add_process_options, connect, start_devices
 from jeffnet.cli.manual import print_manual
-from jeffnet.cli.model import local_path
+from jeffnet.cli.model import local_path, positive
 from jeffnet.cli.text import table
 from jeffnet.errors import UsageError
 from jeffnet.system import figures
@@ -30,6 +30,7 @@ _FILES = (
     ("model", "model.safetensors"),
     ("EMA", "model_ema.safetensors"),
     ("averaged", "averaged.safetensors"),
+    ("folds", "folds.json"),
     ("curves", "curves.png"),
     ("metrics", "metrics.jsonl"),
     ("card", "README.md"),
@@ -81,6 +82,8 @@ def _add_run_options(group: Any) -> None:
     text = "do some steps, a validation and a checkpoint, print their time and memory and the run's, and keep nothing"
     group.add_argument("--dry-run", action="store_true", help=text)
     group.add_argument("--seeds", type=_seeds, metavar="N,N,...", help="train once per seed, in RUN/seed_N")
+    text = "cross-validation: divide the pictures into N folds, and train once for each, in RUN/fold_N"
+    group.add_argument("--folds", type=positive, metavar="N", help=text)
     text = "print the result, or with --help-config the entries, as one object; an array with several"
     group.add_argument("--json", action="store_true", help=text)
 
@@ -103,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
             _run(options)
     except InterruptedRunError as interrupted:
         folder = options.resume or options.output
-        way = "the same command" if options.seeds else f"`jeffnet train --resume {shell_word(folder)}`"
+        way = "the same command" if options.seeds or options.folds else f"`jeffnet train --resume {shell_word(folder)}`"
         print(printable_lines(f"{interrupted}; continue with {way}"), file=sys.stderr)
         raise SystemExit(interrupted.exit_code) from None
 
@@ -116,7 +119,7 @@ def _supervised(options: argparse.Namespace) -> int:
         raise UsageError(f"--max-restarts {options.max_restarts} is negative")
     # The last value of a repeated option counts.
     command = [*_same_command(options.arguments), "--max-restarts=0"]
-    if not (options.resume or options.seeds or vars(options)["continue"]):
+    if not (options.resume or options.seeds or options.folds or vars(options)["continue"]):
         command.append("--continue")
     return supervise(
         command, options.max_restarts, lambda line: print(f"restarts: {line}", file=sys.stderr, flush=True)
@@ -144,7 +147,7 @@ def _run(options: argparse.Namespace) -> None:
     overrides = _pairs(options.overrides, options.known)
     if options.resume:
         own = ("print-config", "plot-schedule", "plot-augment", "lr-find", "dry-run")
-        _refuse(options, "config", "output", "continue", "seeds", *own)
+        _refuse(options, "config", "output", "continue", "seeds", "folds", *own)
         from jeffnet.train.loop import resume
 
         start_devices(options)
@@ -163,11 +166,16 @@ def _run(options: argparse.Namespace) -> None:
         return
     if not options.output:
         raise UsageError("give --output RUN, a folder for the run")
+    if options.seeds and options.folds:
+        raise UsageError("--seeds and --folds: give one of them")
+    from jeffnet.train.folds import train_folds
     from jeffnet.train.loop import train
     from jeffnet.train.seeds import train_seeds
 
     start_devices(options)
-    if options.seeds:
+    if options.folds:
+        _report_folds(options, train_folds(config, options.output, options.folds))
+    elif options.seeds:
         _report(options, train_seeds(config, options.output, options.seeds))
     else:
         _report(options, [train(config, options.output, go_on=vars(options)["continue"])])
@@ -285,9 +293,37 @@ def _report(options: argparse.Namespace, results: "list[Result]") -> None:
         scores = [getattr(result.best, result.metric) for result in results]
         spread = f", standard deviation {statistics.stdev(scores):.{metric.digits}f}" if len(scores) > 1 else ""
         print(f"mean of {len(scores)} seeds: best {metric.title} {metric.text(statistics.mean(scores))}{spread}")
+    _print_files(folder)
+
+
+def _print_files(folder: Path) -> None:
     for what, name in _FILES:
         if (folder / name).exists():
             print(f"{what:<10}{printable(str(folder / name))}")
+
+
+def _report_folds(options: argparse.Namespace, results: "list[Result]") -> None:
+    from jeffnet.parallel.distributed import is_primary
+    from jeffnet.train.folds import summarize_folds
+    from jeffnet.validation.metrics import METRICS
+
+    if not is_primary():
+        return
+    summary = summarize_folds(results)
+    if options.json:
+        print(json.dumps(summary))
+        return
+    shown = [name for name in METRICS if name in summary["mean"]]
+
+    def cells(scores: dict[str, Any]) -> list[str]:
+        return [f"{scores[name]:.{METRICS[name].digits}f}" for name in shown]
+
+    rows = [
+        [str(row["fold"]), f"{row['best_epoch']:g}", f"{row['examples']:,}", *cells(row)] for row in summary["folds"]
+    ]
+    rows += [[name, "", "", *cells(summary[key])] for name, key in (("mean", "mean"), ("deviation", "std"))]
+    print(table(("fold", "best epoch", "pictures", *(METRICS[name].title for name in shown)), rows))
+    _print_files(Path(options.output))
 
 
 def _print_result(result: "Result") -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from jeffnet.data.checks import checked_labels
 from jeffnet.data.images import MODES
 from jeffnet.data.sources import Labelled
-from jeffnet.data.splits import split_names
+from jeffnet.data.splits import OF_ALL, split_names
 from jeffnet.errors import DatasetError, first_line
 from jeffnet.system.reading import check_file, user_path
 
@@ -143,7 +143,7 @@ def _array_names(present: Sequence[str], split: str, data: str) -> tuple[str, st
         for images, labels in _NAMES:
             if images.format(name) in present and labels.format(name) in present:
                 return images.format(name), labels.format(name)
-    if split == "val" and set(_WITHOUT_SPLIT) <= set(present):
+    if split in OF_ALL and set(_WITHOUT_SPLIT) <= set(present):
         return _WITHOUT_SPLIT
     raise DatasetError(
         f"data set {data!r} has no split {split!r}, only the arrays {', '.join(present)}: add x_{split} and y_{split}"

@@ -15,6 +15,7 @@ class Columns:
       labels: column of the label; else label, labels or class. Several columns are one class each, 0 or 1, or one
         number each in regression.
       split: column of the split; else split, if there is one.
+      group: column that says which pictures belong together, when pictures are divided into training and validation.
       separator: between several labels in a cell, such as `;`.
       folder: that paths are relative to, in which `{split}` stands for the split; None takes the table's.
       task: one of `jeffnet.data.choices.TASKS`.
@@ -29,6 +30,7 @@ class Columns:
     separator: str | None = None
     folder: str | None = None
     task: str = "single_label"
+    group: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)

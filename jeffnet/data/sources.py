@@ -12,7 +12,7 @@ from PIL import Image
 
 from jeffnet.data.checks import checked_index, of_unknown_endings
 from jeffnet.data.images import SUFFIXES, image_mode, is_picture, read_image
-from jeffnet.data.splits import SPLITS, find_split
+from jeffnet.data.splits import OF_ALL, SPLITS, UNDIVIDED, find_split
 from jeffnet.errors import ConfigError, DatasetError, check_choice
 from jeffnet.system.extras import install
 from jeffnet.system.reading import user_path
@@ -139,7 +139,7 @@ class ImageFolder(Labelled):
         present = _folders(folder)
         if not present:
             raise DatasetError(f"{str(folder)!r} has no class folders: put the pictures into one folder per class")
-        if split == "train" and len(present) < 2:
+        if split in ("train", UNDIVIDED) and len(present) < 2:
             raise DatasetError(
                 f"{str(folder)!r} has one class, {present[0]!r}: training needs a folder for each of 2 or more"
             )
@@ -189,7 +189,7 @@ class Digits(Labelled):
 
     def __init__(self, split: str = "train", channels: int = 1) -> None:
         """Loads the split 'train' or 'val' into memory."""
-        check_choice("split", split, SPLITS, DatasetError)
+        check_choice("split", "train" if split == UNDIVIDED else split, SPLITS, DatasetError)
         super().__init__("digits", channels)
         try:
             from sklearn.datasets import load_digits
@@ -243,6 +243,26 @@ class First(Part):
         super().__init__(source, 0, min(count, len(source)))
 
 
+class Subset(Labelled):
+    """Some examples of a source that holds its labels, in the order of their numbers."""
+
+    def __init__(self, source: Labelled, numbers: np.ndarray) -> None:
+        super().__init__(repr(source), source.channels)
+        self.classes, self.task, self.labels = source.classes, source.task, source.labels[numbers]
+        self._source, self._numbers = source, numbers
+
+    def name(self, index: int) -> str:
+        """The name that the source gives it."""
+        return self._source.name(int(self._numbers[index]))
+
+    def file(self, index: int) -> bytes | str | os.PathLike[str] | None:
+        """The file that the source gives."""
+        return self._source.file(int(self._numbers[index]))
+
+    def _picture(self, index: int, name: str) -> Image.Image:
+        return self._source[int(self._numbers[index])].image
+
+
 def _stratified(labels: np.ndarray, split: str) -> np.ndarray:
     """Sorted indices of the examples of a split: one fifth of each label's, rounded down, is 'val'."""
     # RandomState's numbers are the same in every version of NumPy, those of a Generator may change.
@@ -260,8 +280,10 @@ def _split_folder(root: Path, split: str) -> Path:
     present = _folders(root)
     if name := find_split(split, present):
         return root / name
+    if split == UNDIVIDED and find_split("val", present):
+        split = "train"
     expected = f"{root / split}/<class>/*.jpg"
-    if split != "val":
+    if split not in OF_ALL:
         needs = "training expects" if split == "train" else "expected"
         raise DatasetError(f"data set {str(root)!r} has no folder {split!r}: {needs} {expected}")
     # The folders of the other split would pass for classes.

@@ -9,12 +9,16 @@ from jeffnet.text.names import listed
 
 # Names that a split may have, the preferred one first; any other split has its own name only.
 SPLITS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "validation", "test")}
+# The split to divide: the training pictures, or of a data set without splits all pictures.
+UNDIVIDED = "undivided"
+# Splits that a data set without splits has.
+OF_ALL = ("val", UNDIVIDED)
 KNOWN = tuple(name for names in SPLITS.values() for name in names)
 
 
 def split_names(split: str) -> tuple[str, ...]:
     """Names that a split may have, the preferred one first."""
-    return SPLITS.get(split, (split,))
+    return SPLITS.get("train" if split == UNDIVIDED else split, (split,))
 
 
 def find_split(split: str, present: Container[str]) -> str | None:
@@ -34,7 +38,8 @@ def files_of_split(files: Sequence[Path], root: Path, split: str, or_all: bool =
 
     A file belongs to the split that a folder between `root` and it is named after, else to the one that its name has as
     a word, such as `train-0001.tar`. Where no file tells, all of them serve as the split that `root` is named after,
-    and as 'val', but as nothing else (with `or_all`, as any split): one would validate on what one trained on.
+    and as 'val' or `UNDIVIDED`, but as nothing else (with `or_all`, as any split): one would validate on what one
+    trained on.
 
     Raises:
       DatasetError: no file belongs to the split.
@@ -44,7 +49,7 @@ def files_of_split(files: Sequence[Path], root: Path, split: str, or_all: bool =
     if name := find_split(split, splits):
         return [file for file, other in zip(files, splits, strict=True) if other == name]
     present = sorted({name for name in splits if name})
-    if not present and (or_all or split == "val" or root.resolve().name in split_names(split)):
+    if not present and (or_all or split in OF_ALL or root.resolve().name in split_names(split)):
         return list(files)
     rest = f"only {', '.join(present)}" if present else f"put its files into a folder {split!r}, or name them so"
     raise DatasetError(f"data set {str(root)!r} has no split {split!r}: {rest}")

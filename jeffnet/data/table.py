@@ -16,7 +16,7 @@ from PIL import Image
 from jeffnet.data.columns import USUAL, Columns
 from jeffnet.data.images import read_image
 from jeffnet.data.sources import Labelled
-from jeffnet.data.splits import require_split, split_names
+from jeffnet.data.splits import UNDIVIDED, require_split, split_names
 from jeffnet.errors import DatasetError
 from jeffnet.system.extras import install
 from jeffnet.system.reading import parse_json, read_file, user_path
@@ -39,6 +39,7 @@ class Table(Labelled):
 
     Attributes:
       names: path of every picture, as in the table.
+      groups: of every picture, as `columns.group` says; None without such a column.
       labels: int32 `(N,)` for one label; for several float32 `(N, classes)` of 0 and 1; float32 `(N, numbers)` in
         regression.
 
@@ -74,13 +75,14 @@ class Table(Labelled):
         assert key is not None
         _check_once(rows, key, data)
         rows = _rows_of_split(rows, columns, split, data, is_own="{split}" in data)
+        self.groups = _groups(rows, columns.group, data)
         folder = path.parent if columns.folder is None else user_path(columns.folder.replace("{split}", name))
         self.names = tuple(_path(row[key], number, data) for number, row in rows.items())
         self._paths = [os.path.join(folder, name) for name in self.names]
         _check_files(self._paths, data)
         known = tuple(classes) if classes is not None else categories
         self.labels, self.classes = _PARSERS[columns.task](_Cells(rows, self.names, columns, data), known)
-        if split == "train" and columns.task != "regression" and len(self.classes) < 2:
+        if split in ("train", UNDIVIDED) and columns.task != "regression" and len(self.classes) < 2:
             raise DatasetError(f"table {data!r} has one class, {listed(self.classes)!r}: training needs 2 or more")
 
     def name(self, index: int) -> str:
@@ -288,6 +290,16 @@ def _rows_of_split(rows: Sequence[Row], columns: Columns, split: str, data: str,
     present = {str(row.get(column)).strip() for row in rows}
     name = require_split(split, present, data)
     return {number: row for number, row in numbered.items() if str(row.get(column)).strip() == name}
+
+
+def _groups(rows: Mapping[int, Row], column: str | None, data: str) -> tuple[str, ...] | None:
+    if column is None:
+        return None
+    _column(list(rows.values()), column, (), data, "group_column")
+    groups = {number: str(row.get(column) or "").strip() for number, row in rows.items()}
+    if missing := next((number for number, group in groups.items() if not group), None):
+        raise DatasetError(f"row {missing} of table {data!r} has no group in column {column!r}: name one")
+    return tuple(groups.values())
 
 
 def _path(value: Any, number: int, data: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from jeffnet.data.checks import MOST_UNNAMED, checked_index, readable
 from jeffnet.data.images import image_mode, read_image
 from jeffnet.data.sources import Example
-from jeffnet.data.splits import SPLITS, require_split
+from jeffnet.data.splits import SPLITS, UNDIVIDED, require_split
 from jeffnet.errors import DatasetError, ImageError, first_line
 from jeffnet.system.extras import install
 from jeffnet.system.reading import MOST_TEXT, check_file, user_path
@@ -51,7 +51,7 @@ class TfdsSource:
         with _opening(name):  # what the data set says of itself is parsed as it is asked for
             with _quiet():
                 builder = open_builder(name, data_dir)
-                split = require_split(split, builder.info.splits, name) if split in SPLITS else split
+                split = require_split(split, builder.info.splits, name) if split in (*SPLITS, UNDIVIDED) else split
                 self._image, self._label = picture_and_label(builder, name)
                 self.classes = class_names(builder, self._label, name)
                 check_inside(builder, split, name)

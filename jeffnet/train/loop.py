@@ -26,7 +26,7 @@ from jeffnet.train.reports.environment import record_environment
 from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.progress import Progress
 from jeffnet.train.reports.scores import EpochScores, Result
-from jeffnet.train.run import Run, create_run, is_run, locked_run, read_config
+from jeffnet.train.run import Run, create_run, is_run, locked_run, read_config, read_division
 from jeffnet.train.setup import Setup, make_setup
 from jeffnet.train.state import TrainState
 from jeffnet.validation.batch_size import is_out_of_memory
@@ -80,14 +80,14 @@ def train(
     begun = go_on and bool(on_primary(lambda: is_run(folder)))
     config = continued(config, read_config(folder)) if begun else settled(config)
     # Before anything is written, so that a mistake leaves no folder behind.
-    setup = make_setup(config)
+    setup = make_setup(config, division=read_division(folder, config) if begun else None)
     _check_agreement(setup, folder, begun)
     if begun:
         _check_same(read_config(folder), config, folder)
     state = None if begun else setup.start()
     with locked_run(folder, waits=go_on):
         if not begun:
-            create_run(folder, config)
+            create_run(folder, config, setup.division)
         return _run(Run(folder, config), setup, state, progress, Callbacks(on_step, on_evaluation))
 
 
@@ -117,7 +117,7 @@ def resume(
     """
     config = override(read_config(folder), overrides)
     with locked_run(folder):
-        setup = make_setup(config)
+        setup = make_setup(config, division=read_division(folder, config))
         _check_agreement(setup, folder, True)
         return _run(Run(folder, config), setup, None, progress, Callbacks(on_step, on_evaluation))
 

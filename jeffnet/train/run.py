@@ -2,6 +2,7 @@
 
 * `config.json`: the whole configuration, which is a recipe too.
 * `environment.json`: versions, devices and the state of the code at every start.
+* `split.csv`: which pictures are trained on and which validated, where the run divides them itself.
 * `metrics.jsonl`: a JSON object with `step` and other numbers per line; the same for TensorBoard in `events*`.
 * `curves.png`: learning curves.
 * `checkpoints/`: the last states, for `jeffnet train --resume`.
@@ -21,13 +22,15 @@ from pathlib import Path
 
 import jax
 
+from jeffnet.data.division import Division
 from jeffnet.errors import ConfigError, OutputError
 from jeffnet.parallel.distributed import gathered, on_primary
 from jeffnet.system.files import LockedError, check_orbax_name, locked, remove_partials, write_file
-from jeffnet.system.reading import read_text
+from jeffnet.system.reading import read_file, read_text
 from jeffnet.text.names import shell_word
 from jeffnet.train.checkpoint import Checkpoints
 from jeffnet.train.config import Config
+from jeffnet.train.data_sets import SPLIT_FILE
 from jeffnet.train.recipe import from_json, to_json
 
 START_FILE = "start.safetensors"
@@ -106,8 +109,13 @@ class Run:
         on_primary(lambda: _write_config(self.folder, self.config))
 
 
-def create_run(folder: str | os.PathLike, config: Config) -> None:
+def create_run(folder: str | os.PathLike, config: Config, division: str | None = None) -> None:
     """Make a run of a folder, which exists and is locked; on several hosts the first does.
+
+    Args:
+      folder: of the run.
+      config: of the run.
+      division: text of `split.csv`, if the run divides its pictures.
 
     Raises:
       OutputError: the folder cannot be written to, or holds a run already.
@@ -115,6 +123,8 @@ def create_run(folder: str | os.PathLike, config: Config) -> None:
 
     def create() -> None:
         check_no_run(folder)
+        if division is not None:  # before the configuration, which makes the folder a run
+            write_file(Path(folder, SPLIT_FILE), division.encode("utf-8", "surrogateescape"))
         _write_config(folder, config)
 
     on_primary(create)
@@ -136,6 +146,22 @@ def _write_config(folder: str | os.PathLike, config: Config) -> None:
 def is_run(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a run, or checkpoints of one, from which a new run would continue."""
     return Path(folder, "config.json").exists() or any(Path(folder, "checkpoints").glob("[0-9]*"))
+
+
+def read_division(folder: str | os.PathLike, config: Config) -> Division | None:
+    """How the run in a folder divides its pictures; None where its configuration does not, or the file is missing.
+
+    Raises:
+      DatasetError: the file is damaged.
+      ConfigError: it cannot be read.
+    """
+    path = Path(folder) / SPLIT_FILE
+    if not config.data.is_divided or not path.exists():
+        return None
+    try:
+        return Division.parse(read_file(path, None).decode("utf-8", "surrogateescape"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from error
 
 
 def read_config(folder: str | os.PathLike) -> Config:

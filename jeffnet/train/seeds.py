@@ -35,7 +35,7 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {', '.join(map(str, seeds))}: give different ones, joined by commas")
     folders = {seed: Path(folder, f"seed_{seed}") for seed in seeds}
-    results = [_train_one(replace(config, seed=seed), one, progress) for seed, one in folders.items()]
+    results = [train_or_resume(replace(config, seed=seed), one, progress) for seed, one in folders.items()]
     if is_primary():
         runs = {f"seed {seed}": read_rows(one) for seed, one in folders.items()}
         name = read_config(folders[seeds[0]]).model.name
@@ -43,7 +43,8 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
     return results
 
 
-def _train_one(config: Config, folder: Path, progress: bool) -> Result:
+def train_or_resume(config: Config, folder: Path, progress: bool) -> Result:
+    """Train in a folder, or continue the run of this configuration in it."""
     if not on_primary(lambda: is_run(folder)):
         return train(config, folder, progress)
     before = read_config(folder)

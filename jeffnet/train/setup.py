@@ -13,8 +13,8 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.quantization import Quantization
 from jeffnet.arch.zoo import model_preprocessing, own_spec, resolve_name
 from jeffnet.data.batches import EvalLoader, Shard
+from jeffnet.data.division import Division
 from jeffnet.data.loaders import LoaderState, TrainLoader, eval_loader, steps_per_epoch, train_loader
-from jeffnet.data.open import open_source
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.sampling import class_counts, class_draws, source_labels
 from jeffnet.data.sources import Labelled, Source, evenly_spread
@@ -25,6 +25,7 @@ from jeffnet.parallel.mesh import Layout, make_layout
 from jeffnet.system.progress import progress_bar
 from jeffnet.train.balance import Balance, make_balance
 from jeffnet.train.config import Config, LossConfig
+from jeffnet.train.data_sets import open_data_sets
 from jeffnet.train.network import Network, make_network, untrained_parameters
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.phases import Phase, make_phases
@@ -46,6 +47,7 @@ class Setup:
       network: the model, as it is validated.
       card: describes the model in its files.
       train_set: the training pictures.
+      division: text of `split.csv`, where the run divides its pictures.
       class_counts: int64 `(classes,)`, how many training pictures each class has; None where that is not known.
       val_batches: the validation pictures.
       steps_per_epoch: how many steps an epoch has.
@@ -61,6 +63,7 @@ class Setup:
     network: Network
     card: ModelCard
     train_set: Source
+    division: str | None
     class_counts: np.ndarray | None
     val_batches: EvalLoader
     steps_per_epoch: int
@@ -174,20 +177,18 @@ class Setup:
         )
 
 
-def training_set(config: Config) -> Source:
-    """The training pictures; raises DatasetError where there are not two."""
-    data = config.data
-    return open_source(data.path, data.train_split, config.model.in_chans, min_images=2, columns=data.columns)
+def make_setup(config: Config, schedule: Schedule | None = None, division: Division | None = None) -> Setup:
+    """The parts of a run; a JeffnetError where the configuration or the data will not do.
 
-
-def make_setup(config: Config, schedule: Schedule | None = None) -> Setup:
-    """The parts of a run, with its schedule or another; a JeffnetError where the configuration or data will not do."""
+    Args:
+      config: of the run.
+      schedule: of the learning rate, in place of the configuration's.
+      division: which pictures the run validates, if it was begun and divides them; None draws them.
+    """
     check_boards(config.log)
     data, preprocessing = config.data, run_preprocessing(config)
-    train_set = training_set(config)
-    val_set = open_source(
-        data.path, data.val_split, config.model.in_chans, classes=train_set.classes, columns=data.columns
-    )
+    sets = open_data_sets(config, division)
+    train_set, val_set = sets.train, sets.val
     counts, balance = _class_balance(config, train_set)
     num_classes, epoch_steps = len(train_set.classes), steps_per_epoch(train_set, config.batch_size)
     network = make_network(config.model, preprocessing, num_classes)
@@ -217,6 +218,7 @@ def make_setup(config: Config, schedule: Schedule | None = None) -> Setup:
             spec=own_spec(config.model.known_architecture),
         ),
         train_set=train_set,
+        division=sets.division,
         class_counts=counts,
         val_batches=eval_loader(
             val_set,

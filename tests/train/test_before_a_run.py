@@ -69,7 +69,8 @@ def test_the_commands_print_and_leave_no_run(config, tmp_path, capsys, monkeypat
     recipe = tmp_path / "config.json"
     recipe.write_text(to_json(config))
     monkeypatch.setattr("jeffnet.train.range_test._FEWEST_STEPS", 1)
-    monkeypatch.setattr(find_learning_rate, "__kwdefaults__", find_learning_rate.__kwdefaults__ | {"steps": 12})
+    defaults = {**(find_learning_rate.__kwdefaults__ or {}), "steps": 12}
+    monkeypatch.setattr(find_learning_rate, "__kwdefaults__", defaults)
     assert main(["train", "--config", str(recipe), "--lr-find", str(tmp_path / "rates.png"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["rates"]) == len(found["losses"]) == len(found["smoothed"]) <= 12 and "steepest" in found

@@ -94,6 +94,13 @@ class DataConfig:
       label_columns: column of the label; none finds label, labels or class.
       split_column: column that says train or val; None finds split, if there is one.
       image_folder: folder that paths are relative to, in which `{split}` stands for the split; None takes the table's.
+      group_column: column that says which pictures belong together, such as those of a patient or a film, for
+        `validation_share` and `folds`: a group is trained on or validated as a whole.
+      validation_share: share of every class that is taken from the training split, or from a data set without splits,
+        for validation in place of `val_split`; drawn by `seed` and kept in the run's `split.csv`. None takes none.
+      folds: parts of equal size that the pictures are divided into, one of which is validated, for cross-validation:
+        `jeffnet train --folds` sets this and `fold`.
+      fold: number of the part that is validated, from 1.
       train_split: split to train on.
       val_split: split to validate on.
       image_size: side of the pictures in validation, and in training unless `train_size` is given; None takes the sizes
@@ -118,6 +125,10 @@ class DataConfig:
     label_columns: tuple[str, ...] = ()
     split_column: str | None = None
     image_folder: str | None = None
+    group_column: str | None = None
+    validation_share: float | None = None
+    folds: int | None = None
+    fold: int | None = None
     train_split: str = "train"
     val_split: str = "val"
     image_size: int | None = None
@@ -135,8 +146,23 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.std is not None and not (self.std and min(self.std) > 0):
             raise ConfigError(f"data.std {self.std} must be positive")
+        if self.validation_share is not None and not 0 < self.validation_share < 1:
+            raise ConfigError(f"data.validation_share {self.validation_share} is outside (0, 1)")
+        check_range("data.folds", self.folds, 2)
+        if (self.folds is None) != (self.fold is None) or (self.folds and self.validation_share is not None):
+            raise ConfigError("data.folds and data.fold belong together, without data.validation_share: use --folds")
+        check_range("data.fold", self.fold, 1, self.folds or 1)
+        if self.group_column is not None and not self.is_divided:
+            raise ConfigError("data.group_column is for data.validation_share or --folds: give one of them")
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether pictures of the training split are validated."""
+        return self.validation_share is not None or self.folds is not None
 
     @property
     def columns(self) -> Columns:
         """What the columns of a table say."""
-        return Columns(self.path_column, self.label_columns, self.split_column, folder=self.image_folder)
+        return Columns(
+            self.path_column, self.label_columns, self.split_column, folder=self.image_folder, group=self.group_column
+        )

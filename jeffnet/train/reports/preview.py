@@ -13,10 +13,11 @@ from jeffnet.errors import DatasetError
 from jeffnet.text.names import wrapped
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config
+from jeffnet.train.data_sets import training_set
 from jeffnet.train.pretrained import settled
 from jeffnet.train.reports.curves import Course, draw_schedule
 from jeffnet.train.schedule import make_schedule
-from jeffnet.train.setup import make_setup, train_transform, training_set
+from jeffnet.train.setup import make_setup, train_transform
 
 # Training pictures of ImageNet-1k, for a schedule without data.
 _EXAMPLES = 1_281_167
