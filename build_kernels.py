@@ -1,11 +1,12 @@
-"""Compiles the C++ kernels into wheels: a step of hatchling's, which builds all else.
+"""Compiles the C++ libraries into wheels: a step of hatchling's, which builds all else.
 
-Where there is no compiler, or it fails, the wheel has no kernels and is for every system: it compiles them when they
-are first used. The environment variable JEFFNET_BUILD_KERNELS chooses: 0 does not compile them, 1 fails if they do not
+Where there is no compiler, or it fails, the wheel has none and is for every system: it compiles them when they are
+first used. The environment variable JEFFNET_BUILD_KERNELS chooses: 0 does not compile them, 1 fails if they do not
 compile. Editable installations have none.
 """
 
 import importlib.util
+import itertools
 import os
 import runpy
 import sysconfig
@@ -46,7 +47,7 @@ def obstacle() -> str | None:
 
 
 class KernelsHook(BuildHookInterface):
-    """Adds a library for each kind of processor, and the name of the system to the wheel's."""
+    """Adds the libraries for each kind of processor, and the name of the system to the wheel's."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile the kernels, before the wheel is written; do nothing for an editable one."""
@@ -73,13 +74,14 @@ class KernelsHook(BuildHookInterface):
         if package is None:
             raise native["NativeUnavailableError"](f"their headers are missing, which {HEADERS} has")
         include = str(Path(package.submodule_search_locations[0], "include"))
-        libraries = {}
-        for processor in native["processors"]():
-            name, library = f"kernels-{processor.name}", folder / f"{processor.name}.so"
-            self.app.display_info(f"Compiling C++ kernels for {processor.name} ...")
-            native["compile_kernels"](Path(self.root, NATIVE), include, processor.flags, library)
-            libraries[str(library)] = str(NATIVE / "prebuilt" / native["library_file"](name, library))
-        return libraries
+        files = {}
+        for processor, library in itertools.product(native["processors"](), native["LIBRARIES"]):
+            name = f"{library.name}-{processor.name}"
+            file = folder / f"{name}.so"
+            self.app.display_info(f"Compiling {library.title} for {processor.name} ...")
+            native["compile_library"](library, Path(self.root, NATIVE), include, processor.flags, file)
+            files[str(file)] = str(NATIVE / "prebuilt" / native["library_file"](name, file))
+        return files
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove the libraries, which are in the wheel now."""

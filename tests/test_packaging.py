@@ -5,6 +5,7 @@ machine takes its place, but for the slow tests.
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import yaml
 
 import jeffnet
 from jeffnet.ops import native
-from jeffnet.ops.native.build import processors
+from jeffnet.ops.native.build import LIBRARIES, processors
 from jeffnet.system.extras import PACKAGES, install
 from jeffnet.system.processor import features
 
@@ -72,11 +73,11 @@ def backend():
     return module
 
 
-def _kernels(wheel: Path) -> set[str]:
-    """The kinds of processors for which a wheel has kernels."""
+def _kernels(wheel: Path) -> set[tuple[str, str]]:
+    """The libraries of a wheel, each with a kind of processor."""
     with zipfile.ZipFile(wheel) as archive:
         found = re.findall(
-            r"^jeffnet/ops/native/prebuilt/kernels-(.+)-[0-9a-f]{16}\.so$", "\n".join(archive.namelist()), re.M
+            r"^jeffnet/ops/native/prebuilt/([a-z]+)-(.+)-[0-9a-f]{16}\.so$", "\n".join(archive.namelist()), re.M
         )
     return set(found)
 
@@ -91,7 +92,8 @@ def test_wheel_holds_the_package_and_its_kernels_and_nothing_else(distributions,
     assert {name for name in names if not name.startswith("jeffnet/")} == {
         metadata + name for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
     }
-    expected = {processor.name for processor in processors()} if "CXX" in copying else set()
+    kinds = itertools.product(LIBRARIES, processors()) if "CXX" in copying else ()
+    expected = {(library.name, processor.name) for library, processor in kinds}
     assert _kernels(distributions[1]) == expected and len(kernels) == len(expected)
     # For any Python, and for this system alone if there are kernels.
     tag = "py3-none-" + ("(linux|macosx)_.*" if expected else "any")

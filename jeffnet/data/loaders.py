@@ -1,6 +1,6 @@
 """Batches of pictures through Grain: endless for training, one pass for evaluation.
 
-Threads decode and transform: Python's lock is no hindrance, since Pillow releases it while it decodes and resizes. Or
+Threads decode and transform: Python's lock is no hindrance, since it is released while they decode and resize. Or
 worker processes do, where that is not enough.
 """
 
@@ -16,6 +16,7 @@ from absl import flags
 
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, check_options, load_rows
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
+from jeffnet.data.resize import native as native_resize
 from jeffnet.data.sampling import picture_order
 from jeffnet.data.sources import Example, Source
 from jeffnet.data.workers import end_with_caller
@@ -292,6 +293,7 @@ def _assemble(rows: grain.MapDataset, chunks: int, threads: int | None, workers:
     """Batches of so many chunks. While a step runs, the next one is read, and something to begin with after it."""
     threads = len(processors()) if threads is None else threads
     if workers:
+        native_resize()  # compiled here, if at all, and not by every worker
         read = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         # Grain hands absl's flags to its processes, which fails in a program that never parsed any.
         if not flags.FLAGS.is_parsed():

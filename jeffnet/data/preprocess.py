@@ -14,6 +14,7 @@ from jeffnet.data.augment.magnitudes import GREY, Canvas
 from jeffnet.data.augment.operations import Fill
 from jeffnet.data.augment.policies import Policy, parse_policy
 from jeffnet.data.images import upright
+from jeffnet.data.resize import resize
 from jeffnet.errors import ConfigError, ImageError, check_choice
 
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
@@ -78,17 +79,21 @@ class EvalTransform:
         _check_mode(image)
         image = upright(image) if self.exif else image
         height, width = self.shape
-        window = self.window(image.width, image.height)
-        pixels = _pixels(
-            _resized(image, window, width, height, Image.Resampling[self.preprocessing.interpolation.upper()])
+        whole = self.window(image.width, image.height)
+        left, top = max(whole.left, 0), max(whole.top, 0)
+        right, bottom = min(whole.left + width, whole.width), min(whole.top + height, whole.height)
+        result = np.empty((height, width, len(image.mode)), np.uint8)
+        if (right - left, bottom - top) != (width, height):
+            # The resized picture is smaller than the result: what is missing is the border.
+            result[:] = self._border(len(image.mode))
+        x, y = left - whole.left, top - whole.top
+        resize(
+            image,
+            (whole.width, whole.height),
+            Image.Resampling[self.preprocessing.interpolation.upper()],
+            window=(left, top, right, bottom),
+            out=result[y : y + bottom - top, x : x + right - left],
         )
-        if pixels.shape[:2] == (height, width):
-            return pixels
-        # The resized picture is smaller than the result: what is missing is the border.
-        result = np.empty((height, width, pixels.shape[2]), np.uint8)
-        result[:] = self._border(pixels.shape[2])
-        top, left = max(-window.top, 0), max(-window.left, 0)
-        result[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
         return result
 
     def window(self, width: int, height: int) -> "Window":
@@ -222,28 +227,26 @@ class TrainTransform:
         _check_mode(image)
         crop = self._cropped(image, rng)
         if self.splits == 1:
-            return _pixels(self._augmented(crop, rng))
-        views = [crop, *(self._augmented(crop, rng) for _ in range(self.splits - 1))]
-        return np.stack([_pixels(view) for view in views])
+            return self._augmented(crop, rng)
+        return np.stack([crop, *(self._augmented(crop, rng) for _ in range(self.splits - 1))])
 
-    def _cropped(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def _cropped(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """The crop at its final size, flipped or not."""
-        crop = image.crop(self.crop_box(image.width, image.height, rng))
+        crop = self.crop_box(image.width, image.height, rng)
         # No draw where nothing is left to chance, but for the one flip that has always been drawn: a change here would
         # change all that is drawn after it, and with it every run that is continued.
         name = INTERPOLATIONS[rng.integers(2)] if self.interpolation == "random" else self.interpolation
-        crop = crop.resize((self.image_size, self.image_size), Image.Resampling[name.upper()])
-        if rng.random() < self.hflip:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.vflip and rng.random() < self.vflip:
-            crop = crop.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-        return crop
+        flips = rng.random() < self.hflip, bool(self.vflip and rng.random() < self.vflip)
+        return resize(image, (self.image_size, self.image_size), Image.Resampling[name.upper()], crop=crop, flips=flips)
 
-    def _augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def _augmented(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """What the policy and the colour jitter make of a crop."""
+        if self.policy is None and not self.color_jitter:
+            return crop
+        image = Image.fromarray(crop if crop.shape[2] > 1 else crop[:, :, 0])
         if self.policy is not None:
             image = self._policy(self.policy)(image, rng)
-        return ColorJitter(self.color_jitter)(image, rng) if self.color_jitter else image
+        return _pixels(ColorJitter(self.color_jitter)(image, rng) if self.color_jitter else image)
 
     def _policy(self, text: str) -> Policy:
         return parse_policy(text, Canvas(self.fill or GREY, self.interpolation))
@@ -283,54 +286,6 @@ def _middle(side: int, kept: int) -> int:
     """Where the middle part of a side begins, or the side in the middle of a longer part (then it is negative)."""
     # round() to the even neighbour, as torchvision: an odd margin's middle is not always the lower one.
     return round((side - kept) / 2) if side >= kept else -((kept - side) // 2)
-
-
-def _resized(image: Image.Image, window: Window, width: int, height: int, filter_: Image.Resampling) -> Image.Image:
-    """The part of the resized picture that the window of `width` x `height` pixels shows.
-
-    Pillow resizes a part of a picture (a `box`) to the very pixels that it gives the part of the resized whole, if the
-    part's edges fall on fractions that its 32-bit floats hold exactly. Otherwise the whole is resized and cut.
-    """
-    left, right = max(window.left, 0), min(window.left + width, window.width)
-    top, bottom = max(window.top, 0), min(window.top + height, window.height)
-    x = _exact_edges(image.width, window.width, left, right)
-    y = _exact_edges(image.height, window.height, top, bottom)
-    if Image.MAX_IMAGE_PIXELS and window.width * window.height > Image.MAX_IMAGE_PIXELS:
-        # A thread of a picture (1 x 10,000) would take gigabytes. Only here rounding may show.
-        x = x or _edges(image.width, window.width, left, right)
-        y = y or _edges(image.height, window.height, top, bottom)
-    elif _vertical_first(image, window.width, window.height) != _vertical_first(
-        image, right - left if x else window.width, bottom - top if y else window.height
-    ):
-        x = y = None  # the order of the two passes would be another, and with it what is rounded in between
-    if x is None and y is None:
-        whole = image.resize((window.width, window.height), filter_)
-        return whole.crop((left, top, right, bottom))
-    (x0, x1), (y0, y1) = x or (0, image.width), y or (0, image.height)
-    part = image.resize(
-        (right - left if x else window.width, bottom - top if y else window.height), filter_, box=(x0, y0, x1, y1)
-    )
-    if x and y:
-        return part
-    # One of the sides was resized whole.
-    return part.crop((left, 0, right, part.height) if y else (0, top, part.width, bottom))
-
-
-def _exact_edges(side: int, new_side: int, start: int, stop: int) -> tuple[float, float] | None:
-    """Where a part of a resized side lies in the original, if 32-bit floats hold everything that follows from it."""
-    denominator = new_side // math.gcd(side, new_side)
-    if denominator & (denominator - 1) or side * denominator >= 2**24:
-        return None
-    return _edges(side, new_side, start, stop)
-
-
-def _edges(side: int, new_side: int, start: int, stop: int) -> tuple[float, float]:
-    return start * side / new_side, min(stop * side / new_side, side)
-
-
-def _vertical_first(image: Image.Image, width: int, height: int) -> bool:
-    """Whether Pillow resizes the height before the width."""
-    return 0 < image.height - height > 2 * (image.width - width)
 
 
 def _check_mode(image: Image.Image) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, check_options, load_rows
 from jeffnet.data.images import check_image_file, image_mode, read_image
 from jeffnet.data.preprocess import EvalTransform
+from jeffnet.data.resize import native as native_resize
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import DatasetError, ImageError, JeffnetError, first_line
 from jeffnet.system.extras import install
@@ -122,6 +123,8 @@ class PyTorchEvalLoader:
         from torch.utils.data import DataLoader
 
         workers = min(self._workers, len(self._chunks))
+        if workers:
+            native_resize()  # compiled here, if at all, and not by every worker
         # Any object with a length and numbered examples is a data set to DataLoader.
         dataset: Any = self._chunks
         loader = DataLoader(

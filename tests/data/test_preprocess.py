@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jeffnet.arch.preprocessing import Preprocessing
+from jeffnet.data import resize as resizing
 from jeffnet.data.augment.jitter import ColorJitter
 from jeffnet.data.augment.magnitudes import GREY, Canvas
 from jeffnet.data.augment.policies import parse_policy
@@ -62,7 +63,13 @@ def test_evaluation_equals_timm_bit_for_bit(
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{width}x{height}, crop_pct {crop_pct}")
 
 
-def test_only_what_is_kept_is_resized_where_that_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow resizes."""
+    monkeypatch.setattr(resizing, "native", lambda: None)
+
+
+def test_only_what_is_kept_is_resized_where_that_changes_nothing(no_library, monkeypatch: pytest.MonkeyPatch):
     """2,000 shapes of noise, against the whole picture resized and cut; and the short cut is really taken."""
     boxes = []
     resize = Image.Image.resize
@@ -95,7 +102,7 @@ def test_crop_pct_decides_how_much_is_seen():
 
 @pytest.mark.parametrize("size", [(97, 61), (61, 97)])
 def test_a_picture_too_long_to_resize_whole_gives_the_same_square(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], no_library, monkeypatch: pytest.MonkeyPatch
 ):
     """But for rounding of the filter's positions: of 255, noise shifted by one pixel would differ by 50 on average."""
     whole = EvalTransform(Preprocessing(48))(picture(*size))
@@ -113,8 +120,11 @@ def test_a_picture_too_long_to_resize_whole_gives_the_same_square(
     assert np.abs(in_part.astype(int) - whole).mean() < 1
 
 
-def test_a_thread_of_pixels_needs_no_gigabytes():
+@pytest.mark.parametrize("library", ["resizing.native", "no_library"])
+def test_a_thread_of_pixels_needs_no_gigabytes(library: str, request: pytest.FixtureRequest):
     """Resized whole it would be 0.8 gigabytes of 36 columns by 7,200,000 rows."""
+    if library == "no_library":
+        request.getfixturevalue(library)
     assert EvalTransform(Preprocessing(32))(picture(1, 200_000)).shape == (32, 32, 3)
 
 

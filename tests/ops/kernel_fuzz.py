@@ -1,10 +1,11 @@
-"""Problems of any shape and value for the C++ kernels, each compared with `jax.lax`; a program too, for sanitizers.
+"""Problems of any shape and value for the C++ code, each compared with `jax.lax` or Pillow; a program for sanitizers.
 
 python tests/ops/kernel_fuzz.py --build        # compile the kernels with sanitizers
 LD_PRELOAD=... python tests/ops/kernel_fuzz.py --sanitized --examples 500 --seed 1
 """
 
 import argparse
+import ctypes
 import math
 import subprocess
 from collections import Counter
@@ -19,7 +20,9 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from jax import lax
+from PIL import Image
 
+from jeffnet.data.resize import native as native_resize
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.batch_norm import _cotangents, _native_cotangents, _native_forward, _reference
@@ -28,7 +31,7 @@ from jeffnet.ops.conv_primitives import bind
 from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
 from jeffnet.ops.depthwise import Window
 from jeffnet.ops.full_conv import _kernel_p
-from jeffnet.ops.native import limits
+from jeffnet.ops.native import build, limits
 
 SANITIZERS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREADS = 8
@@ -497,6 +500,116 @@ def check_call(call: Call) -> None:
             ran["any call, refused"] += 1
 
 
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+class Resize(NamedTuple):
+    """A call of `jeffnet_resize` that it takes, and what is changed in it."""
+
+    width: int
+    height: int
+    pixel: int
+    resample: int
+    new_width: int
+    new_height: int
+    box: list[float]
+    window: list[int]
+    flips: int
+    gap: int
+    changes: dict[str, Any]
+
+
+_sides = st.one_of(st.integers(1, 9), st.integers(1, 70), st.integers(1, 400))
+_odd_floats = st.one_of(st.floats(width=32), st.floats(-2, 100, width=32))
+
+
+@st.composite
+def resizes(draw: Any) -> Resize:
+    width, height, new_width, new_height = (draw(_sides) for _ in range(4))
+    new_width, new_height = draw(
+        st.sampled_from([(new_width, new_height)] * 8 + [(width, new_height), (width, height)])
+    )
+    kind = draw(st.sampled_from(["all", "whole numbers", "any"]))
+    edges = []
+    for side in (width, height):
+        place = st.integers(0, side) if kind == "whole numbers" else st.floats(0, side, width=32)
+        edges.append([0, side] if kind == "all" else sorted(map(float, draw(st.tuples(place, place)))))
+    places = [draw(st.lists(st.integers(0, side), min_size=2, max_size=2)) for side in (new_width, new_height)]
+    wanted = [
+        sorted(place) if len(set(place)) == 2 else [0, side]
+        for place, side in zip(places, (new_width, new_height), strict=True)
+    ]
+    names = ["width", "height", "pixel", "resample", "new_width", "new_height", "flips", "in_bytes", "out_bytes"]
+    names += ["in_stride", "out_stride"]
+    changes: dict[str, Any] = {}
+    if draw(st.booleans()):
+        changes = draw(st.dictionaries(st.sampled_from(names), odd_numbers, max_size=3))
+        changes |= draw(st.dictionaries(st.sampled_from(["box 0", "box 1", "box 2", "box 3"]), _odd_floats, max_size=2))
+        odd_window = st.sampled_from(["window 0", "window 1", "window 2", "window 3"])
+        changes |= draw(st.dictionaries(odd_window, odd_numbers, max_size=2))
+    return Resize(
+        *(width, height, draw(st.sampled_from([1, 3, 4])), draw(st.integers(1, 5)), new_width, new_height),
+        [edges[0][0], edges[1][0], edges[0][1], edges[1][1]],
+        [wanted[0][0], wanted[1][0], wanted[0][1], wanted[1][1]],
+        *(draw(st.integers(0, 3)), draw(st.sampled_from([0, 0, 1, 7])), changes),
+    )
+
+
+def check_resize(problem: Resize) -> None:
+    """Pillow's bytes, and gaps between rows stay as they were; or of a changed call nothing outside the buffers."""
+    function = native_resize()
+    assert function is not None
+    width, height, channels = problem.width, problem.height, 1 if problem.pixel == 1 else 3
+    # Black, white and noise, with all overshoots; of the last row there is no gap, which a sanitizer would not see.
+    rng = np.random.default_rng([width, height])
+    noise = rng.integers(0, 256, (height, width, problem.pixel), np.uint8)
+    stark = rng.integers(0, 2, noise.shape, np.uint8) * 255
+    pixels = np.where(rng.random((height, 1, 1)) < 0.5, noise, stark)
+    left, top, right, bottom = problem.window
+    rows, row = bottom - top, channels * (right - left)
+    in_stride, out_stride = width * problem.pixel + problem.gap, row + problem.gap
+    picture = np.full(height * in_stride - problem.gap, 7, np.uint8)
+    gapped = np.lib.stride_tricks.as_strided(picture, (height, width * problem.pixel), (in_stride, 1))
+    gapped[:] = pixels.reshape(height, -1)
+    result = np.full(rows * out_stride - problem.gap, 9, np.uint8)
+    values: dict[str, Any] = {
+        **{
+            name: getattr(problem, name) for name in ("width", "height", "pixel", "resample", "new_width", "new_height")
+        },
+        **{f"box {place}": edge for place, edge in enumerate(problem.box)},
+        **{f"window {place}": edge for place, edge in enumerate(problem.window)},
+        **{"flips": problem.flips, "in_bytes": picture.size, "out_bytes": result.size},
+        **{"in_stride": in_stride, "out_stride": out_stride},
+    } | problem.changes
+    status = function(
+        picture.ctypes.data,
+        min(values["in_bytes"], picture.size),
+        *(values[name] for name in ("in_stride", "width", "height", "pixel", "resample")),
+        (ctypes.c_float * 4)(*(values[f"box {place}"] for place in range(4))),
+        *(values["new_width"], values["new_height"]),
+        (ctypes.c_int64 * 4)(*(values[f"window {place}"] for place in range(4))),
+        values["flips"],
+        result.ctypes.data,
+        min(values["out_bytes"], result.size),
+        values["out_stride"],
+    )
+    if problem.changes:
+        assert status in (0, 1, 2), problem
+        ran["any resize, done" if status == 0 else "any resize, refused"] += 1
+        return
+    assert status == 0, problem
+    image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels[:, :, :3])
+    size, resample = (problem.new_width, problem.new_height), Image.Resampling(problem.resample)
+    whole = np.asarray(image.resize(size, resample, box=tuple(problem.box)))
+    expected = whole[top:bottom, left:right][:: -1 if problem.flips & 2 else 1, :: -1 if problem.flips & 1 else 1]
+    found = np.lib.stride_tricks.as_strided(result, (rows, row), (out_stride, 1))
+    np.testing.assert_array_equal(found, expected.reshape(rows, row), err_msg=str(problem))
+    # Between the rows nothing is written.
+    between = np.concatenate([result, np.full(problem.gap, 9, np.uint8)]).reshape(rows, out_stride)[:, row:]
+    assert (between == 9).all(), problem
+    ran["resize"] += 1
+
+
 CHECKS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "depthwise": (check_depthwise, problems(negative_pads=True)),
     "depthwise_act": (check_depthwise_act, problems()),
@@ -506,11 +619,12 @@ CHECKS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "outer": (check_outer, matrices),
     "norm": (check_norm, matrices),
     "call": (check_call, calls()),
+    "resize": (check_resize, resizes()),
 }
 
 
 def sanitized_flags() -> tuple[str, ...]:
-    return (*(flag for flag in native._FLAGS if flag != "-O3"), *SANITIZERS)
+    return (*(flag for flag in build.FLAGS if flag != "-O3"), *SANITIZERS)
 
 
 def sanitizer_libraries() -> list[str]:
@@ -546,9 +660,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=CHECKS, nargs="+", default=list(CHECKS))
     options = parser.parse_args(arguments)
     if options.build or options.sanitized:
-        native._FLAGS = sanitized_flags()
+        native.FLAGS = build.FLAGS = sanitized_flags()
     if options.build:
-        native._path()
+        for library in build.LIBRARIES:
+            native._path(library)
         return
     native.load()
     for name in options.only:

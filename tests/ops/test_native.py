@@ -14,7 +14,7 @@ import pytest
 
 from jeffnet._jax_compat import include_folder
 from jeffnet.ops import native
-from jeffnet.ops.native.build import library_file
+from jeffnet.ops.native.build import LIBRARIES, library_file
 
 # Takes the place of the compiler: it answers after a while, with what it finds beside itself, in two pieces.
 COMPILER = """#!/bin/sh
@@ -146,16 +146,22 @@ def test_all_that_it_depends_on_makes_another_library(compiler, cache, monkeypat
     assert "-funroll-loops" not in compiler.calls[1] and "-funroll-loops" in compiler.calls[2]
 
 
-def test_every_source_makes_another_library(compiler, cache, tmp_path):
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+def test_every_source_makes_another_library(library, compiler, cache, tmp_path):
     folder = tmp_path / "sources"
     shutil.copytree(Path(native.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    built = {copy_of(native.__file__)._path()}
-    assert {copy_of(folder / "__init__.py")._path()} == built
-    sources = [path for path in sorted(folder.iterdir()) if path.suffix in (".cc", ".h")]
-    for source in sources:
-        source.write_text(source.read_text() + "// changed\n")
-        built.add(copy_of(folder / "__init__.py")._path())
-    assert len(built) == 1 + len(sources) > 1
+    built = {copy_of(native.__file__)._path(library)}
+    assert {copy_of(folder / "__init__.py")._path(library)} == built
+    for name in (*library.sources, *library.headers):
+        (folder / name).write_text((folder / name).read_text() + "// changed\n")
+        built.add(copy_of(folder / "__init__.py")._path(library))
+    assert len(built) == 1 + len(library.sources) + len(library.headers)
+
+
+def test_every_source_belongs_to_one_library():
+    folder = Path(native.__file__).parent
+    named = [name for library in LIBRARIES for name in (*library.sources, *library.headers)]
+    assert sorted(named) == sorted(path.name for path in folder.iterdir() if path.suffix in (".cc", ".h"))
 
 
 @pytest.fixture
@@ -356,7 +362,7 @@ def compiled():
 
 def test_compiled_kernels_replace_a_damaged_library_of_the_package(compiled, package, monkeypatch, caplog):
     library = package.add("x86-64-v4")
-    monkeypatch.setattr(package.module, "_path", lambda: compiled)
+    monkeypatch.setattr(package.module, "_path", lambda library: compiled)
     assert package.module.available() and package.module.available()
     (record,) = caplog.records
     assert str(library) in record.getMessage() and "compiled on this machine" in record.getMessage()

@@ -1,8 +1,9 @@
-"""C++ kernels for CPUs: compiled into the installed package, or once on the machine that runs them.
+"""C++ libraries for CPUs: compiled into the installed package, or once on the machine that runs them.
 
-XLA calls them through its foreign function interface. An installed package may have libraries for several kinds of
-processors, and the best for this one is used. Otherwise the sources are compiled. Where there is no compiler, or the
-build fails, `load` says so and JAX's own operations do the work.
+XLA calls the kernels through its foreign function interface; `jeffnet.data.resize` uses the other library, without
+importing JAX. An installed package may have libraries for several kinds of processors, and the best for this one is
+used. Otherwise the sources are compiled. Where there is no compiler, or the build fails, `load` says so and JAX's own
+operations, or Pillow's, do the work.
 
 A library's name has a hash of its content, by which a damaged one is noticed. One that was compiled here also has a
 hash of all that it depends on, and is loaded only where nobody but this user and root can have written it.
@@ -18,21 +19,19 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-import jaxlib.version
-
-from jeffnet._jax_compat import include_folder, register_kernel
 from jeffnet.errors import OutputError
 from jeffnet.ops.native.build import (
     FLAGS,
-    HEADERS,
+    KERNELS,
     SECONDS,
-    SOURCES,
     THIS_PROCESSOR,
+    Library,
     NativeUnavailableError,
-    compile_kernels,
+    compile_library,
     compiler,
     library_file,
     processors,
@@ -43,7 +42,7 @@ from jeffnet.ops.native.build import (
 from jeffnet.system.code_cache import code_folders, make_code_folder, untrusted
 from jeffnet.system.processor import features, fingerprint
 
-__all__ = ["NativeUnavailableError", "available", "compiler", "failure", "library_name", "load"]
+__all__ = ["NativeUnavailableError", "available", "compiler", "failure", "library_name", "load", "open_library"]
 
 _TARGETS = (
     "jeffnet_depthwise",
@@ -112,36 +111,58 @@ def _failure() -> str | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
+    return open_library(KERNELS, _register)
+
+
+def open_library(library: Library, prepare: Callable[[ctypes.CDLL], object]) -> ctypes.CDLL:
+    """A library of the installed package, or compiled on this machine, now if need be.
+
+    Args:
+      library: which one.
+      prepare: called with the loaded library; an AttributeError or RuntimeError says that it cannot be used.
+
+    Returns:
+      The prepared library.
+
+    Raises:
+      NativeUnavailableError: as `load`.
+    """
     fault = None
     try:
-        if path := _prebuilt():
-            return _registered(path)
+        if path := _prebuilt(library):
+            return _prepared(path, prepare)
     except NativeUnavailableError as error:
         fault = str(error)
     try:
-        library = _registered(_path())
+        opened = _prepared(_path(library), prepare)
     except NativeUnavailableError as error:
         raise NativeUnavailableError("; ".join(filter(None, [fault, str(error)]))) from error
     if fault:
-        _logger.warning("%s; kernels that were compiled on this machine are used", fault)
+        _logger.warning("%s; what was compiled on this machine is used", fault)
+    return opened
+
+
+def _prepared(path: Path, prepare: Callable[[ctypes.CDLL], object]) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        prepare(library)
+    except (OSError, AttributeError, RuntimeError) as error:
+        raise NativeUnavailableError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     return library
 
 
-def _registered(path: Path) -> ctypes.CDLL:
-    """Load a library and register its kernels, all or none.
+def _register(library: ctypes.CDLL) -> None:
+    """Register the kernels with JAX, all or none.
 
     XLA refuses a library for a newer interface than its own, or one so old that it is no longer supported: kernels tell
     the version of their headers when they are registered. One library has one version, so the first kernel decides.
     """
-    try:
-        library = ctypes.CDLL(str(path))
-        for target in _TARGETS:
-            getattr(library, target)
-        for target in _TARGETS:
-            register_kernel(library, target)
-    except (OSError, AttributeError, RuntimeError) as error:
-        raise NativeUnavailableError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return library
+    from jeffnet._jax_compat import register_kernel
+
+    for target in _TARGETS:
+        getattr(library, target)
+    for target in _TARGETS:
+        register_kernel(library, target)
 
 
 def library_name() -> str:
@@ -154,42 +175,44 @@ def library_name() -> str:
     return path.stem if path.parent == _PREBUILT else path.name.rpartition("-")[0]
 
 
-def _prebuilt() -> Path | None:
-    """The installed package's library for this processor; None if it has none.
+def _prebuilt(library: Library = KERNELS) -> Path | None:
+    """The installed package's file of a library for this processor; None if it has none.
 
     Raises:
       NativeUnavailableError: it is damaged.
     """
     for processor in processors():
         if processor.features <= features():
-            for path in _PREBUILT.glob(f"kernels-{processor.name}-*.so"):
-                if path.name == library_file(f"kernels-{processor.name}", path):
+            name = f"{library.name}-{processor.name}"
+            for path in _PREBUILT.glob(f"{name}-*.so"):
+                if path.name == library_file(name, path):
                     return path
                 raise NativeUnavailableError(f"'{path}' is damaged: install jeffnet again")
     return None
 
 
-def _path() -> Path:
+def _path(library: Library = KERNELS) -> Path:
     """The library that was compiled for this machine, or is compiled now."""
-    name, folders = _name(), _folders()
-    return _kept(folders, name) or _built(folders, name)
+    name, folders = _name(library), _folders()
+    return _kept(folders, name) or _built(library, folders, name)
 
 
-def _name() -> str:
-    """The file name of the library for this machine, up to the hash of its content."""
+def _name(library: Library) -> str:
+    """The file name of a library for this machine, up to the hash of its content."""
     program = require_compiler()
-    texts = [(_FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS)]
+    texts = [(_FOLDER / name).read_bytes() for name in (*library.sources, *library.headers)]
     facts = [
         program,
         run([program, "--version"]),
         *FLAGS,
+        *library.flags,
         *THIS_PROCESSOR,
-        jaxlib.version.__version__,
+        *([version("jaxlib")] if library.includes_xla else []),
         *platform.libc_ver(),
         fingerprint(),
     ]
     content = b"\0".join([*texts, *map(os.fsencode, facts)])
-    return f"kernels-{short_hash(content)}"
+    return f"{library.name}-{short_hash(content)}"
 
 
 def _folders() -> list[Path]:
@@ -216,12 +239,12 @@ def _kept(folders: Sequence[Path], name: str) -> Path | None:
     return None
 
 
-def _built(folders: Sequence[Path], name: str) -> Path:
+def _built(library: Library, folders: Sequence[Path], name: str) -> Path:
     """Build a library in the first writable folder, or in a temporary one for this process alone."""
-    _logger.warning("compiling the C++ kernels, once for this machine: that may take a minute")
+    _logger.warning("compiling %s, once for this machine: that may take a minute", library.title)
     place = _build_folder(folders)
     try:
-        compile_kernels(_FOLDER, include_folder(), THIS_PROCESSOR, place / "partial.so")
+        compile_library(library, _FOLDER, _include(library), THIS_PROCESSOR, place / "partial.so")
         file = library_file(name, place / "partial.so")
         if place.parent in folders:
             with contextlib.suppress(OSError):  # such as a folder of this name
@@ -233,6 +256,14 @@ def _built(folders: Sequence[Path], name: str) -> Path:
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
+
+
+def _include(library: Library) -> str | None:
+    if not library.includes_xla:
+        return None
+    from jeffnet._jax_compat import include_folder
+
+    return include_folder()
 
 
 def _build_folder(folders: Sequence[Path]) -> Path:

@@ -1,4 +1,4 @@
-"""How a C++ compiler builds the kernels: on the machine that runs them, or into wheels for several processors.
+"""How a C++ compiler builds the libraries: on the machine that runs them, or into wheels for several processors.
 
 The build of wheels runs this file by its path, where nothing of the package can be imported: it needs nothing but the
 standard library.
@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = ("depthwise.cc", "dense.cc", "norm.cc", "inverted.cc")
-HEADERS = ("common.h", "dense.h", "row.h")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-w")
 THIS_PROCESSOR = ("-march=native",)
 SECONDS = 300
@@ -23,6 +21,38 @@ SECONDS = 300
 
 class NativeUnavailableError(RuntimeError):
     """The kernels cannot be built or loaded here; says why."""
+
+
+class Library(NamedTuple):
+    """Sources that are compiled together.
+
+    Attributes:
+      name: the library's file name begins with it.
+      title: what it is, for messages.
+      sources: files in this folder.
+      headers: files in this folder that they include.
+      flags: for the compiler, after `FLAGS`.
+      includes_xla: whether they include headers of XLA's foreign function interface.
+    """
+
+    name: str
+    title: str
+    sources: tuple[str, ...]
+    headers: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    includes_xla: bool = False
+
+
+KERNELS = Library(
+    "kernels",
+    "the C++ kernels",
+    ("depthwise.cc", "dense.cc", "norm.cc", "inverted.cc"),
+    ("common.h", "dense.h", "row.h"),
+    includes_xla=True,
+)
+# Without fused operations, which round otherwise than Pillow's.
+PIXELS = Library("pixels", "the C++ code that resizes pictures", ("pixels.cc",), flags=("-ffp-contract=off",))
+LIBRARIES = (KERNELS, PIXELS)
 
 
 class Processor(NamedTuple):
@@ -81,29 +111,30 @@ def require_compiler() -> str:
     return program
 
 
-def compile_kernels(folder: Path, include: str, flags: Sequence[str], library: Path) -> None:
-    """Compile the sources in `folder` into `library`, with objects beside it.
+def compile_library(library: Library, folder: Path, include: str | None, flags: Sequence[str], path: Path) -> None:
+    """Compile a library, with objects beside it.
 
     Args:
+      library: which one.
       folder: of the sources.
-      include: folder of the headers of XLA's foreign function interface.
-      flags: for the compiler, after `FLAGS`.
-      library: path of the new file.
+      include: folder of the headers of XLA's foreign function interface; None if they are not needed.
+      flags: for the compiler, for a processor.
+      path: of the new file.
 
     Raises:
       NativeUnavailableError: no compiler, or it fails.
     """
-    command = [require_compiler(), *FLAGS, *flags]
-    sources = [folder / source for source in SOURCES]
-    objects = [library.with_name(f"{library.stem}-{source.stem}.o") for source in sources]
+    command = [require_compiler(), *FLAGS, *library.flags, *flags]
+    includes = [f"-I{include}"] if include else []
+    sources = [folder / source for source in library.sources]
+    objects = [path.with_name(f"{path.stem}-{source.stem}.o") for source in sources]
     commands = [
-        [*command, f"-I{include}", "-c", str(source), "-o", str(made)]
-        for source, made in zip(sources, objects, strict=True)
+        [*command, *includes, "-c", str(source), "-o", str(made)] for source, made in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(run, commands))
-    run([*command, "-shared", *map(str, objects), "-o", str(library)])
-    library.chmod(0o755)  # whatever the umask: a library that others may write is not loaded
+    run([*command, "-shared", *map(str, objects), "-o", str(path)])
+    path.chmod(0o755)  # whatever the umask: a library that others may write is not loaded
 
 
 def run(command: list[str]) -> str:
