@@ -88,6 +88,14 @@ def whole_ticks(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
+def plain_log_ticks(axis: Any) -> None:
+    """Numbers at the large ticks of a logarithmic axis, as `0.001`: Matplotlib's own labels are formulas."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a figure, in the format of the extension.
 

@@ -8,8 +8,8 @@ import pytest
 
 from jeffnet.cli.main import main
 from jeffnet.errors import ConfigError, OutputError, TrainingError
-from jeffnet.train.dry_run import rehearse
-from jeffnet.train.range_test import _result, find_learning_rate
+from jeffnet.train.dry_run import Part, Rehearsal, rehearse
+from jeffnet.train.range_test import RangeTest, _result, find_learning_rate
 from jeffnet.train.recipe import to_json
 
 
@@ -65,20 +65,32 @@ def test_a_rehearsal_finds_a_loss_that_is_no_number_and_a_folder_that_is_taken(c
         rehearse(config, tmp_path)
 
 
-def test_the_commands_print_and_leave_no_run(config, tmp_path, capsys, monkeypatch):
+def test_the_commands_print_what_was_found(config, tmp_path, capsys, monkeypatch):
+    """The work itself is that of the functions above."""
     recipe = tmp_path / "config.json"
     recipe.write_text(to_json(config))
-    monkeypatch.setattr("jeffnet.train.range_test._FEWEST_STEPS", 1)
-    defaults = {**(find_learning_rate.__kwdefaults__ or {}), "steps": 12}
-    monkeypatch.setattr(find_learning_rate, "__kwdefaults__", defaults)
-    assert main(["train", "--config", str(recipe), "--lr-find", str(tmp_path / "rates.png"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["rates"]) == len(found["losses"]) == len(found["smoothed"]) <= 12 and "steepest" in found
-    assert main(["train", "--config", str(recipe), "--dry-run", "--output", str(tmp_path / "run")]) == 0
+    rates, losses = np.geomspace(1e-6, 10, 30), np.r_[np.linspace(2.3, 1.0, 28), np.inf, np.nan]
+    found = RangeTest(rates, losses, np.r_[losses[:28], np.nan, np.nan], 1e-3, 0.1, True)
+    monkeypatch.setattr("jeffnet.train.range_test.find_learning_rate", lambda config, progress: found)
+    command = ["train", "--config", str(recipe)]
+    assert main([*command, "--lr-find", str(tmp_path / "rates.png")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1:] == [
+        "suggestion: --optimizer.learning_rate 0.001, where the loss falls fastest",
+        "a tenth of the rate with the lowest loss: 0.01",
+    ]
+    assert main([*command, "--lr-find", str(tmp_path / "rates.png"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["losses"][-3:] == [1.0, None, None] and printed["steepest"] == 1e-3
+    done = Rehearsal("a run", (Part("a step", 36.0, 250, None), Part("read", 9.0, 0, 2**30)), 2**20)
+    monkeypatch.setattr("jeffnet.train.dry_run.rehearse", lambda config, folder, progress: done)
+    assert main([*command, "--dry-run", "--output", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
-    assert "the whole run takes about 0 h" in out and "checkpoint: read and verified" in out
+    assert "1.00 MiB" in out and out.splitlines()[-1] == "the whole run takes about 2 h 30 min"
+    assert main([*command, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] == 9000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "rates.png"]
-    assert main(["train", "--config", str(recipe), "--lr-find", "rates.gif"]) == 2
+    assert main([*command, "--lr-find", "rates.gif"]) == 2
     assert "give a name that ends in .png" in capsys.readouterr().err
     assert main(["train", "--resume", str(tmp_path), "--dry-run"]) == 2
 

@@ -100,7 +100,7 @@ def _draw_sizes(axes: Any, report: Inspection) -> None:
         axes.hist(values, edges, label=printable(split), histtype="stepfilled", alpha=0.6)
     if wide:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        figures.plain_log_ticks(axes.xaxis)
     figures.whole_ticks(axes.yaxis)
     axes.legend()
 

@@ -217,6 +217,7 @@ def draw_range_test(found: RangeTest, path: str | os.PathLike, title: str) -> No
         if rate is not None:
             axes.axvline(rate, color=colour, ls="--", label=f"{name}: {rate:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=printable(title))
+    figures.plain_log_ticks(axes.xaxis)
     if len(shown := _finite(found.smoothed)):
         room = 0.15 * (shown[0] - shown.min()) + 0.05 * shown[0]
         axes.set_ylim(shown.min() - room, max(shown[0], shown[: int(shown.argmin()) + 1].max()) + 3 * room)
