@@ -42,8 +42,8 @@ def pictures(tmp_path_factory):
     painting(2).resize((48, 40)).save(root / "val/bee/smaller.jpg", quality=60)
     (root / "train/owl/broken.png").write_bytes((root / "train/owl/0.png").read_bytes()[:900])
     (root / "train/owl/empty.png").touch()
-    for colour in (0, 255):  # of one colour, and not alike
-        Image.new("L", (30, 300), colour).save(root / f"train/owl/flat{colour}.png")
+    for width, colour in ((30, 0), (30, 255), (40, 255)):  # of one colour, which is no reason to take them for copies
+        Image.new("L", (width, 300), colour).save(root / f"train/owl/flat{width}_{colour}.png")
     return root
 
 
@@ -97,9 +97,10 @@ def test_every_fault_is_found_and_nothing_else(report):
     assert [picture.name for picture in near.pictures] == ["train/bee/2.png", "val/bee/smaller.jpg"]
     assert near.bits is not None and near.across_splits
     train, val = report.splits["train"], report.splits["val"]
-    assert train.classes == {"bee": 5, "owl": 10} and val.classes == {"bee": 4, "owl": 2}
-    assert (train.pictures, train.broken) == (15, 2) and val.formats == {"PNG": 5, "JPEG": 1}
-    assert train.modes == {"RGB": 11, "L": 2} and train.flat == ("train/owl/flat0.png", "train/owl/flat255.png")
+    assert train.classes == {"bee": 5, "owl": 11} and val.classes == {"bee": 4, "owl": 2}
+    assert (train.pictures, train.broken) == (16, 2) and val.formats == {"PNG": 5, "JPEG": 1}
+    assert train.modes == {"RGB": 11, "L": 3}
+    assert train.flat == tuple(f"train/owl/flat{name}.png" for name in ("30_0", "30_255", "40_255"))
     assert (train.width["min"], train.width["max"], train.height["max"]) == (30, 96, 300)
 
 
@@ -125,7 +126,7 @@ def test_an_interrupted_scan_goes_on(pictures, cache, monkeypatch):
         scan(source, "stopped", advance=stop)
     (record,) = (cache / "scans").glob("*.jsonl")
     with record.open("a") as file:
-        file.write('[14, "')  # as of a killed process
+        file.write('[15, "')  # as of a killed process
     changed = pictures / source.names[0]
     content = changed.read_bytes()
     painting(99).save(changed)
@@ -139,7 +140,7 @@ def test_an_interrupted_scan_goes_on(pictures, cache, monkeypatch):
         facts = scan(source, "stopped")
     finally:
         changed.write_bytes(content)
-    assert sorted(numbers) == [0, *range(7, 15)] and facts[1:] == expected[1:] and facts[0] != expected[0]
+    assert sorted(numbers) == [0, *range(7, 16)] and facts[1:] == expected[1:] and facts[0] != expected[0]
     assert not list((cache / "scans").iterdir())
 
 
@@ -174,6 +175,12 @@ def test_archives_and_arrays_are_inspected_too(pictures, cache, tmp_path, report
         for name, split in report.splits.items()
     }
     assert [group.bits for group in archived.duplicates] == [None, None] and len(archived.near_duplicates) == 1
+    lines = [f"{path.relative_to(pictures)},{path.parts[-2]},{path.parts[-3]}" for path in pictures.glob("*/*/*.*")]
+    (pictures / "all.csv").write_text("\n".join(["path,label,split", *lines]))
+    listed = inspect_data(pictures / "all.csv")
+    (pictures / "all.csv").unlink()
+    assert listed.splits["train"].mean == report.splits["train"].mean and len(listed.broken) == 2
+    assert len(listed.duplicates) == 2 and listed.splits["val"].classes == {"bee": 4, "owl": 2}
     pixels = np.stack([np.asarray(painting(seed)) for seed in (0, 1, 0)])
     np.savez(tmp_path / "all.npz", images_val=pixels, labels_val=np.array([0, 1, 1]))
     arrays = inspect_data(tmp_path / "all.npz")
