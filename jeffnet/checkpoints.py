@@ -116,6 +116,8 @@ def describe_model(
         test_window=start.execution.test_window,
         spec=known.spec if known else own_spec(architecture),
         quantization=known.quantization if known else None,
+        task=known.task if known else "single_label",
+        thresholds=known.thresholds if known and known.num_classes == num_classes else (),
     )
     arrays = fit(
         {key: np.asarray(array) for key, array in start.arrays.items()}, card.plan(), source="model", model=card.model

@@ -31,7 +31,7 @@ from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, WeightsError
 from jeffnet.export.targets import has_ending
 from jeffnet.inference.classification import Classification, Classifications
-from jeffnet.inference.forward import check_classifies, softmax
+from jeffnet.inference.forward import check_classifies
 from jeffnet.inference.outputs import LOGITS, PRE_LOGITS, compiled_output
 from jeffnet.inference.pictures import listed_pictures, transform_for
 from jeffnet.models import DEFAULT_BACKEND
@@ -270,7 +270,7 @@ class Classifier:
           ConfigError: a setting outside its range, or no such setting.
         """
         from jeffnet.validation.candidates import Candidate
-        from jeffnet.validation.metrics import Scores
+        from jeffnet.validation.metrics import METRICS, Scores
         from jeffnet.validation.settings import Settings
         from jeffnet.validation.validate import validate
 
@@ -280,8 +280,7 @@ class Classifier:
             candidate = replace(candidate, opened=(self._start, self.card))
         for outcome in validate([candidate], Settings(data=os.fspath(data), split=split, **settings), progress):
             row = outcome.row  # pyright: ignore[reportAttributeAccessIssue]
-            names = ("loss", "top1", "top5", "balanced_accuracy", "macro_f1")
-            return Scores(row["num_examples"], **{name: row[name] for name in names})
+            return Scores(row["num_examples"], **{name: row[name] for name in METRICS})
         raise AssertionError
 
     def fine_tune(

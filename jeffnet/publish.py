@@ -161,7 +161,7 @@ def readme(card: ModelCard, source: str, scores: Mapping[str, float], dataset: s
             task_type="image-classification",
             dataset_type=dataset or "unknown",
             dataset_name=dataset or "held-out pictures",
-            metric_type="accuracy",
+            metric_type="accuracy" if metric.startswith("top-") else metric,
             metric_name=metric,
             metric_value=float(value),  # the hub reads no scalars of NumPy
         )

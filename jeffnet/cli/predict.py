@@ -92,9 +92,8 @@ def _predicted(options: argparse.Namespace) -> tuple[list["Picture"], list["Pred
             forward,
             variables,
             pictures,
-            card.preprocessing,
+            card,
             classes,
-            card.classes,
             options.top,
             options.batch_size,
             options.exif,
@@ -103,7 +102,7 @@ def _predicted(options: argparse.Namespace) -> tuple[list["Picture"], list["Pred
 
 
 def _print_table(predictions: Sequence["Prediction"]) -> None:
-    rows = [[f"{name} {share:.1%}" for name, share in each.shown()] for each in predictions]
+    rows = [[f"{name} {each.text(value)}" for name, value in each.shown()] or ["none"] for each in predictions]
     places = max(map(len, rows))
     rows = [[*row, *[""] * (places - len(row))] for row in rows]
     head = ["picture", *(str(place + 1) for place in range(places))]
@@ -171,6 +170,8 @@ def _labels(folders: Sequence[str], card: "ModelCard") -> dict[str, int]:
     from jeffnet.arch.class_names import class_indices
     from jeffnet.arch.imagenet import known_classes
 
+    if card.task != "single_label":
+        return {}
     if not card.classes and not known_classes(card.num_classes) and not all(name.isdecimal() for name in folders):
         return {}  # their order would decide, but they may be any folders
     indices = class_indices(folders, card.num_classes, card.classes)

@@ -51,7 +51,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help=DATA_TEXT)
     _add_model_options(parser.add_argument_group("model"))
     _add_data_options(parser.add_argument_group("data"))
-    add_table_options(parser.add_argument_group("data sets that are tables"))
+    tables = parser.add_argument_group("data sets that are tables")
+    add_table_options(tables)
+    text = "text between several labels in a cell, such as ';'"
+    tables.add_argument("--label-separator", metavar="TEXT", help=text)
     _add_pixel_options(parser.add_argument_group("pixels (default: the model's)"))
     _add_output_options(parser.add_argument_group("output"))
     add_device_options(parser)
@@ -223,8 +226,7 @@ def describe(row: dict[str, Any]) -> str:
     size = pre["image_size"] if isinstance(pre["image_size"], int) else "x".join(map(str, pre["image_size"]))
     lines = [
         printable(f"{row['model']} on {row['num_examples']} {row['split']} pictures of {row['data']}"),
-        f"top-1 {row['top1']:.3f} %  top-5 {row['top5']:.3f} %  loss {row['loss']:.4f}",
-        *_of_classes(row),
+        *_scores(row),
         f"{size} px, crop {pre['crop_pct']} {pre['crop_mode']}, {pre['interpolation']}"
         + (f" ({pre['resize']})" if "resize" in pre else "")
         + f", mean {tuple(pre['mean'])}, std {tuple(pre['std'])}, EXIF orientation "
@@ -237,11 +239,18 @@ def describe(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _of_classes(row: dict[str, Any]) -> list[str]:
-    """Scores in which all classes count alike; rows of earlier versions and of several right classes have none."""
-    if row.get("balanced_accuracy") is None:
-        return []
-    return [f"balanced accuracy {row['balanced_accuracy']:.3f} %  macro F1 {row['macro_f1']:.3f} %"]
+# Lines of scores, and how they are written; a row has those of its task.
+_SCORES = (
+    {"top1": "top-1 {:.3f} %", "top5": "top-5 {:.3f} %", "mean_average_precision": "mAP {:.3f} %", "mae": "MAE {:.4f}"}
+    | {"r2": "R2 {:.4f}", "loss": "loss {:.4f}"},
+    {"balanced_accuracy": "balanced accuracy {:.3f} %", "macro_f1": "macro F1 {:.3f} %"},
+)
+
+
+def _scores(row: dict[str, Any]) -> list[str]:
+    """Scores as text; those in which all classes count alike are not in rows of earlier versions."""
+    lines = ([form.format(row[name]) for name, form in line.items() if row.get(name) is not None] for line in _SCORES)
+    return ["  ".join(line) for line in lines if line]
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
@@ -294,7 +303,8 @@ def _print_rows(options: argparse.Namespace, rows: list[dict[str, Any]], single:
 def _cells(row: dict[str, Any]) -> list[str]:
     formats = {"model": "", "top1": ".3f", "top5": ".3f", "loss": ".4f", "num_examples": "", "images_per_second": ".1f"}
     difference = "" if row["published_top1"] is None else f"{row['top1_difference']:+.3f}"
-    return [*(format(row[name], form) for name, form in formats.items()), difference]
+    cells = ("" if row[name] is None else format(row[name], form) for name, form in formats.items())
+    return [*cells, difference]
 
 
 def _check_scores(rows: list[dict[str, Any]]) -> None:

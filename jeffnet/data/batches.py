@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 
@@ -10,14 +10,16 @@ from jeffnet.data.choices import ON_BAD_IMAGE
 from jeffnet.errors import ConfigError, ImageError, check_choice
 
 OnBadImage = Literal["error", "skip"]
+_NO_LABEL = np.zeros((), np.int32)
 
 
 class EvalBatch(TypedDict):
     """Batch of an evaluation set, always of full size: what `mask` leaves out does not count.
 
     `image` is `(B, H, W, C)`, uint8 or (from TensorFlow) float32 of the range 0 to 255, 0 where `mask` is False;
-    `label` int32 `(B,)`; `mask` bool `(B,)`, False in the padding and for pictures that could not be decoded; `index`
-    int32 `(B,)`, the example's number in the data set, -1 in the padding.
+    `label` int32 `(B,)`, or float32 `(B, classes)` of several labels or numbers; `mask` bool `(B,)`, False in the
+    padding and for pictures that could not be decoded; `index` int32 `(B,)`, the example's number in the data set, -1
+    in the padding.
     """
 
     image: np.ndarray
@@ -96,11 +98,12 @@ WHOLE = Shard()
 
 
 def load_rows(
-    load: Callable[[int], tuple[np.ndarray, int]],
+    load: Callable[[int], tuple[np.ndarray, Any]],
     indices: Sequence[int],
     shape: tuple[int, int, int],
     on_bad_image: OnBadImage = "error",
     out: np.ndarray | None = None,
+    label: np.ndarray = _NO_LABEL,
 ) -> EvalBatch:
     """Rows of a batch.
 
@@ -110,10 +113,11 @@ def load_rows(
       shape: height, width and channels.
       on_bad_image: whether an ImageError passes, or masks its row.
       out: zeros `(N, *shape)` that become the batch's pixels; None allocates uint8.
+      label: of padding; its shape and dtype are those of all labels.
     """
     batch: EvalBatch = {
         "image": np.zeros((len(indices), *shape), np.uint8) if out is None else out,
-        "label": np.zeros(len(indices), np.int32),
+        "label": np.repeat(label[None], len(indices), axis=0),
         "mask": np.zeros(len(indices), np.bool_),
         "index": np.asarray(indices, np.int32),
     }

@@ -2,8 +2,6 @@
 
 LOADERS = ("grain", "tf", "pt")
 ON_BAD_IMAGE = ("error", "skip")
-# What a picture has: one of the classes, any number of them, or numbers.
-TASKS = ("single_label", "multi_label", "regression")
 # How often a class is drawn in training: in proportion to its number of pictures to this power.
 SAMPLINGS = {"natural": 1.0, "square_root": 0.5, "balanced": 0.0}
 # How the loader 'tf' resizes.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jeffnet.data.choices import TASKS
+from jeffnet.arch.tasks import TASKS
 from jeffnet.errors import check_choice
 
 
@@ -18,7 +18,7 @@ class Columns:
       group: column that says which pictures belong together, when pictures are divided into training and validation.
       separator: between several labels in a cell, such as `;`.
       folder: that paths are relative to, in which `{split}` stands for the split; None takes the table's.
-      task: one of `jeffnet.data.choices.TASKS`.
+      task: one of `jeffnet.arch.tasks.TASKS`.
 
     Raises:
       ConfigError: no such task.

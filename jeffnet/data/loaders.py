@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import grain.python as grain
 import numpy as np
@@ -18,7 +18,7 @@ from jeffnet.data.batches import WHOLE, EvalBatch, OnBadImage, Shard, check_opti
 from jeffnet.data.preprocess import EvalTransform, TrainTransform
 from jeffnet.data.resize import native as native_resize
 from jeffnet.data.sampling import picture_order
-from jeffnet.data.sources import Example, Source
+from jeffnet.data.sources import Example, Source, label_dtype, label_shape
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import ConfigError, DatasetError, ImageError
 from jeffnet.system.processor import processors
@@ -209,7 +209,7 @@ def train_loader(
                 # The place in the endless row is a seed, so that no two epochs and no two copies look the same.
                 images.append(transform(example.image, np.random.default_rng((seed, place))))
                 labels.append(example.label)
-            return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+            return {"image": np.stack(images), "label": np.array(labels, label_dtype(source))}
 
         rows = grain.MapDataset.range(sys.maxsize // whole * chunks).map(load)
         return iter(_assemble(rows, chunks, threads, workers))
@@ -248,13 +248,15 @@ def eval_loader(
     chunk = _chunk_size(batch_size)
     count, shape = -(-shard.rows(len(source)) // batch_size), (*transform.shape, source.channels)
 
-    def load(index: int) -> tuple[np.ndarray, int]:
+    label = np.zeros(label_shape(source), label_dtype(source))
+
+    def load(index: int) -> tuple[np.ndarray, Any]:
         example = source[index]
         return transform(example.image), example.label
 
     def load_chunk(number: int) -> EvalBatch:
         rows = range(number * chunk, (number + 1) * chunk)
-        return load_rows(load, [shard.example(row, len(source)) for row in rows], shape, on_bad_image)
+        return load_rows(load, [shard.example(row, len(source)) for row in rows], shape, on_bad_image, label=label)
 
     chunks = batch_size // chunk
     batches = _assemble(grain.MapDataset.range(count * chunks).map(load_chunk), chunks, threads, workers)

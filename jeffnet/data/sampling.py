@@ -20,13 +20,13 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """How many pictures each class has.
 
     Args:
-      labels: whole numbers `(N,)`.
+      labels: whole numbers `(N,)`; or `(N, num_classes)` of 0 and 1, where a picture counts for all its classes.
       num_classes: how many classes there are.
 
     Returns:
       int64 `(num_classes,)`.
     """
-    return np.bincount(labels, minlength=num_classes)
+    return np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else labels.sum(0).astype(np.int64)
 
 
 def class_draws(counts: np.ndarray, sampling: str) -> np.ndarray:

@@ -62,7 +62,7 @@ class Labelled(ABC):
       classes: name of every label.
       labels: int32 `(len(self),)`; float32 `(len(self), classes)` but for a single label.
       channels: of the pictures, 3 for RGB or 1 for grey.
-      task: one of `jeffnet.data.choices.TASKS`.
+      task: one of `jeffnet.arch.tasks.TASKS`.
 
     Raises:
       ImageError: on construction other `channels`; on access a picture that cannot be decoded.
@@ -214,6 +214,7 @@ class Part:
 
     def __init__(self, source: Source, start: int, stop: int) -> None:
         self.classes, self.channels, self._source = source.classes, source.channels, source
+        self.task = getattr(source, "task", "single_label")
         self._rows = range(start, stop)
 
     def __len__(self) -> int:
@@ -261,6 +262,16 @@ class Subset(Labelled):
 
     def _picture(self, index: int, name: str) -> Image.Image:
         return self._source[int(self._numbers[index])].image
+
+
+def label_shape(source: Source) -> tuple[int, ...]:
+    """The shape of a source's labels: that of one number, or of a vector over its classes."""
+    return () if getattr(source, "task", "single_label") == "single_label" else (len(source.classes),)
+
+
+def label_dtype(source: Source) -> Any:
+    """The dtype of a source's labels."""
+    return np.float32 if label_shape(source) else np.int32
 
 
 def _stratified(labels: np.ndarray, split: str) -> np.ndarray:

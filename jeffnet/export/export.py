@@ -118,6 +118,8 @@ def export_model(
     card, _ = describe_model(start, name, classes, preprocessing)
     if chosen.embed_labels and not card.classes:
         raise ConfigError(f"the classes of {card.model} have no names to embed: give them (classes=...)")
+    if "softmax" in chosen.include and card.task != "single_label":
+        raise ConfigError(f"{card.model} was trained for {card.task}, without a softmax: leave out softmax")
     if "softmax" in chosen.include and not card.num_classes:
         raise ConfigError(f"{card.model} gives features, which have no probabilities: leave out softmax")
     network = ExportNetwork.of(start, card, chosen)

@@ -27,7 +27,7 @@ class Classification:
     """What a classifier says of one picture.
 
     Attributes:
-      probabilities: float32 `(classes,)`, which sum to 1.
+      probabilities: float32 `(classes,)`, which sum to 1 unless a picture can have several labels.
       classes: names, in the same order.
       pixels: the picture as the model saw it, uint8 `(H, W, C)`; None in a long list.
     """

@@ -59,6 +59,22 @@ def check_classifies(card: ModelCard, source: str | None) -> None:
         raise WeightsError(f"{weights} have logits for every place of the last map, not for the picture")
 
 
+def probabilities(logits: np.ndarray, card: ModelCard) -> np.ndarray:
+    """Probabilities of a model's classes, shaped and typed like the logits.
+
+    Args:
+      logits: `(N, classes)`.
+      card: of the model; of several labels each has a probability of its own, else they sum to 1.
+
+    Raises:
+      WeightsError: the model predicts numbers.
+    """
+    if card.task == "regression":
+        raise WeightsError(f"{card.model} predicts numbers, which have no probabilities: use its outputs")
+    # exp() of a large number overflows, tanh() does not.
+    return softmax(logits) if card.task == "single_label" else (1 + np.tanh(logits / 2)) / 2
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities of classes, `(N, classes)` like the logits, and of their dtype."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))

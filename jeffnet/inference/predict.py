@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.data.images import upright
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import OutputError
-from jeffnet.inference.forward import Forward, softmax
+from jeffnet.inference.forward import Forward, probabilities
 from jeffnet.system import figures
 from jeffnet.system.files import write_file
 from jeffnet.text.names import utf8, wrapped
+from jeffnet.weights.card import ModelCard
 
 # Smaller probabilities are 0.0 % in a table.
 _LEAST_SHOWN = 0.0005
@@ -52,6 +52,7 @@ class Prediction:
       identifiers: what the model's training data call the classes, such as `n01440764`; None for those without a name.
       label: name of the picture's own class; None if that is not known.
       right: whether the most probable class is its own; None if that is not known.
+      is_numbers: whether these are no classes but named numbers, in the place of `probabilities`.
     """
 
     name: str
@@ -61,20 +62,24 @@ class Prediction:
     identifiers: tuple[str | None, ...]
     label: str | None = None
     right: bool | None = None
+    is_numbers: bool = False
+
+    def text(self, value: float) -> str:
+        """A probability or number for people."""
+        return f"{value:.4g}" if self.is_numbers else f"{value:.1%}"
 
     def shown(self) -> Iterator[tuple[str, float]]:
         """Names and probabilities, without those that would be shown as 0.0 %."""
         pairs = zip(self.classes, self.probabilities, strict=True)
-        return ((name, share) for name, share in pairs if not share < _LEAST_SHOWN)  # NaN is shown
+        return ((name, share) for name, share in pairs if self.is_numbers or not share < _LEAST_SHOWN)  # NaN is shown
 
 
 def predict(
     forward: Forward,
     variables: Any,
     pictures: Sequence[Picture],
-    preprocessing: Preprocessing,
+    card: ModelCard,
     classes: Sequence[str],
-    identifiers: Sequence[str] = (),
     top: int = 5,
     batch_size: int = 16,
     exif: bool = True,
@@ -85,25 +90,26 @@ def predict(
       forward: from `jeffnet.inference.forward.make_forward`.
       variables: of the model.
       pictures: of any sizes.
-      preprocessing: what the model expects.
+      card: of the model. Of several labels, all above their thresholds (0.5 without) are predicted, any number of them;
+        in regression all numbers.
       classes: names for people, in the order of the logits.
-      identifiers: what the training data call the classes, in the same order; empty if they have no names.
-      top: number of classes; all, if there are fewer.
+      top: number of classes for a single label; all, if there are fewer.
       batch_size: pictures that run together.
       exif: turn pictures upright first, as their EXIF orientation says; False leaves them as
         `jeffnet.validation.validate` and timm do.
     """
     predictions = []
-    transform = EvalTransform(preprocessing, exif=exif)
+    transform, identifiers = EvalTransform(card.preprocessing, exif=exif), card.classes
     for start in range(0, len(pictures), batch_size):
         chosen = pictures[start : start + batch_size]
         pixels = np.stack([transform(picture.image) for picture in chosen])
         # Every batch has one shape, so that the model is compiled once.
         padded = np.zeros((min(batch_size, len(pictures)), *pixels.shape[1:]), np.uint8)
         padded[: len(chosen)] = pixels
-        probabilities = softmax(np.asarray(forward(variables, padded)))
-        for picture, row in zip(chosen, probabilities, strict=False):
-            best: list[int] = np.argsort(-row, kind="stable")[:top].tolist()
+        outputs = np.asarray(forward(variables, padded))
+        values = outputs if card.task == "regression" else probabilities(outputs, card)
+        for picture, row in zip(chosen, values, strict=False):
+            best = _predicted(row, card, top)
             prediction = Prediction(
                 picture.name,
                 tuple(str(classes[index]) for index in best),
@@ -112,9 +118,21 @@ def predict(
                 tuple(identifiers[index] for index in best) if identifiers else (None,) * len(best),
                 None if picture.label is None else str(classes[picture.label]),
                 None if picture.label is None else picture.label == best[0],
+                card.task == "regression",
             )
             predictions.append(prediction)
     return predictions
+
+
+def _predicted(values: np.ndarray, card: ModelCard, top: int) -> list[int]:
+    """The outputs of a picture that are predicted of it, the most probable first."""
+    if card.task == "regression":
+        return list(range(len(values)))
+    order = np.argsort(-values, kind="stable").tolist()
+    if card.task == "single_label":
+        return order[:top]
+    thresholds = card.thresholds or (0.5,) * len(values)
+    return [index for index in order if values[index] > thresholds[index]]
 
 
 def write_predictions(path: str | os.PathLike, predictions: Sequence[Prediction]) -> None:
@@ -171,9 +189,10 @@ def draw_predictions(
 def _draw_bars(axes: Any, prediction: Prediction) -> None:
     rows = list(prediction.shown())
     axes.axis("on")
-    axes.barh(range(len(rows)), [share for _, share in rows], color=figures.SKY, alpha=0.5)
+    shares = [0.0 if prediction.is_numbers else share for _, share in rows]
+    axes.barh(range(len(rows)), shares, color=figures.SKY, alpha=0.5)
     for place, (name, share) in enumerate(rows):
-        axes.text(0.15, place, f"{share:.1%}", va="center", ha="right", fontsize=9)
+        axes.text(0.15, place, prediction.text(share), va="center", ha="right", fontsize=9)
         axes.text(0.18, place, wrapped(name, 34, 2), va="center", fontsize=9)
     axes.set(xlim=(0, 1), yticks=[], xticks=[], ylim=(max(len(prediction.classes), 1) - 0.5, -0.5))
     axes.spines[:].set_visible(False)

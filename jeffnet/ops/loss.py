@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, check_choice
 from jeffnet.ops.precision import at_least_float32
 
 # Below it, a class's mean probability counts as this in the Jensen-Shannon divergence, as in timm.
 _LEAST_MIXTURE = 1e-7
+REGRESSION = ("l1", "l2", "huber")
 
 
 def soft_targets(
@@ -90,6 +91,69 @@ def binary_cross_entropy(
     return losses.sum(-1) if sum_classes else losses.mean(-1)
 
 
+def asymmetric_loss(
+    logits: Array,
+    targets: Array,
+    *,
+    positive: float,
+    negative: float,
+    clip: float = 0.0,
+    positive_weights: ArrayLike = 1.0,
+    sum_classes: bool = False,
+) -> Array:
+    """Binary cross entropy of each example in which labels that are predicted well count less: `(N,)`.
+
+    With equal exponents and no `clip` it is the focal loss, with exponents of 0 binary cross entropy.
+
+    Args:
+      logits: `(N, classes)`, any float dtype.
+      targets: `(N, classes)`, any float dtype, in [0, 1].
+      positive: exponent for labels that a picture has, 0 or at least 1: of 1 - p, where p is the probability.
+      negative: exponent for those that it has not, of p.
+      clip: by how much p is lowered for labels that a picture has not, in [0, 1): below it they do not count.
+      positive_weights: `(classes,)`, or one number: factors for labels that a picture has.
+      sum_classes: add up the classes instead of taking their mean.
+
+    Returns:
+      `(N,)`, at least float32.
+
+    Raises:
+      ConfigError: other shapes.
+
+    Source: Ridnik et al., "Asymmetric Loss For Multi-Label Classification", arXiv:2009.14119; Lin et al., "Focal Loss
+    for Dense Object Detection", arXiv:1708.02002.
+    """
+    _check_alike(logits, "targets", targets)
+    logits, targets = _precise(logits), _precise(targets)
+    probability = jax.nn.sigmoid(logits)
+    lowered = jnp.maximum(probability - clip, 0) if clip else probability
+    without = jnp.log1p(-lowered) if clip else jax.nn.log_sigmoid(-logits)
+    has = _power(jax.nn.sigmoid(-logits), positive) * jax.nn.log_sigmoid(logits) * positive_weights
+    losses = -(targets * has + (1 - targets) * _power(lowered, negative) * without)
+    return losses.sum(-1) if sum_classes else losses.mean(-1)
+
+
+def regression_loss(outputs: Array, targets: Array, name: str, delta: float = 1.0) -> Array:
+    """Distance of each example's numbers from its targets, the mean over the numbers: `(N,)`, at least float32.
+
+    Args:
+      outputs: `(N, numbers)`, any float dtype.
+      targets: likewise.
+      name: 'l1', the absolute difference; 'l2', its square; or 'huber', half the square up to `delta` and linear beyond
+        it (Huber, "Robust Estimation of a Location Parameter", 1964).
+      delta: of 'huber', above 0.
+
+    Raises:
+      ConfigError: other shapes, or no such name.
+    """
+    check_choice("name", name, REGRESSION)
+    _check_alike(outputs, "targets", targets)
+    outputs, targets = _precise(outputs), _precise(targets)
+    difference = jnp.abs(outputs - targets)
+    losses = {"l1": difference, "l2": difference**2}
+    return (losses[name] if name in losses else optax.huber_loss(outputs, targets, delta=delta)).mean(-1)
+
+
 def jensen_shannon_divergence(logits: Array) -> Array:
     """Divergence between the predictions for several views of each example: their mean divergence from their mean.
 
@@ -144,6 +208,11 @@ def in_top(logits: Array, labels: Array, k: int) -> Array:
     right = jnp.take_along_axis(logits, labels, axis=1)
     before = (logits > right) | ((logits == right) & (jnp.arange(logits.shape[-1])[None] < labels))
     return (before.sum(-1) < k) & jnp.isfinite(logits).all(-1)
+
+
+def _power(base: Array, exponent: float) -> Array:
+    """1 for an exponent of 0, whose derivative at 0 would be NaN."""
+    return base**exponent if exponent else jnp.ones_like(base)
 
 
 def _precise(x: Array) -> Array:

@@ -16,7 +16,7 @@ def augment_batch(images: Array, labels: Array, key: Array, config: Config, netw
 
     Args:
       images: uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`, whose first views are not erased.
-      labels: `(N,)`.
+      labels: `(N,)`, or `(N, classes)` of several labels or numbers.
       key: for all random draws.
       config: of the run.
       network: with the classes and the preprocessing.
@@ -26,7 +26,11 @@ def augment_batch(images: Array, labels: Array, key: Array, config: Config, netw
     """
     augment, dtype = config.augment, network.compute_dtype
     mix_key, erase_key = jax.random.split(key)
-    targets = soft_targets(labels, network.plan.num_classes, config.loss.label_smoothing, dtype)
+    smoothing = config.loss.label_smoothing
+    if labels.ndim == 1:
+        targets = soft_targets(labels, network.plan.num_classes, smoothing, dtype)
+    else:  # of several labels, or numbers, which half precision would round
+        targets = (1 - smoothing) * labels.astype(jnp.float32) + smoothing / 2
     if augment.mixes:
         images, targets = mix_batch(
             images,

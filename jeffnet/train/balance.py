@@ -19,7 +19,7 @@ class Balance:
     """What a loss does about unequal classes; None where it does nothing.
 
     Attributes:
-      weights: float32 `(classes,)`, factors on the loss of a class.
+      weights: float32 `(classes,)`, factors on the loss of a class; of several labels where a picture has the label.
       offsets: float32 `(classes,)`, added to the logits in training.
     """
 
@@ -30,7 +30,9 @@ class Balance:
 EVEN = Balance()
 
 
-def make_balance(config: LossConfig, draws: np.ndarray | None, classes: Sequence[str]) -> Balance:
+def make_balance(
+    config: LossConfig, draws: np.ndarray | None, classes: Sequence[str], pictures: int | None = None
+) -> Balance:
     """The weights and offsets of a loss.
 
     Args:
@@ -38,6 +40,7 @@ def make_balance(config: LossConfig, draws: np.ndarray | None, classes: Sequence
       draws: int `(classes,)`, how often an epoch draws each class. A class without pictures counts as drawn once. None
         where nothing depends on it.
       classes: their names.
+      pictures: how many there are, where they may have several labels; None for a single label.
 
     Raises:
       ConfigError: `class_weights` for another number of classes.
@@ -52,7 +55,9 @@ def make_balance(config: LossConfig, draws: np.ndarray | None, classes: Sequence
         weights = np.array(config.class_weights, np.float32)
     if draws is not None:
         counts = np.maximum(draws, 1).astype(np.float64)
-        if config.weighting:
+        if config.weighting and pictures is not None:
+            weights = ((pictures - draws) / counts).astype(np.float32)
+        elif config.weighting:
             weights = _class_weights(counts, config.effective_beta if config.weighting == "effective" else None)
         if config.logit_adjustment:
             offsets = (config.logit_adjustment * np.log(counts / counts.sum())).astype(np.float32)

@@ -189,7 +189,7 @@ class Epochs:
         if (scores := self.scorer.score(state, self.position)) is not None:
             if time.monotonic() - self.drawn > _SECONDS_TO_DRAW:
                 self._draw()
-            self.progress.say(scores.line(self.config.epochs, self.config.checkpoint.metric))
+            self.progress.say(scores.line(self.config.epochs, self.config.metric))
             if self.callbacks.on_evaluation is not None:
                 self.is_over = bool(self.callbacks.on_evaluation(scores))
 
@@ -199,7 +199,7 @@ class Epochs:
             title = f"{setup.card.model}, {portable(self.config.data.path)}"
             course = Course(setup.schedule, setup.steps, setup.steps_per_epoch)
             path, conditions = self.files.path("curves.png"), training_conditions(self.config)
-            draw_curves(self.journal.rows(), path, title, course, conditions, self.config.checkpoint.metric)
+            draw_curves(self.journal.rows(), path, title, course, conditions, self.config.shown_metric)
             self.drawn = time.monotonic()
 
     def _finish(self, state: TrainState) -> Result:
@@ -209,4 +209,4 @@ class Epochs:
         rows = self.journal.rows()
         if is_primary():
             write_card(self.files.folder, self.setup.card, self.config, rows)
-        return Result.from_rows(rows, self.config.checkpoint.metric)
+        return Result.from_rows(rows, self.config.metric)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -36,7 +37,7 @@ from jeffnet.train.run import Run
 from jeffnet.train.setup import Setup
 from jeffnet.train.state import Arrays, TrainState
 from jeffnet.validation.answers import answer
-from jeffnet.validation.metrics import Scores, score
+from jeffnet.validation.metrics import Scores, score_task
 from jeffnet.weights.formats.safetensors import save_model
 
 # How many batches re-estimate the running statistics of an average, where the configuration does not say.
@@ -53,7 +54,7 @@ class Scorer:
     ) -> None:
         """Scores a run; `before_batch` is called with the state and the number of every validation batch."""
         self._run, self._setup, self._journal, self._before_batch = run, setup, journal, before_batch
-        self._metric = setup.config.checkpoint.metric
+        self._metric = setup.config.metric
         self._logged_skipped = False
 
         @jax.jit
@@ -77,11 +78,11 @@ class Scorer:
         if self._setup.config.bn_batches:
             estimated = self._reestimated(list(models.values()), position, self._setup.config.bn_batches)
             models = dict(zip(models, estimated, strict=True))
-        scores = self._scores(list(models.values()), state)
+        scores, thresholds = self._scores(list(models.values()), state)
         training = summarize(rows, step - per_epoch, step)
         epoch = EpochScores(step, step // per_epoch, training, dict(zip(models, scores, strict=True)))
         row = epoch.row()
-        self._keep([*rows, row], models)
+        self._keep([*rows, row], models, dict(zip(models, thresholds, strict=True)))
         self._journal.write(row)
         return epoch
 
@@ -97,16 +98,20 @@ class Scorer:
         files = [load_file(self._best_path(epoch)) for epoch in epochs]
         batches = self._setup.config.bn_batches or _BATCHES_OF_AVERAGE
         (arrays,) = self._reestimated([self._setup.layout.place(average_arrays(files))], position, batches)
-        (scores,) = self._scores([arrays], state)
-        self._save(self._run.path("averaged.safetensors"), arrays)
+        (scores,), (thresholds,) = self._scores([arrays], state)
+        self._save(self._run.path("averaged.safetensors"), arrays, thresholds)
         row = {"step": step, "epoch": self._setup.config.epochs, "averaged_epochs": len(epochs)}
         self._journal.write(row | score_entries(AVERAGED, scores))
 
-    def _scores(self, models: list[Arrays], state: TrainState) -> list[Scores]:
+    def _scores(self, models: list[Arrays], state: TrainState) -> tuple[list[Scores], list[tuple[float, ...]]]:
+        """Scores of each model, and its thresholds of several labels."""
+        task = self._setup.card.task
         pairs, before_batch = [(self._forward, arrays) for arrays in models], partial(self._before_batch, state)
-        answers = answer(pairs, self._setup.val_batches, layout=self._setup.layout, before_batch=before_batch)
+        batches, layout = self._setup.val_batches, self._setup.layout
+        answers = answer(pairs, batches, task=task, layout=layout, before_batch=before_batch)
         self._log_skipped(answers[0].skipped)
-        return [score(model_answers.predictions) for model_answers in answers]
+        scored = [score_task(task, model_answers.predictions) for model_answers in answers]
+        return [scores for scores, _ in scored], [thresholds for _, thresholds in scored]
 
     def _log_skipped(self, skipped: list[int]) -> None:
         """Log, once, which validation pictures cannot be decoded; raises ImageError if that is all of them."""
@@ -124,17 +129,17 @@ class Scorer:
         with closing(self._setup.batches(self._setup.phases[-1], position)) as loader:
             return self._estimate(models, map(self._setup.layout.place_batch, islice(loader, batches)))
 
-    def _keep(self, rows: Rows, models: Mapping[str, Arrays]) -> None:
+    def _keep(self, rows: Rows, models: Mapping[str, Arrays], thresholds: Mapping[str, tuple[float, ...]]) -> None:
         """Save the models of the last row if they are among the best. The journal gets that row only afterwards."""
         for name, file in ((MODEL, "model.safetensors"), (EMA, "model_ema.safetensors")):
             if name in models and best_rows(rows, 1, self._metric, name)[0] is rows[-1]:
-                self._save(self._run.path(file), models[name])
+                self._save(self._run.path(file), models[name], thresholds[name])
         most = self._setup.config.checkpoint.keep_best
         if most == 1 and not self._setup.config.checkpoint.average_best:
             return
         kept, epoch = [row["epoch"] for row in best_rows(rows, most, self._metric)], rows[-1]["epoch"]
         if epoch in kept:
-            self._save(self._best_path(epoch), models[MODEL])
+            self._save(self._best_path(epoch), models[MODEL], thresholds[MODEL])
         for path in self._run.path("best").glob("epoch_*.safetensors") if is_primary() else ():
             if path not in map(self._best_path, kept):
                 path.unlink()
@@ -142,10 +147,10 @@ class Scorer:
     def _best_path(self, epoch: int) -> Path:
         return self._run.path("best") / f"epoch_{epoch:04d}.safetensors"
 
-    def _save(self, path: Path, arrays: Arrays) -> None:
+    def _save(self, path: Path, arrays: Arrays, thresholds: tuple[float, ...]) -> None:
         arrays = self._setup.layout.gather(arrays)
         if not is_primary():
             return
         path.parent.mkdir(exist_ok=True)
         ordered = {name: np.asarray(arrays[name]) for name in array_specs(self._setup.network.plan)}
-        save_model(path, ordered, self._setup.card)
+        save_model(path, ordered, replace(self._setup.card, thresholds=thresholds))

@@ -39,7 +39,7 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
     if is_primary():
         runs = {f"seed {seed}": read_rows(one) for seed, one in folders.items()}
         name = read_config(folders[seeds[0]]).model.name
-        draw_seeds(runs, Path(folder, "curves.png"), f"{name}, {portable(config.data.path)}", config.checkpoint.metric)
+        draw_seeds(runs, Path(folder, "curves.png"), f"{name}, {portable(config.data.path)}", config.shown_metric)
     return results
 
 

@@ -83,9 +83,10 @@ class Setup:
     def description(self) -> str:
         """In one line."""
         card, config = self.card, self.config
+        what = "numbers" if card.task == "regression" else "classes"
         return (
             f"{card.model} on {config.data.path}: {len(self.train_set)} training and {self.val_batches.num_examples} "
-            f"validation pictures of {card.num_classes} classes, {_sizes(card.preprocessing)}, {config.epochs} "
+            f"validation pictures of {card.num_classes} {what}, {_sizes(card.preprocessing)}, {config.epochs} "
             f"epochs of {self.steps_per_epoch} steps"
             + (f", on {self.layout.devices} devices ({self.layout})" if self.layout.devices > 1 else "")
         )
@@ -216,6 +217,7 @@ def make_setup(config: Config, schedule: Schedule | None = None, division: Divis
             global_pool=network.plan.global_pool,
             output_stride=config.model.output_stride or 32,
             spec=own_spec(config.model.known_architecture),
+            task=data.task,
         ),
         train_set=train_set,
         division=sets.division,
@@ -244,9 +246,11 @@ def _class_balance(config: Config, train_set: Source) -> tuple[np.ndarray | None
     loss, classes = config.loss, train_set.classes
     options = {"loss.weighting": loss.weighting, "loss.logit_adjustment": loss.logit_adjustment}
     needed = next((f"{name} {value}" for name, value in options.items() if value), "")
-    if not needed and not isinstance(train_set, Labelled):
+    if config.data.task == "regression" or not (needed or isinstance(train_set, Labelled)):
         return None, make_balance(loss, None, classes)
     counts = class_counts(source_labels(train_set, needed), len(classes))
+    if config.data.task == "multi_label":
+        return counts, make_balance(loss, counts, classes, len(train_set))
     return counts, make_balance(loss, class_draws(counts, config.data.sampling), classes)
 
 

@@ -12,7 +12,15 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jeffnet.ops.average import update_average
-from jeffnet.ops.loss import binary_cross_entropy, distillation, in_top, jensen_shannon_divergence, soft_cross_entropy
+from jeffnet.ops.loss import (
+    asymmetric_loss,
+    binary_cross_entropy,
+    distillation,
+    in_top,
+    jensen_shannon_divergence,
+    regression_loss,
+    soft_cross_entropy,
+)
 from jeffnet.parallel.mesh import Layout
 from jeffnet.system.processor import remat_options
 from jeffnet.train.augment import augment_batch
@@ -58,8 +66,9 @@ def make_train_step(
       layout: placement of states and batches on devices; None for a single device.
 
     Returns:
-      A function from the state and a batch (`image` uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`; `label` `(N,)`) to
-      the next state and metrics: `loss`, `top1` in per cent, `grad_norm`, and `skipped`, which is 1 if the gradients
+      A function from the state and a batch (`image` uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`; `label` `(N,)`,
+      or `(N, classes)` of several labels or numbers) to the next state and metrics: `loss`, `top1` in per cent where
+      there is one label, `grad_norm`, and `skipped`, which is 1 if the gradients
       were not finite. The old state's buffers are donated. With `requests` in the batch, bool `(devices, k)`, the
       metrics have `requests` `(k,)`: what any device asks for.
     """
@@ -154,8 +163,8 @@ class _Work:
         scale = state.loss_scale.scale if state.loss_scale else None
 
         def loss_of(params: Arrays, stats: Arrays, part: _Part) -> tuple[Array, tuple[Arrays, Metrics]]:
-            loss, top1, stats = self._loss({**state.frozen, **params, **stats}, part, teacher_arrays)
-            return loss if scale is None else loss * scale, (stats, {"loss": loss, "top1": top1})
+            loss, metrics, stats = self._loss({**state.frozen, **params, **stats}, part, teacher_arrays)
+            return loss if scale is None else loss * scale, (stats, metrics)
 
         gradient = jax.grad(loss_of, has_aux=True)
         if self.config.accumulate == 1:
@@ -176,8 +185,8 @@ class _Work:
             gradients = jax.tree.map(lambda array: array / scale, gradients)
         return gradients, stats, metrics
 
-    def _loss(self, arrays: Arrays, part: _Part, teacher_arrays: Arrays) -> tuple[Array, Array, Arrays]:
-        """Mean loss, top-1 in per cent, and updated statistics."""
+    def _loss(self, arrays: Arrays, part: _Part, teacher_arrays: Arrays) -> tuple[Array, Metrics, Arrays]:
+        """Mean loss, metrics with top-1 in per cent where there is one label, and updated statistics."""
         splits = self.config.augment.splits
         pixels = part.pixels if splits == 1 else part.pixels.reshape(-1, *part.pixels.shape[2:])
         arrays = self._whole(arrays)
@@ -185,7 +194,7 @@ class _Work:
         # The views of a picture are neighbours, on one device.
         views = logits.reshape(-1, splits, *logits.shape[1:])
         first = views[:, 0]
-        loss = _losses(self.config.loss, self.balance, first, part.targets)
+        loss = _losses(self.config.loss, self.balance, first, part.targets, self.config.data.task)
         if splits > 1:
             loss = loss + self.config.loss.jsd_weight * jensen_shannon_divergence(jnp.moveaxis(views, 1, 0))
         if self.teacher is not None:
@@ -194,7 +203,10 @@ class _Work:
             config = self.config.loss
             apart = distillation(first, teacher, config.temperature, config.hard)
             loss = (1 - config.distillation) * loss + config.distillation * apart
-        return loss.mean(), 100 * in_top(first, part.labels, 1).mean(), stats
+        metrics = {"loss": loss.mean()}
+        if part.labels.ndim == 1:
+            metrics |= {"top1": 100 * in_top(first, part.labels, 1).mean()}
+        return loss.mean(), metrics, stats
 
     def _averaged(self, state: TrainState) -> TrainState:
         ema = self.config.ema
@@ -232,7 +244,11 @@ class _Work:
         return after.replace(**changes), metrics  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _losses(config: LossConfig, balance: Balance, logits: Array, targets: Array) -> Array:
+def _losses(config: LossConfig, balance: Balance, logits: Array, targets: Array, task: str = "single_label") -> Array:
+    if task == "regression":
+        return regression_loss(logits, targets, config.name, config.huber_delta)
+    if task == "multi_label":
+        return _losses_of_labels(config, balance, logits, targets)
     if config.name == "bce":
         losses = binary_cross_entropy(logits, targets, config.bce_threshold, config.bce_sum)
         return losses if balance.weights is None else losses * (targets @ balance.weights)
@@ -240,6 +256,19 @@ def _losses(config: LossConfig, balance: Balance, logits: Array, targets: Array)
         logits = logits + balance.offsets
     # The cross entropy is linear in the targets.
     return soft_cross_entropy(logits, targets if balance.weights is None else targets * balance.weights)
+
+
+def _losses_of_labels(config: LossConfig, balance: Balance, logits: Array, targets: Array) -> Array:
+    exponents = {
+        "bce": {"positive": 0.0, "negative": 0.0},
+        "focal": {"positive": config.gamma, "negative": config.gamma},
+        "asymmetric": {"positive": config.gamma_positive, "negative": config.gamma_negative, "clip": config.clip},
+    }
+    if config.bce_threshold is not None:
+        targets = (targets > config.bce_threshold).astype(targets.dtype)
+    weights = 1.0 if balance.weights is None else balance.weights
+    options = exponents[config.name]
+    return asymmetric_loss(logits, targets, **options, positive_weights=weights, sum_classes=config.bce_sum)
 
 
 def _ascended(params: Arrays, gradients: Arrays, norm: Array, rho: float) -> Arrays:

@@ -17,11 +17,11 @@ from jax import Array
 
 from jeffnet.data.batches import EvalBatch, EvalLoader
 from jeffnet.inference.forward import Forward
-from jeffnet.ops.loss import cross_entropy, in_top
+from jeffnet.ops.loss import binary_cross_entropy, cross_entropy, in_top, regression_loss
 from jeffnet.parallel.distributed import gathered_bytes
 from jeffnet.parallel.mesh import Layout, local_rows, make_layout
 from jeffnet.system.progress import progress_bar
-from jeffnet.validation.metrics import Predictions
+from jeffnet.validation.metrics import Predictions, VectorPredictions
 
 # Batches queued on the device: enough that it never waits for the host to read a result.
 IN_FLIGHT = 2
@@ -51,7 +51,7 @@ class Answers:
       images: pictures processed in this time.
     """
 
-    predictions: Predictions
+    predictions: Predictions | VectorPredictions
     mistakes: list[Mistake] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     seconds: float = 0.0
@@ -67,6 +67,7 @@ def answer(
     models: Sequence[tuple[Forward, Any]],
     batches: EvalLoader,
     *,
+    task: str = "single_label",
     labels: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     mistakes: int = 0,
@@ -83,7 +84,9 @@ def answer(
     Args:
       models: functions from `jeffnet.inference.forward.make_forward`, with their variables.
       batches: one pass over the data set.
-      labels: int `(L,)`, the model's class for each label of the data set; None if they are the same.
+      task: one of `jeffnet.arch.tasks.TASKS`. But for a single label, `mask` and `mistakes` have no meaning.
+      labels: int `(L,)`, the model's class for each label of the data set; None if they are the same. But for a single
+        label float `(L, classes)`, 1 where they are the same.
       mask: bool `(classes,)`, the classes that may be chosen; None for all.
       mistakes: number of the most confident mistakes to keep, among the pictures of this host.
       progress: show how far it is, with the scores of the first model.
@@ -91,12 +94,12 @@ def answer(
       before_batch: called with the number of every batch; it may raise, to stop.
       in_flight: batches queued on the device; 0 for models that compute on the host, whose time would be another's.
     """
-    results = [_PassResults(mistakes) for _ in models]
+    results = [_PassResults(mistakes, task) for _ in models]
     skipped: list[int] = []
     clock = _Clock()
     layout = layout or make_layout()
     place, shared = _placement(layout, [variables for _, variables in models])
-    answers_of = _make_answers(layout)
+    answers_of = _make_answers(layout, task)
     allowed = None if mask is None else jnp.asarray(mask)
     with _bar(batches, len(models), progress) as bar:
         waiting: deque[tuple[EvalBatch, np.ndarray, list[Any]]] = deque()
@@ -112,7 +115,7 @@ def answer(
 
         for number, batch in enumerate(batches):
             before_batch(number)
-            targets = batch["label"] if labels is None else labels[batch["label"]]
+            targets = batch["label"] if labels is None else _mapped(batch["label"], labels)
             skipped += batch["index"][~batch["mask"] & (batch["index"] >= 0)].tolist()
             images, placed = place(batch["image"]), place(targets)
             outputs = [
@@ -132,6 +135,11 @@ def answer(
     ]
 
 
+def _mapped(label: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Labels of a data set as those of the model."""
+    return labels[label] if label.ndim == 1 else (label @ labels).astype(np.float32)
+
+
 def _answers(logits: Array, labels: Array, mask: Array | None) -> dict[str, Array]:
     if mask is not None:
         # Not minus infinity, whose product with zero is NaN.
@@ -146,52 +154,76 @@ def _answers(logits: Array, labels: Array, mask: Array | None) -> dict[str, Arra
     }
 
 
-@functools.cache  # a new function would be compiled again in every epoch
-def _make_answers(layout: Layout) -> Callable[[Array, Array, Array | None], dict[str, Array]]:
-    """`_answers` of a batch whose rows are split over the devices. By default XLA would gather all rows to sort them.
+def _answers_of_labels(logits: Array, labels: Array, mask: Array | None) -> dict[str, Array]:
+    return {"outputs": logits, "loss": binary_cross_entropy(logits, labels)}
 
-    Programs of several models run at the same time, so devices must not wait for one another within a program.
+
+def _answers_of_numbers(outputs: Array, labels: Array, mask: Array | None) -> dict[str, Array]:
+    return {"outputs": outputs, "loss": regression_loss(outputs, labels, "l2")}
+
+
+_KINDS = {
+    "single_label": (_answers, Predictions),
+    "multi_label": (_answers_of_labels, VectorPredictions),
+    "regression": (_answers_of_numbers, VectorPredictions),
+}
+
+
+@functools.cache  # a new function would be compiled again in every epoch
+def _make_answers(layout: Layout, task: str) -> Callable[[Array, Array, Array | None], dict[str, Array]]:
+    """The answers of a task for a batch whose rows are split over the devices.
+
+    By default XLA would gather all rows to sort them. Programs of several models run at the same time, so devices must
+    not wait for one another within a program.
     """
+    answers, _ = _KINDS[task]
     if layout.devices == 1:
-        return jax.jit(_answers)
+        return jax.jit(answers)
     rows, whole = layout.batch.spec, layout.whole.spec
-    return jax.jit(jax.shard_map(_answers, mesh=layout.mesh, in_specs=(rows, rows, whole), out_specs=rows))
+    return jax.jit(jax.shard_map(answers, mesh=layout.mesh, in_specs=(rows, rows, whole), out_specs=rows))
 
 
 class _PassResults:
     """The predictions of one model so far."""
 
-    def __init__(self, mistakes: int) -> None:
-        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__dataclass_fields__}
+    def __init__(self, mistakes: int, task: str) -> None:
+        _, self._kind = _KINDS[task]
+        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in self._kind.__dataclass_fields__}
         self._kept: list[tuple[float, int, Mistake]] = []
-        self._most = mistakes
+        self._most = mistakes if self._kind is Predictions else 0
         self._count = self._right1 = self._right5 = 0
+        self._loss = 0.0
 
     def add(self, batch: EvalBatch, labels: np.ndarray, output: dict[str, Array]) -> None:
         """Add the results of a batch; waits for the device."""
         mask = batch["mask"]
         rows = {name: local_rows(values)[: len(mask)][mask] for name, values in output.items()}
-        rows |= {"index": batch["index"][mask], "label": np.asarray(labels, np.int32)[mask]}
+        rows |= {"index": batch["index"][mask], "label": np.asarray(labels)[mask]}
         for name, values in rows.items():
             self._rows[name].append(values)
         self._count += len(rows["index"])
-        self._right1 += int(rows["right1"].sum())
-        self._right5 += int(rows["right5"].sum())
+        self._loss += float(rows["loss"].sum())
+        if self._kind is Predictions:
+            rows["label"] = rows["label"].astype(np.int32)
+            self._right1 += int(rows["right1"].sum())
+            self._right5 += int(rows["right5"].sum())
         if self._most:
             self._keep(rows, batch["image"][mask])
 
     def running(self) -> dict[str, str]:
         """The current scores, for the progress bar."""
         count = max(self._count, 1)
+        if self._kind is not Predictions:
+            return {"loss": f"{self._loss / count:.4f}"}
         return {"top1": f"{100 * self._right1 / count:.2f}", "top5": f"{100 * self._right5 / count:.2f}"}
 
-    def predictions(self) -> Predictions:
+    def predictions(self) -> Predictions | VectorPredictions:
         """The predictions of all hosts, in the order of the data set."""
         rows = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in self._rows.items()}
         if jax.process_count() > 1:
             rows = _of_all_hosts(rows)
         order = np.argsort(rows["index"], kind="stable")
-        return Predictions(**{name: values[order] for name, values in rows.items()})
+        return self._kind(**{name: values[order] for name, values in rows.items()})
 
     def mistakes(self) -> list[Mistake]:
         """The most confident mistakes, the most confident first."""

@@ -15,7 +15,8 @@ from jeffnet.system import figures
 from jeffnet.system.files import write_file
 from jeffnet.text.names import portable, printable, utf8, wrapped
 from jeffnet.validation.answers import Mistake
-from jeffnet.validation.metrics import Calibration, Predictions, calibration, confusion
+from jeffnet.validation.label_report import report_labels, report_numbers
+from jeffnet.validation.metrics import Calibration, Predictions, VectorPredictions, calibration, confusion
 from jeffnet.validation.validate import Outcome
 
 # More classes than these are no readable matrix, and so many most confused pairs are listed instead.
@@ -31,6 +32,9 @@ _Pair = tuple[int, int, int]  # pictures, label, guess
 def write_report(folder: str | os.PathLike, outcome: Outcome) -> None:
     """Write `report.json`, `per_class.csv`, `confusion.png`, `reliability.png` and `mistakes.jpg` into a folder.
 
+    Of several labels it is `report.json`, `per_class.csv` and `precision_recall.png`; of numbers `report.json` and
+    `numbers.png`.
+
     Args:
       folder: created if it does not exist.
       outcome: of a model, with at least one prediction.
@@ -44,9 +48,16 @@ def write_report(folder: str | os.PathLike, outcome: Outcome) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make folder {str(folder)!r}: {error.strerror or error}") from error
+    title = printable(f"{row['model']}, {portable(row['data'])} ({row['split']})")
+    if isinstance(predictions, VectorPredictions):
+        if outcome.thresholds:
+            report_labels(folder, predictions, outcome.thresholds, titles, title)
+        else:
+            report_numbers(folder, predictions, titles, title)
+        write_file(folder / "report.json", json.dumps(row, indent=1) + "\n")
+        return
     table, calibrated = confusion(predictions, len(titles)), calibration(predictions)
     present = np.flatnonzero(table.sum(1) + table.sum(0))
-    title = printable(f"{row['model']}, {portable(row['data'])} ({row['split']})")
     _write_per_class(folder / "per_class.csv", predictions, table, outcome.classes, titles)
     pairs = _confused(table)
     if len(present) <= _MOST_IN_MATRIX:

@@ -18,6 +18,7 @@ from jeffnet.system.reading import parse_json, read_text
 from jeffnet.text.names import utf8
 
 if TYPE_CHECKING:
+    from jeffnet.validation.metrics import VectorPredictions
     from jeffnet.validation.validate import Outcome
 
 # Settings that do not change scores.
@@ -26,8 +27,8 @@ _INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit", "fused"})
 _NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
 _KINDS: dict[str, Any] = {
     **{"model": str, "weights": (str, type(None)), "data": str, "split": str, "settings": {}},
-    **dict.fromkeys(("top1", "top5", "loss", "num_examples", "images_per_second"), _NUMBER),
-    **dict.fromkeys(("published_top1", "top1_difference"), _MAYBE_NUMBER),
+    **dict.fromkeys(("loss", "num_examples", "images_per_second"), _NUMBER),
+    **dict.fromkeys(("top1", "top5", "published_top1", "top1_difference"), _MAYBE_NUMBER),
     "preprocessing": {
         **{"image_size": (int, list), "crop_pct": _NUMBER, "crop_mode": str, "interpolation": str},
         **{"mean": list, "std": list},
@@ -128,7 +129,12 @@ def save_predictions(path: str | os.PathLike, outcome: "Outcome") -> None:
     Raises:
       OutputError: the name has another ending, the file cannot be written, or parquet lacks pyarrow.
     """
+    from jeffnet.validation.metrics import VectorPredictions
+
     predictions = outcome.answers.predictions
+    if isinstance(predictions, VectorPredictions):
+        write_file(path, _writer(path)(_vector_columns(predictions, outcome)))
+        return
     names = np.array([utf8(name) for name in outcome.classes], dtype=object)
     columns = {
         "name": [utf8(outcome.name(index)) for index in predictions.index.tolist()],
@@ -142,6 +148,18 @@ def save_predictions(path: str | os.PathLike, outcome: "Outcome") -> None:
         columns[f"class{place + 1}"] = names[predictions.classes[:, place]].tolist()
         columns[f"probability{place + 1}"] = predictions.probabilities[:, place].tolist()
     write_file(path, _writer(path)(columns))
+
+
+def _vector_columns(predictions: "VectorPredictions", outcome: Outcome) -> dict[str, list]:
+    """Label and probability of every class, or number and what is predicted of it."""
+    columns = {"name": [utf8(outcome.name(index)) for index in predictions.index.tolist()]}
+    columns |= {"index": predictions.index.tolist(), "loss": predictions.loss.tolist()}
+    is_numbers = outcome.row["mae"] is not None
+    values = predictions.outputs if is_numbers else predictions.probabilities
+    for place, name in enumerate(map(utf8, outcome.classes)):
+        columns[f"label {name}"] = predictions.label[:, place].tolist()
+        columns[f"{'prediction' if is_numbers else 'probability'} {name}"] = values[:, place].tolist()
+    return columns
 
 
 def check_predictions_path(path: str | os.PathLike) -> None:

@@ -8,7 +8,7 @@ from jeffnet.data.columns import Columns
 from jeffnet.errors import ConfigError
 
 # Only what is given of these is stated in results.
-OF_TABLES = ("path_column", "label_columns", "split_column", "image_folder")
+OF_TABLES = ("path_column", "label_columns", "label_separator", "split_column", "image_folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +18,9 @@ class Settings:
     Attributes:
       data: see `jeffnet.data.open.open_source`; for the loader 'tf' see `jeffnet.data.tensorflow.eval_loader`.
       split: of the data set; 'val' also finds validation and test.
-      path_column: see `jeffnet.data.columns.Columns`, as the next three, for data sets that are tables.
+      path_column: see `jeffnet.data.columns.Columns`, as the next four, for data sets that are tables.
       label_columns: column of the label.
+      label_separator: between several labels in a cell.
       split_column: column of the split.
       image_folder: folder that a table's paths are relative to.
       data_dir: where TensorFlow Datasets are prepared.
@@ -57,6 +58,7 @@ class Settings:
     split: str = "val"
     path_column: str | None = None
     label_columns: tuple[str, ...] = ()
+    label_separator: str | None = None
     split_column: str | None = None
     image_folder: str | None = None
     data_dir: str | None = None
@@ -98,4 +100,4 @@ class Settings:
     @property
     def columns(self) -> Columns:
         """What the columns of a table say."""
-        return Columns(self.path_column, self.label_columns, self.split_column, folder=self.image_folder)
+        return Columns(self.path_column, self.label_columns, self.split_column, self.label_separator, self.image_folder)

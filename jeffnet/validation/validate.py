@@ -24,7 +24,7 @@ from jeffnet.parallel.mesh import make_layout
 from jeffnet.validation.answers import IN_FLIGHT, Answers, answer
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
-from jeffnet.validation.metrics import METRICS, score
+from jeffnet.validation.metrics import METRICS, Predictions, score, score_task
 from jeffnet.validation.settings import OF_TABLES, Settings
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.start import start_pretrained, with_test_pooling
@@ -43,12 +43,15 @@ class Outcome:
       answers: the model's predictions.
       classes: names of the model's classes, in the order of the logits; numbers if they have no names.
       name: returns the name of a picture, given its number in the data set.
+      thresholds: of several labels, the probability of each class above which it counts as predicted: those of the
+        weights, or if they have none those of the best F1 scores on these pictures.
     """
 
     row: dict[str, Any]
     answers: Answers
     classes: tuple[str, ...]
     name: Callable[[int], str]
+    thresholds: tuple[float, ...] = ()
 
 
 def validate(
@@ -110,7 +113,7 @@ class _Model:
     def needs(self) -> tuple:
         """What models that share a pass over the data must have in common."""
         card = self.card
-        return _shared_part(self.transform), self.resize, card.in_chans, card.num_classes, card.classes
+        return _shared_part(self.transform), self.resize, card.in_chans, card.num_classes, card.classes, card.task
 
 
 def _pixels(candidate: Candidate, settings: Settings) -> Any:
@@ -207,6 +210,9 @@ def _pass(
     batch_size.fit(max(picture_bytes(model.card.plan(), *model.transform.shape) for model in models))
     layout = make_layout(settings.mesh)
 
+    if card.task != "single_label":
+        _check_vector(card, settings, check)
+
     def work(size: int) -> tuple[EvalLoader, np.ndarray, list[Answers]]:
         loader = open_pipeline(
             settings.loader,
@@ -215,7 +221,7 @@ def _pass(
             _shared_part(models[0].transform),
             size,
             channels=card.in_chans,
-            columns=settings.columns,
+            columns=replace(settings.columns, task=card.task),
             data_dir=settings.data_dir,
             workers=settings.workers,
             shard=Shard(jax.process_index(), jax.process_count()),
@@ -234,7 +240,8 @@ def _pass(
         answers = answer(
             pairs,
             loader,
-            labels=table,
+            task=card.task,
+            labels=table if card.task == "single_label" else np.eye(card.num_classes, dtype=np.float32)[table],
             mask=mask,
             mistakes=settings.mistakes,
             progress=progress,
@@ -248,6 +255,15 @@ def _pass(
         yield _outcome(model, settings, batch_size.value, loader, table, answers, real)
 
 
+def _check_vector(card: ModelCard, settings: Settings, check: bool) -> None:
+    """Raises ConfigError where settings have no meaning for several labels or numbers."""
+    options = {"--real-labels": settings.real_labels, "--subset": settings.subset, "--check": check}
+    options["--loader"] = settings.loader != "grain" and settings.loader
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"{name} is not for a model of task {card.task!r}: leave it out")
+
+
 def _outcome(
     model: _Model,
     settings: Settings,
@@ -258,8 +274,11 @@ def _outcome(
     real: list[frozenset[int]] | None,
 ) -> Outcome:
     predictions, transform = answers.predictions, model.transform
-    right = None if real is None else [_real_of(loader, index, real) for index in predictions.index.tolist()]
-    scores = score(predictions, right)
+    if real is not None and isinstance(predictions, Predictions):
+        scores = score(predictions, [_real_of(loader, index, real) for index in predictions.index.tolist()])
+        thresholds = ()
+    else:
+        scores, thresholds = score_task(model.card.task, predictions, model.card.thresholds or None)
     height, width = transform.shape
     preprocessing = {
         "image_size": height if height == width else [height, width],
@@ -278,20 +297,21 @@ def _outcome(
         **{name: getattr(settings, name) for name in ("data", "split", "loader", "backend", "dtype")},
         **model.row,
         **{name: getattr(scores, name) for name in METRICS},
+        **({"thresholds": list(thresholds)} if thresholds else {}),
         "num_examples": scores.examples,
         "skipped": len(answers.skipped),
         "images_per_second": round(answers.images_per_second, 1),
         "preprocessing": preprocessing,
         "published_top1": top1,
         "published_top5": top5,
-        "top1_difference": None if top1 is None else round(scores.top1 - top1, 3),
+        "top1_difference": None if top1 is None or scores.top1 is None else round(scores.top1 - top1, 3),
         "batch_size": batch_size,
         "settings": stated_settings(model.candidate, settings),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"jeffnet": jeffnet.__version__, "jax": jax.__version__},
     }
     names = model.card.classes or tuple(str(number) for number in range(model.card.num_classes))
-    return Outcome(row, answers, names, loader.name)
+    return Outcome(row, answers, names, loader.name, thresholds)
 
 
 def _published(

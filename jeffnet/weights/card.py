@@ -12,6 +12,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.quantization import Quantization, parse_quantization, quantization_entries
 from jeffnet.arch.spec import ModelSpec, as_spec, spec_attributes, spec_name
 from jeffnet.arch.summary import count_parameters
+from jeffnet.arch.tasks import TASKS
 from jeffnet.arch.zoo import check_own_name, is_of_zoo, model_plan, resolve_name
 from jeffnet.errors import WeightsError, first_line
 
@@ -37,6 +38,10 @@ class ModelCard:
       test_window: of test-time pooling, see `jeffnet.arch.execution.Execution`; 0 for none.
       spec: the architecture of a model that is not of the zoo, so that its file can be read where its name is not
         known; None for those of the zoo.
+      task: what it predicts of a picture: 'single_label', one of the classes; 'multi_label', any number of them;
+        'regression', numbers, whose names are `classes`.
+      thresholds: of several labels, the probability of each class above which it counts as predicted; empty where
+        unknown.
       quantization: the grids of the 8-bit integers with which it was trained; None for a model trained in floats.
     """
 
@@ -50,6 +55,8 @@ class ModelCard:
     test_window: int = 0
     spec: ModelSpec | None = None
     quantization: Quantization | None = None
+    task: str = "single_label"
+    thresholds: tuple[float, ...] = ()
 
     def plan(self, **options: Any) -> Plan:
         """The Plan of the file's arrays.
@@ -81,9 +88,13 @@ class ModelCard:
 
 
 def card_json(card: ModelCard) -> str:
-    """The card as JSON; `spec` and `quantization` are there only where the card has them."""
+    """The card as JSON; what few cards have is there only where they do, so that earlier versions read the others."""
     entries = dataclasses.asdict(dataclasses.replace(card, spec=None, quantization=None))
     del entries["spec"], entries["quantization"]
+    if card.task == "single_label":
+        del entries["task"]
+    if not card.thresholds:
+        del entries["thresholds"]
     if card.spec:
         entries["spec"] = spec_attributes(card.spec)
     if card.quantization:
@@ -109,7 +120,9 @@ def parse_card(text: str, source: str) -> ModelCard:
             raise ValueError(f"its classes are a {type(entry['classes']).__name__}, not a list of names")
         if "quantization" in entry:
             entry["quantization"] = parse_quantization(entry["quantization"])
+        entry["thresholds"] = tuple(entry.get("thresholds", ()))
         card = ModelCard(**{**entry, "classes": tuple(entry["classes"])})
+        _check_task(card)
         if not all(isinstance(name, str) for name in card.classes) or len(card.classes) not in (0, card.num_classes):
             raise ValueError(f"its classes are not the names of {card.num_classes}")
         if type(card.test_window) is not int or card.test_window < 0:
@@ -124,6 +137,15 @@ def parse_card(text: str, source: str) -> ModelCard:
         text = f"lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise WeightsError(f"weights {source!r} have a malformed description of their model: {text}") from error
     return card
+
+
+def _check_task(card: ModelCard) -> None:
+    """Raises ValueError where a card's task or thresholds are none."""
+    if card.task not in TASKS:
+        raise ValueError(f"its task {card.task!r} is not one of {', '.join(TASKS)}")
+    numbers = [value for value in card.thresholds if type(value) in (int, float) and 0 <= value <= 1]
+    if card.thresholds and len(numbers) != card.num_classes:
+        raise ValueError(f"its thresholds are not {card.num_classes} numbers from 0 to 1")
 
 
 def _own(name: object, attributes: object, source: str) -> dict[str, Any]:

@@ -150,3 +150,68 @@ def test_other_mistakes_are_one_line_too(folder):
         open_source(data, "val", 1, classes=("cow", "dog"))
     with pytest.raises(ConfigError, match="task 'many' is not one of single_label"):
         Columns(task="many")
+
+
+LABELS = [["cat"], ["dog", "cat"], ["cow"], ["dog"]]
+
+
+def several(folder, name, rows, **columns):
+    columns = Columns("path", task="multi_label", **columns)
+    return Table(write(folder / name, rows), "train", 1, columns=columns)
+
+
+def test_several_labels_in_any_form(folder):
+    """With a separator, as a list, as a column a class, and as COCO's annotations."""
+    paths = [{"path": row["path"], "split": "train"} for row in ROWS]
+    joined = [row | {"label": " ; ".join(found)} for row, found in zip(paths, LABELS, strict=True)]
+    lists = [row | {"label": found} for row, found in zip(paths, LABELS, strict=True)]
+    flags = [
+        row | {name: int(name in found) for name in ("cat", "cow", "dog")}
+        for row, found in zip(paths, LABELS, strict=True)
+    ]
+    wanted = [[1, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0, 1]]
+    for source in (
+        several(folder, "joined.csv", joined, separator=";"),
+        several(folder, "lists.jsonl", lists),
+        several(folder, "flags.csv", flags, labels=("cat", "cow", "dog")),
+        several(folder, "flags.jsonl", flags, labels=("cat", "cow", "dog")),
+    ):
+        assert source.classes == ("cat", "cow", "dog") and source.task == "multi_label"
+        assert source.labels.dtype == np.float32 and source.labels.tolist() == wanted
+        assert source[1].label.tolist() == [1, 0, 1]
+
+
+def test_cocos_pictures_without_annotations_have_no_label(folder):
+    content = json.loads((folder / "instances_train.json").read_text())
+    content["annotations"] = content["annotations"][2:]
+    (folder / "coco.json").write_text(json.dumps(content))
+    columns = Columns(folder=str(folder / "pictures"), task="multi_label")
+    source = Table(str(folder / "coco.json"), "val", 1, columns=columns)
+    assert source.labels.tolist() == [[0, 0], [0, 1]] and source.classes == ("cat", "dog")
+
+
+def test_numbers(folder):
+    rows = [
+        {"path": row["path"], "split": "train", "age": 1.5 * place, "size": "-2e1"} for place, row in enumerate(ROWS)
+    ]
+    columns = Columns(labels=("size", "age"), task="regression")
+    source = Table(write(folder / "numbers.csv", rows), "train", 1, columns=columns)
+    assert source.classes == ("size", "age") and source.labels.tolist() == [[-20, 1.5 * place] for place in range(4)]
+    rows[2]["age"] = "old"
+    with pytest.raises(DatasetError, match=r"row 3 .* has 'old' in column 'age', which is no number: correct it"):
+        Table(write(folder / "numbers.csv", rows), "train", 1, columns=columns)
+
+
+def test_mistakes_in_several_labels_are_one_line(folder):
+    rows = [{"path": row["path"], "split": "train", "label": "cat;dog"} for row in ROWS]
+    with pytest.raises(DatasetError, match=r"row 1 .* has a text as labels, 'cat;dog': say how they are separated"):
+        several(folder, "mistake.csv", rows)
+    with pytest.raises(DatasetError, match=r"row 2 .* has no labels: name some, or give a column of 0 and 1"):
+        several(folder, "mistake.csv", [rows[0], rows[1] | {"label": " ; "}], separator=";")
+    with pytest.raises(DatasetError, match=r"row 1 .* has 2 labels .cat, dog.: give it one, or task multi_label"):
+        open_source(write(folder / "mistake.jsonl", [row | {"label": ["cat", "dog"]} for row in rows]), "train", 1)
+    flags = [row | {"cat": 1, "dog": 2} for row in rows]
+    with pytest.raises(DatasetError, match=r"row 1 .* has '2' in column 'dog', which is neither 0 nor 1: correct it"):
+        several(folder, "mistake.csv", flags, labels=("cat", "dog"))
+    with pytest.raises(DatasetError, match="no column 'cow': give label_columns"):
+        several(folder, "mistake.csv", flags, labels=("cat", "cow"))

@@ -32,7 +32,13 @@ def test_defaults_are_what_the_command_line_takes():
 
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.choices], ids=lambda entry: entry.name)
 def test_choices_are_all_that_is_taken(entry):
+    several, numbers = ("data.task", "multi_label"), ("data.task", "regression")
     together = {"jsd": [("augment.splits", "3")]}
+    together |= {name: [several] for name in ("focal", "asymmetric")}
+    together |= {name: [numbers] for name in ("l1", "l2", "huber")}
+    together |= {"multi_label": [("loss.name", "bce")], "regression": [("loss.name", "l2")]}
+    together |= {"mean_average_precision": [several, ("loss.name", "bce")]}
+    together |= {name: [numbers, ("loss.name", "l2")] for name in ("mae", "r2")}
     for choice in entry.choices:
         override(BASE, [(entry.name, choice), *together.get(choice, [])])
     with pytest.raises(UsageError, match=f"one of {', '.join(entry.choices)}"):

@@ -13,6 +13,7 @@ from jeffnet.train.config.augment import AugmentConfig, ProgressiveConfig
 from jeffnet.train.config.entries import check_positive, check_range, choice, part
 from jeffnet.train.config.model import DataConfig, ModelConfig
 from jeffnet.train.config.optimizer import (
+    LOSSES,
     OPTIMIZERS,
     SCHEDULES,
     EmaConfig,
@@ -21,7 +22,7 @@ from jeffnet.train.config.optimizer import (
     ParamGroup,
     ScheduleConfig,
 )
-from jeffnet.validation.metrics import METRICS
+from jeffnet.validation.metrics import METRICS, TASK_METRICS
 
 __all__ = [
     "OPTIMIZERS",
@@ -54,7 +55,8 @@ class CheckpointConfig:
       average_best: how many of the best models to average at the end, with running statistics estimated anew; the
         average is validated too. 0 for none.
       metric: the score in validation by which models are compared: 'top1', 'top5', 'balanced_accuracy' (the mean of the
-        classes' top-1), 'macro_f1' (the mean of the classes' F1) or 'loss'.
+        classes' top-1), 'macro_f1' (the mean of the classes' F1) or 'loss'; of several labels
+        'mean_average_precision', 'macro_f1' or 'loss'; in regression 'mae', 'r2' or 'loss'. None takes the first.
     """
 
     every_steps: int | None = None
@@ -62,7 +64,7 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_best: int = 1
     average_best: int = 0
-    metric: str = choice(METRICS, "top1")
+    metric: str | None = choice(METRICS)
 
     def __post_init__(self) -> None:
         for name in ("keep_last", "keep_best"):
@@ -177,9 +179,41 @@ class Config:
             raise ConfigError("loss.name 'jsd' and augment.splits above 1 belong together: set both or none")
         if self.progressive.stages > self.epochs:
             raise ConfigError(f"progressive.stages {self.progressive.stages} exceed the {self.epochs} epochs")
+        self._check_task()
         self._check_classes()
         if self.quantize.to:
             self._check_quantized()
+
+    @property
+    def metric(self) -> str:
+        """The score by which models are compared, one of `jeffnet.validation.metrics.METRICS`."""
+        return self.checkpoint.metric or TASK_METRICS[self.data.task][0]
+
+    @property
+    def shown_metric(self) -> str:
+        """The score that is drawn beside the loss."""
+        return TASK_METRICS[self.data.task][0] if self.metric == "loss" else self.metric
+
+    def _check_task(self) -> None:
+        """Raises ConfigError where entries are for another task."""
+        task = self.data.task
+        for name, value, known in (
+            ("loss.name", self.loss.name, LOSSES[task]),
+            ("checkpoint.metric", self.metric, TASK_METRICS[task]),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} {value!r} is not for data.task {task!r}: take {' or '.join(known)}")
+        regresses, several = task == "regression", task == "multi_label"
+        unfit = {
+            "data.sampling": task != "single_label" and self.data.sampling != "natural" and self.data.sampling,
+            "loss.teacher": task != "single_label" and self.loss.teacher,
+            "loss.label_smoothing": regresses and self.loss.label_smoothing,
+            "loss.class_weights": regresses and self.loss.class_weights,
+            "loss.weighting": (regresses or (several and self.loss.weighting == "effective")) and self.loss.weighting,
+        }
+        for name, value in unfit.items():
+            if value:
+                raise ConfigError(f"{name} {value} is not for data.task {task!r}: leave it out")
 
     def _check_classes(self) -> None:
         """Raises ConfigError where entries on unequal classes have no meaning beside others."""

@@ -2,6 +2,7 @@
 
 from jeffnet.arch.preprocessing import CROP_MODES
 from jeffnet.arch.spec import ModelSpec
+from jeffnet.arch.tasks import TASKS
 from jeffnet.arch.zoo import check_own_name
 from jeffnet.backends import BACKENDS, DTYPES
 from jeffnet.data.batches import OnBadImage
@@ -91,7 +92,11 @@ class DataConfig:
         stands for the split. The next entries are for tables.
       path_column: column of the pictures' paths; None finds path, file_name, filename, file or image; to be given for
         `.parquet`.
-      label_columns: column of the label; none finds label, labels or class.
+      task: what a picture has: 'single_label', one of the classes; 'multi_label', any number of them; 'regression',
+        numbers. The last two are for tables.
+      label_columns: column of the label; none finds label, labels or class. Several columns are one class each, 0 or 1,
+        or one number each in regression.
+      label_separator: between the labels in a cell, such as `;`; not needed for lists.
       split_column: column that says train or val; None finds split, if there is one.
       image_folder: folder that paths are relative to, in which `{split}` stands for the split; None takes the table's.
       group_column: column that says which pictures belong together, such as those of a patient or a film, for
@@ -122,6 +127,8 @@ class DataConfig:
 
     path: str
     path_column: str | None = None
+    task: str = choice(TASKS, "single_label")
+    label_separator: str | None = None
     label_columns: tuple[str, ...] = ()
     split_column: str | None = None
     image_folder: str | None = None
@@ -164,5 +171,11 @@ class DataConfig:
     def columns(self) -> Columns:
         """What the columns of a table say."""
         return Columns(
-            self.path_column, self.label_columns, self.split_column, folder=self.image_folder, group=self.group_column
+            self.path_column,
+            self.label_columns,
+            self.split_column,
+            self.label_separator,
+            self.image_folder,
+            self.task,
+            self.group_column,
         )

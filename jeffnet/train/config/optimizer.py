@@ -8,6 +8,12 @@ OPTIMIZERS = (
     *("sgd", "momentum", "nesterov", "adam", "adamw", "nadamw", "adabelief", "lion", "rmsprop", "rmsproptf"),
     *("lamb", "lars", "adafactor", "muon"),
 )
+# Losses by task.
+LOSSES = {
+    "single_label": ("cross_entropy", "bce", "jsd"),
+    "multi_label": ("bce", "focal", "asymmetric"),
+    "regression": ("l1", "l2", "huber"),
+}
 SCHEDULES = ("constant", "step", "exponential", "cosine", "polynomial", "one_cycle")
 
 
@@ -151,14 +157,23 @@ class LossConfig:
 
     Attributes:
       name: 'cross_entropy'; 'bce', binary cross entropy of every class, as in timm; or 'jsd', cross entropy of the
-        first of `augment.splits` views plus the Jensen-Shannon divergence of all (arXiv:1912.02781).
-      label_smoothing: share of the target spread over all classes, in [0, 1).
+        first of `augment.splits` views plus the Jensen-Shannon divergence of all (arXiv:1912.02781). For
+        `data.task` 'multi_label' 'bce', 'focal' (arXiv:1708.02002) or 'asymmetric' (arXiv:2009.14119); for 'regression'
+        'l1', 'l2' or 'huber'.
+      label_smoothing: share of the target spread over all classes, in [0, 1); of several labels, between having and not
+        having each.
       bce_threshold: 'bce' rounds targets up to 1 above it and down to 0 below; None keeps them.
-      bce_sum: 'bce' is the sum over classes, not the mean.
+      bce_sum: 'bce', 'focal' and 'asymmetric' are the sum over classes, not the mean.
+      gamma: exponent of 'focal', at least 1.
+      gamma_positive: exponent of 'asymmetric' for labels that a picture has, 0 or at least 1.
+      gamma_negative: exponent of 'asymmetric' for labels that it has not, 0 or at least 1.
+      clip: probability by which 'asymmetric' lowers that of labels that a picture has not, in [0, 1).
+      huber_delta: difference from which on 'huber' is linear.
       jsd_weight: weight of the divergence in 'jsd'.
       weighting: weight of a class in the loss, by its number n of training pictures: 'inverse', in proportion to 1 / n;
         'effective', to (1 - beta) / (1 - beta^n), by the effective number of pictures (arXiv:1901.05555). The mean
-        over all pictures is 1. None weighs all alike.
+        over all pictures is 1. Of several labels 'inverse' weighs a label where a picture has it, by the number of
+        pictures without it over that with it. None weighs all alike.
       effective_beta: beta of 'effective', in [0, 1): 0 is no weighting, towards 1 it becomes 'inverse'.
       class_weights: weights of the classes in their order, as they are, instead of `weighting`.
       logit_adjustment: factor on the logarithm of a class's frequency, which is added to its logit in training only
@@ -171,10 +186,15 @@ class LossConfig:
       hard: compare with the teacher's top class (arXiv:2012.12877) instead of its probabilities (arXiv:1503.02531).
     """
 
-    name: str = choice(("cross_entropy", "bce", "jsd"), "cross_entropy")
+    name: str = choice(dict.fromkeys(name for names in LOSSES.values() for name in names), "cross_entropy")
     label_smoothing: float = 0.0
     bce_threshold: float | None = None
     bce_sum: bool = False
+    gamma: float = 2.0
+    gamma_positive: float = 0.0
+    gamma_negative: float = 4.0
+    clip: float = 0.05
+    huber_delta: float = 1.0
     jsd_weight: float = 12.0
     weighting: str | None = choice(("inverse", "effective"))
     effective_beta: float = 0.999
@@ -194,8 +214,15 @@ class LossConfig:
         if self.class_weights and self.weighting:
             raise ConfigError(f"loss.class_weights and loss.weighting {self.weighting!r} exclude one another: set one")
         check_range("loss.logit_adjustment", self.logit_adjustment, 0)
-        if self.logit_adjustment and self.name == "bce":
-            raise ConfigError("loss.logit_adjustment is for a softmax over the classes, not for loss.name 'bce'")
+        if self.logit_adjustment and self.name not in ("cross_entropy", "jsd"):
+            raise ConfigError(
+                f"loss.logit_adjustment is for a softmax over the classes, not for loss.name {self.name!r}"
+            )
+        check_range("loss.gamma", self.gamma, 1)
+        for name in ("gamma_positive", "gamma_negative"):
+            check_range(f"loss.{name}", getattr(self, name) or 1, 1)
+        check_below_one("loss.clip", self.clip)
+        check_positive("loss.huber_delta", self.huber_delta)
         check_range("loss.distillation", self.distillation, 0, 1)
         check_positive("loss.temperature", self.temperature)
 

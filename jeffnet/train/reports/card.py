@@ -18,6 +18,7 @@ from jeffnet.weights.card import ModelCard
 CARD_FILE = "README.md"
 
 _CURVES = "curves.png"
+_LOSS_TITLES = {"single_label": "cross entropy", "multi_label": "cross entropy", "regression": "squared error"}
 # With so few classes top-5 counts every guess.
 _FEW_CLASSES = 5
 # Entries of the configuration that other rows of the table show, and parts that say nothing about the model.
@@ -37,10 +38,11 @@ def write_card(folder: Path, card: ModelCard, config: Config, rows: Rows) -> Non
       rows: of `metrics.jsonl`, with scores of at least one epoch.
     """
     source = portable(str(folder if folder.name not in ("", "..") else folder.resolve()))
-    result = Result.from_rows(rows, config.checkpoint.metric)
-    scores = {"top-1": round(float(result.best.top1), 2)}
-    if card.num_classes > _FEW_CLASSES:
-        scores["top-5"] = round(float(result.best.top5), 2)
+    result = Result.from_rows(rows, config.metric)
+    names = _shown_metrics(card, result) if card.task != "single_label" else ("top1", "top5")
+    scores = {METRICS[name].title: round(float(getattr(result.best, name)), 2) for name in names}
+    if card.num_classes <= _FEW_CLASSES:
+        scores.pop("top-5", None)
     parts = [
         readme(card, source, scores, portable(config.data.path)).rstrip("\n"),
         "## Scores",
@@ -65,19 +67,22 @@ def _scores(card: ModelCard, rows: Rows, result: Result) -> str:
         (result.last_ema, f"last moving average, {last}", ""),
         (result.averaged, f"average of the best {count}", "averaged.safetensors"),
     )
-    names = [name for name in METRICS if name != "loss" and getattr(result.best, name) is not None]
-    if card.num_classes <= _FEW_CLASSES:
-        names.remove("top5")
+    names = _shown_metrics(card, result)
     table = []
     for scores, label, file in shown:
         if scores is not None:
             values = (METRICS[name].text(getattr(scores, name)) for name in names)
             table.append((label, *values, f"{scores.loss:.4f}", f"`{file}`" if file else ""))
-    header = ("model", *(METRICS[name].title for name in names), "cross entropy", "file")
+    header = ("model", *(METRICS[name].title for name in names), _LOSS_TITLES[card.task], "file")
     return (
         f"On {result.best.examples:,} validation pictures, by which the best were chosen too, by "
         f"{METRICS[result.metric].title}:\n\n{_table(header, table)}"
     )
+
+
+def _shown_metrics(card: ModelCard, result: Result) -> list[str]:
+    names = [name for name in METRICS if name != "loss" and getattr(result.best, name) is not None]
+    return [name for name in names if name != "top5" or card.num_classes > _FEW_CLASSES]
 
 
 def _training(config: Config, rows: Rows) -> Iterator[tuple[str, str]]:

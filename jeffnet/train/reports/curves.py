@@ -103,6 +103,7 @@ def training_conditions(config: Config) -> str:
         ("mixed in pairs", augment.mixes),
         ("smoothed labels", loss.label_smoothing > 0),
         ("binary cross entropy", loss.name == "bce"),
+        (f"{loss.name} loss", loss.name in ("focal", "asymmetric", "l1", "huber")),
         ("Jensen-Shannon divergence", loss.name == "jsd"),
         ("a teacher's answers", loss.teacher is not None),
     )
@@ -119,9 +120,9 @@ def draw_curves(rows: Rows, path: Path, title: str, course: Course, conditions: 
       title: of the picture.
       course: of the learning rate, drawn to the end of the run; a paler line is still to come.
       conditions: of `training_conditions`.
-      metric: by which the run's models are compared; top-1 is shown where that is the loss.
+      metric: the score, one of `jeffnet.validation.metrics.METRICS`.
     """
-    figure, metric = _figure(title), "top1" if metric == "loss" else metric
+    figure = _figure(title)
     loss, *others = _PANELS
     panels = (loss, _score_panel(METRICS[metric].title, _scores(metric), metric), *others)
     for axes, panel in zip(figure.subplots(2, 2).reshape(-1), panels, strict=True):
@@ -144,9 +145,8 @@ def draw_curves(rows: Rows, path: Path, title: str, course: Course, conditions: 
 
 @figures.house_style()
 def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str, score: str = "top1") -> None:
-    """Loss and a score of runs with different seeds, by name, and their mean, as a PNG; top-1 instead of the loss."""
+    """Loss and a score of runs with different seeds, by name, and their mean, as a PNG."""
     figure, every = _figure(title), [row for rows in runs.values() for row in rows]
-    score = "top1" if score == "loss" else score
     scores = (
         (f"validation {METRICS[score].title}", "val"),
         (f"validation {METRICS[score].title}, moving average", "ema_val"),

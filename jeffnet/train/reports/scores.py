@@ -19,29 +19,35 @@ class Summary:
 
     Attributes:
       loss: mean of the steps that were not skipped; NaN where all were.
-      top1: likewise, per cent.
+      top1: likewise, per cent; None but for a single label.
       images_per_second: while training; 0 where nothing was measured.
     """
 
     loss: float
-    top1: float
+    top1: float | None
     images_per_second: float
 
 
 def summarize(rows: Rows, start: int, end: int) -> Summary:
     """Training after step `start`, up to step `end`, from rows which are means since the row before."""
     taken, losses, top1s, before = 0, 0.0, 0.0, start
+    has_top1 = any("train_top1" in row for row in rows) or not rows
     measured, seconds = 0, 0.0  # the latter in units of a step's pictures
     for row in rows:
         if "train_loss" not in row or not start < row["step"] <= end:
             continue
         steps, before = row["step"] - before, row["step"]
         if good := steps - row.get("skipped", 0):
-            taken, losses, top1s = taken + good, losses + good * row["train_loss"], top1s + good * row["train_top1"]
+            taken, losses, top1s = (
+                taken + good,
+                losses + good * row["train_loss"],
+                top1s + good * row.get("train_top1", 0.0),
+            )
         if speed := row.get("images_per_second"):
             measured, seconds = measured + steps, seconds + steps / speed
     speed = measured / seconds if seconds else 0.0
-    return Summary(losses / taken, top1s / taken, speed) if taken else Summary(math.nan, math.nan, speed)
+    loss, top1 = (losses / taken, top1s / taken) if taken else (math.nan, math.nan)
+    return Summary(loss, top1 if has_top1 else None, speed)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class EpochScores:
     def row(self) -> dict[str, Any]:
         """For `metrics.jsonl`."""
         row = {"step": self.step, "epoch": self.epoch}
-        row |= {"train_epoch_loss": self.training.loss, "train_epoch_top1": self.training.top1}
+        row |= {"train_epoch_loss": self.training.loss}
+        row |= {} if self.training.top1 is None else {"train_epoch_top1": self.training.top1}
         for name, scores in self.models.items():
             row |= score_entries(name, scores)
         return row
@@ -71,12 +78,12 @@ class EpochScores:
     def line(self, epochs: int, metric: str = "top1") -> str:
         """For a person to read: `epochs` of the run, and by which `metric` its models are compared."""
         training, model = self.training, self.models[MODEL]
-        text = (
-            f"epoch {self.epoch:>3}/{epochs}  loss {training.loss:.4f}  top-1 {training.top1:5.1f} %  |  "
-            f"validation loss {model.loss:.4f}"
-        )
+        text = f"epoch {self.epoch:>3}/{epochs}  loss {training.loss:.4f}"
+        text += "" if training.top1 is None else f"  top-1 {training.top1:5.1f} %"
+        text += f"  |  validation loss {model.loss:.4f}"
         for name in dict.fromkeys(("top1", metric)):
-            text += f"  {METRICS[name].title} {_short(name, model)}" if name != "loss" else ""
+            if name != "loss" and getattr(model, name) is not None:
+                text += f"  {METRICS[name].title} {_short(name, model)}"
         if EMA in self.models:
             text += f"  EMA {_short(metric, self.models[EMA])}"
         return f"{text}  |  {training.images_per_second:.0f} images/s" if training.images_per_second else text

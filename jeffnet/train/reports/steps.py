@@ -67,7 +67,7 @@ class StepMetrics:
         skipped = int(sum(row["skipped"] for row in rows))
         per_epoch, epochs = self._setup.steps_per_epoch, self._setup.config.epochs
         row: dict[str, Any] = {"step": step, "epoch": step / per_epoch}
-        row |= {f"train_{name}": means[name] for name in ("loss", "top1", "grad_norm")}
+        row |= {f"train_{name}": means[name] for name in ("loss", "top1", "grad_norm") if name in means}
         row |= {name: means[name] for name in ("loss_scale",) if name in means}
         row |= {"skipped": skipped} if skipped else {}
         row |= {"learning_rate": float(np.asarray(self._setup.schedule(step - 1))), "images_per_second": self._speed}
