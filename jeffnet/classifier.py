@@ -31,7 +31,7 @@ from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, WeightsError
 from jeffnet.export.targets import has_ending
 from jeffnet.inference.classification import Classification, Classifications
-from jeffnet.inference.forward import check_classifies
+from jeffnet.inference.forward import check_classifies, probabilities
 from jeffnet.inference.outputs import LOGITS, PRE_LOGITS, compiled_output
 from jeffnet.inference.pictures import listed_pictures, transform_for
 from jeffnet.models import DEFAULT_BACKEND
@@ -165,7 +165,7 @@ class Classifier:
         """
         check_classifies(self.card, None)
         pixels, single, logits = self._run(LOGITS, pictures)
-        answers = Classifications(softmax(logits), self.classes, pixels)
+        answers = Classifications(probabilities(logits, self.card), self.classes, pixels)
         return answers[0] if single else answers
 
     def embed(self, pictures: Any) -> np.ndarray:

@@ -150,7 +150,7 @@ def save_predictions(path: str | os.PathLike, outcome: "Outcome") -> None:
     write_file(path, _writer(path)(columns))
 
 
-def _vector_columns(predictions: "VectorPredictions", outcome: Outcome) -> dict[str, list]:
+def _vector_columns(predictions: "VectorPredictions", outcome: "Outcome") -> dict[str, list]:
     """Label and probability of every class, or number and what is predicted of it."""
     columns = {"name": [utf8(outcome.name(index)) for index in predictions.index.tolist()]}
     columns |= {"index": predictions.index.tolist(), "loss": predictions.loss.tolist()}
