@@ -77,7 +77,7 @@ def test_the_model_knows_its_thresholds_and_predicts_by_them(trained, table, cap
     assert row["top1"] is None and row["thresholds"] == pytest.approx(card.thresholds)
     with Image.open(tmp_path / "report" / "precision_recall.png") as drawn:
         assert drawn.size[0] > 600
-    saved = list(csv.DictReader(predictions.open()))
+    saved = list(csv.DictReader(predictions.read_text().splitlines()))
     assert main(["predict", *(str(table.parent / row["name"]) for row in saved), *weights, "--json"]) == 0
     for found, row in zip(json.loads(capsys.readouterr().out), saved, strict=True):
         above = {
