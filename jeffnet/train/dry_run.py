@@ -108,7 +108,7 @@ def rehearse(config: Config, folder: str | Path | None = None, progress: bool = 
         size = work.checkpoint(setup, run, state)
         with work.part("curves and model card", times=1):
             course = Course(setup.schedule, setup.steps, setup.steps_per_epoch)
-            conditions, metric = training_conditions(config), config.checkpoint.metric
+            conditions, metric = training_conditions(config), config.shown_metric
             draw_curves(journal.rows(), place / "curves.png", "rehearsal", course, conditions, metric)
             write_card(place, setup.card, setup.config, journal.rows())
     return Rehearsal(setup.description, tuple(work.parts), size)

@@ -53,7 +53,7 @@ def train_folds(config: Config, folder: str | Path, folds: int, progress: bool =
         write_file(Path(folder, SUMMARY_FILE), json.dumps(summarize_folds(results), indent=1) + "\n")
         runs = {one.name.replace("_", " "): read_rows(one) for one in folders}
         title = f"{read_config(folders[0]).model.name}, {portable(config.data.path)}, {folds} folds"
-        draw_seeds(runs, Path(folder, "curves.png"), title, config.checkpoint.metric)
+        draw_seeds(runs, Path(folder, "curves.png"), title, config.shown_metric)
     return results
 
 
