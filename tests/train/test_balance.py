@@ -104,7 +104,9 @@ def test_any_metric_decides_which_model_is_best():
         assert (result.best_epoch, result.best_ema_epoch) == (best, best)
         assert getattr(result.best, metric) == values[metric][best - 1] and not result.prefers_ema
         assert [row["epoch"] for row in best_rows(rows, 9, metric)][-1] == (2 if metric == "loss" else 0)
-    assert CheckpointConfig().metric == "top1" and METRICS["loss"].text(0.5) == "0.5000"
+    config = Config(model=ModelConfig(name="-"), data=DataConfig(path="-"))
+    assert (config.metric, replace(config, checkpoint=CheckpointConfig(metric="loss")).metric) == ("top1", "loss")
+    assert METRICS["loss"].text(0.5) == "0.5000"
 
 
 def test_the_line_of_an_epoch_has_the_metric():
