@@ -33,7 +33,7 @@ from jeffnet.export.targets import has_ending
 from jeffnet.inference.classification import Classification, Classifications
 from jeffnet.inference.forward import check_classifies, probabilities
 from jeffnet.inference.outputs import LOGITS, PRE_LOGITS, compiled_output
-from jeffnet.inference.pictures import listed_pictures, transform_for
+from jeffnet.inference.pictures import listed_pictures, load_image, transform_for
 from jeffnet.models import DEFAULT_BACKEND
 from jeffnet.system.progress import progress_bar, progress_line
 from jeffnet.weights.card import ModelCard
@@ -217,6 +217,39 @@ class Classifier:
         source = open_source(os.fspath(data), split, self.card.in_chans)
         embed_source(start, transform, source, path, chosen, progress)
         return read_vectors(path)
+
+    def explain(
+        self,
+        pictures: Any,
+        method: str = "grad-cam",
+        classes: Sequence[int] | None = None,
+        layer: str | None = None,
+    ) -> Any:
+        """Pictures with what the model looks at in colour; `jeffnet.inference.explain.explain` gives the numbers.
+
+        Args:
+          pictures: as for a call.
+          method: 'grad-cam', 'grad-cam++', 'smoothgrad' or 'occlusion'.
+          classes: numbers of the classes to explain, one for each picture; None takes the most probable.
+          layer: name of a map, see `feature_info`, for the first two methods; None takes the last.
+
+        Returns:
+          A picture of Pillow of one picture, a list of several: the part that the model sees, in the picture's own
+          resolution, up to 800 pixels.
+
+        Raises:
+          ImageError: a picture cannot be read.
+          ConfigError: no such method or layer, or the model has no classifier.
+          InputError: there is no such class.
+        """
+        from jeffnet.inference.explain import explained
+
+        start, transform = self._weights(), self._transform.transform
+        assert isinstance(transform, EvalTransform)
+        listed, single = listed_pictures(pictures)
+        images = [load_image(picture, self.card.in_chans) for picture in listed]
+        shown = explained(start, images, transform, method, classes, layer)
+        return shown[0] if single else shown
 
     def features(self, pictures: Any, indices: Sequence[int] | None = None) -> tuple[np.ndarray, ...]:
         """Maps of features of pictures, from the finest to the coarsest.

@@ -53,6 +53,7 @@ from jeffnet.ops.network import (
     apply_conv,
     apply_experts,
     apply_network,
+    apply_rest,
     apply_routing,
 )
 from jeffnet.ops.norm import batch_norm
@@ -175,6 +176,22 @@ class ImageClassifier(ImageModel):
     ) -> Any:
         return _Run(self, variables, train, rngs).outputs(images, "features", indices)
 
+    def from_features(self, variables: _Trees, features: Array, index: int) -> Array:
+        """Logits from one of the maps that `features` returns.
+
+        Args:
+          variables: `{'params', 'batch_stats'}`.
+          features: `(N, H / stride, W / stride, C)`.
+          index: which of `feature_info` they are; a negative one counts from the end.
+
+        Returns:
+          What `apply` returns for the pictures of this map.
+
+        Raises:
+          ArchitectureError: no such map.
+        """
+        return _Run(self, variables, False, None).rest(features, index)
+
 
 class _Run:
     """One forward pass, and the running statistics that it updates, by canonical name."""
@@ -190,6 +207,13 @@ class _Run:
         layers = self._conv, self._block, self._classifier if plan.classifier else None
         outputs = apply_network(plan, images, dtype, *layers, execution=execution, output=output, indices=indices)
         return (outputs, {"batch_stats": {**self.stats, **self.updated}}) if self.train else outputs
+
+    def rest(self, features: Array, index: int) -> Array:
+        """The logits of `apply_rest`."""
+        plan, layers = self.model.plan, (self._conv, self._block)
+        classifier = self._classifier if plan.classifier else None
+        features = jnp.asarray(features, self.model.dtype)
+        return apply_rest(plan, features, index, *layers, classifier, execution=self.model.execution)
 
     def _operation(self, op: Op, x: Array, weights: Array | None) -> Array:
         match op:

@@ -40,6 +40,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
     "Inference and export": {
         "jeffnet.inference.classification": (),
         "jeffnet.inference.embed": (),
+        "jeffnet.inference.explain": (),
         "jeffnet.inference.fused": (),
         "jeffnet.inference.probe": (),
         "jeffnet.inference.vectors": ("Vectors", "VectorTable", "read_vectors", "write_vectors"),

@@ -16,10 +16,9 @@ from jeffnet.cli.model import (
     add_table_options,
     add_weights_options,
     local_path,
-    model_name,
+    open_start,
     positive,
 )
-from jeffnet.errors import UsageError
 from jeffnet.inference.choices import PROJECTIONS, VECTOR_DTYPES
 from jeffnet.text.names import portable, printable
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from jeffnet.data.sources import Source
     from jeffnet.inference.vectors import Vectors
     from jeffnet.weights.card import ModelCard
-    from jeffnet.weights.start import Start
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -84,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         check_probe()
     known = read_vectors(options.probe) if options.probe else None
     with one_device(options):
-        start, card = _open_model(options)
+        start, card = open_start(options)
         source: Source = open_source(
             options.data, options.split, card.in_chans, data_dir=options.data_dir, columns=_columns(options)
         )
@@ -136,16 +134,3 @@ def _columns(options: argparse.Namespace) -> "Columns":
     from jeffnet.data.columns import Columns
 
     return Columns(options.path_column, options.label_columns, options.split_column, folder=options.image_folder)
-
-
-def _open_model(options: argparse.Namespace) -> "tuple[Start, ModelCard]":
-    import jax.numpy as jnp
-
-    from jeffnet.validation.candidates import NO_MODEL
-    from jeffnet.weights.start import start_pretrained
-
-    if options.weights is None and options.model is None:
-        raise UsageError(NO_MODEL)
-    name = options.model and model_name(options.model)
-    source = True if options.weights is None else options.weights
-    return start_pretrained(source, name, dtype=jnp.dtype(options.dtype))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jeffnet.inference.forward import Forward
     from jeffnet.weights.card import ModelCard
     from jeffnet.weights.formats.interface import WeightsFile
+    from jeffnet.weights.start import Start
 
 MODEL_TEXT = "a name, or a file of jeffnet's own format that has the same architecture"
 
@@ -114,12 +115,13 @@ def check_model_file(options: argparse.Namespace) -> None:
         return
     if options.weights is not None:
         raise UsageError("--model-file and --weights: give one of them")
-    defaults = {"backend": RUNNING_BACKEND, "dtype": DTYPES[0]}
+    defaults = {"explain": None, "backend": RUNNING_BACKEND, "dtype": DTYPES[0]}
     for name, reason in {
         "backend": "runs in its own runtime",
         "dtype": "has its own dtype",
         "test_pool": "has its own pooling",
         "no_jit": "runs in its own runtime",
+        "explain": "has no derivatives",
     }.items():
         default = defaults.get(name, False)
         if getattr(options, name, default) != default:
@@ -185,6 +187,20 @@ def _open_file(options: argparse.Namespace) -> "tuple[ModelCard, Callable[[], tu
     chosen = {"image_size": height, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
     card = replace(exported.card, preprocessing=exported.card.preprocessing.changed(**chosen))
     return card, lambda: (exported_forward(exported), {}, exported.runner.runtime)
+
+
+def open_start(options: argparse.Namespace) -> "tuple[Start, ModelCard]":
+    """A model by `--weights` and `--model`, from which any backend can build it, and its card."""
+    import jax.numpy as jnp
+
+    from jeffnet.validation.candidates import NO_MODEL
+    from jeffnet.weights.start import start_pretrained
+
+    if options.weights is None and options.model is None:
+        raise UsageError(NO_MODEL)
+    name = options.model and model_name(options.model)
+    source = True if options.weights is None else options.weights
+    return start_pretrained(source, name, dtype=jnp.dtype(options.dtype))
 
 
 def model_name(text: str) -> str:

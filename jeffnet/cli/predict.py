@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jeffnet.cli.devices import add_device_options, one_device
-from jeffnet.cli.model import add_model_options, add_switch, local_path, open_model, positive
+from jeffnet.cli.model import add_model_options, add_switch, local_path, open_model, open_start, positive
 from jeffnet.cli.text import table
-from jeffnet.errors import DatasetError
+from jeffnet.errors import DatasetError, UsageError
+from jeffnet.inference.choices import EXPLANATIONS
 from jeffnet.system.figures import FORMS
 from jeffnet.system.files import check_output
 from jeffnet.system.reading import is_url
 from jeffnet.text.names import printable
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from jeffnet.inference.predict import Picture, Prediction
     from jeffnet.weights.card import ModelCard
 
@@ -44,6 +47,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     text = "draw the pictures with their classes: .png, .jpg, .pdf, .svg, ..."
     parser.add_argument("--output", type=local_path, metavar="FILE", help=text)
+    text = "draw what the model looks at beside each picture of --output"
+    parser.add_argument("--explain", choices=EXPLANATIONS, help=text)
     parser.add_argument("--csv", type=local_path, metavar="FILE", help="table with a row for each picture and class")
     add_switch(parser, "--exif", True, "rotate pictures by their EXIF orientation, which `jeffnet validate` does not")
     parser.add_argument("--json", action="store_true", help="one array of objects")
@@ -59,12 +64,15 @@ def run(options: argparse.Namespace) -> None:
     for path, endings in ((options.output, FORMS), (options.csv, [".csv"])):
         if path:
             check_output(path, endings)
+    if options.explain and not options.output:
+        raise UsageError("--explain draws into --output: give its FILE too")
     pictures, predictions, how = _predicted(options)
     if turned := sum(orientation(picture.image) != 1 for picture in pictures):
         rotated = "were rotated; --no-exif keeps them as stored" if options.exif else "were not rotated"
         print(f"{turned} of {len(pictures)} pictures have an EXIF orientation and {rotated}", file=sys.stderr)
     if options.output:
-        draw_predictions(pictures, predictions, options.output, options.exif)
+        explained = _explained(options, pictures, predictions) if options.explain else ()
+        draw_predictions(pictures, predictions, options.output, options.exif, explained)
     if options.csv:
         write_predictions(options.csv, predictions)
     if options.json:
@@ -99,6 +107,21 @@ def _predicted(options: argparse.Namespace) -> tuple[list["Picture"], list["Pred
             options.exif,
         )
     return pictures, predictions, how
+
+
+def _explained(
+    options: argparse.Namespace, pictures: Sequence["Picture"], predictions: Sequence["Prediction"]
+) -> "list[Image.Image]":
+    """Each picture with what counts for its most probable class."""
+    from jeffnet.data.preprocess import EvalTransform
+    from jeffnet.inference.explain import explained
+
+    with one_device(options):
+        start, card = open_start(options)
+        chosen = {name: getattr(options, name) for name in ("image_size", "crop_pct", "interpolation")}
+        transform = EvalTransform(card.preprocessing.changed(**chosen), exif=options.exif)
+        images, classes = [each.image for each in pictures], [each.indices[0] for each in predictions]
+        return explained(start, images, transform, options.explain, classes, progress=True)
 
 
 def _print_table(predictions: Sequence["Prediction"]) -> None:

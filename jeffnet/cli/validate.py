@@ -29,6 +29,7 @@ from jeffnet.cli.parser import usage
 from jeffnet.cli.text import table
 from jeffnet.data.choices import LOADERS, RESIZES, SUBSETS
 from jeffnet.errors import JeffnetError, OutputError, UsageError
+from jeffnet.inference.choices import EXPLANATIONS
 from jeffnet.text.names import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def _add_output_options(group: Any) -> None:
     group.add_argument("--save-predictions", type=local_path, metavar="FILE", help=text)
     text = "folder for figures and tables: confusion, calibration, classes, most confident mistakes"
     group.add_argument("--report", type=local_path, metavar="DIR", help=text)
+    text = "show in the report what the model looked at when it made these mistakes"
+    group.add_argument("--explain", choices=EXPLANATIONS, help=text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -265,6 +268,8 @@ def _settings(options: argparse.Namespace) -> "Settings":
 def _check_outputs(options: argparse.Namespace, models: int) -> None:
     from jeffnet.validation.results import check_predictions_path
 
+    if options.explain and not options.report:
+        raise UsageError("--explain draws into --report: give its folder too")
     if options.report and Path(options.report).exists() and not Path(options.report).is_dir():
         raise OutputError(f"--report {options.report!r} is a file: give the name of a folder")
     if options.save_predictions:

@@ -4,3 +4,5 @@
 VECTOR_DTYPES = ("float32", "float16")
 # Ways to draw vectors in the plane, and what they are called.
 PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE"}
+# Ways to explain what a model looks at.
+EXPLANATIONS = ("grad-cam", "grad-cam++", "smoothgrad", "occlusion")

@@ -154,27 +154,36 @@ def write_predictions(path: str | os.PathLike, predictions: Sequence[Prediction]
 
 @figures.house_style()
 def draw_predictions(
-    pictures: Sequence[Picture], predictions: Sequence[Prediction], path: str | os.PathLike, exif: bool = True
+    pictures: Sequence[Picture],
+    predictions: Sequence[Prediction],
+    path: str | os.PathLike,
+    exif: bool = True,
+    explained: Sequence[Image.Image] = (),
 ) -> None:
     """Write a figure with each picture beside its most probable classes, in the format of the path's extension.
 
-    Pictures are shown upright, as their EXIF orientation says, unless `exif` is False.
+    Pictures are shown upright, as their EXIF orientation says, unless `exif` is False. Those of `explained`, one for
+    each picture, stand beside them.
 
     Raises:
       OutputError: there are no pictures, or it cannot be written.
     """
     if not pictures:
         raise OutputError(f"no pictures to draw into {str(path)!r}")
-    columns = min(3, len(pictures))
+    columns = min(2 if explained else 3, len(pictures))
     rows = -(-len(pictures) // columns)
     height = max(2.5, 0.35 * max(len(prediction.classes) for prediction in predictions))
-    figure = figures.new_figure(6.0 * columns, height * rows)
-    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.4] * columns).reshape(-1, 2)
+    widths = [1, 1, 1.4] if explained else [1, 1.4]
+    figure = figures.new_figure(2.5 * sum(widths) * columns, height * rows)
+    grid = figure.subplots(rows, len(widths) * columns, squeeze=False, width_ratios=widths * columns)
+    grid = grid.reshape(-1, len(widths))
+    for cells, shown in zip(grid, explained, strict=False):
+        cells[1].imshow(shown)
     for axes in grid.reshape(-1):
         axes.axis("off")
     # A folder that is the same of all says nothing.
     folders = {Path(picture.name).parent for picture in pictures}
-    for (left, right), picture, prediction in zip(grid, pictures, predictions, strict=False):
+    for (left, *_, right), picture, prediction in zip(grid, pictures, predictions, strict=False):
         image = upright(picture.image) if exif else picture.image
         left.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
         shown = Path(picture.name).parts[-2 if len(folders) > 1 else -1 :]

@@ -176,6 +176,40 @@ def apply_network(
     return _head(plan, outputs[-1], conv, classifier if output == "logits" else None, execution.test_window)
 
 
+def apply_rest(
+    plan: Plan,
+    features: Array,
+    index: int,
+    conv: Callable[[Conv, Array], Array],
+    block: Callable[[Block, Array], Array],
+    classifier: Layer | None,
+    *,
+    execution: Execution,
+) -> Array:
+    """Logits from a map of features: what follows it in a network.
+
+    Args:
+      plan: the architecture.
+      features: `(N, H / stride, W / stride, C)`.
+      index: which of `plan.features` they are.
+      conv: as for `apply_network`, with all the following.
+      block: applies a block.
+      classifier: dropout and the dense layer.
+      execution: how the pass runs.
+
+    Returns:
+      What `apply_network` returns for 'logits'.
+
+    Raises:
+      ArchitectureError: there is no such map.
+    """
+    (stage,) = _feature_stages(plan, (index,))
+    x = reduce(
+        lambda x, member: block(member, x), (member for each in plan.stages[stage + 1 :] for member in each), features
+    )
+    return _head(plan, x, conv, classifier, execution.test_window)
+
+
 def as_floats(images: Any, dtype: DTypeLike) -> Array:
     """Pictures in the dtype in which to compute.
 

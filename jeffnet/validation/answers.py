@@ -30,13 +30,17 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Mistake:
-    """A misclassified picture, with its pixels as the model saw them, before normalisation."""
+    """A misclassified picture, with its pixels as the model saw them, before normalisation.
+
+    `explained` is a picture of what it looked at, uint8 `(H, W, 3)`, where that is wanted.
+    """
 
     confidence: float
     index: int
     label: int
     guess: int
     pixels: np.ndarray
+    explained: np.ndarray | None = None
 
 
 @dataclass

@@ -177,15 +177,21 @@ def _draw_reliability(path: Path, calibrated: Calibration, title: str) -> None:
 def _draw_mistakes(
     path: Path, mistakes: Sequence[Mistake], titles: Sequence[str], name: Callable[[int], str], title: str
 ) -> None:
-    columns = min(6, len(mistakes))
+    # What the model looked at stands beside a picture.
+    width = 1 + (mistakes[0].explained is not None)
+    columns = min(6 // width, len(mistakes))
     rows = -(-len(mistakes) // columns)
-    figure = figures.new_figure(2.5 * max(columns, 2), 3.15 * rows + 0.5)
+    figure = figures.new_figure(2.5 * max(columns * width, 2), 3.15 * rows + 0.5)
     figure.suptitle(f"most confident mistakes: {title}")
     grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for axes in grid:
         axes.axis("off")
     for axes, mistake in zip(grid, mistakes, strict=False):
-        axes.imshow(mistake.pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
+        pixels = mistake.pixels.squeeze()
+        if mistake.explained is not None:
+            colours = mistake.pixels.repeat(3 // mistake.pixels.shape[-1], axis=-1)
+            pixels = np.concatenate([colours, np.full_like(colours[:, :4], 255), mistake.explained], axis=1)
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         lines = (
             f"{mistake.confidence:.1%} {titles[mistake.guess]}",
             f"is {titles[mistake.label]}",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jeffnet.validation.validate import Outcome
 
 # Settings that do not change scores.
-_INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit", "fused"})
+_INDIFFERENT = frozenset({"batch_size", "workers", "mistakes", "jit", "fused", "explain"})
 # Entries that a row must have: those that are compared and those that are shown.
 _NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
 _KINDS: dict[str, Any] = {

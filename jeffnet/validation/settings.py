@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from jeffnet.backends import RUNNING_BACKEND
 from jeffnet.data.batches import OnBadImage
 from jeffnet.data.columns import Columns
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, check_choice
+from jeffnet.inference.choices import EXPLANATIONS
 
 # Only what is given of these is stated in results.
 OF_TABLES = ("path_column", "label_columns", "label_separator", "split_column", "image_folder")
@@ -49,6 +50,8 @@ class Settings:
       workers: processes that read pictures; None uses threads for 'grain', and a process per processor for 'pt'.
       exif: rotate pictures by their EXIF orientation, which timm and TensorFlow do not.
       mistakes: number of the most confident mistakes to keep with their pixels.
+      explain: one of `jeffnet.inference.choices.EXPLANATIONS`, by which each of these mistakes also has a picture of
+        what the model looked at; None for none.
 
     Raises:
       ConfigError: a setting is outside its range, whatever the data and the models are.
@@ -84,6 +87,7 @@ class Settings:
     workers: int | None = None
     exif: bool = False
     mistakes: int = 0
+    explain: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
@@ -94,6 +98,8 @@ class Settings:
             check_mesh(self.mesh)
         if self.num_examples is not None and self.num_examples < 1:
             raise ConfigError(f"num_examples {self.num_examples} is not a number of pictures: give 1 or more")
+        if self.explain is not None:
+            check_choice("explain", self.explain, EXPLANATIONS)
         if self.test_pool and self.size is None:
             raise ConfigError("test-time pooling is for pictures larger than in training: give their --img-size too")
 

@@ -13,6 +13,7 @@ from jeffnet.arch.preprocessing import Preprocessing
 from jeffnet.arch.zoo import find_model, model_preprocessing
 from jeffnet.backends import load_backend
 from jeffnet.data.batches import EvalLoader, Shard
+from jeffnet.data.images import image_from_array
 from jeffnet.data.labels import label_table, read_label_map, read_real_labels, real_index, subset_mask
 from jeffnet.data.pipelines import open_pipeline
 from jeffnet.data.preprocess import EvalTransform
@@ -20,14 +21,15 @@ from jeffnet.errors import ConfigError, JeffnetError
 from jeffnet.export.run import content_hash, open_exported
 from jeffnet.inference.forward import Forward, check_classifies, exported_forward, make_forward
 from jeffnet.inference.fused_forward import BY_FUSED, FusedForward, computed_by
+from jeffnet.ops.image import normalize
 from jeffnet.parallel.mesh import make_layout
-from jeffnet.validation.answers import IN_FLIGHT, Answers, answer
+from jeffnet.validation.answers import IN_FLIGHT, Answers, Mistake, answer
 from jeffnet.validation.batch_size import BatchSize, picture_bytes
 from jeffnet.validation.candidates import Candidate
 from jeffnet.validation.metrics import METRICS, Predictions, score, score_task
 from jeffnet.validation.settings import OF_TABLES, Settings
 from jeffnet.weights.card import ModelCard
-from jeffnet.weights.start import start_pretrained, with_test_pooling
+from jeffnet.weights.start import Start, start_pretrained, with_test_pooling
 
 IMAGENET_VALIDATION_EXAMPLES = 50_000
 # Models that share a pass over the data are in the device's memory together.
@@ -108,6 +110,7 @@ class _Model:
     transform: EvalTransform
     resize: str | None
     row: dict[str, Any] = field(default_factory=dict)  # entries that are not the settings'
+    start: Start | None = None  # where the model is to be explained
 
     @property
     def needs(self) -> tuple:
@@ -164,17 +167,20 @@ def _open_model(candidate: Candidate, settings: Settings) -> _Model:
     devices = make_layout(settings.mesh).devices
     how = computed_by(settings.backend, start.dtype, fused=settings.fused, jit=settings.jit, devices=devices)
     resize, row = _resize(card.model, settings), {"computed_by": how}
+    kept = start if settings.explain else None
     if how == BY_FUSED:
-        return _Model(candidate, card, FusedForward(start, transform.preprocessing), {}, transform, resize, row)
+        return _Model(candidate, card, FusedForward(start, transform.preprocessing), {}, transform, resize, row, kept)
     backend = load_backend(settings.backend)
     model = backend.build(start)
     apply, variables = backend.inference(*(model if isinstance(model, tuple) else (model,)))
     forward = make_forward(apply, transform.preprocessing, settings.jit)
-    return _Model(candidate, card, forward, variables, transform, resize, row)
+    return _Model(candidate, card, forward, variables, transform, resize, row, kept)
 
 
 def _open_file(path: str, candidate: Candidate, settings: Settings) -> _Model:
     """The model of an exported file, whose runtime computes on the host, outside of JAX."""
+    if settings.explain:
+        raise ConfigError(f"{path!r} has no derivatives to explain it by: validate the weights")
     if jax.process_count() > 1:
         raise ConfigError(f"{path!r} runs in one process: validate it without several")
     exported = open_exported(path, candidate.name)
@@ -310,8 +316,23 @@ def _outcome(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {"jeffnet": jeffnet.__version__, "jax": jax.__version__},
     }
+    answers = replace(answers, mistakes=_explained(model, settings, answers.mistakes))
     names = model.card.classes or tuple(str(number) for number in range(model.card.num_classes))
     return Outcome(row, answers, names, loader.name, thresholds)
+
+
+def _explained(model: _Model, settings: Settings, mistakes: list[Mistake]) -> list[Mistake]:
+    """The mistakes with what the model looked at when it guessed, where that is wanted."""
+    if model.start is None or settings.explain is None or not mistakes:
+        return mistakes
+    from jeffnet.inference.explain import Explainer, overlay
+
+    explainer, preprocessing, found = Explainer(model.start, settings.explain), model.transform.preprocessing, []
+    for each in mistakes:
+        image = normalize(each.pixels[None], preprocessing.mean, preprocessing.std)
+        shown = overlay(image_from_array(each.pixels, each.pixels.shape[-1]), explainer(image, [each.guess])[0])
+        found.append(replace(each, explained=np.asarray(shown)))
+    return found
 
 
 def _published(

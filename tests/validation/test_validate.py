@@ -141,7 +141,7 @@ def test_one_model_that_is_done_is_printed_again(capsys, weights, pictures, tmp_
 def test_predictions_and_a_report_are_written(capsys, weights, pictures, tmp_path):
     found = result(
         capsys, pictures, "--weights", weights / "tiny.safetensors", "--save-predictions", tmp_path / "p.csv",
-        "--report", tmp_path / "report",
+        "--report", tmp_path / "report", "--explain", "grad-cam",
     )  # fmt: skip
     rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
     assert [row["name"] for row in rows] == [f"val/{name}/{index}.jpg" for name in CLASSES for index in range(5)]
@@ -153,6 +153,13 @@ def test_predictions_and_a_report_are_written(capsys, weights, pictures, tmp_pat
     written = {path.name for path in (tmp_path / "report").iterdir()}
     assert written == {"report.json", "per_class.csv", "confusion.png", "reliability.png", "mistakes.jpg"}
     assert json.loads((tmp_path / "report/report.json").read_text())["top1"] == found["top1"]
+    plain = result(capsys, pictures, "--weights", weights / "tiny.safetensors", "--report", tmp_path / "plain")
+    assert plain["top1"] == found["top1"]
+    with (
+        Image.open(tmp_path / "report/mistakes.jpg") as explained,
+        Image.open(tmp_path / "plain/mistakes.jpg") as alone,
+    ):
+        assert explained.size != alone.size
 
 
 def test_what_cannot_be_written_is_said_before_the_pass(capsys, weights, pictures, tmp_path):
@@ -161,6 +168,7 @@ def test_what_cannot_be_written_is_said_before_the_pass(capsys, weights, picture
         (("--save-predictions", tmp_path / "p.csv"), "put {model}"),
         (("--save-predictions", tmp_path / "{model}.txt"), ".csv or .parquet"),
         (("--results", tmp_path / "results.txt"), ".csv or .json"),
+        (("--explain", "grad-cam"), "--explain draws into --report"),
     ):
         status, out, err = run(capsys, *options, *arguments)
         assert (status, out) == (2, "") and fault in err and "Traceback" not in err
