@@ -9,7 +9,7 @@ from PIL import Image
 
 from jeffnet.arch.preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing
 from jeffnet.arch.zoo import model_preprocessing
-from jeffnet.data.augment.jitter import ColorJitter
+from jeffnet.data.augment.jitter import ColorJitter, picture_of
 from jeffnet.data.augment.magnitudes import GREY, Canvas
 from jeffnet.data.augment.operations import Fill
 from jeffnet.data.augment.policies import Policy, parse_policy
@@ -241,12 +241,9 @@ class TrainTransform:
 
     def _augmented(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """What the policy and the colour jitter make of a crop."""
-        if self.policy is None and not self.color_jitter:
-            return crop
-        image = Image.fromarray(crop if crop.shape[2] > 1 else crop[:, :, 0])
         if self.policy is not None:
-            image = self._policy(self.policy)(image, rng)
-        return _pixels(ColorJitter(self.color_jitter)(image, rng) if self.color_jitter else image)
+            crop = _pixels(self._policy(self.policy)(picture_of(crop), rng))
+        return ColorJitter(self.color_jitter)(crop, rng) if self.color_jitter else crop
 
     def _policy(self, text: str) -> Policy:
         return parse_policy(text, Canvas(self.fill or GREY, self.interpolation))

@@ -60,33 +60,35 @@ def resize(
     window = window or (0, 0, *size)
     if out is None:
         out = np.empty((window[3] - window[1], window[2] - window[0], len(image.getbands())), np.uint8)
-    function = native()
-    if function is None or not _natively(function, image, size, resample, crop, box, window, flips, out):
+    library = native()
+    if library is None or not _natively(library.jeffnet_resize, image, size, resample, crop, box, window, flips, out):
         out[:] = _by_pillow(image, size, resample, crop, box, window, flips)
     return out
 
 
-def native() -> Callable[..., int] | None:
-    """`jeffnet_resize` of the C++ library, which is compiled if needed; None where it cannot be."""
+def native() -> ctypes.CDLL | None:
+    """The C++ library of `pixels.cc`, which is compiled if needed; None where it cannot be."""
     with _LOCK:  # several threads would compile at once
-        return _function()
+        return _library()
 
 
 @functools.cache
-def _function() -> Callable[..., int] | None:
+def _library() -> ctypes.CDLL | None:
     try:
-        function = open_library(PIXELS, lambda library: library.jeffnet_resize).jeffnet_resize
+        return open_library(PIXELS, _declare)
     except (NativeUnavailableError, OSError) as error:
-        _LOGGER.info("Pillow resizes pictures, more slowly than C++: %s", error)
+        _LOGGER.info("Pillow prepares pictures, more slowly than C++: %s", error)
         return None
+
+
+def _declare(library: ctypes.CDLL) -> None:
     number, pointer = ctypes.c_int64, ctypes.c_void_p
-    function.argtypes = (
+    library.jeffnet_resize.argtypes = (
         *(pointer, *[number] * 6),  # the picture and the filter
         *(pointer, number, number, pointer, number),  # box, size, window, flips
         *(pointer, number, number),  # the result
     )
-    function.restype = ctypes.c_int
-    return function
+    library.jeffnet_change_colours.argtypes = (pointer, *[number] * 4, pointer, pointer)
 
 
 # ----------------------------------------------------------------------------------------------------------- in C++

@@ -141,14 +141,14 @@ def test_without_a_compiler_pillow_does_it_and_the_log_says_why(monkeypatch, cap
         raise native.NativeUnavailableError("no compiler")
 
     monkeypatch.setattr(resizing, "open_library", unavailable)
-    resizing._function.cache_clear()
+    resizing._library.cache_clear()
     try:
         with caplog.at_level(logging.INFO, "jeffnet.data"):
             assert resizing.native() is None and resizing.native() is None
     finally:
-        resizing._function.cache_clear()
+        resizing._library.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
-        "Pillow resizes pictures, more slowly than C++: no compiler"
+        "Pillow prepares pictures, more slowly than C++: no compiler"
     ]
 
 

@@ -557,8 +557,8 @@ def resizes(draw: Any) -> Resize:
 
 def check_resize(problem: Resize) -> None:
     """Pillow's bytes, and gaps between rows stay as they were; or of a changed call nothing outside the buffers."""
-    function = native_resize()
-    assert function is not None
+    library = native_resize()
+    assert library is not None
     width, height, channels = problem.width, problem.height, 1 if problem.pixel == 1 else 3
     # Black, white and noise, with all overshoots; of the last row there is no gap, which a sanitizer would not see.
     rng = np.random.default_rng([width, height])
@@ -581,7 +581,7 @@ def check_resize(problem: Resize) -> None:
         **{"flips": problem.flips, "in_bytes": picture.size, "out_bytes": result.size},
         **{"in_stride": in_stride, "out_stride": out_stride},
     } | problem.changes
-    status = function(
+    status = library.jeffnet_resize(
         picture.ctypes.data,
         min(values["in_bytes"], picture.size),
         *(values[name] for name in ("in_stride", "width", "height", "pixel", "resample")),
@@ -610,6 +610,50 @@ def check_resize(problem: Resize) -> None:
     ran["resize"] += 1
 
 
+class Colours(NamedTuple):
+    """A call of `jeffnet_change_colours`; `buffer` has that many bytes."""
+
+    buffer: int
+    count: int
+    channels: int
+    changes: list[int]
+    factors: list[float]
+
+
+_numbers = st.one_of(st.integers(0, 70), odd_numbers)
+_steps = st.lists(st.tuples(st.one_of(st.integers(0, 2), odd_numbers), _odd_floats), max_size=4)
+colours = st.builds(
+    lambda buffer, count, channels, steps: (
+        Colours(buffer, count, channels, *map(list, zip(*steps, strict=True)))
+        if steps
+        else Colours(buffer, count, channels, [], [])
+    ),
+    st.integers(1, 210),
+    _numbers,
+    st.one_of(st.sampled_from([1, 3]), odd_numbers),
+    _steps,
+)
+
+
+def check_colours(problem: Colours) -> None:
+    """Done within the buffer, or refused and nothing changed; that it is Pillow's, the tests of the jitter show."""
+    library = native_resize()
+    assert library is not None
+    pixels = np.random.default_rng(0).integers(0, 256, problem.buffer, np.uint8)
+    before, steps = pixels.copy(), len(problem.changes)
+    status = library.jeffnet_change_colours(
+        *(pixels.ctypes.data, pixels.nbytes, problem.count, problem.channels, steps),
+        (ctypes.c_int64 * steps)(*problem.changes),
+        (ctypes.c_float * steps)(*problem.factors),
+    )
+    right = problem.channels in (1, 3) and 1 <= problem.count <= problem.buffer // problem.channels
+    right = right and all(0 <= change <= 2 for change in problem.changes) and bool(np.isfinite(problem.factors).all())
+    assert status == (0 if right else 1), problem
+    unchanged = problem.count * problem.channels if right else 0
+    np.testing.assert_array_equal(pixels[unchanged:], before[unchanged:])
+    ran["colours, done" if right else "colours, refused"] += 1
+
+
 CHECKS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "depthwise": (check_depthwise, problems(negative_pads=True)),
     "depthwise_act": (check_depthwise_act, problems()),
@@ -620,6 +664,7 @@ CHECKS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "norm": (check_norm, matrices),
     "call": (check_call, calls()),
     "resize": (check_resize, resizes()),
+    "colours": (check_colours, colours),
 }
 
 

@@ -32,7 +32,7 @@ _spec.loader.exec_module(kernel_fuzz)
 
 @pytest.mark.parametrize("name", kernel_fuzz.CHECKS)
 def test_any_problem_equals_the_reference(name):
-    kernel_fuzz.fuzz(name, {"call": 30, "resize": 300}.get(name, 5))
+    kernel_fuzz.fuzz(name, {"call": 30, "resize": 300, "colours": 300}.get(name, 5))
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,9 @@ KERNELS = Library(
     ("common.h", "dense.h", "row.h"),
     includes_xla=True,
 )
-# Without fused operations, which round otherwise than Pillow's.
-PIXELS = Library("pixels", "the C++ code that resizes pictures", ("pixels.cc",), flags=("-ffp-contract=off",))
+# Pillow for x86-64 is compiled without fused operations, which round otherwise; elsewhere with those of the compiler.
+_UNFUSED = ("-ffp-contract=off",) if platform.machine().lower() in ("x86_64", "amd64") else ()
+PIXELS = Library("pixels", "the C++ code that prepares pictures", ("pixels.cc",), flags=_UNFUSED)
 LIBRARIES = (KERNELS, PIXELS)
 
 

@@ -1,9 +1,10 @@
-// Resizes 8-bit pictures to the very bytes that Pillow's `Image.resize` gives, and only the part that is wanted.
+// Resizes 8-bit pictures to the very bytes that Pillow's `Image.resize` gives, and only the part that is wanted; and changes
+// colours to those that its `ImageEnhance` gives.
 //
 // Pillow multiplies pixels by weights of 22 binary places, adds them in 32 bits, and rounds to 8 bits after each of its
 // two passes. Sums here are the same, modulo 2^32 too, in whatever order. A weight is split into 15 low bits and the rest,
-// so that AVX2 multiplies and adds pairs of 16-bit numbers. To be compiled with -ffp-contract=off: fused operations round
-// otherwise than those of Pillow.
+// so that AVX2 multiplies and adds pairs of 16-bit numbers. Fused operations would round otherwise than those of
+// Pillow: see build.py.
 
 #include <algorithm>
 #include <array>
@@ -436,7 +437,51 @@ bool Fits(int64_t height, int64_t row, int64_t stride, int64_t bytes) {
   return row <= stride && stride <= kMostStride && (height - 1) * stride + row <= bytes;
 }
 
+// ------------------------------------------------------------------------------------------------------------ colours
+
+enum Change { kBrightness = 0, kContrast = 1, kSaturation = 2 };
+
+// Pillow's `Image.blend` of one value: from `other` at a factor of 0 over `value` at 1 on, in 32-bit floats.
+uint8_t Blended(int other, int value, float factor) {
+  const float blended = static_cast<float>(other) + factor * static_cast<float>(value - other);
+  return static_cast<uint8_t>(blended <= 0.0f ? 0.0f : blended >= 255.0f ? 255.0f : blended);
+}
+
+// Pillow's mode 'L' of a pixel.
+int Grey(const uint8_t* pixel) { return (pixel[0] * 19595 + pixel[1] * 38470 + pixel[2] * 7471 + 0x8000) >> 16; }
+
+int MeanGrey(const uint8_t* pixels, int64_t count, int64_t channels) {
+  int64_t sum = 0;
+  for (int64_t at = 0; at < count; ++at) sum += channels == 3 ? Grey(pixels + 3 * at) : pixels[at];
+  return static_cast<int>(static_cast<double>(sum) / static_cast<double>(count) + 0.5);
+}
+
+void ChangeColours(uint8_t* pixels, int64_t count, int64_t channels, int64_t change, float factor) {
+  if (change == kSaturation) {
+    for (uint8_t* pixel = pixels; channels == 3 && pixel < pixels + 3 * count; pixel += 3) {
+      const int grey = Grey(pixel);
+      for (int channel = 0; channel < 3; ++channel) pixel[channel] = Blended(grey, pixel[channel], factor);
+    }
+    return;
+  }
+  const int other = change == kBrightness ? 0 : MeanGrey(pixels, count, channels);
+  uint8_t table[256];
+  for (int value = 0; value < 256; ++value) table[value] = Blended(other, value, factor);
+  for (int64_t at = 0; at < count * channels; ++at) pixels[at] = table[pixels[at]];
+}
+
 }  // namespace
+
+// Changes brightness, contrast and saturation of `count` pixels of 1 or 3 bytes, in place: `many` changes one after the
+// other, each with its factor. Returns a `Status`: what is refused has changed nothing.
+extern "C" int jeffnet_change_colours(uint8_t* pixels, int64_t bytes, int64_t count, int64_t channels, int64_t many,
+                                      const int64_t* changes, const float* factors) {
+  if ((channels != 1 && channels != 3) || count < 1 || count > bytes / channels || many < 0) return kRefused;
+  for (int64_t step = 0; step < many; ++step)
+    if (changes[step] < kBrightness || changes[step] > kSaturation || !std::isfinite(factors[step])) return kRefused;
+  for (int64_t step = 0; step < many; ++step) ChangeColours(pixels, count, channels, changes[step], factors[step]);
+  return kDone;
+}
 
 // Resizes a picture as Pillow does, and writes a part of the result.
 //

@@ -284,10 +284,11 @@ def test_colour_jitter_draws_three_factors_in_any_order(monkeypatch: pytest.Monk
 
         return function
 
+    monkeypatch.setattr(jitter, "native", lambda: None)
     monkeypatch.setattr(jitter, "_CHANGES", tuple(map(recording, ("brightness", "contrast", "color"))))
     rng = np.random.default_rng(0)
     for _ in range(2000):
-        ColorJitter(0.4)(IMAGE, rng)
+        ColorJitter(0.4)(np.asarray(IMAGE), rng)
     orders = {tuple(name for name, _ in calls[start : start + 3]) for start in range(0, len(calls), 3)}
     assert len(orders) == 6 and all(len(set(order)) == 3 for order in orders)
     for wanted in ("brightness", "contrast", "color"):
@@ -295,8 +296,26 @@ def test_colour_jitter_draws_three_factors_in_any_order(monkeypatch: pytest.Monk
         np.testing.assert_allclose(np.quantile(factors, [0, 0.25, 0.5, 0.75, 1]), [0.6, 0.8, 1, 1.2, 1.4], atol=0.03)
     calls.clear()
     for _ in range(200):
-        ColorJitter(2.0)(IMAGE, rng)
+        ColorJitter(2.0)(np.asarray(IMAGE), rng)
     assert 0 <= min(factor for _, factor in calls) < 0.1 and 2.8 < max(factor for _, factor in calls) <= 3
+
+
+@pytest.mark.parametrize("strength", [0.4, 2.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_jitter_by_the_library_is_pillows(channels, strength, monkeypatch):
+    """Bit for bit, with factors below and above 1, also where nearly all values are clipped."""
+    library = jitter.native()
+    if library is None:
+        pytest.skip("no C++ library")
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        pixels = rng.integers(0, 256, (*rng.integers(1, 20, 2), channels), np.uint8)
+        before = pixels.copy()
+        monkeypatch.setattr(jitter, "native", lambda: library)
+        ours = ColorJitter(strength)(pixels, np.random.default_rng(seed))
+        monkeypatch.setattr(jitter, "native", lambda: None)
+        np.testing.assert_array_equal(ours, ColorJitter(strength)(pixels, np.random.default_rng(seed)))
+        np.testing.assert_array_equal(pixels, before)
 
 
 @pytest.mark.parametrize(
