@@ -134,6 +134,8 @@ def test_occlusion_shows_the_one_place_that_is_not_empty(start):
     heat = explain(start, image, "occlusion", [target])[0]
     assert heat[4:8, 20:24].max() == 1 and heat[4:8, 20:24].min() > 0
     assert not heat[16:].any() and not heat[:, :12].any()
+    # Windows of another colour would take probability from the class that the square makes less probable.
+    assert not explain(start, image, "occlusion", [int((shares - empty).argmin())])[0][16:].any()
 
 
 def test_overlays_show_the_part_that_the_model_sees():
