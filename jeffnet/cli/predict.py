@@ -120,7 +120,9 @@ def _explained(
         start, card = open_start(options)
         chosen = {name: getattr(options, name) for name in ("image_size", "crop_pct", "interpolation")}
         transform = EvalTransform(card.preprocessing.changed(**chosen), exif=options.exif)
-        images, classes = [each.image for each in pictures], [each.indices[0] for each in predictions]
+        images = [each.image for each in pictures]
+        # Of several labels there may be none above its threshold.
+        classes = [each.indices[0] if each.indices else None for each in predictions]
         return explained(start, images, transform, options.explain, classes, progress=True)
 
 

@@ -152,7 +152,7 @@ def explained(
     pictures: Sequence[Image.Image],
     transform: EvalTransform,
     method: str = "grad-cam",
-    classes: Sequence[int] | None = None,
+    classes: Sequence[int | None] | None = None,
     layer: str | None = None,
     progress: bool = False,
 ) -> list[Image.Image]:
@@ -163,7 +163,7 @@ def explained(
       pictures: of modes 'RGB' or 'L'.
       transform: from a picture to the model's pixels.
       method: as for `explain`, with the following two.
-      classes: numbers of classes.
+      classes: number of each picture's class; None takes its most probable one.
       layer: name of a map.
       progress: show on standard error how far it is.
 
@@ -177,7 +177,8 @@ def explained(
     with progress_bar("explaining", len(pictures), "image", shown=progress) as bar:
         for row, picture in enumerate(pictures):
             image = normalize(transform(picture)[None], preprocessing.mean, preprocessing.std)
-            heat = explainer(image, None if classes is None else [classes[row]])[0]
+            label = classes[row] if classes else None
+            heat = explainer(image, None if label is None else [label])[0]
             shown.append(overlay(seen_part(upright(picture) if transform.exif else picture, transform), heat))
             bar.update()
     return shown

@@ -17,7 +17,7 @@ from jeffnet.backends import BACKENDS, load_backend
 from jeffnet.cli.main import main
 from jeffnet.data.preprocess import EvalTransform
 from jeffnet.errors import ConfigError, InputError
-from jeffnet.inference.explain import _NOISE, _SAMPLES, explain, overlay, seen_part
+from jeffnet.inference.explain import _NOISE, _SAMPLES, explain, explained, overlay, seen_part
 from jeffnet.weights.start import start_model
 
 RNG = np.random.default_rng(0)
@@ -186,3 +186,14 @@ def test_the_command_draws_what_the_model_looks_at(start, tmp_path, capsys):
     assert capsys.readouterr().err == "error: --explain draws into --output: give its FILE too\n"
     shown = classifier.explain(picture)
     assert shown.size == (60, 60) and len(classifier.explain([picture, picture], classes=[0, 1])) == 2
+
+
+def test_a_picture_without_a_class_is_explained_by_its_most_probable_one(start):
+    """As where no label of several is above its threshold."""
+    picture = Image.fromarray(RNG.integers(0, 256, (40, 40, 3), np.uint8))
+    transform = EvalTransform(Preprocessing(32, 1.0))
+    several = [explained(start, [picture], transform, classes=[number]) for number in range(3)]
+    several = [np.asarray(shown[0]).tobytes() for shown in several]
+    chosen, found = (explained(start, [picture], transform, classes=classes) for classes in ([None], None))
+    assert np.asarray(chosen[0]).tobytes() == np.asarray(found[0]).tobytes() in several
+    assert len(set(several)) > 1
