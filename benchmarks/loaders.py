@@ -34,6 +34,7 @@ from jeffnet.system import figures
 
 SPLIT = "val"  # of the folder of links
 QUALITY, LONG_SIDE = 95, 500
+POLICY, JITTER = "rand-m9-mstd0.5", 0.4
 
 Options = argparse.Namespace
 
@@ -49,16 +50,20 @@ def grain_evaluation_processes(folder: Path, options: Options) -> Iterator[Any]:
     return grain_evaluation(folder, options, options.workers)
 
 
-def grain_training(folder: Path, options: Options, workers: int = 0) -> Iterator[Any]:
+def grain_training(folder: Path, options: Options, workers: int = 0, **settings: Any) -> Iterator[Any]:
     from jeffnet.data.loaders import train_loader
 
     source = ImageFolder(folder, SPLIT)
-    transform = TrainTransform(options.image_size, interpolation="bicubic")
+    transform = TrainTransform(options.image_size, interpolation="bicubic", **settings)
     return train_loader(source, transform, options.batch_size, 0, options.workers, workers)
 
 
 def grain_training_processes(folder: Path, options: Options) -> Iterator[Any]:
     return grain_training(folder, options, options.workers)
+
+
+def grain_augmentation(folder: Path, options: Options) -> Iterator[Any]:
+    return grain_training(folder, options, policy=POLICY, color_jitter=JITTER)
 
 
 def pytorch_evaluation(folder: Path, options: Options) -> Iterator[Any]:
@@ -82,6 +87,10 @@ def timm_evaluation(folder: Path, options: Options) -> Iterator[Any]:
 def timm_training(folder: Path, options: Options) -> Iterator[Any]:
     """Random resized crop and flip, as ours; timm's further augmentations off."""
     return _timm(folder, options, is_training=True, color_jitter=0.0)
+
+
+def timm_augmentation(folder: Path, options: Options) -> Iterator[Any]:
+    return _timm(folder, options, is_training=True, auto_augment=POLICY, color_jitter=JITTER)
 
 
 def tf_data_evaluation(folder: Path, options: Options) -> Iterator[Any]:
@@ -121,6 +130,8 @@ CONTENDERS: dict[str, dict[str, Callable[[Path, Options], Iterator[Any]]]] = {
         "grain, threads": grain_training,
         "grain, processes": grain_training_processes,
     },
+    # The same, RandAugment and colour jitter.
+    "augmentation": {"timm": timm_augmentation, "grain, threads": grain_augmentation},
 }
 
 
@@ -137,6 +148,7 @@ def _timm(folder: Path, options: Options, **settings: Any) -> Iterator[Any]:
         sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
     from timm.data.dataset_factory import create_dataset
     from timm.data.loader import create_loader
+    from timm.data.transforms_factory import transforms_imagenet_train
 
     dataset: Any = create_dataset("", str(folder / SPLIT))
     size = (3, options.image_size, options.image_size)
@@ -150,6 +162,11 @@ def _timm(folder: Path, options: Options, **settings: Any) -> Iterator[Any]:
         use_prefetcher=False,
         **settings,
     )
+    if "auto_augment" in settings:  # beside which `create_loader` leaves the colour jitter out
+        del settings["is_training"]
+        dataset.transform = transforms_imagenet_train(
+            size[1:], **settings, interpolation="bicubic", force_color_jitter=True
+        )
     return iter(loader)
 
 
