@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jeffnet.arch.tasks import TASKS
-from jeffnet.errors import check_choice
+from jeffnet.errors import ConfigError, check_choice
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Columns:
       task: one of `jeffnet.arch.tasks.TASKS`.
 
     Raises:
-      ConfigError: no such task.
+      ConfigError: no such task, one column of labels twice, or an empty separator.
     """
 
     path: str | None = None
@@ -34,6 +34,10 @@ class Columns:
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)
+        if len(set(self.labels)) < len(self.labels):
+            raise ConfigError(f"label_columns {', '.join(self.labels)!r} has a column twice: give each once")
+        if self.separator == "":
+            raise ConfigError("label_separator '' is empty: give what is between labels, such as ';'")
 
 
 USUAL = Columns()

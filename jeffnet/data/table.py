@@ -2,11 +2,12 @@
 
 import csv
 import io
-import math
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from jeffnet.data.columns import USUAL, Columns
 from jeffnet.data.images import read_image
 from jeffnet.data.sources import Labelled
-from jeffnet.data.splits import UNDIVIDED, require_split, split_names
+from jeffnet.data.splits import KNOWN, UNDIVIDED, require_split, split_names
 from jeffnet.errors import DatasetError
 from jeffnet.system.extras import install
 from jeffnet.system.reading import parse_json, read_file, user_path
@@ -27,6 +28,10 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".json")
 _PATHS, _LABELS, _SPLITS = ("path", "file_name", "filename", "file", "image"), ("label", "labels", "class"), ("split",)
 _MOST_BYTES = 2**31  # COCO's annotations of 118,000 pictures have a fifth of that
 _NUMBERS = {"0": 0, "1": 1, "false": 0, "true": 1}
+_LARGEST = float(np.finfo(np.float32).max)
+_LONGEST = 1000  # characters of a label; Python refuses to convert numbers of 4,300 digits
+
+_LOGGER = logging.getLogger("jeffnet.data")
 
 Row = dict[str, Any]
 
@@ -73,13 +78,17 @@ class Table(Labelled):
             raise DatasetError(f"table {data!r} has no rows: give one that lists pictures")
         key = _column(rows, columns.path, _PATHS, data, "path_column")
         assert key is not None
-        _check_once(rows, key, data)
-        rows = _rows_of_split(rows, columns, split, data, is_own="{split}" in data)
+        is_own = "{split}" in data
+        column = _column(rows, columns.split, _SPLITS, data, "split_column") if columns.split or not is_own else None
+        splits = [name] * len(rows) if is_own or column is None else [_text(row.get(column)) for row in rows]
+        files = _files(rows, key, splits, str(path.parent) if columns.folder is None else columns.folder, data)
+        folders = _Folders()
+        _check_once(files, folders, data)
+        rows = _rows_of_split(rows, column, split, data, is_own)
         self.groups = _groups(rows, columns.group, data)
-        folder = path.parent if columns.folder is None else user_path(columns.folder.replace("{split}", name))
         self.names = tuple(_path(row[key], number, data) for number, row in rows.items())
-        self._paths = [os.path.join(folder, name) for name in self.names]
-        _check_files(self._paths, data)
+        self._paths = [files[number] for number in rows]
+        _check_files(self._paths, folders, data)
         known = tuple(classes) if classes is not None else categories
         self.labels, self.classes = _PARSERS[columns.task](_Cells(rows, self.names, columns, data), known)
         if split in ("train", UNDIVIDED) and columns.task != "regression" and len(self.classes) < 2:
@@ -92,6 +101,17 @@ class Table(Labelled):
     def file(self, index: int) -> str:
         """Where a picture's file is."""
         return self._paths[index]
+
+    def check_apart(self, other: "Table") -> None:
+        """Raises DatasetError if a picture is in another table too."""
+        folders = _Folders()
+        files = {folders.real(path): name for path, name in zip(self._paths, self.names, strict=True)}
+        shared = [files[real] for real in map(folders.real, other._paths) if real in files]
+        if shared:
+            raise DatasetError(
+                f"{len(shared)} of {len(other)} pictures of table {other._data!r} that are validated are trained on "
+                f"too, such as {shared[0]!r}: list each in one split"
+            )
 
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self._paths[index], self.channels)
@@ -117,6 +137,13 @@ class _Cells:
         assert column is not None
         return column
 
+    def texts(self, place: int, value: Any) -> list[str]:
+        """A cell or list of labels as texts, without those that are empty."""
+        texts = [text for text in map(_text, value if isinstance(value, list | tuple) else [value]) if text]
+        if longest := next((text for text in texts if len(text) > _LONGEST), None):
+            raise self.error(place, f"has a label of {len(longest):,} characters, {longest[:50]!r}...: correct it")
+        return texts
+
     def error(self, place: int, text: str) -> DatasetError:
         number = list(self.rows)[place]
         return DatasetError(f"row {number} of table {self.data!r}, {self.names[place]!r}, {text}")
@@ -125,7 +152,7 @@ class _Cells:
 def _single(cells: _Cells, known: tuple[str, ...] | None) -> tuple[np.ndarray, tuple[str, ...]]:
     column, labels = cells.label_column(), []
     for place, row in enumerate(cells.rows.values()):
-        found = _texts(row.get(column))
+        found = cells.texts(place, row.get(column))
         if len(found) != 1:
             what = f"has {len(found)} labels ({listed(found)})" if found else f"has no label in column {column!r}"
             raise cells.error(place, f"{what}: give it one" + (", or task multi_label" if found else ""))
@@ -144,7 +171,7 @@ def _several(cells: _Cells, known: tuple[str, ...] | None) -> tuple[np.ndarray, 
         value = row.get(column)
         if isinstance(value, str) and separator is None:
             raise cells.error(place, f"has a text as labels, {value[:50]!r}: say how they are separated by separator")
-        found = _texts(value.split(separator) if isinstance(value, str) else value)
+        found = cells.texts(place, value.split(separator) if isinstance(value, str) else value)
         if not found and not isinstance(value, _Categories):
             raise cells.error(place, "has no labels: name some, or give a column of 0 and 1 for each class")
         labels.append(found)
@@ -162,8 +189,7 @@ def _flags(cells: _Cells, known: tuple[str, ...] | None) -> tuple[np.ndarray, tu
     """Of a column for each class, whose cells are 0 or 1."""
 
     def flag(value: Any) -> int | None:
-        text = str(value).strip().lower()
-        return _NUMBERS.get(text.removesuffix(".0"))
+        return _NUMBERS.get(_text(value).lower().removesuffix(".0"))
 
     return _matrix(cells, known, flag, "which is neither 0 nor 1")
 
@@ -171,12 +197,12 @@ def _flags(cells: _Cells, known: tuple[str, ...] | None) -> tuple[np.ndarray, tu
 def _numbers(cells: _Cells, known: tuple[str, ...] | None) -> tuple[np.ndarray, tuple[str, ...]]:
     def number(value: Any) -> float | None:
         try:
-            found = float(value)
-        except (TypeError, ValueError):
+            found = float("" if "_" in str(value) else value)
+        except (TypeError, ValueError, OverflowError):
             return None
-        return found if math.isfinite(found) else None
+        return found if abs(found) <= _LARGEST else None
 
-    return _matrix(cells, known, number, "which is no number")
+    return _matrix(cells, known, number, "which is no number that float32 can hold")
 
 
 def _matrix(
@@ -224,11 +250,14 @@ def _read(path: Path) -> tuple[list[Row], tuple[str, ...] | None]:
             return _parquet(path, name), None
         text = read_file(path, _MOST_BYTES).decode("utf-8-sig")
         if path.suffix.lower() == ".jsonl":
-            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.split("\n") if line.strip()]
         elif path.suffix.lower() == ".json":
             return _coco(parse_json(text))
         else:
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+            _check_distinct(filter(None, reader.fieldnames or ()), "columns")
+            rows = list(reader)
             if wrong := next((number for number, row in enumerate(rows, 1) if None in row), None):
                 raise ValueError(f"row {wrong} has more cells than there are columns")
         if wrong := next((number for number, row in enumerate(rows, 1) if not isinstance(row, dict)), None):
@@ -252,6 +281,9 @@ def _parquet(path: Path, name: str) -> list[Row]:
 def _coco(content: Any) -> tuple[list[Row], tuple[str, ...]]:
     """Pictures with the names of their categories; raises ValueError where something else is there."""
     try:
+        _check_distinct((entry["id"] for entry in content["images"]), "images with the id")
+        _check_distinct((entry["id"] for entry in content["categories"]), "categories with the id")
+        _check_distinct((str(entry["name"]) for entry in content["categories"]), "categories")
         names = {entry["id"]: str(entry["name"]) for entry in sorted(content["categories"], key=lambda one: one["id"])}
         labels: dict[Any, _Categories] = {entry["id"]: _Categories() for entry in content["images"]}
         for entry in content["annotations"]:
@@ -266,6 +298,12 @@ def _coco(content: Any) -> tuple[list[Row], tuple[str, ...]]:
     return rows, tuple(names.values())
 
 
+def _check_distinct(values: Iterable[Any], what: str) -> None:
+    """Raises ValueError where a value is there twice."""
+    if twice := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"it has two {what} {twice[0]!r}")
+
+
 def _column(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], data: str, option: str) -> str | None:
     """The column of this name, or of a usual one; None where it may be missing: for splits."""
     present = dict.fromkeys(column for row in rows[:1000] for column in row)
@@ -276,27 +314,45 @@ def _column(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], data:
     return found
 
 
-def _rows_of_split(rows: Sequence[Row], columns: Columns, split: str, data: str, is_own: bool) -> dict[int, Row]:
+def _rows_of_split(rows: Sequence[Row], column: str | None, split: str, data: str, is_own: bool) -> dict[int, Row]:
     """The rows of a split by their number, from 1."""
-    numbered = dict(enumerate(rows, 1))
-    column = _column(rows, columns.split, _SPLITS, data, "split_column") if columns.split or not is_own else None
     if column is None:
         if split == "train" and not is_own:
             raise DatasetError(
                 f"table {data!r} has no column of splits, so that one would validate on what one trained on: add a "
                 "column 'split' of train and val, or give a table for each as `table_{split}.csv`"
             )
-        return numbered
-    present = {str(row.get(column)).strip() for row in rows}
-    name = require_split(split, present, data)
-    return {number: row for number, row in numbered.items() if str(row.get(column)).strip() == name}
+        return dict(enumerate(rows, 1))
+    splits = [_text(row.get(column)) for row in rows]
+    counts = Counter(splits)
+    name = require_split(split, {value for value in counts if value}, data)
+    _check_ignored(counts, name, split_names(split), f"table {data!r} in column {column!r}")
+    return {number: row for number, (row, own) in enumerate(zip(rows, splits, strict=True), 1) if own == name}
+
+
+def _check_ignored(counts: Mapping[str, int], name: str, names: Sequence[str], where: str) -> None:
+    """Rows whose split nobody asks for: an error if it looks like the one that is read, else a warning."""
+    plain = {"".join(used.split()).casefold(): used for used in (*names, name)}
+    for value, count in counts.items():
+        used = plain.get("".join(value.split()).casefold(), value)
+        if value not in (*names, name) and used != value:
+            raise DatasetError(f"{where} has {value!r} ({count}), which would be ignored: write {used!r}")
+    known = (name, *KNOWN)
+    ignored = [f"{value!r} ({counts[value]})" for value in sorted(counts) if value not in known]
+    if ignored and (name in KNOWN or "" in counts):
+        _warn_once(f"{where} has rows of no known split, which are ignored: {listed(ignored)}")
+
+
+@cache  # the table is opened for each split
+def _warn_once(text: str) -> None:
+    _LOGGER.warning("%s", text)
 
 
 def _groups(rows: Mapping[int, Row], column: str | None, data: str) -> tuple[str, ...] | None:
     if column is None:
         return None
     _column(list(rows.values()), column, (), data, "group_column")
-    groups = {number: str(row.get(column) or "").strip() for number, row in rows.items()}
+    groups = {number: _text(row.get(column)) for number, row in rows.items()}
     if missing := next((number for number, group in groups.items() if not group), None):
         raise DatasetError(f"row {missing} of table {data!r} has no group in column {column!r}: name one")
     return tuple(groups.values())
@@ -308,28 +364,56 @@ def _path(value: Any, number: int, data: str) -> str:
     return value.strip()
 
 
-def _check_once(rows: Sequence[Row], key: str, data: str) -> None:
+def _files(rows: Sequence[Row], key: str, splits: Sequence[str], folder: str, data: str) -> dict[int, str]:
+    """Where the picture of every row should be, by the number of the row, from 1."""
+    roots = {split: str(user_path(folder.replace("{split}", split))) for split in set(splits)}
+    return {
+        number: os.path.join(roots[split], _path(row.get(key), number, data))
+        for number, (row, split) in enumerate(zip(rows, splits, strict=True), 1)
+    }
+
+
+class _Folders(dict[str, tuple[str, frozenset[str], frozenset[str]]]):
+    """Of a folder: where it really is, and the names of its files and of its links.
+
+    To list folders is quicker than to ask for every file.
+    """
+
+    def __missing__(self, folder: str) -> tuple[str, frozenset[str], frozenset[str]]:
+        self[folder] = os.path.normpath(folder), frozenset(), frozenset()
+        if os.path.isdir(folder):
+            with os.scandir(folder) as entries:
+                files = [entry for entry in entries if entry.is_file()]
+            links = frozenset(entry.name for entry in files if entry.is_symlink())
+            self[folder] = os.path.realpath(folder), frozenset(entry.name for entry in files), links
+        return self[folder]
+
+    def has(self, path: str) -> bool:
+        """Whether this is a file."""
+        folder, name = os.path.split(path)
+        return name in self[folder or "."][1]
+
+    def real(self, path: str) -> str:
+        """Path of a file without links, `.` and `..`."""
+        folder, name = os.path.split(path)
+        real, _, links = self[folder or "."]
+        return os.path.realpath(path) if name in links else os.path.join(real, name)
+
+
+def _check_once(files: Mapping[int, str], folders: _Folders, data: str) -> None:
     """Raises DatasetError where a picture has several rows, of which one may be trained on and another validated."""
     numbers: dict[str, int] = {}
-    for number, row in enumerate(rows, 1):
-        path = os.path.normpath(_path(row.get(key), number, data))
-        if (first := numbers.setdefault(path, number)) != number:
+    for number, path in files.items():
+        if (first := numbers.setdefault(folders.real(path), number)) != number:
             raise DatasetError(
                 f"rows {first} and {number} of table {data!r} are of one picture, {path!r}: give it one row, with all "
                 "its labels"
             )
 
 
-def _check_files(paths: Sequence[str], data: str) -> None:
-    """Raises DatasetError where files are missing; lists folders, which is quicker than to ask for every file."""
-    folders: dict[str, frozenset[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(os.path.normpath(path))
-        if folder not in folders:
-            folders[folder] = frozenset(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else frozenset()
-        if name not in folders[folder]:
-            missing.append(path)
+def _check_files(paths: Sequence[str], folders: _Folders, data: str) -> None:
+    """Raises DatasetError where files are missing."""
+    missing = [path for path in paths if not folders.has(path)]
     if missing:
         raise DatasetError(
             f"table {data!r} lists {len(missing)} of {len(paths)} pictures that do not exist, such as {missing[0]!r}: "
@@ -337,10 +421,11 @@ def _check_files(paths: Sequence[str], data: str) -> None:
         )
 
 
-def _texts(value: Any) -> list[str]:
-    """A cell or list of labels as texts, without those that are empty."""
-    values = value if isinstance(value, list | tuple) else [value]
-    return [text for text in (str(one).strip() for one in values if one is not None) if text]
+def _text(value: Any) -> str:
+    """A cell as text: empty for None and NaN, and 1.0, as which tables with gaps have whole numbers, is '1'."""
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _sorted(labels: Sequence[str]) -> tuple[str, ...]:

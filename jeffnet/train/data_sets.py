@@ -9,6 +9,7 @@ from jeffnet.data.open import open_source
 from jeffnet.data.sampling import source_labels
 from jeffnet.data.sources import Labelled, Source, Subset
 from jeffnet.data.splits import UNDIVIDED
+from jeffnet.data.table import Table
 from jeffnet.train.config import Config
 
 _FEWEST = 2  # pictures to train on
@@ -41,7 +42,8 @@ def open_data_sets(config: Config, recorded: Division | None = None) -> DataSets
       The data sets.
 
     Raises:
-      DatasetError: they cannot be opened, are too few, or are others than when they were divided.
+      DatasetError: they cannot be opened, are too few, are others than when they were divided, or a table has some in
+        both splits.
       ConfigError: they are to be divided, but do not say their labels.
     """
     data, channels = config.data, config.model.in_chans
@@ -49,6 +51,8 @@ def open_data_sets(config: Config, recorded: Division | None = None) -> DataSets
         return _divided(config, recorded)
     train = open_source(data.path, data.train_split, channels, min_images=_FEWEST, columns=data.columns)
     val = open_source(data.path, data.val_split, channels, classes=train.classes, columns=data.columns)
+    if isinstance(train, Table) and isinstance(val, Table) and data.train_split != data.val_split:
+        train.check_apart(val)
     return DataSets(train, val)
 
 

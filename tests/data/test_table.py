@@ -198,7 +198,9 @@ def test_numbers(folder):
     source = Table(write(folder / "numbers.csv", rows), "train", 1, columns=columns)
     assert source.classes == ("size", "age") and source.labels.tolist() == [[-20, 1.5 * place] for place in range(4)]
     rows[2]["age"] = "old"
-    with pytest.raises(DatasetError, match=r"row 3 .* has 'old' in column 'age', which is no number: correct it"):
+    with pytest.raises(
+        DatasetError, match=r"row 3 .* has 'old' in column 'age', which is no number that float32 can hold: correct"
+    ):
         Table(write(folder / "numbers.csv", rows), "train", 1, columns=columns)
 
 
@@ -215,3 +217,112 @@ def test_mistakes_in_several_labels_are_one_line(folder):
         several(folder, "mistake.csv", flags, labels=("cat", "dog"))
     with pytest.raises(DatasetError, match="no column 'cow': give label_columns"):
         several(folder, "mistake.csv", flags, labels=("cat", "cow"))
+
+
+def test_a_picture_is_the_same_by_any_path(folder):
+    """Absolute, with dots, through a linked folder, or as a linked file; the same name in two folders is another."""
+    (folder / "linked").symlink_to(folder / "pictures")
+    (folder / "linked.png").symlink_to(folder / "pictures" / "0.png")
+    for other in (folder / "pictures" / "0.png", "linked/../pictures/./0.png", "linked/0.png", "linked.png"):
+        rows = [*ROWS, {"path": str(other), "label": "dog", "split": "test"}]
+        with pytest.raises(DatasetError, match=r"rows 1 and 5 of table .* are of one picture"):
+            Table(write(folder / "twice.csv", rows), "train")
+    for split in ("train", "test"):
+        (folder / f"in_{split}").mkdir()
+        Image.new("L", (5, 4)).save(folder / f"in_{split}" / "0.png")
+    rows = [{"path": "0.png", "label": "cat", "split": split} for split in ("train", "test")]
+    source = Table(write(folder / "in.csv", rows), "val", columns=Columns(folder=str(folder / "in_{split}")))
+    assert source.file(0) == str(folder / "in_test" / "0.png")
+
+
+def test_tables_of_splits_are_compared(folder):
+    tables = [
+        Table(write(folder / f"apart_{split}.csv", some), split, 1, columns=Columns(split="split"))
+        for split, some in (
+            ("train", ROWS[:2]),
+            ("test", [ROWS[2]]),
+            ("fold", [{"path": str(folder / "pictures" / "1.png"), "label": "dog", "split": "fold"}]),
+        )
+    ]
+    tables[0].check_apart(tables[1])
+    with pytest.raises(DatasetError, match=r"1 of 1 pictures of table .*apart_fold.csv' .* such as 'pictures/1.png'"):
+        tables[0].check_apart(tables[2])
+
+
+def jsonl(folder, name="cells.jsonl", **cells):
+    """A table of the pictures whose rows have one cell each of these columns, NaN as pandas writes it."""
+    rows = [row | {name: values[place] for name, values in cells.items()} for place, row in enumerate(ROWS)]
+    return write(folder / name, rows)
+
+
+def test_whole_numbers_and_gaps_in_cells(folder):
+    nan, columns = float("nan"), Columns(group="film")
+    data = jsonl(folder, label=[1.0, 2, 3, "1"], film=[0, 1.0, 2, 1])
+    source = Table(data, "train", 1, columns=columns)
+    assert source.classes == ("1", "2") and source.labels.tolist() == [0, 1, 0] and source.groups == ("0", "1", "1")
+    for gap in (nan, None):
+        with pytest.raises(DatasetError, match=r"row 2 .* has no label in column 'label'"):
+            Table(jsonl(folder, label=[1, gap, 2, 2]), "train")
+        with pytest.raises(DatasetError, match=r"row 2 .* has no group in column 'film'"):
+            Table(jsonl(folder, film=[1, gap, 2, 2]), "train", columns=columns)
+
+
+def test_rows_of_no_split_are_told(folder, caplog):
+    for ignored, used in (("Train", "train"), ("TEST", "test"), ("v al", "val"), ("Validation", "validation")):
+        split = "train" if used == "train" else "val"
+        data = jsonl(folder, split=[ignored, "train", "test", "train"])
+        with pytest.raises(DatasetError, match=rf"has '{ignored}' \(1\), which would be ignored: write '{used}'"):
+            Table(data, split)
+    data = jsonl(folder, "none.jsonl", split=["train", "train", "test", float("nan")])
+    Table(data, "train")
+    Table(data, "val")
+    Table(jsonl(folder, "fold.jsonl", split=[1.0, 1, 2, 3]), "1")
+    assert [record.getMessage().partition(" has ")[2] for record in caplog.records] == [
+        "rows of no known split, which are ignored: '' (1)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("head.csv", "path,label,label\npictures/0.png,cat,dog\n", "it has two columns 'label'"),
+        (
+            "image.json",
+            {"images": [{"id": 1, "file_name": "a"}] * 2, "categories": []},
+            "it has two images with the id 1",
+        ),
+        ("id.json", {"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "with the id 1"),
+        ("name.json", {"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "categories 'a'"),
+        ("folder.csv", "path,label\npictures,cat\n", "1 of 1 pictures that do not exist, such as .*pictures'"),
+        ("digits.csv", f"path,label\npictures/0.png,{'1' * 5000}\n", "row 1 .* has a label of 5,000 characters, '1111"),
+        ("null.csv", "path,label\npic\0tures/0.png,cat\n", "1 of 1 pictures that do not exist|cannot be read"),
+    ],
+)
+def test_damaged_tables_are_one_line(name, text, message, folder):
+    text = text if isinstance(text, str) else json.dumps(text | {"annotations": []})
+    (folder / name).write_text(text)
+    with pytest.raises(DatasetError, match=message) as error:
+        Table(str(folder / name), "val")
+    assert "\n" not in str(error.value)
+
+
+def test_spaces_before_quotes_tabs_and_separators_of_lines(folder):
+    (folder / "quoted.csv").write_text('path, label\npictures/0.png, "cat, black"\n')
+    (folder / "TABS.TSV").write_text("path\tlabel\npictures/0.png\tcat, black\n")
+    (folder / "lines.jsonl").write_text('{"path": "pictures/0.png", "text": "a\u2028b", "label": "cat, black"}\r\n\n')
+    for name in ("quoted.csv", "TABS.TSV", "lines.jsonl"):
+        assert Table(str(folder / name), "val").classes == ("cat, black",)
+
+
+@pytest.mark.parametrize("number", ["1e39", "-inf", "1_0", pytest.param(10**400, id="10**400"), float("nan"), None])
+def test_numbers_that_float32_cannot_hold(number, folder):
+    data = jsonl(folder, age=[1, number, 3.4e38, "4"])
+    with pytest.raises(DatasetError, match=r"row 2 .* in column 'age', which is no number that float32 can hold"):
+        Table(data, "train", columns=Columns(labels=("age",), task="regression"))
+
+
+def test_columns_that_cannot_be():
+    with pytest.raises(ConfigError, match="label_columns 'a, a' has a column twice"):
+        Columns(labels=("a", "a"))
+    with pytest.raises(ConfigError, match="label_separator '' is empty"):
+        Columns(separator="")

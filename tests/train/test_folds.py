@@ -87,6 +87,16 @@ def test_groups_of_a_table_are_divided_as_a_whole(short, pictures, tmp_path):
         open_data_sets(replace(short, data=replace(data, group_column="actor")))
 
 
+def test_tables_of_splits_have_no_picture_in_common(config, pictures, tmp_path):
+    for split, numbers in (("train", (0, 1)), ("val", (2, 1)), ("other", (2, 3))):
+        lines = [f"{name}/{number}.png,{name}" for name in ("blue", "red") for number in numbers]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["path,label", *lines]))
+    data = replace(config.data, path=str(tmp_path / "{split}.csv"), image_folder=str(pictures / "train"))
+    assert len(open_data_sets(replace(config, data=replace(data, val_split="other"))).val) == 4
+    with pytest.raises(DatasetError, match=r"^2 of 4 pictures of table .* are trained on too, such as 'blue/1\.png'"):
+        open_data_sets(replace(config, data=data))
+
+
 def test_cross_validation_trains_once_for_each_fold_and_goes_on(short, undrawn, tmp_path, capsys):
     config = replace(short, data=replace(short.data, validation_share=None))
     recipe = tmp_path / "config.json"
