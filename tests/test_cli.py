@@ -562,6 +562,9 @@ def test_on_a_cpu_the_fused_model_answers_as_the_layers(capsys, weights, picture
             assert found["loss"] == pytest.approx(scores["loss"], abs=1e-6) and found["top1"] == scores["top1"]
     found = json.loads(run(capsys, "validate", pictures, "--weights", weights, "--no-jit", "--json")[1])
     assert found["computed_by"] == "the layers of functional (not compiled)"
+    with jax.disable_jit():
+        found = json.loads(run(capsys, "predict", pictures / "val/cat", "--weights", weights, "--json")[1])
+    assert {each["computed_by"] for each in found} == {"the layers of functional (not compiled)"}
 
 
 def test_convert_to_every_form_and_back(capsys, weights, pictures, tmp_path, small_model):
@@ -633,6 +636,10 @@ def test_predict_shows_classes_and_draws(capsys, weights, pictures, tmp_path):
     assert all(name in out for name in CLASSES)
     with Image.open(tmp_path / "p.png") as drawn:
         assert drawn.size[0] > 600
+    for picture in (pictures / "val/cat/0.jpg", pictures / "val/dog/0.jpg"):  # in a folder that is read, and by itself
+        content = picture.read_bytes()
+        message = fails(capsys, "predict", *inputs, "--weights", weights, "--output", picture)
+        assert "is one of the files to read" in message and picture.read_bytes() == content
     _, out, _ = run(capsys, "predict", *inputs, "--weights", weights, "--top", 2, "--json")
     answers = json.loads(out)
     assert len(answers) == 3

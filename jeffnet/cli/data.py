@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jeffnet.cli.model import local_path, positive, whole
 from jeffnet.cli.text import table
 from jeffnet.system import figures
-from jeffnet.system.files import check_output
+from jeffnet.system.files import check_not_read, check_output
 from jeffnet.text.names import listed, printable, printable_lines
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.output:
         check_output(options.output, figures.FORMS)
+        check_not_read(options.output, [options.data])
     splits = [name for name in options.split.split(",") if name]
     settings = {name: getattr(options, name) for name in ("near", "threads", "data_dir")}
     try:

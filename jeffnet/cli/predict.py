@@ -15,7 +15,7 @@ from jeffnet.cli.text import table
 from jeffnet.errors import DatasetError, UsageError
 from jeffnet.inference.choices import EXPLANATIONS
 from jeffnet.system.figures import FORMS
-from jeffnet.system.files import check_output
+from jeffnet.system.files import check_not_read, check_output
 from jeffnet.system.reading import is_url
 from jeffnet.text.names import printable
 
@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
     for path, endings in ((options.output, FORMS), (options.csv, [".csv"])):
         if path:
             check_output(path, endings)
+            check_not_read(path, options.pictures)
     if options.explain and not options.output:
         raise UsageError("--explain draws into --output: give its FILE too")
     pictures, predictions, how = _predicted(options)

@@ -1,5 +1,6 @@
 """Labelled pictures in NumPy arrays, and in `.npz` files of them."""
 
+import hashlib
 import math
 import os
 import zipfile
@@ -68,6 +69,10 @@ class ArraySource(Labelled):
     def name(self, index: int) -> str:
         """The arrays' name and the picture's number."""
         return f"{self._data}/{index}"
+
+    def stamp(self, index: int) -> str:
+        """A hash of its pixels."""
+        return hashlib.sha256(self._images[index].tobytes()).hexdigest()
 
     def _picture(self, index: int, name: str) -> Image.Image:
         return Image.fromarray(self._images[index]).convert(MODES[self.channels])

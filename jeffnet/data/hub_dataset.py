@@ -86,6 +86,10 @@ class HubDataset(Labelled):
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self.file(index), self.channels, name)
 
+    def stamp(self, index: int) -> str:
+        """The fingerprint that `datasets` has of all rows."""
+        return self._rows._fingerprint
+
     def file(self, index: int) -> bytes | str:
         """What the picture's row holds, bytes or a path; an ImageError if that is nothing readable."""
         name = self.name(index)

@@ -249,6 +249,8 @@ def _decode(content: bytes) -> Image.Image:
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     # The conversion of a palette with transparency warns, and drops the transparency anyway.
     image.info.pop("transparency", None)
+    if image.mode == "I" and image.format is None:
+        raise ImageError("its pixels are 32-bit integers of unknown range: convert it to mode 'L' or 'I;16'")
     if image.mode == "I" or image.mode.startswith("I;16"):
         metadata, image = image.info, _from_16_bits(image)
         image.info = metadata

@@ -97,6 +97,10 @@ class Labelled(ABC):
         """A picture's file or its contents, as `read_image` takes it; None where the data set has pixels alone."""
         return None
 
+    def stamp(self, index: int) -> str:
+        """Another text when what a picture is read from has changed: work of before does not hold for it."""
+        return ""
+
     @abstractmethod
     def _picture(self, index: int, name: str) -> Image.Image: ...
 
@@ -173,6 +177,10 @@ class ImageFolder(Labelled):
     def file(self, index: int) -> Path:
         """The same."""
         return self.path(index)
+
+    def stamp(self, index: int) -> str:
+        """Size and time of its file."""
+        return file_stamp(self.path(index))
 
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self.path(index), self.channels)
@@ -260,8 +268,21 @@ class Subset(Labelled):
         """The file that the source gives."""
         return self._source.file(int(self._numbers[index]))
 
+    def stamp(self, index: int) -> str:
+        """The stamp that the source gives."""
+        return self._source.stamp(int(self._numbers[index]))
+
     def _picture(self, index: int, name: str) -> Image.Image:
         return self._source[int(self._numbers[index])].image
+
+
+def file_stamp(path: str | os.PathLike[str]) -> str:
+    """Size and time of a file, as text."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def label_shape(source: Source) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jeffnet.data.columns import USUAL, Columns
 from jeffnet.data.images import read_image
-from jeffnet.data.sources import Labelled
+from jeffnet.data.sources import Labelled, file_stamp
 from jeffnet.data.splits import KNOWN, UNDIVIDED, require_split, split_names
 from jeffnet.errors import DatasetError
 from jeffnet.system.extras import install
@@ -112,6 +112,10 @@ class Table(Labelled):
                 f"{len(shared)} of {len(other)} pictures of table {other._data!r} that are validated are trained on "
                 f"too, such as {shared[0]!r}: list each in one split"
             )
+
+    def stamp(self, index: int) -> str:
+        """Size and time of its file."""
+        return file_stamp(self._paths[index])
 
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self._paths[index], self.channels)

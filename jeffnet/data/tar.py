@@ -12,7 +12,7 @@ from PIL import Image
 from jeffnet.data.archives import Member, find_archives, read_headers
 from jeffnet.data.checks import checked_labels, of_unknown_endings
 from jeffnet.data.images import SUFFIXES, is_picture, most_bytes, read_image
-from jeffnet.data.sources import Labelled
+from jeffnet.data.sources import Labelled, file_stamp
 from jeffnet.data.splits import KNOWN, files_of_split, find_split
 from jeffnet.errors import DatasetError, ImageError
 from jeffnet.system.reading import MOST_TEXT, parse_json, read_file
@@ -92,6 +92,10 @@ class TarShards(Labelled):
 
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self.file(index), self.channels, name)
+
+    def stamp(self, index: int) -> str:
+        """Size and time of its archive."""
+        return file_stamp(self._shards[self._shard[index]])
 
     def file(self, index: int) -> bytes:
         """The contents of a picture's member; an ImageError if they cannot be read."""

@@ -26,13 +26,13 @@ from jeffnet.arch.plan import Plan
 from jeffnet.data.batches import EvalBatch, OnBadImage, check_options
 from jeffnet.data.loaders import eval_loader
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.data.sources import Part, Source
+from jeffnet.data.sources import Labelled, Part, Source
 from jeffnet.errors import ConfigError, DatasetError, OutputError, check_choice
 from jeffnet.inference.choices import VECTOR_DTYPES
 from jeffnet.inference.outputs import PRE_LOGITS, compiled_output
 from jeffnet.inference.vectors import check_vectors_path, run_of, write_vectors
 from jeffnet.ops.image import normalize
-from jeffnet.system.files import locked, system_reason, write_file
+from jeffnet.system.files import check_absent, locked, system_reason, write_file
 from jeffnet.system.progress import progress_bar
 from jeffnet.text.names import printable
 from jeffnet.weights.checksum import checksum
@@ -116,7 +116,7 @@ def embed_source(
       ConfigError: the model has no such layer, or a vector has numbers that the dtype does not.
       ImageError: a picture cannot be decoded.
       DatasetError: there is no picture that can be decoded.
-      OutputError: the file cannot be written, or `PATH.blocks` is of another run.
+      OutputError: the file cannot be written, exists and is not of the same run, or `PATH.blocks` is of another one.
     """
     settings = settings or EmbedSettings()
     path = Path(path)
@@ -127,6 +127,7 @@ def embed_source(
         if (before := run_of(path)) is not None and before == run | {"skipped": before.get("skipped")}:
             _LOGGER.info("%s has these vectors already", printable(str(path)))
             return before["skipped"]
+        check_absent(path)
         blocks = _Blocks(_opened(path, run), source, run)
         rows = settings.batch_size * -(-_BLOCK // settings.batch_size)
         with progress_bar("embedding", len(source), "image", shown=progress, initial=blocks.read) as bar:
@@ -196,9 +197,13 @@ def _stored(vectors: np.ndarray, dtype: str) -> np.ndarray:
 
 def _described(start: Start, transform: EvalTransform, source: Source, settings: EmbedSettings) -> dict[str, Any]:
     """What decides about every number of the file, as JSON holds it."""
-    names = hashlib.sha256()
+    pictures = hashlib.sha256()  # and what the pictures are read from, and their labels
     for index in range(len(source)):
-        names.update(f"{source.name(index)}\0".encode(errors="surrogatepass"))
+        stamp = source.stamp(index) if isinstance(source, Labelled) else ""
+        pictures.update(f"{source.name(index)}\0{stamp}\0".encode(errors="surrogatepass"))
+    if isinstance(source, Labelled):
+        pictures.update(repr(source.classes).encode(errors="surrogatepass"))
+        pictures.update(source.labels.tobytes())
     arrays = sum(checksum(np.asarray(array)) for array in start.arrays.values()) % 2**64
     run = {
         "layer": settings.layer,
@@ -207,7 +212,7 @@ def _described(start: Start, transform: EvalTransform, source: Source, settings:
         "on_bad_image": settings.on_bad_image,
         "data": repr(source),
         "pictures": len(source),
-        "names_sha256": names.hexdigest(),
+        "pictures_sha256": pictures.hexdigest(),
         "weights_checksum": f"{arrays:016x}",
         "weights_dtype": np.dtype(start.dtype).name,
         **vars(transform.preprocessing),

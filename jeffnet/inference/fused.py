@@ -16,6 +16,7 @@ import contextlib
 import logging
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ from jeffnet.system.processor import vector_bits
 from jeffnet.weights.start import Start
 
 _log = logging.getLogger("jeffnet")
+_COMPILING = threading.Lock()
 
 
 def fuse(
@@ -229,7 +231,7 @@ def _program(
     folder = programs_folder() if jax.default_backend() == "cpu" and is_first and not layout else None
     if folder is None:
         return compiled(), None
-    key = program_key(network, norms, images, sorted(options.items()), conditions())
+    key = program_key(network, norms, images, lowering(), sorted(options.items()), conditions())
     executable = kept_program(folder, key)
     if executable is not None:
         try:
@@ -258,9 +260,10 @@ def _as_pixels(images: Any) -> Array:
 def _not_cached() -> Iterator[None]:
     """Keep what is compiled out of JAX's persistent cache: XLA cannot write what comes from there, as `save` does."""
     option = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, option)
-    jax.config.update(option, math.inf)
-    try:
-        yield
-    finally:
-        jax.config.update(option, before)
+    with _COMPILING:  # another thread would take infinity for the value to restore
+        before = getattr(jax.config, option)
+        jax.config.update(option, math.inf)
+        try:
+            yield
+        finally:
+            jax.config.update(option, before)

@@ -31,7 +31,7 @@ def computed_by(
     """
     platform = jax.default_backend()
     reasons = {
-        "not compiled": not jit,
+        "not compiled": not jit or jax.config.jax_disable_jit,  # pyright: ignore[reportAttributeAccessIssue]
         jnp.dtype(dtype).name: jnp.dtype(dtype) != jnp.float32,
         f"on {platform}": platform != "cpu",
         f"on {devices} devices": devices not in (None, 1),

@@ -97,6 +97,15 @@ def check_output(path: str | os.PathLike, endings: Iterable[str]) -> str:
     return ending
 
 
+def check_not_read(path: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> None:
+    """Raises OutputError where writing a file would replace one of the inputs, or one in a folder of them."""
+    if not os.path.exists(path):
+        return
+    place = Path(os.path.realpath(path))
+    if any(place.is_relative_to(os.path.realpath(one)) for one in inputs):
+        raise OutputError(f"cannot write {str(path)!r}: it is one of the files to read, give another name")
+
+
 def check_absent(path: Path) -> None:
     """Raises OutputError where there is a file, a folder or a link of this name, or none can be."""
     try:

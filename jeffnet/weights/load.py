@@ -106,10 +106,13 @@ def published_name(source: Source | bool | None, name: ModelLike | None = None) 
 
 
 def _near(path: Path) -> str:
-    """What to add where a missing file may be the misspelt name of a model."""
+    """What to add where a missing file may be meant as the name of a model."""
+    if path.exists():
+        return ""
     known = dict.fromkeys([*list_models(), *list_models(tags=True)])
-    near = difflib.get_close_matches(str(path), known, n=3, cutoff=0.8)
-    return f", or the name of a model: near it: {', '.join(near)}" if near and not path.exists() else ""
+    if near := difflib.get_close_matches(str(path), known, n=3, cutoff=0.8):
+        return f", or the name of a model: near it: {', '.join(near)}"
+    return "" if path.suffix or path.name != str(path) else ", or the name of a model, which `jeffnet list` prints"
 
 
 def read_weights(path: str | os.PathLike) -> WeightsFile:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jeffnet.data.images import FORMATS, SUFFIXES, is_picture, orientation, read_image, upright
+from jeffnet.data.images import FORMATS, SUFFIXES, converted, is_picture, orientation, read_image, upright
 from jeffnet.errors import ImageError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
@@ -82,6 +82,12 @@ def test_16_bit_grey_is_scaled_not_clipped(file_format: str):
     assert Image.open(io.BytesIO(content)).mode[0] == "I"
     np.testing.assert_array_equal(np.asarray(read_image(content, 1)), GREY)
     np.testing.assert_array_equal(np.asarray(read_image(content, 3)), np.dstack([GREY] * 3))
+
+
+def test_integers_in_memory_whose_range_is_not_known_are_refused():
+    """They may be of 8 bits or of 16: Pillow has the same mode for both."""
+    with pytest.raises(ImageError, match="32-bit integers of unknown range: convert it to mode 'L'"):
+        converted(Image.fromarray(GREY).convert("I"))
 
 
 def test_16_bit_values_are_rounded_to_the_nearest():

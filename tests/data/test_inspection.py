@@ -1,5 +1,7 @@
 """Inspecting a data set before training."""
 
+import errno
+import io
 import json
 import shutil
 import tarfile
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jeffnet.cli.main import main
+from jeffnet.data.arrays import ArraySource
 from jeffnet.data.inspection import facts as facts_module
 from jeffnet.data.inspection import inspect_data
 from jeffnet.data.inspection.duplicates import MOST_BITS, near_pairs, perceptual_hash
@@ -155,6 +158,39 @@ def test_a_record_is_not_used_for_other_pictures(pictures, cache, tmp_path):
     (folder / "train/bee/0.png").rename(folder / "train/bee/9.png")
     source = ImageFolder(folder)
     assert scan(source, "name") == scan(source, "another name")
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_a_record_is_not_used_for_other_pixels_or_labels_of_the_same_names(what, cache):
+    arrays = {"images": np.arange(4 * 64 * 3, dtype=np.uint8).reshape(4, 8, 8, 3), "labels": np.array([0, 0, 1, 1])}
+
+    def stop(count):
+        if count:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(ArraySource(**arrays), "name", advance=stop)
+    arrays[what] = arrays[what][::-1].copy()
+    assert scan(ArraySource(**arrays), "name") == scan(ArraySource(**arrays), "another name")
+
+
+def test_a_disk_that_becomes_full_leaves_the_report(pictures, cache, monkeypatch, caplog):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = ImageFolder(pictures)
+    expected = scan(source, "name")
+
+    class OnFullDisk(facts_module._Record):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.close()
+            self._file = Full()
+
+    monkeypatch.setattr(facts_module, "_Record", OnFullDisk)
+    assert scan(source, "name") == expected
+    assert caplog.text.count("an interrupted scan will start again: ") == 1
 
 
 def test_only_one_process_scans_a_data_set(pictures, cache):

@@ -97,8 +97,24 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_file(
     # The first block, of two batches, was kept, and the third batch was lost.
     assert len(batches) == 5 + 4 and path.read_bytes() == whole.read_bytes()
     assert not path.with_name(f"{path.name}.blocks").exists()
-    again = classifier.embed_data(pictures, path, **run)
-    assert len(again) == 11 and len(batches) == 9 + (6 if ending == ".npy" else 0)  # which does not say its run
+    if ending != ".npy":  # which does not say its run
+        assert len(classifier.embed_data(pictures, path, **run)) == 11 and len(batches) == 9
+    with pytest.raises(OutputError, match="exists"):
+        classifier.embed_data(pictures, path, batch_size=3, progress=False)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_vectors_of_other_pictures_or_labels_are_not_taken_for_those_of_this_run(classifier, tmp_path, what):
+    data, path = tmp_path / "data.npz", tmp_path / "vectors.npz"
+    arrays = {"images": np.zeros((3, 32, 32, 3), np.uint8), "labels": np.array([0, 1, 2])}
+    np.savez(data, **arrays)
+    for _ in range(2):
+        classifier.embed_data(data, path, progress=False)
+    arrays[what] = arrays[what][[1, 2, 0]] + arrays[what].dtype.type(what == "images")
+    np.savez(data, **arrays)
+    with pytest.raises(OutputError, match="exists"):
+        classifier.embed_data(data, path, progress=False)
 
 
 def test_maps_are_averaged_and_pictures_that_cannot_be_decoded_left_out(classifier, pictures, tmp_path, small_blocks):

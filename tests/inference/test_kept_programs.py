@@ -71,7 +71,11 @@ def test_what_a_program_depends_on_makes_another(start, folder, traces, monkeypa
     assert traced(piece=1) and traced(compiler_options={"xla_cpu_prefer_vector_width": 128})
     with jax.default_matmul_precision("highest"):
         assert traced()
-    for name, value in {"conditions": lambda: "another JAX, processor or kernels", "lowering": lambda: "xla"}.items():
+    for name, value in (
+        ("conditions", lambda: "another JAX, processor or kernels"),
+        ("lowering", lambda: "xla"),
+        ("lowering", lambda: "shifted"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(fused, name, value)
             assert traced(), name

@@ -379,9 +379,8 @@ def test_both_sources_fail(fail, why, hub, tmp_path):
     hub.faults["HEAD"] = forever(500)
     fail(hub)
     path = tmp_path / "cache" / "release" / hub.file
-    message = refused(
-        True, MODEL, f"hf:{REPOSITORY}: the hub answers 500", f"{hub.url}/release/{hub.file}: {why}", name=MODEL
-    )
+    message = refused(True, MODEL, f"hf:{REPOSITORY}: the hub answers 500", f"the original release: {why}", name=MODEL)
+    assert f"download {hub.url}/release/{hub.file} by hand" in message
     assert f"by hand to {str(path)!r}" in message and not path.exists() and unfinished(tmp_path) == []
     # What the message advises works.
     path.write_bytes(RELEASED)

@@ -126,7 +126,9 @@ def test_the_release_is_the_second_source(server, arrays, caplog):
 def test_both_sources_failing_is_one_error(server, caplog):
     """And the log announces no weights that are not there."""
     server.files.clear()
-    with pytest.raises(WeightsError, match=r"cannot be had: hf:timm/.*; http://.*npz.*or give the path"):
+    with pytest.raises(
+        WeightsError, match=r"cannot be had: hf:timm/.*; the original release: .*http://.*npz.*or give the path"
+    ):
         load_backend("functional").create_model(NAME, pretrained=True)
     assert "using those" not in caplog.text
 

@@ -3,12 +3,11 @@
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -17,8 +16,7 @@ from PIL import Image
 
 from jeffnet.data.images import converted, decoded, image_content, orientation
 from jeffnet.data.inspection.duplicates import perceptual_hash
-from jeffnet.data.sources import ImageFolder, Labelled, Source
-from jeffnet.data.table import Table
+from jeffnet.data.sources import Labelled, Source
 from jeffnet.errors import DatasetError, ImageError, OutputError
 from jeffnet.system.files import LockedError, cache_folder, locked
 from jeffnet.system.processor import processors
@@ -159,14 +157,7 @@ def _digest(content: bytes, more: str = "") -> str:
 
 
 def _stamp(source: Source, number: int) -> str:
-    """Changes when a picture's file changes; '' for pictures that are in no file of their own."""
-    if not isinstance(source, ImageFolder | Table):
-        return ""
-    try:
-        status = os.stat(source.file(number))
-    except (OSError, ValueError):
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return source.stamp(number) if isinstance(source, Labelled) else ""
 
 
 class _Record:
@@ -205,13 +196,21 @@ class _Record:
 
     def add(self, number: int, stamp: str, facts: Facts) -> None:
         """Write the facts of a picture."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(f"{json.dumps([number, stamp, *facts])}\n")
+        except OSError as error:  # the report needs no record
+            _cannot_go_on(error)
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
 
     def close(self) -> None:
         """Write out what is waiting."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
     def remove(self) -> None:
         """Forget everything: the scan is complete."""
@@ -220,11 +219,17 @@ class _Record:
             self._path.unlink(missing_ok=True)
 
 
+def _cannot_go_on(error: Exception) -> None:
+    _log.warning("an interrupted scan will start again: %s", error)
+
+
 def _open_record(stack: ExitStack, source: Source, key: str) -> _Record:
     """The record of a source, locked; without a folder for it a scan cannot go on later, which is logged."""
     pictures = hashlib.sha256(repr((_FORM, source.classes, len(source))).encode())
     for number in range(len(source)):
         pictures.update(source.name(number).encode(errors="surrogateescape") + b"\0")
+    if isinstance(source, Labelled):
+        pictures.update(source.labels.tobytes())
     try:
         path = (
             cache_folder() / "scans" / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.jsonl"
@@ -235,5 +240,5 @@ def _open_record(stack: ExitStack, source: Source, key: str) -> _Record:
     except LockedError:
         raise
     except (OSError, OutputError) as error:
-        _log.warning("an interrupted scan will start again: %s", error)
+        _cannot_go_on(error)
         return _Record(None, "")

@@ -95,7 +95,7 @@ class Result:
 
     Attributes:
       steps: how many were taken.
-      best_epoch: the epoch with the best `metric` in validation, the first of equals.
+      best_epoch: the epoch with the best `metric` in validation; of equals the lowest loss, then the first.
       best: its scores.
       last: scores after the last epoch.
       best_ema_epoch: the epoch with the moving average's best `metric`; None without an average.
@@ -156,8 +156,11 @@ def scored_rows(rows: Rows, name: str = MODEL) -> list[Mapping[str, Any]]:
 
 
 def best_rows(rows: Rows, count: int, metric: str = "top1", name: str = MODEL) -> list[Mapping[str, Any]]:
-    """The rows of the best scores by a metric, the best first; of equals the earlier one first."""
-    return sorted(scored_rows(rows, name), key=lambda row: METRICS[metric].rank(row.get(f"{name}_{metric}")))[:count]
+    """The rows of the best scores by a metric, the best first; of equals the lower loss, then the earlier one."""
+    metrics = (metric, "loss")  # on few pictures scores are often equal
+    return sorted(
+        scored_rows(rows, name), key=lambda row: [METRICS[each].rank(row.get(f"{name}_{each}")) for each in metrics]
+    )[:count]
 
 
 def _scores(row: Mapping[str, Any], name: str) -> Scores:

@@ -44,10 +44,10 @@ def test_an_epochs_row_and_line_have_its_scores():
     )
 
 
-def test_the_best_epoch_is_the_first_of_equals():
+def test_of_equal_scores_the_one_of_the_lowest_loss_is_the_best():
     rows = [epoch_row(1, 40.0), {"step": 6, "train_loss": 1.0}, epoch_row(2, 60.0), epoch_row(3, 60.0)]
     result = Result.from_rows(rows)
-    assert (result.steps, result.best_epoch, result.best.top1, result.last.loss) == (12, 2, 60.0, 1.0 / 3)
+    assert (result.steps, result.best_epoch, result.best.top1, result.last.loss) == (12, 3, 60.0, 1.0 / 3)
     assert result.best_ema_epoch is result.best_ema is result.last_ema is result.averaged is None
 
 
