@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jeffnet.arch.class_names import class_indices, order_doubt
-from jeffnet.arch.imagenet import imagenet_classes, known_classes
+from jeffnet.arch.imagenet import class_titles, imagenet_classes, known_classes
 from jeffnet.data.choices import SUBSETS
 from jeffnet.errors import DatasetError, check_choice
 from jeffnet.system.reading import parse_json, read_text
@@ -62,15 +63,18 @@ def read_label_map(path: str | os.PathLike, model_classes: Sequence[str] = ()) -
     """A file that says which class of a model each class of a data set is.
 
     Args:
-      path: JSON, one object from names to numbers or to names of the model's classes; or CSV, a name and a number or
-        name in each line.
+      path: JSON, one object from names to numbers or to names of the model's classes, WordNet's identifiers or what
+        jeffnet prints for them; or CSV, a name and a number or name in each line.
       model_classes: names of the model's classes, in its order; empty where unknown.
 
     Raises:
       DatasetError: it cannot be read, or has something else.
     """
     name, text = repr(os.fspath(path)), _read(path, "label map")
-    number = {known: index for index, known in enumerate(tuple(model_classes) or tuple(imagenet_classes()))}
+    known = tuple(model_classes) or tuple(imagenet_classes())
+    counts = Counter(titles := class_titles(known))  # two classes may have the same
+    number = {title: index for index, title in enumerate(titles) if counts[title] == 1}
+    number |= {identifier: index for index, identifier in enumerate(known)}
     mapping: dict[str, int] = {}
     for source, target in _pairs(text, name):
         if source in mapping:

@@ -67,6 +67,8 @@ def test_a_label_map_decides_before_names(tmp_path):
         mapping = read_label_map(tmp_path / f"map.{suffix}", ("a", "b", "c"))
         assert mapping == {"x": 2, "y": 0}
         np.testing.assert_array_equal(label_table(["y", "x"], 3, ("x", "y", "c"), mapping), [0, 2])
+    (tmp_path / "map.csv").write_text("dog,English springer\ncat,n02123045\n")
+    assert read_label_map(tmp_path / "map.csv") == {"dog": WNIDS.index("n02102040"), "cat": WNIDS.index("n02123045")}
     with pytest.raises(DatasetError, match="lacks z"):
         label_table(["x", "z"], 3, (), mapping)
     with pytest.raises(DatasetError, match="outside the model's 2 classes"):
