@@ -108,9 +108,10 @@ def read_vectors(path: str | os.PathLike) -> Vectors:
         raise DatasetError(f"file of vectors {str(path)!r} does not exist: `jeffnet embed` writes one")
     try:
         vectors = reader(path)
-        _check(vectors)
     except _READ_ERRORS as error:
-        raise DatasetError(f"{str(path)!r} is no file of vectors that `jeffnet embed` wrote: {error}") from error
+        raise _of_others(path, error) from error
+    if fault := _fault(vectors):
+        raise _of_others(path, fault)
     return vectors
 
 
@@ -128,12 +129,18 @@ def run_of(path: str | os.PathLike) -> Mapping[str, Any] | None:
     return None
 
 
-def _check(table: Vectors) -> None:
+def _of_others(path: Path, fault: object) -> DatasetError:
+    return DatasetError(f"{str(path)!r} is no file of vectors that `jeffnet embed` wrote: {fault}")
+
+
+def _fault(table: Vectors) -> str | None:
+    """What is wrong with a table that was read."""
     rows = {len(table.vectors), len(table.labels), len(table.index), len(table.names)}
     if table.vectors.ndim != 2 or table.vectors.dtype not in (np.float32, np.float16) or len(rows) != 1:
-        raise ValueError(f"vectors of {table.vectors.dtype} {table.vectors.shape} with {len(table.labels)} labels")
+        return f"vectors of {table.vectors.dtype} {table.vectors.shape} with {len(table.labels)} labels"
     if len(table.labels) and not 0 <= table.labels.min() <= table.labels.max() < len(table.classes):
-        raise ValueError(f"labels outside its {len(table.classes)} classes")
+        return f"labels outside its {len(table.classes)} classes"
+    return None
 
 
 def _write_npy(path: Path, table: VectorTable) -> None:

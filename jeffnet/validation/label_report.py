@@ -18,6 +18,7 @@ _LEGEND_LINE = 34  # characters
 _MOST_NUMBERS = 9  # panels
 
 
+@figures.house_style()
 def report_labels(
     folder: Path, predictions: VectorPredictions, thresholds: Sequence[float], titles: Sequence[str], title: str
 ) -> None:
@@ -50,7 +51,6 @@ def report_labels(
     _draw_curves(folder / "precision_recall.png", curves, thresholds, titles, title)
 
 
-@figures.house_style()
 def _draw_curves(
     path: Path,
     curves: dict[int, PrecisionRecall],

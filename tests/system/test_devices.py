@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from jeffnet import functional
+from jeffnet.checkpoints import save_checkpoint
 from jeffnet.cli.main import main
 from jeffnet.system.devices import DeviceError, start_devices
 
@@ -115,8 +117,8 @@ def test_a_process_that_computes_elsewhere_already_is_refused(eight_gpus):
     "command",
     [
         ["info", "--env"],
-        ["predict", "digits", "--model", "mnasnet_small"],
-        ["validate", "digits", "--model", "mnasnet_small"],
+        ["predict", "digits", "--weights", "WEIGHTS"],
+        ["validate", "digits", "--weights", "WEIGHTS"],
         ["train", "--config", RECIPE, "--output", "nowhere/run"],
         ["train", "--config", RECIPE, "--plot-schedule", "rate.png"],
         ["convert", "mnasnet_small", "nowhere/a.safetensors"],
@@ -125,10 +127,13 @@ def test_a_process_that_computes_elsewhere_already_is_refused(eight_gpus):
     ],
     ids=" ".join,
 )
-def test_every_command_that_computes_stops_without_its_device(capsys, monkeypatch, tmp_path, command):
-    """Before it reads weights or writes anything."""
+def test_every_command_that_computes_stops_without_its_device(capsys, monkeypatch, tmp_path, tmp_path_factory, command):
+    """Before it writes anything. Weights are looked for before JAX, which takes long to import, looks for devices."""
     monkeypatch.chdir(tmp_path)
-    assert main([*command, "--device", "tpu"]) == 1
+    weights = tmp_path_factory.mktemp("weights") / "a.safetensors"
+    if "WEIGHTS" in command:
+        save_checkpoint(weights, functional.create_model("lcnet_035", num_classes=10), "lcnet_035")
+    assert main([str(weights) if word == "WEIGHTS" else word for word in [*command, "--device", "tpu"]]) == 1
     output = capsys.readouterr()
     assert not output.out
     assert output.err.startswith("error: no tpu device, which --device tpu asks for") and output.err.count("\n") == 1

@@ -157,7 +157,7 @@ def test_a_sheet_names_folders_only_where_there_are_several(monkeypatch, tmp_pat
 def test_all_that_draws_with_matplotlib_draws_in_the_style():
     package = Path(jeffnet.__file__).parent
     drawing = {path: path.read_text() for path in package.rglob("*.py") if "figures.new_figure(" in path.read_text()}
-    assert len(drawing) == 5
+    assert len(drawing) == 7
     for path, text in drawing.items():
         functions = re.findall(r"(@figures.house_style\(\)\n)?def ((?!_)\w*(?:draw|report)\w*)\(", text)
         assert functions and all(decorator for decorator, _ in functions), path

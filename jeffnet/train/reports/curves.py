@@ -145,7 +145,14 @@ def draw_curves(rows: Rows, path: Path, title: str, course: Course, conditions: 
 
 @figures.house_style()
 def draw_seeds(runs: Mapping[str, Rows], path: Path, title: str, score: str = "top1") -> None:
-    """Loss and a score of runs with different seeds, by name, and their mean, as a PNG."""
+    """Loss and a score of runs with different seeds, and their mean, as a PNG.
+
+    Args:
+      runs: the rows of `metrics.jsonl` of each, by name.
+      path: of the picture.
+      title: of the picture.
+      score: one of `jeffnet.validation.metrics.METRICS`.
+    """
     figure, every = _figure(title), [row for rows in runs.values() for row in rows]
     scores = (
         (f"validation {METRICS[score].title}", "val"),

@@ -156,7 +156,17 @@ def scored_rows(rows: Rows, name: str = MODEL) -> list[Mapping[str, Any]]:
 
 
 def best_rows(rows: Rows, count: int, metric: str = "top1", name: str = MODEL) -> list[Mapping[str, Any]]:
-    """The rows of the best scores by a metric, the best first; of equals the lower loss, then the earlier one."""
+    """The rows of the best scores, the best first; of equals the lower loss, then the earlier one.
+
+    Args:
+      rows: of `metrics.jsonl`.
+      count: how many at most.
+      metric: by which they are compared, one of `jeffnet.validation.metrics.METRICS`.
+      name: of the model or average whose scores they are.
+
+    Returns:
+      The rows; fewer where fewer have scores of this name.
+    """
     metrics = (metric, "loss")  # on few pictures scores are often equal
     return sorted(
         scored_rows(rows, name), key=lambda row: [METRICS[each].rank(row.get(f"{name}_{each}")) for each in metrics]
