@@ -70,8 +70,7 @@ class ArraySource(Labelled):
         """The arrays' name and the picture's number."""
         return f"{self._data}/{index}"
 
-    def stamp(self, index: int) -> str:
-        """A hash of its pixels."""
+    def _origin(self, index: int) -> str:
         return hashlib.sha256(self._images[index].tobytes()).hexdigest()
 
     def _picture(self, index: int, name: str) -> Image.Image:

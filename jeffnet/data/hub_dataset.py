@@ -86,8 +86,7 @@ class HubDataset(Labelled):
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self.file(index), self.channels, name)
 
-    def stamp(self, index: int) -> str:
-        """The fingerprint that `datasets` has of all rows."""
+    def _origin(self, index: int) -> str:
         return self._rows._fingerprint
 
     def file(self, index: int) -> bytes | str:

@@ -98,7 +98,11 @@ class Labelled(ABC):
         return None
 
     def stamp(self, index: int) -> str:
-        """Another text when what a picture is read from has changed: work of before does not hold for it."""
+        """Another text when a picture's label, or what it is read from, has changed: earlier work does not hold."""
+        return f"{self.labels[index].tolist()} {self._origin(index)}"
+
+    def _origin(self, index: int) -> str:
+        """Another text when what a picture is read from has changed; '' where nothing can change."""
         return ""
 
     @abstractmethod
@@ -178,8 +182,7 @@ class ImageFolder(Labelled):
         """The same."""
         return self.path(index)
 
-    def stamp(self, index: int) -> str:
-        """Size and time of its file."""
+    def _origin(self, index: int) -> str:
         return file_stamp(self.path(index))
 
     def _picture(self, index: int, name: str) -> Image.Image:
@@ -235,6 +238,10 @@ class Part:
         """The name that the source gives it."""
         return self._source.name(self._rows[checked_index(index, len(self))])
 
+    def stamp(self, index: int) -> str:
+        """The stamp that the source gives, if it does."""
+        return stamp_of(self._source, self._rows[index])
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._source!r}, {len(self):,})"
 
@@ -268,12 +275,17 @@ class Subset(Labelled):
         """The file that the source gives."""
         return self._source.file(int(self._numbers[index]))
 
-    def stamp(self, index: int) -> str:
-        """The stamp that the source gives."""
+    def _origin(self, index: int) -> str:
         return self._source.stamp(int(self._numbers[index]))
 
     def _picture(self, index: int, name: str) -> Image.Image:
         return self._source[int(self._numbers[index])].image
+
+
+def stamp_of(source: Source, index: int) -> str:
+    """Another text when an example of a source has changed, see `Labelled.stamp`; '' where the source does not tell."""
+    stamp = getattr(source, "stamp", None)
+    return "" if stamp is None else stamp(index)
 
 
 def file_stamp(path: str | os.PathLike[str]) -> str:

@@ -113,8 +113,7 @@ class Table(Labelled):
                 f"too, such as {shared[0]!r}: list each in one split"
             )
 
-    def stamp(self, index: int) -> str:
-        """Size and time of its file."""
+    def _origin(self, index: int) -> str:
         return file_stamp(self._paths[index])
 
     def _picture(self, index: int, name: str) -> Image.Image:

@@ -93,8 +93,7 @@ class TarShards(Labelled):
     def _picture(self, index: int, name: str) -> Image.Image:
         return read_image(self.file(index), self.channels, name)
 
-    def stamp(self, index: int) -> str:
-        """Size and time of its archive."""
+    def _origin(self, index: int) -> str:
         return file_stamp(self._shards[self._shard[index]])
 
     def file(self, index: int) -> bytes:

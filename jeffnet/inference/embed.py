@@ -26,7 +26,7 @@ from jeffnet.arch.plan import Plan
 from jeffnet.data.batches import EvalBatch, OnBadImage, check_options
 from jeffnet.data.loaders import eval_loader
 from jeffnet.data.preprocess import EvalTransform
-from jeffnet.data.sources import Labelled, Part, Source
+from jeffnet.data.sources import Part, Source, stamp_of
 from jeffnet.errors import ConfigError, DatasetError, OutputError, check_choice
 from jeffnet.inference.choices import VECTOR_DTYPES
 from jeffnet.inference.outputs import PRE_LOGITS, compiled_output
@@ -197,13 +197,10 @@ def _stored(vectors: np.ndarray, dtype: str) -> np.ndarray:
 
 def _described(start: Start, transform: EvalTransform, source: Source, settings: EmbedSettings) -> dict[str, Any]:
     """What decides about every number of the file, as JSON holds it."""
-    pictures = hashlib.sha256()  # and what the pictures are read from, and their labels
+    # Names alone would take changed pictures and labels for those of before.
+    pictures = hashlib.sha256(repr(source.classes).encode(errors="surrogatepass"))
     for index in range(len(source)):
-        stamp = source.stamp(index) if isinstance(source, Labelled) else ""
-        pictures.update(f"{source.name(index)}\0{stamp}\0".encode(errors="surrogatepass"))
-    if isinstance(source, Labelled):
-        pictures.update(repr(source.classes).encode(errors="surrogatepass"))
-        pictures.update(source.labels.tobytes())
+        pictures.update(f"{source.name(index)}\0{stamp_of(source, index)}\0".encode(errors="surrogatepass"))
     arrays = sum(checksum(np.asarray(array)) for array in start.arrays.values()) % 2**64
     run = {
         "layer": settings.layer,

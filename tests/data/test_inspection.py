@@ -17,7 +17,7 @@ from jeffnet.data.inspection import inspect_data
 from jeffnet.data.inspection.duplicates import MOST_BITS, near_pairs, perceptual_hash
 from jeffnet.data.inspection.facts import scan
 from jeffnet.data.inspection.page import draw_page
-from jeffnet.data.sources import ImageFolder
+from jeffnet.data.sources import First, ImageFolder, stamp_of
 from jeffnet.errors import OutputError
 from jeffnet.system.files import locked
 
@@ -172,6 +172,13 @@ def test_a_record_is_not_used_for_other_pixels_or_labels_of_the_same_names(what,
         scan(ArraySource(**arrays), "name", advance=stop)
     arrays[what] = arrays[what][::-1].copy()
     assert scan(ArraySource(**arrays), "name") == scan(ArraySource(**arrays), "another name")
+
+
+def test_a_part_of_a_source_tells_of_changes_too():
+    images, labels = np.zeros((3, 8, 8, 3), np.uint8), np.array([0, 1, 1])
+    stamps = [stamp_of(First(ArraySource(*changed), 2), 1) for changed in ((images, labels), (images + 1, labels))]
+    stamps.append(stamp_of(First(ArraySource(images, np.array([0, 0, 1])), 2), 1))
+    assert len({*stamps}) == 3 and stamp_of(First(ArraySource(images, labels), 2), 1) == stamps[0]
 
 
 def test_a_disk_that_becomes_full_leaves_the_report(pictures, cache, monkeypatch, caplog):

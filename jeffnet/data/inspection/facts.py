@@ -16,7 +16,7 @@ from PIL import Image
 
 from jeffnet.data.images import converted, decoded, image_content, orientation
 from jeffnet.data.inspection.duplicates import perceptual_hash
-from jeffnet.data.sources import Labelled, Source
+from jeffnet.data.sources import Labelled, Source, stamp_of
 from jeffnet.errors import DatasetError, ImageError, OutputError
 from jeffnet.system.files import LockedError, cache_folder, locked
 from jeffnet.system.processor import processors
@@ -86,12 +86,14 @@ def scan(
     """
     with ExitStack() as stack:
         record = _open_record(stack, source, key)
-        facts = {number: row for number, row in record.known.items() if record.stamps[number] == _stamp(source, number)}
+        facts = {
+            number: row for number, row in record.known.items() if record.stamps[number] == stamp_of(source, number)
+        }
         advance(len(facts))
         rest = (number for number in range(len(source)) if number not in facts)
 
         def read(number: int) -> tuple[int, str, Facts]:
-            return number, _stamp(source, number), _facts(source, number)
+            return number, stamp_of(source, number), _facts(source, number)
 
         with closing(_in_threads(read, rest, threads or len(processors()))) as results:
             for number, stamp, row in results:
@@ -154,10 +156,6 @@ def _measured(label: int, image: Image.Image, digest: str) -> Facts:
 
 def _digest(content: bytes, more: str = "") -> str:
     return hashlib.sha256(content + more.encode()).hexdigest()[: 2 * _DIGEST_BYTES]
-
-
-def _stamp(source: Source, number: int) -> str:
-    return source.stamp(number) if isinstance(source, Labelled) else ""
 
 
 class _Record:
@@ -228,8 +226,6 @@ def _open_record(stack: ExitStack, source: Source, key: str) -> _Record:
     pictures = hashlib.sha256(repr((_FORM, source.classes, len(source))).encode())
     for number in range(len(source)):
         pictures.update(source.name(number).encode(errors="surrogateescape") + b"\0")
-    if isinstance(source, Labelled):
-        pictures.update(source.labels.tobytes())
     try:
         path = (
             cache_folder() / "scans" / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.jsonl"
