@@ -32,9 +32,11 @@ BIN := $(VENV)/bin
 # A file's tests run in one process, since what they share is made once in each.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=20
 # Compiling takes most of the time of the tests. Without LLVM's optimisations, and with XLA's earlier emitters, which
-# JAX 0.10 still has, a training step compiles in a fifth of the time. `test-all` compiles as users do.
+# JAX 0.10 still has, a training step compiles in a fifth of the time; there, not to split programs for threads saves a
+# quarter of the rest. `test-all` compiles as users do.
 QUICK_COMPILER = XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0 $$($(BIN)/python -c 'import jaxlib; \
-	print("--xla_cpu_use_fusion_emitters=false" if jaxlib.__version__.startswith("0.10.") else "")')"
+	is_old = jaxlib.__version__.startswith("0.10."); \
+	print("--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1" if is_old else "")')"
 INSTALL := $(BIN)/python -m pip install --quiet --editable
 
 .PHONY: help demo test test-pythons test-all lint docs clean

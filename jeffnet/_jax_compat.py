@@ -42,8 +42,8 @@ def define_primitive(
     name: str,
     function: Callable[..., Any],
     *,
+    shape: Callable[..., Any],
     on_cpu: Callable[..., Callable[..., Any]] | None = None,
-    shape: Callable[..., tuple[int, ...]] | None = None,
     batch: Callable[..., Any] | None = None,
     multiple_results: bool = False,
 ) -> Primitive:
@@ -52,10 +52,10 @@ def define_primitive(
     Args:
       name: shown in jaxprs.
       function: computes it in JAX's operations, from arrays and parameters by name.
+      shape: of the result, or of each of several, from the operands' abstract values and the parameters; the dtype is
+        the first operand's. To trace `function` instead would take most of the time in which a model is traced.
       on_cpu: returns the function that computes it on CPUs, from the lowering's context, the operands' abstract values
         and the parameters; None uses `function`.
-      shape: of the result, from the operands' abstract values and the parameters; the dtype is the first operand's.
-        None traces `function`.
       batch: rule for `jax.vmap`; None maps `function`.
       multiple_results: whether the results are a sequence.
     """
@@ -63,12 +63,10 @@ def define_primitive(
     primitive.multiple_results = multiple_results
 
     def abstract(*operands: Any, **parameters: Any) -> Any:
-        first = operands[0]
-        if shape is not None:
-            return first.update(shape=shape(*operands, **parameters), weak_type=False)
-        structs = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
-        traced = jax.eval_shape(functools.partial(function, **parameters), *structs)
-        results = [first.update(shape=out.shape, dtype=out.dtype, weak_type=False) for out in jax.tree.leaves(traced)]
+        shapes = shape(*operands, **parameters)
+        results = [
+            operands[0].update(shape=each, weak_type=False) for each in (shapes if multiple_results else [shapes])
+        ]
         return results if multiple_results else results[0]
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -89,7 +89,7 @@ def test_a_primitive_in_every_context():
         seen.append((_jax_compat.is_exported(ctx), _jax_compat.is_partitioned(ctx)))
         return twice
 
-    primitive = _jax_compat.define_primitive("twice", twice, on_cpu=on_cpu)
+    primitive = _jax_compat.define_primitive("twice", twice, shape=lambda x, **_: x.shape, on_cpu=on_cpu)
     function = lambda x: primitive.bind(x, factor=2)  # noqa: E731
     x = jnp.arange(3.0)
     with jax.disable_jit():

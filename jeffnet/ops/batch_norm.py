@@ -113,7 +113,12 @@ def _define(name: str, function: Callable[..., tuple], native_function: Callable
         del operands, how
         return native_function if native_function and limits.calls_fit(ctx, lowering) else function
 
-    return define_primitive(name, function, on_cpu=on_cpu, multiple_results=True)
+    # Outputs, mean and variance are shaped like x, scale and bias, and so are their tangents and cotangents.
+    def shapes(*operands: Any, **how: Any) -> list[tuple[int, ...]]:
+        del how
+        return [operand.shape for operand in operands[:_OPERANDS]]
+
+    return define_primitive(name, function, on_cpu=on_cpu, shape=shapes, multiple_results=True)
 
 
 _forward_p = _define("norm_act_train", _reference, _native_forward)

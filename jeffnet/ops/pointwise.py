@@ -50,8 +50,13 @@ def _outer_on_cpu(ctx: Any, images: Any, g: Any, *, precision: Any, lowering: st
     return _native_outer if suits else _outer
 
 
-_forward_p = define_primitive("pointwise_conv", _product)
-_kernel_p = define_primitive("pointwise_conv_kernel_gradient", _outer, on_cpu=_outer_on_cpu)
+_forward_p = define_primitive("pointwise_conv", _product, shape=lambda x, k, **_: (*x.shape[:-1], k.shape[-1]))
+_kernel_p = define_primitive(
+    "pointwise_conv_kernel_gradient",
+    _outer,
+    on_cpu=_outer_on_cpu,
+    shape=lambda x, g, **_: (x.shape[-1], g.shape[-1]),
+)
 
 
 def _kernel_gradient(images: Array, g: Array, **how: Any) -> Array:
