@@ -36,6 +36,10 @@ class ChildError(Exception):
         self.expected = expected
 
 
+class LateError(ChildError):
+    """A child did not answer in time."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """Environment and processors of a child process.
@@ -85,13 +89,19 @@ class Child:
             start_new_session=True,  # Ctrl-C is for the parent, and what the child starts ends with it
         )
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self, limit: float | None = None) -> dict[str, Any]:
         """The next message.
+
+        Args:
+          limit: seconds to wait; None waits for ever.
 
         Raises:
           ChildError: it says that it failed, or is dead.
+          LateError: there was no message in time; the child runs on until it is closed.
         """
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], limit)[0]:
+            raise LateError(f"took longer than {limit:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise ChildError(self._last_words())
@@ -100,15 +110,15 @@ class Child:
             raise ChildError(reply["error"], reply["expected"])
         return reply
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a request; raises ChildError."""
+    def ask(self, request: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
+        """The answer to a request, as `receive` gives it."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(dict(request)) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise ChildError(self._last_words()) from None
-        return self.receive()
+        return self.receive(limit)
 
     def close(self) -> None:
         """End the child and all processes that it started."""
@@ -130,14 +140,14 @@ class Child:
         return f"{how}: {lines[-1].strip()}" if lines else how
 
 
-def run(target: str, arguments: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
+def run(target: str, arguments: Mapping[str, Any], setting: Setting, limit: float | None = None) -> dict[str, Any]:
     """Run a `module:function` in a child process; it gets arguments, as JSON, and a `Channel`, and sends one answer.
 
     Raises:
-      ChildError: it failed.
+      ChildError: it failed, or sent none within `limit` seconds.
     """
     with closing(Child(target, arguments, setting)) as child:
-        return child.receive()
+        return child.receive(limit)
 
 
 def main() -> None:

@@ -60,8 +60,18 @@ def depthwise_conv(images: Array, kernel: Array, window: Window, lowering: str =
 # --------------------------------------------------------------------------------------------------- shifted products
 
 
-def _shifted(images: Array, kernel: Array, window: Window, size: Any = None) -> Array:
-    """One multiply-add for each kernel position: XLA makes one loop of them."""
+def shifted_conv(images: Array, kernel: Array, window: Window, size: Any = None) -> Array:
+    """What `depthwise_conv` computes, by one multiply-add for each kernel position: XLA makes one loop of them.
+
+    Args:
+      images: as for `depthwise_conv`.
+      kernel: likewise.
+      window: likewise.
+      size: not used; the primitives' functions take it.
+
+    Returns:
+      `(N, H', W', C)`, on any platform.
+    """
     del size
     compute = at_least_float32(images.dtype)
     padded = jnp.pad(images.astype(compute), ((0, 0), *window.pads, (0, 0)))
@@ -98,7 +108,7 @@ def _shifted_input_gradient(g: Array, kernel: Array, window: Window, size: tuple
     zero = jnp.zeros((), compute)
     spread = lax.pad(g.astype(compute), zero, ((0, 0, 0), *pads, (0, 0, 0)))
     around = kernel[::-1, ::-1].astype(compute)
-    return _shifted(spread, around, Window((1, 1), ((0, 0), (0, 0)), window.dilation)).astype(g.dtype)
+    return shifted_conv(spread, around, Window((1, 1), ((0, 0), (0, 0)), window.dilation)).astype(g.dtype)
 
 
 def _shifted_kernel_gradient(images: Array, g: Array, window: Window, size: tuple[int, int]) -> Array:
@@ -224,7 +234,7 @@ _forward_p = _define(
     "jeffnet_depthwise",
     lambda x, kernel, window, size: (x.shape[0], *window.out_size(x.shape[1:3], kernel.shape[:2]), x.shape[3]),
     _xla,
-    _shifted,
+    shifted_conv,
 )
 _input_p = _define(
     "depthwise_conv_input_gradient",

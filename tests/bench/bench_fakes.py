@@ -78,6 +78,11 @@ class Killed(Right):
         return super().call()
 
 
+class Sleeps(Right):
+    def create(self):
+        time.sleep(600)
+
+
 class Drifts(Right):
     """Right before the first step alone."""
 

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
+import jeffnet
 from jeffnet.bench.prepare import training_plan
 from jeffnet.bench.program import LEARNING_RATE, MOMENTUM, Program
 
@@ -84,11 +85,12 @@ class _Jax(Program):
         import jax
 
         device = jax.devices()[0]
-        packages = ["jeffnet", "jax", "jaxlib", *(["flax"] if self.backend in ("linen", "nnx") else [])]
+        packages = ["jax", "jaxlib", *(["flax"] if self.backend in ("linen", "nnx") else [])]
         return {
             "platform": device.platform,
             "device": device.device_kind,
-            "versions": {package: version(package) for package in packages},
+            # Not by its metadata: it runs from a folder, too.
+            "versions": {"jeffnet": jeffnet.__version__, **{package: version(package) for package in packages}},
         }
 
     def device_bytes(self) -> int | None:
