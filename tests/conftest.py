@@ -21,8 +21,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     # Only a bounded cache takes a lock, without which two processes read each other's half-written entries.
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+    if getattr(config.option, "numprocesses", None):
+        _compile_libraries()
     # Tracing makes many objects, and every collection looks through all that were ever imported and compiled.
     gc.set_threshold(100_000, 20, 100)
+
+
+def _compile_libraries() -> None:
+    """Compile the C++ libraries before several test processes start, which otherwise each would do at the same time."""
+    from jeffnet.ops import native
+    from jeffnet.ops.native.build import LIBRARIES
+
+    for library in LIBRARIES:
+        with contextlib.suppress(native.NativeUnavailableError, OSError):  # its tests are skipped then
+            native._prebuilt(library) or native._path(library)
 
 
 @pytest.fixture(scope="module")

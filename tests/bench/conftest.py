@@ -14,7 +14,10 @@ from jeffnet.bench.settings import Case
 
 @pytest.fixture
 def fakes(monkeypatch, tmp_path):
-    """Has names of contenders stand for fakes, and no model prepared; gives the file of whose calls there were."""
+    """Has names of contenders stand for fakes, and no model prepared; gives the file of whose calls there were.
+
+    Nor are devices counted, for which another process would import JAX each time: `test_devices.py` does.
+    """
     turns = tmp_path / "turns"
     turns.touch()
     monkeypatch.setenv("TURNS", str(turns))
@@ -30,6 +33,7 @@ def fakes(monkeypatch, tmp_path):
         return cases
 
     monkeypatch.setattr(measure, "_prepare", prepare)
+    monkeypatch.setattr(measure, "count_devices", lambda settings: ("cpu", 1))
 
     def stand_in(**names):
         for name, fake in names.items():

@@ -1,5 +1,6 @@
 """SavedModel folders: the same logits in TensorFlow, by their signature; and folders that are something else."""
 
+import importlib.util
 import shutil
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 from jeffnet.errors import InputError, OutputError, WeightsError
 from jeffnet.export import savedmodel
 
-pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    # Not imported, which takes seconds in each of the processes that share the tests.
+    pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="tensorflow is not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 OPERATIONS = ("uir", "attention", "group_norm", "experts", "context", "packed", "blur", "average", "no_head", "v2_same")
 ALL = {"layout": "nchw", "include": ("preprocessing", "softmax"), "batch_size": 2}
