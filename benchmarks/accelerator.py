@@ -63,6 +63,7 @@ VARIANTS: list[tuple[str, dict[str, str]]] = [
 # Rows of layers and of variants that are measured before other models.
 FIRST_LAYERS, FIRST_VARIANTS = 24, 4
 _PREPARED = 300.0  # seconds that preparing a model may take
+_LEAST = 1.0  # seconds: with less than that left, time is over
 
 
 def plan_rows(options: argparse.Namespace) -> list[Row]:
@@ -129,7 +130,7 @@ class Bench:
             for number, row in enumerate(rows):
                 if row.outcome != OUT_OF_TIME:
                     continue
-                if self._left() <= 0:
+                if self._left() < _LEAST:
                     break
                 self._fill(row, rows, number)
                 written()
@@ -144,11 +145,12 @@ class Bench:
             if row.kind == "layer":
                 self._layer(row)
             else:
+                self._close_layers()  # it keeps memory of the device
                 self._model(row, next(i for i, each in enumerate(rows) if each.case == row.case), number)
             row.outcome = MEASURED
         except LateError as error:
             # It had all the time that was left, or all that one measurement may take.
-            row.outcome = OUT_OF_TIME if self._left() <= 0 else str(error)
+            row.outcome = OUT_OF_TIME if self._left() < _LEAST else str(error)
         except ChildError as error:
             unknown = "Unknown flag" in str(error)
             reason = str(error) if error.expected else f"failed: {error}"
@@ -199,14 +201,14 @@ class Bench:
             try:
                 run("jeffnet.bench.prepare:prepare", arguments, setting, min(_PREPARED, max(0.0, self._left())))
             except ChildError as error:
-                if self._left() <= 0:
+                if self._left() < _LEAST:
                     raise
                 self.prepared[row.what] = str(error)
         if reason := self.prepared[row.what]:
             raise ChildError(f"the model cannot be prepared: {reason}")
 
     def _layer(self, row: Row) -> None:
-        """All layers share a process, unless one fails."""
+        """Layers that follow each other share a process, unless one fails."""
         try:
             if self.layers is None:
                 arguments = {name: getattr(row, name) for name in ("image_size", "batch_size", "dtype")}
@@ -261,7 +263,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
                 setattr(options, name, value)
         request = {"seconds": min(options.seconds, 0.5)}
         peaks = {dtype: child.ask({"dtype": dtype, **request}, options.limit) for dtype in options.dtypes}
-    return report.header(found["platform"], found["device"], peaks)
+    return report.header(found, peaks)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -19,6 +19,7 @@ from jeffnet.bench.child import Channel
 # Copies of a layer in one program and calls before the device is waited for: the time to start a program is that of
 # several small layers. No copy shares its input or its weights: XLA would merge products, and caches would hold inputs.
 COPIES, CALLS = 8, 4
+_PATTERN = (1 << 20) - 3  # random numbers that inputs repeat; not a multiple of any number of channels
 _HOST_MEMORY = 1 << 30  # that it may take of a machine without an accelerator
 
 
@@ -136,10 +137,10 @@ def layer_seconds(case: LayerCase, form: str, batch_size: int, dtype: str, secon
 
     room = _device_memory() // 4
     copies = max(1, min(COPIES, room // case.bytes(batch_size, jax.numpy.dtype(dtype).itemsize)))
-    shape = batch_size, case.size, case.size, case.channels
-    keys = list(jax.random.split(jax.random.key(0), copies))
-    inputs = [jax.random.normal(key, shape, dtype) for key in keys]
-    weights = [{op.name: _weights(op, key, dtype) for op in case.op.convolutions} for key in keys]
+    shape, pattern = (batch_size, case.size, case.size, case.channels), _random((_PATTERN,), dtype)
+    make_input = jax.jit(lambda pattern: jax.numpy.resize(pattern, shape))
+    inputs = [make_input(pattern) for _ in range(copies)]
+    weights = [layer_weights(case.op, dtype) for _ in range(copies)]
     program = jax.jit(
         lambda inputs, weights: [apply_layer(case.op, *pair, form) for pair in zip(inputs, weights, strict=True)]
     )
@@ -176,14 +177,24 @@ def apply_layer(op: Conv | SqueezeExcite, x: Any, weights: Mapping[str, Any], fo
     return ACTIVATIONS[op.act](y + bias) if op.act else y + bias
 
 
-def _weights(op: Conv, key: Any, dtype: str) -> tuple[Any, Any]:
-    """A random kernel, under which numbers keep their size, and a bias."""
-    import jax
+def layer_weights(op: Conv | SqueezeExcite, dtype: str) -> dict[str, tuple[Any, Any]]:
+    """Random kernels, under which numbers keep their size, and biases, by names of convolutions."""
+    weights = {}
+    for conv in op.convolutions:
+        (part,) = conv.parts
+        shape = part.kernel_size, part.kernel_size, part.in_channels // part.groups, part.out_channels
+        kernel = _random(shape, dtype, 1 / math.sqrt(math.prod(shape[:3])))
+        weights[conv.name] = kernel, _random(shape[3:], dtype, 0.1)
+    return weights
 
-    (part,) = op.parts
-    shape = part.kernel_size, part.kernel_size, part.in_channels // part.groups, part.out_channels
-    kernel = jax.random.normal(key, shape, dtype) / math.sqrt(math.prod(shape[:3]))
-    return kernel, jax.numpy.zeros(part.out_channels, dtype)
+
+def _random(shape: tuple[int, ...], dtype: str, scale: float = 1.0) -> Any:
+    """Drawn on the host: JAX would compile a program for each shape."""
+    import jax
+    import numpy as np
+
+    numbers = scale * np.random.default_rng(0).standard_normal(shape, np.float32)
+    return jax.numpy.asarray(numbers.astype(jax.numpy.dtype(dtype)))
 
 
 def _device_memory() -> int:

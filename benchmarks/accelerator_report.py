@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from jeffnet.errors import JeffnetError
-from jeffnet.system.environment import cuda_versions
 from jeffnet.system.files import write_file
 from jeffnet.system.processor import model_name
 from jeffnet.system.versions import version, versions
@@ -97,22 +96,20 @@ class Row:
         return " ".join([self.by, *(f"{name}={value}" for name, value in self.environment.items())])
 
 
-def header(platform_name: str, device: str, peaks: Mapping[str, Any]) -> dict[str, Any]:
+def header(found: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict[str, Any]:
     """The machine: what figures depend on.
 
     Args:
-      platform_name: 'gpu', 'cpu' or 'tpu'.
-      device: JAX's name of it.
-      peaks: what `jeffnet.bench.machine` measured, by dtype.
+      found: the `device`, its `platform` and the versions of `cuda`, as `jeffnet.bench.machine` gives them.
+      peaks: what it measured, by dtype.
     """
+    device = found["device"]
     return {
-        "device": device,
-        "platform": platform_name,
+        **{name: found[name] for name in ("device", "platform", "cuda")},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": model_name(),
         "system": platform.platform(),
         "versions": versions() | {name: version(name) for name in ("torch", "timm", "triton")},
-        "cuda": cuda_versions(),
         "nvidia_smi": _clocks(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "JEFFNET_CONV": os.environ.get("JEFFNET_CONV", ""),
@@ -124,7 +121,8 @@ def header(platform_name: str, device: str, peaks: Mapping[str, Any]) -> dict[st
 
 
 def _clocks() -> dict[str, str] | None:
-    command = ["nvidia-smi", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader", "--id=0"]
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    command = ["nvidia-smi", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader", f"--id={device}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return dict(zip(_CLOCKS, map(str.strip, done.stdout.strip().split(",")), strict=True))
@@ -210,7 +208,7 @@ def _header_lines(head: Mapping[str, Any]) -> list[str]:
         if head[name]:
             lines.append(f"{name}: `{head[name]}`")
     if sheet := head["data_sheet"]:
-        flops = ", ".join(f"{sheet[dtype] / 1e12:.0f} TFLOP/s in {dtype}" for dtype in _PEAK_OF_DTYPE)
+        flops = ", ".join(f"{sheet[dtype] / 1e12:.0f} TFLOP/s in {dtype}" for dtype in _PEAK_OF_DTYPE) + " (TF32)"
         lines.append(f"data sheet, which bounds are from: {sheet['bytes'] / 1e9:.0f} GB/s, {flops}")
     elif head["platform"] == "gpu":
         lines.append("no share of a bound: this device's peaks are not in `PEAKS` of benchmarks/accelerator_report.py")

@@ -11,15 +11,17 @@ _LEAST_CALLS = 3
 
 
 def serve(arguments: dict[str, Any], channel: Channel) -> None:
-    """Send the `platform` and `device`, then answer requests `{'dtype': ..., 'seconds': ...}`.
+    """Send the `platform`, the `device` and versions of `cuda`, then answer requests `{'dtype': ..., 'seconds': ...}`.
 
     Answers: `macs_per_second` of a matrix product of this dtype and `bytes_per_second`, read and written, of a copy.
     """
     import jax
     import jax.numpy as jnp
 
+    from jeffnet.system.environment import cuda_versions
+
     device = jax.devices()[0]
-    channel.send({"platform": device.platform, "device": device.device_kind})
+    channel.send({"platform": device.platform, "device": device.device_kind, "cuda": cuda_versions()})
     # Side of the matrices, and bytes of the copy: far beyond the caches, and some tenths of a second at most.
     side, size = (2048, 2**27) if device.platform == "cpu" else (8192, 2**30)
     product = jax.jit(jnp.matmul)
