@@ -109,10 +109,11 @@ def inference(model: "ImageClassifier", variables: Mapping[str, Any]) -> tuple[C
 
 
 @documented
-def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
+def training(start: Start, images: Array, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, Array]]:
     model, variables = build(start)
-    logits, updated = model.apply(variables, images, train=True, rngs={"dropout": jnp.asarray(start.rng)})
-    return logits, updated["batch_stats"]
+    run = _Run(model, variables, True, {"dropout": jnp.asarray(start.rng)})
+    outputs, updated = run.outputs(images, "logits" if indices is None else "outputs", indices)
+    return outputs, updated["batch_stats"]
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,17 @@ class ImageClassifier(ImageModel):
         rngs: _Keys | None = None,
     ) -> Any:
         return _Run(self, variables, train, rngs).outputs(images, "features", indices)
+
+    def outputs(
+        self,
+        variables: _Trees,
+        images: Array,
+        indices: Sequence[int] | None = None,
+        *,
+        train: bool = False,
+        rngs: _Keys | None = None,
+    ) -> Any:
+        return _Run(self, variables, train, rngs).outputs(images, "outputs", indices)
 
     def from_features(self, variables: _Trees, features: Array, index: int) -> Array:
         """Logits from one of the maps that `features` returns.

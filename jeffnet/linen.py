@@ -28,7 +28,7 @@ from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.group_norm import sample_norm
 from jeffnet.ops.init import conv_kernel_init, dense_kernel_init
-from jeffnet.ops.network import Output, apply_block, apply_composite, apply_experts
+from jeffnet.ops.network import Output, Outputs, apply_block, apply_composite, apply_experts
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.ops.stochastic import drop_path
@@ -82,12 +82,13 @@ def inference(model: "ImageClassifier", variables: Mapping[str, Any]) -> tuple[C
 
 
 @documented
-def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
+def training(start: Start, images: Array, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, Array]]:
     model, variables = build(start)
-    logits, updated = model.apply(
-        variables, images, train=True, rngs={"dropout": jnp.asarray(start.rng)}, mutable=["batch_stats"]
+    method, inputs = (None, (images,)) if indices is None else ("outputs", (images, indices))
+    outputs, updated = model.apply(
+        variables, *inputs, train=True, rngs={"dropout": jnp.asarray(start.rng)}, mutable=["batch_stats"], method=method
     )
-    return logits, statistics(to_canonical({**variables, **updated}, start.plan))
+    return outputs, statistics(to_canonical({**variables, **updated}, start.plan))
 
 
 class ImageClassifier(ImageModel, nn.Module):
@@ -122,6 +123,9 @@ class ImageClassifier(ImageModel, nn.Module):
 
     def features(self, images: Array, indices: Sequence[int] | None = None, train: bool = False) -> tuple[Array, ...]:
         return self._forward(images, train, "features", indices)
+
+    def outputs(self, images: Array, indices: Sequence[int] | None = None, train: bool = False) -> Outputs:
+        return self._forward(images, train, "outputs", indices)
 
     def setup(self) -> None:
         plan, layers = self.plan, _Layers(self.plan, self.execution, self.dtype, self.param_dtype)

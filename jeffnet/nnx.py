@@ -27,7 +27,7 @@ from jeffnet.errors import ArchitectureError
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.group_norm import sample_norm
-from jeffnet.ops.network import Output, apply_block, apply_experts
+from jeffnet.ops.network import Output, Outputs, apply_block, apply_experts
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
@@ -73,10 +73,11 @@ def inference(model: "ImageClassifier") -> tuple[Callable[[Any, Array], Array], 
 
 
 @documented
-def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
+def training(start: Start, images: Array, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, Array]]:
     model = build(start)
     model.train()
-    return model(images), statistics(to_start(model).arrays)
+    outputs = model(images) if indices is None else model.outputs(images, indices)
+    return outputs, statistics(to_start(model).arrays)
 
 
 class ImageClassifier(ImageModel, nnx.Module):
@@ -121,6 +122,9 @@ class ImageClassifier(ImageModel, nnx.Module):
         self, images: Array, indices: Sequence[int] | None = None, *, rngs: nnx.Rngs | None = None
     ) -> tuple[Array, ...]:
         return self._forward(images, "features", rngs, indices)
+
+    def outputs(self, images: Array, indices: Sequence[int] | None = None, *, rngs: nnx.Rngs | None = None) -> Outputs:
+        return self._forward(images, "outputs", rngs, indices)
 
     def _forward(
         self, images: Array, output: Output, rngs: nnx.Rngs | None, indices: Sequence[int] | None = None

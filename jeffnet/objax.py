@@ -25,7 +25,7 @@ from jeffnet.backends.common import CompositeLayers, ImageModel, Layers, apply_l
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.group_norm import sample_norm
-from jeffnet.ops.network import Output, apply_block, apply_experts
+from jeffnet.ops.network import Output, Outputs, apply_block, apply_experts
 from jeffnet.ops.norm import batch_norm
 from jeffnet.ops.stochastic import drop_path
 from jeffnet.weights.load import Source
@@ -81,9 +81,10 @@ def inference(model: "ImageClassifier") -> tuple[Callable[[list[Array], Array], 
 
 
 @documented
-def training(start: Start, images: Array) -> tuple[Array, dict[str, Array]]:
+def training(start: Start, images: Array, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, Array]]:
     model = build(start)
-    return model(images, training=True), statistics(to_start(model).arrays)
+    outputs = model(images, training=True) if indices is None else model.outputs(images, indices, training=True)
+    return outputs, statistics(to_start(model).arrays)
 
 
 class ImageClassifier(ImageModel, objax.Module):
@@ -130,6 +131,9 @@ class ImageClassifier(ImageModel, objax.Module):
         self, images: Array, indices: Sequence[int] | None = None, training: bool = False
     ) -> tuple[Array, ...]:
         return self._forward(images, training, "features", indices)
+
+    def outputs(self, images: Array, indices: Sequence[int] | None = None, training: bool = False) -> Outputs:
+        return self._forward(images, training, "outputs", indices)
 
     def _forward(self, images: Array, training: bool, output: Output, indices: Sequence[int] | None = None) -> Any:
         def apply(block: Block, x: Array) -> Array:

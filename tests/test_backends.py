@@ -134,6 +134,9 @@ class Linen:
             self.model.apply(variables, images, indices, method="features"),
         )
 
+    def outputs(self, variables, images, indices):
+        return self.model.apply(variables, images, indices, method="outputs")
+
     def train(self, variables, images, key, output="__call__"):
         outputs, updated = self.model.apply(
             variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"], method=output
@@ -163,6 +166,9 @@ class Functional(Linen):
             model.features(variables, images, indices),
         )
 
+    def outputs(self, variables, images, indices):
+        return self.model.outputs(variables, images, indices)
+
     def train(self, variables, images, key, output="__call__"):
         method = getattr(self.model, "apply" if output == "__call__" else output)
         outputs, updated = method(variables, images, train=True, rngs={"dropout": key})
@@ -189,6 +195,9 @@ class Nnx:
     def evaluate(self, variables, images, indices=None):
         model = self._merged(variables)
         return model(images), model.pre_logits(images), model.features(images, indices)
+
+    def outputs(self, variables, images, indices):
+        return self._merged(variables).outputs(images, indices)
 
     def train(self, variables, images, key, output="__call__"):
         model = self._merged(variables, key)
@@ -231,6 +240,9 @@ class Objax:
         return self._assigned(
             variables, lambda: (model(images), model.pre_logits(images), model.features(images, indices))
         )
+
+    def outputs(self, variables, images, indices):
+        return self._assigned(variables, lambda: self.model.outputs(images, indices))
 
     def train(self, variables, images, key, output="__call__"):
         method = getattr(self.model, output)
@@ -327,7 +339,12 @@ def test_its_help_says_what_arguments_are(backend):
     }.items():
         assert part in inspect.getdoc(getattr(module, name)), name
     model = module.ImageClassifier
-    for name, part in {"features": "indices", "pre_logits": "(N, F)", "feature_info": "stride"}.items():
+    for name, part in {
+        "features": "indices",
+        "outputs": "Outputs",
+        "pre_logits": "(N, F)",
+        "feature_info": "stride",
+    }.items():
         assert part in inspect.getdoc(getattr(model, name)), name
     assert list(inspect.signature(module.create_model).parameters) == ["name", *ModelOptions.__annotations__]
 
@@ -596,6 +613,36 @@ def test_features_by_index(backend):
         assert error(ours, everything[index]) < 1e-5
     with pytest.raises(ArchitectureError, match="feature indices"):
         driver.evaluate(driver.variables, images_of(), (5,))
+
+
+@every_backend
+def test_the_outputs_of_one_pass_are_those_of_three(backend):
+    driver = create(backend, "tiny_flat")
+
+    def both(variables, images):
+        return driver.evaluate(variables, images, (1, 0)), driver.outputs(variables, images, (1, 0))
+
+    expected, outputs = run(both, driver.variables, images_of())
+    assert (outputs.logits.shape, outputs.pre_logits.shape) == ((BATCH, CLASSES), (BATCH, 16))
+    for ours, theirs in zip(jax.tree.leaves(tuple(outputs)), jax.tree.leaves(expected), strict=True):
+        assert error(ours, theirs) < 1e-5
+
+
+@every_backend
+def test_training_returns_maps_beside_the_same_logits_and_statistics(backend):
+    start, training = (
+        random_start("tiny_flat", dtype=jnp.float32, param_dtype=jnp.float32),
+        load_backend(backend).training,
+    )
+
+    def both(arrays, images):
+        given = replace(start, arrays=arrays, rng=jax.random.key(0))
+        return training(given, images, (-1,)), training(given, images)
+
+    (outputs, stats), (logits, expected) = run(both, start.arrays, images_of())
+    assert error(outputs.logits, logits) < 1e-5
+    assert outputs.features[0].shape[-1] == 8 and outputs.pre_logits.shape == (BATCH, 16)
+    assert stats.keys() == expected.keys() and all(error(stats[name], expected[name]) < 1e-5 for name in stats)
 
 
 @every_backend

@@ -57,6 +57,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Training and validation": {
         "jeffnet.train.loop": (),
+        "jeffnet.train.teacher": ("Teacher", "TeacherOutputs"),
         "jeffnet.train.interrupt": ("InterruptedRunError",),
         "jeffnet.recipes": ("Recipe", "describe_recipe", "list_recipes"),
         "jeffnet.train.recipe": (),

@@ -9,7 +9,7 @@ A backend is a module with the functions of `Backend`. Nothing of one is importe
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from jeffnet.errors import JeffnetError, check_choice
@@ -114,7 +114,7 @@ class Backend(Protocol):
         """
         ...
 
-    def training(self, start: "Start", images: Any) -> tuple[Any, dict[str, Any]]:
+    def training(self, start: "Start", images: Any, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, Any]]:
         """A pass in training mode: logits, and the updated running statistics by canonical name.
 
         Builds the model of `start`. Inside `jax.jit` that happens once, while the function is traced.
@@ -122,9 +122,10 @@ class Backend(Protocol):
         Args:
           start: plan, options and arrays, which may be tracers; its `rng` is the key of dropout and drop path.
           images: `(N, H, W, C)`, normalised.
+          indices: of the maps to return too, see `features` of the model; None returns logits alone.
 
         Returns:
-          Logits `(N, num_classes)`, and the running statistics.
+          Logits `(N, num_classes)`, or with `indices` `jeffnet.ops.network.Outputs`; and the running statistics.
         """
         ...
 

@@ -100,6 +100,20 @@ class ImageModel:
           ArchitectureError: no such map.
         """
 
+    def outputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Logits, the classifier's input and feature maps of one pass.
+
+        Args:
+          args: as for `features`.
+          kwargs: as for logits.
+
+        Returns:
+          `jeffnet.ops.network.Outputs`; in training, functional also returns the updated statistics.
+
+        Raises:
+          ArchitectureError: no such map.
+        """
+
 
 def conversions(
     place: Callable[[str], Sequence[str]],

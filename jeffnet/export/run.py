@@ -27,7 +27,7 @@ from jeffnet.system.reading import check_file, parse_json, read_text
 from jeffnet.weights.card import ModelCard
 
 # Probabilities of 0 have no logarithm.
-_LEAST_PROBABILITY = 1e-30
+LEAST_PROBABILITY = 1e-30
 _CHANNELS = (1, 3)
 # Of pictures, as `ExportedModel.prepare` makes them.
 _DTYPES = ("uint8", "float16", "float32", "float64")
@@ -85,7 +85,7 @@ class ExportedModel:
         gives_probabilities = self.gives_probabilities
         if gives_probabilities is None:
             gives_probabilities = bool((outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-3))
-        return np.log(np.maximum(outputs, _LEAST_PROBABILITY)) if gives_probabilities else outputs
+        return np.log(np.maximum(outputs, LEAST_PROBABILITY)) if gives_probabilities else outputs
 
     def prepare(self, pixels: Any) -> np.ndarray:
         """Pictures as the file takes them: normalised unless it does that, in its layout.

@@ -41,25 +41,29 @@ def serialized(network: ExportNetwork) -> bytes:
     return bytes(export.export(jax.jit(for_platforms(network)), platforms=PLATFORMS)(images).serialize())
 
 
-class _Runner:
-    """A program, see `jeffnet.export.targets.Runner`."""
+class ProgramRunner:
+    """A program, see `jeffnet.export.targets.Runner`.
+
+    Attributes:
+      program: what runs.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._program = program = load(path)
+        self.program = program = load(path)
         self.runtime = f"jax {jax.__version__}"
         self.shape, self.dtype = program.shape, str(program.dtype)
         source = str(path) + BESIDE
         self.metadata = None if program.metadata is None else parse_metadata(json.dumps(program.metadata), source)
 
     def __call__(self, images: Any) -> np.ndarray:
-        return in_batches(lambda batch: np.asarray(self._program(batch)), np.asarray(images), self.shape[0])
+        return in_batches(lambda batch: np.asarray(self.program(batch)), np.asarray(images), self.shape[0])
 
 
-def open_runner(path: Path, threads: int | None = None) -> _Runner:
+def open_runner(path: Path, threads: int | None = None) -> ProgramRunner:
     """The program in this process; it takes as many threads as JAX has.
 
     Raises:
       WeightsError: see `jeffnet.export.program.load`.
     """
     del threads
-    return _Runner(path)
+    return ProgramRunner(path)

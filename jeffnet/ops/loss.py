@@ -199,6 +199,33 @@ def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0,
     return temperature**2 * (jnp.exp(teacher) * (teacher - student)).sum(-1)
 
 
+def feature_distance(features: Array, teacher_features: Array) -> Array:
+    """Mean squared difference of each example's features from a teacher's: `(N,)`, at least float32.
+
+    The teacher gets no gradient. A map of another height or width is resized to the student's, bilinearly and, where it
+    is larger, with antialiasing.
+
+    Args:
+      features: `(N, F)`, or maps `(N, H, W, C)`, any float dtype.
+      teacher_features: likewise, with as many channels.
+
+    Raises:
+      ConfigError: other shapes.
+
+    Source: Romero et al., "FitNets", arXiv:1412.6550, equation 3.
+    """
+    shape, other = features.shape, teacher_features.shape
+    if len(shape) not in (2, 4) or len(other) != len(shape) or (shape[0], shape[-1]) != (other[0], other[-1]):
+        raise ConfigError(
+            f"features of shape {shape} and teacher_features of shape {other}: expected (N, F) or (N, H, W, C) twice, "
+            "with as many channels"
+        )
+    teacher_features = jax.lax.stop_gradient(_precise(teacher_features))
+    if other != shape:
+        teacher_features = jax.image.resize(teacher_features, shape, "linear")
+    return ((_precise(features) - teacher_features) ** 2).mean(tuple(range(1, features.ndim)))
+
+
 def in_top(logits: Array, labels: Array, k: int) -> Array:
     """Whether each example's label, of `(N,)`, is among its `k` largest logits, of `(N, classes)`: `(N,)` booleans.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, NamedTuple, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,22 @@ from jeffnet.ops.conv import conv_general_dilated
 from jeffnet.ops.pool import global_pool, pool_windows
 
 Layer = Callable[[Array], Array]
-Output = Literal["logits", "pre_logits", "features"]
+Output = Literal["logits", "pre_logits", "features", "outputs"]
+
+
+class Outputs(NamedTuple):
+    """What one pass of a network computes.
+
+    Attributes:
+      logits: `(N, classes)`; without a classifier the same as `pre_logits`.
+      pre_logits: the classifier's input before dropout, pooled features `(N, F)`. Without pooling, and with windows of
+        test-time pooling, `(N, H', W', F)`.
+      features: the maps that were asked for, `(N, H / stride, W / stride, C)`.
+    """
+
+    logits: Array
+    pre_logits: Array
+    features: tuple[Array, ...]
 
 
 def apply_conv(
@@ -148,11 +163,12 @@ def apply_network(
       classifier: dropout and the dense layer; None for features.
       execution: how the pass runs.
       output: what to return.
-      indices: for 'features', which of `plan.features`, in any order; negative ones count from the end. None for all.
+      indices: for 'features' and 'outputs', which of `plan.features`, in any order; negative ones count from the end.
+        None for all.
 
     Returns:
       'logits': `(N, classes)`. 'pre_logits': pooled features `(N, F)`. Without pooling both are `(N, H', W', ...)`.
-      'features': a tuple of maps `(N, H / stride, W / stride, C)`.
+      'features': a tuple of maps `(N, H / stride, W / stride, C)`. 'outputs': `Outputs` with all of them.
 
     Raises:
       InputError: the images have another rank or number of channels than the Plan takes, no height or width, or are
@@ -164,16 +180,22 @@ def apply_network(
         raise InputError(f"images of shape {images.shape}: the model takes (N, H, W, {plan.in_chans})")
     if 0 in images.shape[1:]:
         raise InputError(f"images of shape {images.shape}: they have no pixels")
-    wanted = _feature_stages(plan, indices) if output == "features" else [len(plan.stages)]
+    wanted = _feature_stages(plan, indices) if output in ("features", "outputs") else []
+    last = max(wanted, default=-1) + 1 if output == "features" else len(plan.stages)
     outputs = [conv(plan.stem, images)]
-    for stage in plan.stages[: max(wanted, default=-1) + 1]:
+    for stage in plan.stages[:last]:
         x = outputs[-1]
         for member in stage:
             x = block(member, x)
         outputs.append(x)
+    features = tuple(outputs[stage + 1] for stage in wanted)
     if output == "features":
-        return tuple(outputs[stage + 1] for stage in wanted)
-    return _head(plan, outputs[-1], conv, classifier if output == "logits" else None, execution.test_window)
+        return features
+    pre_logits = _pre_logits(plan, outputs[-1], conv, execution.test_window)
+    if output == "pre_logits":
+        return pre_logits
+    logits = _logits(pre_logits, classifier, execution.test_window)
+    return Outputs(logits, pre_logits, features) if output == "outputs" else logits
 
 
 def apply_rest(
@@ -207,7 +229,7 @@ def apply_rest(
     x = reduce(
         lambda x, member: block(member, x), (member for each in plan.stages[stage + 1 :] for member in each), features
     )
-    return _head(plan, x, conv, classifier, execution.test_window)
+    return _logits(_pre_logits(plan, x, conv, execution.test_window), classifier, execution.test_window)
 
 
 def as_floats(images: Any, dtype: DTypeLike) -> Array:
@@ -225,16 +247,16 @@ def as_floats(images: Any, dtype: DTypeLike) -> Array:
     return jnp.asarray(images, dtype)
 
 
-def _head(
-    plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], classifier: Layer | None, test_window: int
-) -> Array:
+def _pre_logits(plan: Plan, x: Array, conv: Callable[[Conv, Array], Array], test_window: int) -> Array:
     if plan.head and not plan.pool_first:
         x = conv(plan.head, x)
     x = pool_windows(x, test_window) if test_window else global_pool(x, plan.global_pool)
     if plan.head and plan.pool_first:
         x = conv(plan.head, x)
-    if not test_window and plan.global_pool != "none":
-        x = x.reshape(x.shape[0], x.shape[-1])
+    return x if test_window or plan.global_pool == "none" else x.reshape(x.shape[0], x.shape[-1])
+
+
+def _logits(x: Array, classifier: Layer | None, test_window: int) -> Array:
     if classifier is None:
         return x
     logits = classifier(x)

@@ -26,6 +26,7 @@ from jeffnet.train.run import Run, check_no_run
 from jeffnet.train.scoring import Scorer
 from jeffnet.train.setup import Setup, make_setup
 from jeffnet.train.state import TrainState
+from jeffnet.train.teacher import Teacher
 
 # Steps and validation batches that are timed, after one that also compiles.
 _TIMED = 3
@@ -69,7 +70,9 @@ class Rehearsal:
         return sum(part.seconds * part.times for part in self.parts)
 
 
-def rehearse(config: Config, folder: str | Path | None = None, progress: bool = False) -> Rehearsal:
+def rehearse(
+    config: Config, folder: str | Path | None = None, progress: bool = False, teacher: Teacher | None = None
+) -> Rehearsal:
     """Do everything that a run will do, but briefly, and keep nothing of it.
 
     Args:
@@ -77,6 +80,7 @@ def rehearse(config: Config, folder: str | Path | None = None, progress: bool = 
       folder: where the run will be; files are written beside it, on the same disk, and removed. None takes the system's
         folder for temporary files.
       progress: show what is being done on standard error.
+      teacher: as for `jeffnet.train.loop.train`.
 
     Returns:
       Times and memory.
@@ -94,7 +98,7 @@ def rehearse(config: Config, folder: str | Path | None = None, progress: bool = 
         bar = stack.enter_context(progress_bar("", bar_format="{desc} [{elapsed}]", shown=progress))
         work = _Work(bar.set_description_str)
         with work.part("data, weights and model", times=1):
-            setup = make_setup(settled(config))
+            setup = make_setup(settled(config), teacher=teacher)
         with work.part("first state", times=1):
             state = jax.block_until_ready(setup.start())
             setup = setup.calibrated(state) if config.quantize.to else setup
@@ -111,7 +115,8 @@ def rehearse(config: Config, folder: str | Path | None = None, progress: bool = 
             conditions, metric = training_conditions(config), config.shown_metric
             draw_curves(journal.rows(), place / "curves.png", "rehearsal", course, conditions, metric)
             write_card(place, setup.card, setup.config, journal.rows())
-    return Rehearsal(setup.description, tuple(work.parts), size)
+    description = "; ".join([setup.description, *([setup.lesson.description] if setup.lesson else [])])
+    return Rehearsal(description, tuple(work.parts), size)
 
 
 @contextmanager

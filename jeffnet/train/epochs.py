@@ -172,6 +172,7 @@ class Epochs:
             "preprocessing": asdict(self.setup.card.preprocessing),
             "quantization": self.setup.card.quantization and quantization_entries(self.setup.card.quantization),
             "spec": self.setup.card.spec and spec_attributes(self.setup.card.spec),
+            "has_teacher": self.setup.lesson is not None,
         }
         self.files.checkpoints.save(state, values)
 

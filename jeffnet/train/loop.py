@@ -29,6 +29,7 @@ from jeffnet.train.reports.scores import EpochScores, Result
 from jeffnet.train.run import Run, create_run, is_run, locked_run, read_config, read_division
 from jeffnet.train.setup import Setup, make_setup
 from jeffnet.train.state import TrainState
+from jeffnet.train.teacher import Teacher
 from jeffnet.validation.batch_size import is_out_of_memory
 
 _log = logging.getLogger("jeffnet.train")
@@ -40,6 +41,7 @@ def train(
     progress: bool = True,
     go_on: bool = False,
     *,
+    teacher: Teacher | None = None,
     on_step: Callable[[Mapping[str, Any]], object] | None = None,
     on_evaluation: Callable[[EpochScores], object] | None = None,
 ) -> Result:
@@ -58,6 +60,7 @@ def train(
       go_on: continue the run where the folder holds one of this configuration already. What does not change the
         training may differ: how devices share the work, where the pictures are and how they are read, what is kept and
         logged.
+      teacher: a model of your own to learn from, in place of `loss.teacher`; `resume` needs it too.
       on_step: called every `log.steps` steps with a row of `metrics.jsonl`: means since the row before.
       on_evaluation: called with the scores of every epoch; if it returns a true value, the run ends with this epoch.
 
@@ -80,7 +83,7 @@ def train(
     begun = go_on and bool(on_primary(lambda: is_run(folder)))
     config = continued(config, read_config(folder)) if begun else settled(config)
     # Before anything is written, so that a mistake leaves no folder behind.
-    setup = make_setup(config, division=read_division(folder, config) if begun else None)
+    setup = make_setup(config, division=read_division(folder, config) if begun else None, teacher=teacher)
     _check_agreement(setup, folder, begun)
     if begun:
         _check_same(read_config(folder), config, folder)
@@ -96,6 +99,7 @@ def resume(
     overrides: Sequence[tuple[str, str]] = (),
     progress: bool = True,
     *,
+    teacher: Teacher | None = None,
     on_step: Callable[[Mapping[str, Any]], object] | None = None,
     on_evaluation: Callable[[EpochScores], object] | None = None,
 ) -> Result:
@@ -105,6 +109,7 @@ def resume(
       folder: of the run.
       overrides: entries of its configuration to change from here on, as `jeffnet.train.recipe.override` takes them.
       progress: report on standard error.
+      teacher: as for `train`.
       on_step: as for `train`.
       on_evaluation: as for `train`; not called for epochs that have scores already.
 
@@ -117,7 +122,7 @@ def resume(
     """
     config = override(read_config(folder), overrides)
     with locked_run(folder):
-        setup = make_setup(config, division=read_division(folder, config))
+        setup = make_setup(config, division=read_division(folder, config), teacher=teacher)
         _check_agreement(setup, folder, True)
         return _run(Run(folder, config), setup, None, progress, Callbacks(on_step, on_evaluation))
 
@@ -174,6 +179,8 @@ def _run(run: Run, setup: Setup, state: TrainState | None, progress: bool, callb
         stack.enter_context(_explained(setup))
         shown = Progress(progress and is_primary())
         shown.say(f"{setup.description}, {f'continuing after step {step}' if step else 'from the beginning'}")
+        if setup.lesson:
+            shown.say(setup.lesson.description)
         if (counts := setup.class_counts) is not None:
             shown.say(counts_text(counts, setup.train_set.classes))
             if is_primary() and (warning := few_text(counts, setup.train_set.classes)):
@@ -228,6 +235,8 @@ def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
             f"epochs had {values['steps_per_epoch']} steps when the run was saved, and would have "
             f"{setup.steps_per_epoch}: continue with the batch_size and the data of the start"
         )
+    if values.get("has_teacher") and setup.lesson is None:
+        raise ConfigError("the run was begun with a teacher of your own: continue it from Python, with teacher=")
     _check_spec(setup, values.get("spec"))
     _check_pictures(setup, values.get("preprocessing"))
     setup.batches(setup.phases[0], values["loader"]).close()

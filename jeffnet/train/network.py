@@ -1,6 +1,6 @@
 """The trained model as pure functions of arrays by canonical name, in any backend."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jeffnet import functional
 from jeffnet.arch.execution import Execution
 from jeffnet.arch.plan import Plan
 from jeffnet.arch.preprocessing import Preprocessing
@@ -18,6 +19,7 @@ from jeffnet.errors import ConfigError
 from jeffnet.inference.plain_norms import fixed_parameters, folded_arrays, folded_plan
 from jeffnet.inference.quantized import quantized_network
 from jeffnet.ops.image import normalize
+from jeffnet.ops.network import Outputs
 from jeffnet.ops.precision import at_least_float32
 from jeffnet.train.config import Config, ModelConfig
 from jeffnet.train.state import Arrays
@@ -77,6 +79,20 @@ class Network:
         start = replace(self.start, arrays=arrays, rng=key)
         return load_backend(self.backend).training(start, self._normalized(pixels))
 
+    def train_outputs(
+        self, arrays: Mapping[str, Array], pixels: Array, key: Array, indices: Sequence[int]
+    ) -> tuple[Outputs, Arrays]:
+        """As `train`, with the classifier's input and the maps of these numbers beside the logits; of floats.
+
+        Args:
+          arrays: as for `train`.
+          pixels: as for `train`.
+          key: as for `train`.
+          indices: numbers of maps.
+        """
+        start = replace(self.start, arrays=arrays, rng=key)
+        return load_backend(self.backend).training(start, self._normalized(pixels), indices)
+
     def evaluate(self, arrays: Mapping[str, Array], pixels: Array) -> Array:
         """Logits `(N, classes)` of a pass without training, inside `jax.jit`; arguments as for `train`."""
         if self.quantization:
@@ -85,6 +101,12 @@ class Network:
         model = backend.build(replace(self.start, arrays=arrays))
         apply, variables = backend.inference(*model if isinstance(model, tuple) else (model,))
         return apply(variables, self._normalized(pixels))
+
+    def outputs(self, arrays: Mapping[str, Array], pixels: Array, indices: Sequence[int]) -> Outputs:
+        """As `evaluate`, with the classifier's input and the maps of these numbers beside the logits; of floats."""
+        # Whichever the backend is: the others' functions for evaluation give logits alone.
+        model, variables = functional.build(replace(self.start, arrays=arrays))
+        return model.outputs(variables, self._normalized(pixels), indices)
 
     def _quantized(self, arrays: Mapping[str, Array], pixels: Array) -> Array:
         assert self.quantization

@@ -58,8 +58,9 @@ def treatments(config: OptimizerConfig, params: Mapping[str, Any], frozen: Itera
 def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
     """Factors on the learning rate: 1 in the last layer, and `decay` times less from every layer to the one before it.
 
-    The stem is a layer, then every block, then the classifier. The last convolution belongs to the last block, but to
-    the classifier where it comes after the pooling, as in MobileNetV3 and MobileNetV4. That is timm's fine grouping.
+    The stem is a layer, then every block, then the classifier, together with the projections of features. The last
+    convolution belongs to the last block, but to the classifier where it comes after the pooling, as in MobileNetV3 and
+    MobileNetV4. That is timm's fine grouping.
 
     Source: Clark et al., "ELECTRA", arXiv:2003.10555.
     """
@@ -77,6 +78,7 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
 _STEM, _HEAD, _CLASSIFIER = (0,), (2,), (3,)
 _ENDS = {
     "conv_stem": _STEM, "bn1": _STEM, "conv_head": _HEAD, "bn2": _HEAD, "norm_head": _HEAD, "classifier": _CLASSIFIER,
+    "projection": _CLASSIFIER,
 }  # fmt: skip
 
 

@@ -13,8 +13,6 @@ from jeffnet.arch.zoo import is_known, model_preprocessing, own_spec, resolve_na
 from jeffnet.errors import ConfigError
 from jeffnet.text.names import listed
 from jeffnet.train.config import Config
-from jeffnet.train.state import Arrays
-from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import describe_weights
 
 # Entries of the configuration that are taken from the weights where they are None.
@@ -105,22 +103,27 @@ def _filled(config: Config, model: Mapping[str, Any], data: Mapping[str, Any]) -
     return replace(config, model=filled(config.model, model), data=filled(config.data, data))
 
 
-def in_order(arrays: Arrays, card: ModelCard, classes: Sequence[str], teacher: str) -> Arrays:
-    """The arrays of a teacher, as of its card, with logits in the order of the data's classes; as many are given.
+def class_order(known: Sequence[str], num_classes: int, classes: Sequence[str], teacher: str) -> tuple[int, ...]:
+    """Which of a teacher's logits each of the data's classes is; as many are given.
+
+    Args:
+      known: names of the teacher's classes; empty where it does not name them.
+      num_classes: how many it has.
+      classes: of the data.
+      teacher: its name.
 
     Raises:
       ConfigError: it has other classes.
     """
-    indices = class_indices(classes, card.num_classes, card.classes)
+    indices = class_indices(classes, num_classes, known)
     if indices is None:
-        difference = class_difference(card.classes or known_classes(card.num_classes), classes)
+        difference = class_difference(known or known_classes(num_classes), classes)
         raise ConfigError(
             f"loss.teacher {teacher!r} has other classes than the data: {difference}; "
             "give a teacher that was trained on these classes"
         )
-    if doubt := order_doubt(classes, card.num_classes, card.classes):
+    if doubt := order_doubt(classes, num_classes, known):
         _log.warning("loss.teacher %s: %s: name them by save_checkpoint if it is timm's", teacher, doubt)
-    if indices == tuple(range(len(classes))):
-        return arrays
-    _log.warning("loss.teacher %s: its classes are put into the order %s", teacher, listed(classes))
-    return arrays | {name: arrays[name][..., list(indices)] for name in ("classifier.kernel", "classifier.bias")}
+    if indices != tuple(range(len(classes))):
+        _log.warning("loss.teacher %s: its classes are put into the order %s", teacher, listed(classes))
+    return indices

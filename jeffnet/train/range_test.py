@@ -16,6 +16,7 @@ from jeffnet.system.progress import progress_bar
 from jeffnet.train.config import Config, EmaConfig
 from jeffnet.train.pretrained import settled
 from jeffnet.train.setup import make_setup
+from jeffnet.train.teacher import Teacher
 
 # The test stops where the mean loss of so many steps is so many times the lowest of such means.
 _MEAN_OF, _DIVERGED = 5, 4.0
@@ -49,7 +50,13 @@ class RangeTest:
 
 
 def find_learning_rate(
-    config: Config, *, start: float = 1e-6, end: float = 10.0, steps: int = 100, progress: bool = False
+    config: Config,
+    *,
+    start: float = 1e-6,
+    end: float = 10.0,
+    steps: int = 100,
+    progress: bool = False,
+    teacher: Teacher | None = None,
 ) -> RangeTest:
     """Train for a few steps, each at a higher learning rate than the one before, and suggest one.
 
@@ -62,6 +69,7 @@ def find_learning_rate(
       end: rate of the last step, unless the loss has diverged before.
       steps: how many, at least 20.
       progress: show how far it is on standard error.
+      teacher: as for `jeffnet.train.loop.train`.
 
     Returns:
       Rates, losses and a suggestion.
@@ -81,7 +89,7 @@ def find_learning_rate(
     def rising(step: ArrayLike) -> Array:
         return start * (end / start) ** (jnp.asarray(step, jnp.float32) / (steps - 1))
 
-    setup = make_setup(settled(replace(config, ema=EmaConfig())), schedule=rising)
+    setup = make_setup(settled(replace(config, ema=EmaConfig())), schedule=rising, teacher=teacher)
     phase, state = setup.phases[0], setup.start()
     step, losses = setup.step(phase), []
     recent: deque[float] = deque(maxlen=_MEAN_OF)

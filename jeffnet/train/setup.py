@@ -1,7 +1,6 @@
 """What a run consists of, made from its configuration before anything is written."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -24,18 +23,20 @@ from jeffnet.inference.quantized import PASSES, calibrate, normalized_batches
 from jeffnet.parallel.mesh import Layout, make_layout
 from jeffnet.system.progress import progress_bar
 from jeffnet.train.balance import Balance, make_balance
-from jeffnet.train.config import Config, LossConfig
+from jeffnet.train.config import Config
 from jeffnet.train.data_sets import open_data_sets
+from jeffnet.train.distillation import Lesson, make_lesson
 from jeffnet.train.network import Network, make_network, untrained_parameters
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.phases import Phase, make_phases
-from jeffnet.train.pretrained import OF_PICTURES, in_order
+from jeffnet.train.pretrained import OF_PICTURES
 from jeffnet.train.reports.boards import check_boards
 from jeffnet.train.schedule import Schedule, make_schedule
 from jeffnet.train.state import TrainState, initial_state
-from jeffnet.train.step import Teacher, TrainStep, make_train_step
+from jeffnet.train.step import TrainStep, make_train_step
+from jeffnet.train.teacher import Teacher
 from jeffnet.weights.card import ModelCard
-from jeffnet.weights.start import start_arrays, start_pretrained, statistics
+from jeffnet.weights.start import start_arrays, statistics
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Setup:
       optimizer: of the parameters that are not frozen.
       phases: parts of the run in which every step is the same.
       balance: what the loss does about unequal classes.
-      teacher: for distillation, or None; its arrays lie as `layout` says.
+      lesson: what is learnt from a teacher, or None; its arrays lie as `layout` says.
       layout: where states and batches lie.
     """
 
@@ -71,7 +72,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     phases: list[Phase]
     balance: Balance
-    teacher: Teacher | None
+    lesson: Lesson | None
     layout: Layout
 
     @property
@@ -93,7 +94,7 @@ class Setup:
 
     def template(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        shapes = jax.eval_shape(self._initial_state, self.network.start.arrays)
+        shapes = jax.eval_shape(self._initial_state, {**self.network.start.arrays, **self._projections()})
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -116,6 +117,7 @@ class Setup:
         if self.config.quantize.to:
             plain = with_plain_norms(self.network.plan, jax.device_get(self.layout.gather(arrays)))
             arrays = {name: self.layout.place(array) for name, array in plain.items()}
+        arrays |= {name: self.layout.place(array) for name, array in self._projections().items()}
         shardings = self.layout.shardings(jax.eval_shape(self._initial_state, arrays))
         return jax.jit(self._initial_state, out_shardings=shardings, donate_argnums=0)(arrays)
 
@@ -126,7 +128,7 @@ class Setup:
             self.network.with_plan(plan if drop_rate is None else replace(plan, drop_rate=drop_rate)),
             self.optimizer,
             phase.config,
-            teacher=self.teacher,
+            teacher=self.lesson and self.lesson.teacher,
             balance=self.balance,
             average_from=round(self.config.ema.start_epoch * self.steps_per_epoch),
             layout=self.layout,
@@ -168,6 +170,9 @@ class Setup:
         bits = self.config.quantize.kernel_bits
         return self.quantized(replace(found, method=f"{found.method}, trained with them", kernel_bits=bits))
 
+    def _projections(self) -> dict[str, np.ndarray]:
+        return self.lesson.projections(self.config.seed, self.network.compute_dtype) if self.lesson else {}
+
     def _initial_state(self, arrays: dict) -> TrainState:
         return initial_state(
             arrays,
@@ -178,13 +183,19 @@ class Setup:
         )
 
 
-def make_setup(config: Config, schedule: Schedule | None = None, division: Division | None = None) -> Setup:
+def make_setup(
+    config: Config,
+    schedule: Schedule | None = None,
+    division: Division | None = None,
+    teacher: Teacher | None = None,
+) -> Setup:
     """The parts of a run; a JeffnetError where the configuration or the data will not do.
 
     Args:
       config: of the run.
       schedule: of the learning rate, in place of the configuration's.
       division: which pictures the run validates, if it was begun and divides them; None draws them.
+      teacher: one that the configuration does not name.
     """
     check_boards(config.log)
     data, preprocessing = config.data, run_preprocessing(config)
@@ -205,6 +216,9 @@ def make_setup(config: Config, schedule: Schedule | None = None, division: Divis
     phases = make_phases(config, preprocessing)
     for phase in phases:  # so that errors in a later one show before the run starts
         train_transform(phase, preprocessing)
+    sizes = [phase.image_size for phase in phases]
+    lesson = make_lesson(config, network.plan, train_set.classes, sizes, layout, teacher)
+    trained |= lesson.projections(config.seed, network.compute_dtype) if lesson else {}
     return Setup(
         config=config,
         network=network,
@@ -236,7 +250,7 @@ def make_setup(config: Config, schedule: Schedule | None = None, division: Divis
         optimizer=make_optimizer(config.optimizer, schedule, trained, frozen),
         phases=phases,
         balance=balance,
-        teacher=_make_teacher(config.loss, network, train_set.classes, layout),
+        lesson=lesson,
         layout=layout,
     )
 
@@ -308,20 +322,3 @@ def train_transform(phase: Phase, preprocessing: Preprocessing) -> TrainTransfor
     if augment.interpolation:
         settings["interpolation"] = augment.interpolation
     return TrainTransform.of(preprocessing, phase.image_size, **settings)
-
-
-def _make_teacher(config: LossConfig, student: Network, classes: Sequence[str], layout: Layout) -> Teacher | None:
-    if config.teacher is None:
-        return None
-    start, card = start_pretrained(config.teacher, config.teacher_model, place=layout.place)
-    if card.num_classes != len(classes):
-        raise ConfigError(
-            f"loss.teacher {config.teacher!r} has {card.num_classes} classes, the data {len(classes)}: give a teacher "
-            "that was trained on these classes"
-        )
-    if card.in_chans != student.plan.stem.in_channels:
-        raise ConfigError(f"loss.teacher {config.teacher!r} takes pictures of {card.in_chans} channels")
-    if card.global_pool == "none" and not card.test_window:
-        raise ConfigError(f"loss.teacher {config.teacher!r} has logits for every place of its last map: pool them")
-    network = Network(replace(start, arrays={}), card.preprocessing, student.backend)
-    return Teacher(network, layout.place(in_order(dict(start.arrays), card, classes, config.teacher)))

@@ -13,6 +13,9 @@ from jeffnet.weights.start import statistics
 
 Arrays = dict[str, Any]
 
+# How names of arrays begin that are trained with a model and are no part of it, see `jeffnet.train.distillation`.
+PROJECTION = "projection."
+
 # Micikevicius et al., arXiv:1710.03740, section 3.2: from a large scale on, halved at every overflow, doubled after
 # many steps without one.
 _FIRST_SCALE, _LEAST_SCALE = 2.0**15, 1.0
@@ -51,11 +54,11 @@ class TrainState:
 
     Attributes:
       step: how many steps were taken, int32.
-      params: trained parameters.
+      params: trained parameters; with a teacher also the projections of features.
       frozen: other parameters.
       batch_stats: running statistics.
       opt_state: the optimizer's state.
-      average: moving average of `params` and `batch_stats`, or None.
+      average: moving average of the model's `params` and of `batch_stats`, or None.
       average_updates: how often the average was updated, int32.
       loss_scale: with float16, or None.
       skipped: how many steps in a row had gradients that are not finite, int32.
@@ -74,7 +77,12 @@ class TrainState:
     @property
     def arrays(self) -> Arrays:
         """All arrays of the model."""
-        return {**self.frozen, **self.params, **self.batch_stats}
+        return {**self.frozen, **of_model(self.params), **self.batch_stats}
+
+
+def of_model(arrays: Arrays) -> Arrays:
+    """Arrays without the projections among them."""
+    return {name: array for name, array in arrays.items() if not name.startswith(PROJECTION)}
 
 
 def initial_state(
@@ -88,7 +96,8 @@ def initial_state(
     """The state before the first step.
 
     Args:
-      arrays: of the model. A step donates the buffers of its state, so these are lost with the first one.
+      arrays: of the model, and projections. A step donates the buffers of its state, so these are lost with the first
+        one.
       optimizer: of the parameters that are not frozen.
       frozen: names of frozen parameters.
       averaged: keep a moving average.
@@ -103,7 +112,7 @@ def initial_state(
         batch_stats=stats,
         opt_state=optimizer.init(params),
         # Copies, since no buffer can be donated twice.
-        average=jax.tree.map(jnp.array, {**params, **stats}) if averaged else None,
+        average=jax.tree.map(jnp.array, {**of_model(params), **stats}) if averaged else None,
         average_updates=jnp.int32(0),
         loss_scale=LossScale.initial() if scaled else None,
         skipped=jnp.int32(0),

@@ -15,30 +15,24 @@ from jeffnet.ops.average import update_average
 from jeffnet.ops.loss import (
     asymmetric_loss,
     binary_cross_entropy,
-    distillation,
     in_top,
     jensen_shannon_divergence,
     regression_loss,
     soft_cross_entropy,
 )
+from jeffnet.ops.network import Outputs
 from jeffnet.parallel.mesh import Layout
 from jeffnet.system.processor import remat_options
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.balance import EVEN, Balance
 from jeffnet.train.config import Config, LossConfig
+from jeffnet.train.distillation import losses_with_teacher
 from jeffnet.train.network import Network
-from jeffnet.train.state import Arrays, TrainState
+from jeffnet.train.state import Arrays, TrainState, of_model
+from jeffnet.train.teacher import Teacher, TeacherOutputs, compared_features, map_numbers
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A model to learn from, and its arrays by canonical name."""
-
-    network: Network
-    arrays: Arrays
 
 
 def make_train_step(
@@ -68,11 +62,11 @@ def make_train_step(
     Returns:
       A function from the state and a batch (`image` uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`; `label` `(N,)`,
       or `(N, classes)` of several labels or numbers) to the next state and metrics: `loss`, `top1` in per cent where
-      there is one label, `grad_norm`, and `skipped`, which is 1 if the gradients
-      were not finite. The old state's buffers are donated. With `requests` in the batch, bool `(devices, k)`, the
-      metrics have `requests` `(k,)`: what any device asks for.
+      there is one label, `grad_norm`, with a teacher `distillation_loss` and `feature_loss` as far as they count, and
+      `skipped`, which is 1 if the gradients were not finite. The old state's buffers are donated. With `requests` in
+      the batch, bool `(devices, k)`, the metrics have `requests` `(k,)`: what any device asks for.
     """
-    work = _Work(network, optimizer, config, teacher.network if teacher else None, balance, average_from, layout)
+    work = _Work(network, optimizer, config, teacher.apply if teacher else None, balance, average_from, layout)
     # A step that is run again to locate a NaN needs its old state.
     donated = () if config.debug_nans else 2
     step = jax.jit(work.step, donate_argnums=donated, compiler_options=remat_options() if network.start.remat else None)
@@ -96,13 +90,13 @@ class _Work:
     network: Network
     optimizer: optax.GradientTransformation
     config: Config
-    teacher: Network | None
+    teacher: Callable[[Any, Array], TeacherOutputs] | None
     balance: Balance
     average_from: int
     layout: Layout | None
 
     def step(
-        self, root: Array, teacher_arrays: Arrays, state: TrainState, batch: Mapping[str, Any]
+        self, root: Array, teacher_arrays: Any, state: TrainState, batch: Mapping[str, Any]
     ) -> tuple[TrainState, Metrics]:
         """The next state, and metrics."""
         key = jax.random.fold_in(root, state.step)
@@ -143,7 +137,7 @@ class _Work:
         spec = PartitionSpec(*[None] * axis, *self.layout.batch.spec)
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.layout.mesh, spec))
 
-    def _whole(self, arrays: Arrays) -> Arrays:
+    def _whole(self, arrays: Any) -> Any:
         """Parameters as layers take them: gathered, so that devices exchange parameters and not feature maps."""
         if self.layout is None or self.layout.fsdp == 1:
             return arrays
@@ -157,7 +151,7 @@ class _Work:
         return state, jax.lax.with_sharding_constraint(metrics, self.layout.whole)
 
     def _gradients(
-        self, state: TrainState, params: Arrays, parts: _Part, teacher_arrays: Arrays
+        self, state: TrainState, params: Arrays, parts: _Part, teacher_arrays: Any
     ) -> tuple[Arrays, Arrays, Metrics]:
         """Mean gradients over the parts, the running statistics after them, and mean metrics."""
         scale = state.loss_scale.scale if state.loss_scale else None
@@ -185,34 +179,41 @@ class _Work:
             gradients = jax.tree.map(lambda array: array / scale, gradients)
         return gradients, stats, metrics
 
-    def _loss(self, arrays: Arrays, part: _Part, teacher_arrays: Arrays) -> tuple[Array, Metrics, Arrays]:
+    def _loss(self, arrays: Arrays, part: _Part, teacher_arrays: Any) -> tuple[Array, Metrics, Arrays]:
         """Mean loss, metrics with top-1 in per cent where there is one label, and updated statistics."""
-        splits = self.config.augment.splits
+        config, splits = self.config.loss, self.config.augment.splits
         pixels = part.pixels if splits == 1 else part.pixels.reshape(-1, *part.pixels.shape[2:])
         arrays = self._whole(arrays)
-        logits, stats = self.network.train(arrays, self._split(pixels), part.key)
+        outputs, stats = self._forward(of_model(arrays), self._split(pixels), part.key)
         # The views of a picture are neighbours, on one device.
-        views = logits.reshape(-1, splits, *logits.shape[1:])
-        first = views[:, 0]
-        loss = _losses(self.config.loss, self.balance, first, part.targets, self.config.data.task)
+        views = outputs.logits.reshape(-1, splits, *outputs.logits.shape[1:])
+        first = jax.tree.map(lambda array: array.reshape(-1, splits, *array.shape[1:])[:, 0], outputs)
+        losses = _losses(config, self.balance, first.logits, part.targets, self.config.data.task)
         if splits > 1:
-            loss = loss + self.config.loss.jsd_weight * jensen_shannon_divergence(jnp.moveaxis(views, 1, 0))
+            losses = losses + config.jsd_weight * jensen_shannon_divergence(jnp.moveaxis(views, 1, 0))
+        metrics = {}
         if self.teacher is not None:
             seen = part.pixels if splits == 1 else part.pixels[:, 0]
-            teacher = jax.lax.stop_gradient(self.teacher.evaluate(self._whole(teacher_arrays), seen))
-            config = self.config.loss
-            apart = distillation(first, teacher, config.temperature, config.hard)
-            loss = (1 - config.distillation) * loss + config.distillation * apart
-        metrics = {"loss": loss.mean()}
+            seen = seen.astype(self.network.compute_dtype)
+            answers = jax.lax.stop_gradient(self.teacher(self._whole(teacher_arrays), seen))
+            losses, metrics = losses_with_teacher(config, losses, first, answers, arrays)
+        metrics = {"loss": losses.mean(), **metrics}
         if part.labels.ndim == 1:
-            metrics |= {"top1": 100 * in_top(first, part.labels, 1).mean()}
-        return loss.mean(), metrics, stats
+            metrics |= {"top1": 100 * in_top(first.logits, part.labels, 1).mean()}
+        return metrics["loss"], metrics, stats
+
+    def _forward(self, arrays: Arrays, pixels: Array, key: Array) -> tuple[Outputs, Arrays]:
+        """What the loss needs of the model, and updated statistics."""
+        if features := compared_features(self.config.loss):
+            return self.network.train_outputs(arrays, pixels, key, map_numbers(features))
+        logits, stats = self.network.train(arrays, pixels, key)
+        return Outputs(logits, logits, ()), stats
 
     def _averaged(self, state: TrainState) -> TrainState:
         ema = self.config.ema
         if state.average is None:
             return state
-        value = {**state.params, **state.batch_stats}
+        value = {**of_model(state.params), **state.batch_stats}
         step = state.step + 1
         begun = step > self.average_from
 

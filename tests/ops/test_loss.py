@@ -9,6 +9,7 @@ from jeffnet.ops.loss import (
     binary_cross_entropy,
     cross_entropy,
     distillation,
+    feature_distance,
     in_top,
     jensen_shannon_divergence,
     soft_cross_entropy,
@@ -157,6 +158,32 @@ def test_a_teacher_learns_nothing(hard):
     np.testing.assert_array_equal(gradient(jnp.asarray(TEACHER)), 0)
 
 
+@pytest.mark.parametrize("side", [5, 7, 12])
+def test_the_distance_of_maps_is_torchs(side, timm, x64):
+    """Of a teacher's map resized to the student's, which is 7 x 7: a smaller one, as large, and a larger one."""
+    import torch
+    from torch.nn import functional
+
+    maps, other = RNG.normal(size=(6, 7, 7, 4)), RNG.normal(size=(6, side, side, 4))
+
+    def reference(x):
+        first = torch.tensor(other).permute(0, 3, 1, 2)
+        resized = functional.interpolate(first, (7, 7), mode="bilinear", antialias=True, align_corners=False)
+        return functional.mse_loss(x, resized.permute(0, 2, 3, 1))
+
+    assert_equals_torch(lambda x: feature_distance(x, jnp.asarray(other)), reference, maps)
+    gradient = jax.grad(lambda teacher: feature_distance(jnp.asarray(maps), teacher).sum())(jnp.asarray(other))
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "other"), [((6, 9), (6, 8)), ((6, 9), (1, 9)), ((6, 9), (6, 1, 1, 9)), ((6, 7, 9), (6, 7, 9))]
+)
+def test_features_of_other_shapes_are_refused(shape, other):
+    with pytest.raises(ValueError, match="expected"):
+        feature_distance(jnp.zeros(shape), jnp.zeros(other))
+
+
 # Of logits, beside others and targets of a dtype.
 LOSSES = {
     "cross_entropy": lambda x, dtype: cross_entropy(x, jnp.asarray(LABELS), 0.1),
@@ -165,6 +192,7 @@ LOSSES = {
     "jensen_shannon": lambda x, dtype: jensen_shannon_divergence(jnp.stack([x, jnp.asarray(TEACHER, dtype)])),
     "distillation": lambda x, dtype: distillation(x, jnp.asarray(TEACHER, dtype), 2.0),
     "hard distillation": lambda x, dtype: distillation(x, jnp.asarray(TEACHER, dtype), 2.0, hard=True),
+    "features": lambda x, dtype: feature_distance(x, jnp.asarray(TEACHER, dtype)),
 }
 
 

@@ -46,12 +46,14 @@ from jeffnet.train.config import (
     ModelConfig,
     OptimizerConfig,
 )
+from jeffnet.train.distillation import Lesson
 from jeffnet.train.estimate import make_estimate
 from jeffnet.train.network import Network
 from jeffnet.train.optim import make_optimizer
 from jeffnet.train.setup import make_setup
 from jeffnet.train.state import initial_state
-from jeffnet.train.step import Teacher, make_train_step
+from jeffnet.train.step import make_train_step
+from jeffnet.train.teacher import network_teacher
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.formats.safetensors import save_model
 from jeffnet.weights.start import Start, start_arrays, statistics
@@ -60,6 +62,7 @@ jeffnet.parallel.mesh._LEAST_SPLIT = 16  # the arrays of the small network count
 
 CLASSES, SIZE, BATCH, DEVICES, STEPS = 5, 16, 32, 8, 2
 SPEC = ModelSpec(stages=(("ds_r1_k3_s1_c8_se0.25",), ("ir_r1_k5_s2_e3_c16",)), stem=8, features=32, drop_path_rate=0.1)
+TEACHER_SPEC = dataclasses.replace(SPEC, features=256)
 PREPROCESSING = Preprocessing(SIZE, 1.0)
 
 # Overrides of the configuration, the mesh, and further options of `Case`.
@@ -75,23 +78,27 @@ CASES: dict[str, dict] = {
         "scaled": True,
     },
     "views": {"augment": AugmentConfig(splits=2, erase_prob=0.5), "loss": LossConfig(name="jsd"), "sam_rho": 0.05},
-    "teacher": {"loss": LossConfig(distillation=0.5), "teacher": True, "mesh": "data=1,fsdp=8"},
+    "teacher": {
+        "loss": LossConfig(distillation=0.5, feature_distillation=2.0, features=("pre_logits", "-1")),
+        "teacher": True,
+        "mesh": "data=1,fsdp=8",
+    },
     "lars": {"optimizer": OptimizerConfig(name="lars", learning_rate=0.5, weight_decay=1e-4), "mesh": "data=2,fsdp=4"},
     **{f"groups-{backend}": {"backend": backend, "bn_devices": 2} for backend in ("linen", "nnx", "objax")},
     "groups-functional": {"bn_devices": 4, "accumulate": 2, "mesh": "data=4,fsdp=2"},
 }
 
 
-def network_of(backend: str, groups: int) -> Network:
-    plan, dtype = lower(SPEC, num_classes=CLASSES, in_chans=3), jnp.dtype("float64")
+def network_of(backend: str, groups: int, spec: ModelSpec = SPEC) -> Network:
+    plan, dtype = lower(spec, num_classes=CLASSES, in_chans=3), jnp.dtype("float64")
     execution = Execution(norm_groups=groups)
     return Network(Start(plan, {}, dtype, dtype, execution=execution), PREPROCESSING, backend)
 
 
-def arrays_of(seed: int) -> dict[str, jax.Array]:
+def arrays_of(seed: int, spec: ModelSpec = SPEC) -> dict[str, jax.Array]:
     """Random norms too: with those of the start, scales of 1 and biases of 0, many mistakes would not show."""
     rng = np.random.default_rng(seed)
-    arrays = start_arrays(network_of("functional", 1).plan, seed, jnp.float64)
+    arrays = start_arrays(network_of("functional", 1, spec).plan, seed, jnp.float64)
     return {
         name: jnp.asarray(array * rng.uniform(0.5, 1.5, array.shape) + rng.uniform(0, 0.2, array.shape))
         if array.ndim == 1
@@ -121,7 +128,13 @@ class Case:
         self.config, self.mesh, self.scaled = config, mesh, scaled
         self.network = network_of(backend, DEVICES // bn_devices)
         self.arrays = arrays_of(0)
-        self.teacher = (network_of("functional", 1), arrays_of(1)) if teacher else None
+        self.teacher = None
+        if teacher:
+            network, arrays = network_of("functional", 1, TEACHER_SPEC), arrays_of(1, TEACHER_SPEC)
+            self.teacher = network_teacher(network, arrays, config.loss.features)
+            widths = {"pre_logits": (SPEC.features, TEACHER_SPEC.features), "-1": (16, 16)}
+            projections = Lesson(self.teacher, widths, "").projections(0, jnp.float64)
+            self.arrays |= {name: jnp.asarray(array) for name, array in projections.items()}
 
     def run(self, layout):
         """All arrays of the state after some steps, and the losses."""
@@ -138,10 +151,8 @@ class Case:
             split = [leaf for leaf in jax.tree.leaves(state) if not leaf.is_fully_replicated]
             assert len(split) > 20 if layout.fsdp > 1 else not split, len(split)
             if teacher:
-                teacher = teacher[0], layout.place(teacher[1])
-        step = make_train_step(
-            self.network, optimizer, self.config, teacher=Teacher(*teacher) if teacher else None, layout=layout
-        )
+                teacher = dataclasses.replace(teacher, arrays=layout.place(teacher.arrays))
+        step = make_train_step(self.network, optimizer, self.config, teacher=teacher, layout=layout)
         losses = []
         for number in range(STEPS):
             batch = batch_of(number, self.config.augment.splits)
@@ -308,13 +319,15 @@ def started(kind: str, mesh: str) -> dict[str, float]:
 
 def start_on(config: Config, folder: Path) -> dict[str, float]:
     alone = make_setup(dataclasses.replace(config, mesh="data=1"))
-    expected = [np.array(leaf) for leaf in jax.tree.leaves((alone.start(), alone.teacher and alone.teacher.arrays))]
+    expected = [
+        np.array(leaf) for leaf in jax.tree.leaves((alone.start(), alone.lesson and alone.lesson.teacher.arrays))
+    ]
     del alone
     gc.collect()
     with Peak() as peak:
         setup = make_setup(config)
         state = setup.start()
-    leaves = jax.tree.leaves((state, setup.teacher and setup.teacher.arrays))
+    leaves = jax.tree.leaves((state, setup.lesson and setup.lesson.teacher.arrays))
     share, one = max(bytes_on_devices(leaves).values()), max(leaf.nbytes for leaf in leaves)
     same = all(np.array_equal(own, other) for own, other in zip(map(np.asarray, leaves), expected, strict=True))
     checkpoints = Checkpoints(folder, 1)

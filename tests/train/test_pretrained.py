@@ -132,8 +132,8 @@ def test_a_teachers_logits_come_in_the_order_of_the_datas_classes(config, weight
         classifier = {name: array[..., list(order)] for name, array in arrays.items() if name.startswith("classifier.")}
         card = ModelCard(config.model.name, 3, 3, PREPROCESSING, tuple(CLASSES[place] for place in order))
         save_model(path, arrays | classifier, card)
-        teacher = make_setup(replace(config, loss=LossConfig(teacher=path))).teacher
-        logits.append(teacher.network.evaluate(teacher.arrays, jnp.arange(32 * 32 * 3.0).reshape(1, 32, 32, 3) % 255))
+        teacher = make_setup(replace(config, loss=LossConfig(teacher=path))).lesson.teacher
+        logits.append(teacher.apply(teacher.arrays, jnp.arange(32 * 32 * 3.0).reshape(1, 32, 32, 3) % 255).logits)
     np.testing.assert_array_equal(logits[0], logits[1])
     assert "put into the order blue, green, red" in caplog.text
 

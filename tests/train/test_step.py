@@ -13,7 +13,8 @@ from jeffnet.train.config import AugmentConfig, Config, DataConfig, EmaConfig, L
 from jeffnet.train.estimate import make_estimate
 from jeffnet.train.network import frozen_parameters, make_network
 from jeffnet.train.state import LossScale, initial_state
-from jeffnet.train.step import Teacher, make_train_step
+from jeffnet.train.step import make_train_step
+from jeffnet.train.teacher import network_teacher
 from jeffnet.weights.start import start_arrays
 
 RNG = np.random.default_rng(0)
@@ -253,7 +254,7 @@ def test_the_loss_is_the_configured_one(tiny_model, x64):
 def test_a_teacher_has_its_share_of_the_loss(tiny_model, x64):
     """Its answers are those without training, whatever the student's batch does to its norms."""
     parts = Parts("tiny_flat", drop_rate=0.0, drop_path_rate=0.0)
-    teacher = Teacher(parts.network, {name: 1.1 * array for name, array in parts.arrays.items()})
+    teacher = network_teacher(parts.network, {name: 1.1 * array for name, array in parts.arrays.items()})
     config = LossConfig(teacher="-", distillation=0.3, temperature=2.0)
     own, other = logits_of(parts), jax.jit(parts.network.evaluate)(teacher.arrays, jnp.asarray(BATCH["image"]))
     apart = 4 * optax.kl_divergence(jax.nn.log_softmax(own / 2), jax.nn.softmax(other / 2)).mean()
@@ -292,7 +293,7 @@ def test_recomputation_changes_no_number(tiny_model, x64):
 def test_strict_settings_of_jax(strict_jax, flat):
     """With all that a step can do: mixing, erasing, accumulation, an average, a teacher, a second gradient."""
     augment = AugmentConfig(mixup=0.4, cutmix=1.0, erase_prob=0.5, erase_mode="rand", erase_count=2)
-    teacher = Teacher(flat.network, {name: 1.1 * array for name, array in flat.arrays.items()})
+    teacher = network_teacher(flat.network, {name: 1.1 * array for name, array in flat.arrays.items()})
     losses = {"name": "bce", "bce_threshold": 0.2}, {"teacher": "-", "distillation": 0.3}
     steps = [
         make_train_step(

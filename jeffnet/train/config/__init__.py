@@ -206,7 +206,7 @@ class Config:
         regresses, several = task == "regression", task == "multi_label"
         unfit = {
             "data.sampling": task != "single_label" and self.data.sampling != "natural" and self.data.sampling,
-            "loss.teacher": task != "single_label" and self.loss.teacher,
+            "loss.teacher": task != "single_label" and self.loss.distillation and self.loss.teacher,
             "loss.label_smoothing": regresses and self.loss.label_smoothing,
             "loss.class_weights": regresses and self.loss.class_weights,
             "loss.weighting": (regresses or (several and self.loss.weighting == "effective")) and self.loss.weighting,
@@ -229,6 +229,7 @@ class Config:
             "model.drop_rate": self.model.drop_rate,
             "model.drop_path_rate": self.model.drop_path_rate,
             "model.remat": self.model.remat,
+            "loss.feature_distillation": self.loss.feature_distillation,
             "bn_batches": self.bn_batches,
             "checkpoint.average_best": self.checkpoint.average_best,
         }

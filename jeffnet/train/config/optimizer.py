@@ -1,5 +1,7 @@
 """Configuration of the optimizer, its learning rate, the loss and the moving average."""
 
+import re
+
 from jeffnet.errors import ConfigError
 from jeffnet.train.config.entries import check_below_one, check_factor, check_positive, check_range, choice, part
 
@@ -14,6 +16,8 @@ LOSSES = {
     "multi_label": ("bce", "focal", "asymmetric"),
     "regression": ("l1", "l2", "huber"),
 }
+# Of the teacher's, that are compared.
+_FEATURES = ("pre_logits",)
 SCHEDULES = ("constant", "step", "exponential", "cosine", "polynomial", "one_cycle")
 
 
@@ -178,12 +182,17 @@ class LossConfig:
       class_weights: weights of the classes in their order, as they are, instead of `weighting`.
       logit_adjustment: factor on the logarithm of a class's frequency, which is added to its logit in training only
         (arXiv:2007.07314); 1 suits balanced accuracy, 0 adds nothing.
-      teacher: weights of a model to learn from: the name of a model with published weights, a path, `hf:owner/name` or
-        a URL.
+      teacher: a model to learn from: the name of a model with published weights, a path of weights, `hf:owner/name` or
+        a URL; or the path of an exported file.
       teacher_model: the teacher's name, if its weights do not have it.
-      distillation: share of the loss that compares with the teacher, in [0, 1].
+      distillation: share of the loss that compares logits with the teacher's, in [0, 1]; 0 leaves them out, and the
+        teacher may have any classes.
       temperature: divisor of both models' logits in the comparison with the teacher.
       hard: compare with the teacher's top class (arXiv:2012.12877) instead of its probabilities (arXiv:1503.02531).
+      feature_distillation: weight of the mean squared difference of features from the teacher's, which is added to the
+        loss (arXiv:1412.6550); 0 switches it off.
+      features: the features to compare: 'pre_logits', the classifier's input, or numbers of maps, as of the models'
+        `features`: 0 to 4 at strides 2 to 32, -1 the last.
     """
 
     name: str = choice(dict.fromkeys(name for names in LOSSES.values() for name in names), "cross_entropy")
@@ -205,6 +214,8 @@ class LossConfig:
     distillation: float = 0.5
     temperature: float = 1.0
     hard: bool = False
+    feature_distillation: float = 0.0
+    features: tuple[str, ...] = _FEATURES
 
     def __post_init__(self) -> None:
         check_below_one("loss.label_smoothing", self.label_smoothing)
@@ -225,6 +236,22 @@ class LossConfig:
         check_positive("loss.huber_delta", self.huber_delta)
         check_range("loss.distillation", self.distillation, 0, 1)
         check_positive("loss.temperature", self.temperature)
+        check_range("loss.feature_distillation", self.feature_distillation, 0)
+        self._check_features()
+
+    def _check_features(self) -> None:
+        """Raises ConfigError where the features to compare are none, unknown, or of no effect."""
+        for name in self.features:
+            if name != "pre_logits" and not re.fullmatch(r"-?\d", name):
+                raise ConfigError(f"loss.features {name!r} is unknown: take pre_logits, or numbers of maps such as 3")
+        if not self.features:
+            raise ConfigError("loss.features is empty: take pre_logits, or set loss.feature_distillation 0")
+        if len(set(self.features)) < len(self.features):
+            raise ConfigError(f"loss.features {', '.join(self.features)}: one is there twice, remove it")
+        if self.features != _FEATURES and not self.feature_distillation:
+            raise ConfigError(
+                f"loss.features {', '.join(self.features)} has no effect: set its weight, loss.feature_distillation"
+            )
 
 
 @part("ema")

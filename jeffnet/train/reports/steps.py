@@ -15,6 +15,9 @@ from jeffnet.train.run import Run
 from jeffnet.train.setup import Setup
 from jeffnet.train.step import Metrics
 
+# Of the metrics of a step, those that rows have as `train_...`.
+_SHOWN = ("loss", "distillation_loss", "feature_loss", "top1", "grad_norm")
+
 
 class StepMetrics:
     """Collects the metrics of steps, and passes on what processes ask for in them.
@@ -67,7 +70,7 @@ class StepMetrics:
         skipped = int(sum(row["skipped"] for row in rows))
         per_epoch, epochs = self._setup.steps_per_epoch, self._setup.config.epochs
         row: dict[str, Any] = {"step": step, "epoch": step / per_epoch}
-        row |= {f"train_{name}": means[name] for name in ("loss", "top1", "grad_norm") if name in means}
+        row |= {f"train_{name}": means[name] for name in _SHOWN if name in means}
         row |= {name: means[name] for name in ("loss_scale",) if name in means}
         row |= {"skipped": skipped} if skipped else {}
         row |= {"learning_rate": float(np.asarray(self._setup.schedule(step - 1))), "images_per_second": self._speed}
