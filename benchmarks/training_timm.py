@@ -64,7 +64,7 @@ def train(config: "Config", folder: Path) -> Iterator[Row]:
         began = time.perf_counter()
         loss = _train_epoch(model, batches[True], optimizer, schedule, loss_of, (epoch - 1) * len(batches[True]))
         seconds = time.perf_counter() - began
-        val_loss, top1 = _validate(model, batches[False])
+        val_loss, top1 = validate(model, batches[False])
         yield {"epoch": epoch, "train_loss": loss, "val_loss": val_loss, "val_top1": top1, "seconds": seconds}
 
 
@@ -154,7 +154,7 @@ def _train_epoch(model: Any, batches: Any, optimizer: Any, schedule: Any, loss_o
     return sum(losses) / len(losses)
 
 
-def _validate(model: Any, batches: Any) -> tuple[float, float]:
+def validate(model: Any, batches: Any) -> tuple[float, float]:
     """Mean cross entropy, and top-1 in per cent."""
     import torch
 

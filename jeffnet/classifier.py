@@ -333,7 +333,7 @@ class Classifier:
           data: a folder with `train/<class>/` and `val/<class>/`, or another data set, see
             `jeffnet.data.open.open_source`.
           epochs: passes over the training pictures.
-          batch_size: of a step; None takes 32, or all pictures where there are fewer.
+          batch_size: of a step; None takes 32.
           output: a folder for the run: metrics, curves, checkpoints, the weights that it started from; None keeps none
             of them.
           progress: report on standard error.

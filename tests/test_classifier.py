@@ -220,6 +220,7 @@ def test_fine_tuning_gives_another_classifier(classifier, pictures, tmp_path):
         data={"crop_pct": 1.0},
         optimizer={"learning_rate": 0.05},
         model={"bn_momentum": 0.5},
+        min_epoch_steps=4,
     )
     assert tuned.classes == ("blue", "red") and tuned.card.model == "tiny_flat"
     scores = tuned.evaluate(pictures)
@@ -246,7 +247,7 @@ def test_fine_tuning_does_what_the_recipe_does(classifier, pictures, tmp_path, m
     with pytest.raises(InterruptedError):
         classifier.fine_tune(pictures, epochs=1, output=tmp_path / "run", optimizer={"b1": 0.8})
     tuned, recipe = given["config"], load_recipe("fine_tune")
-    assert (tuned.batch_size, tuned.schedule.warmup, tuned.optimizer.b1) == (16, 0.5, 0.8)
+    assert (tuned.batch_size, tuned.schedule.warmup, tuned.optimizer.b1) == (recipe.batch_size, 0.5, 0.8)
     same = {name: getattr(recipe, name) for name in ("model", "data", "epochs", "batch_size")}
     schedule, optimizer = replace(tuned.schedule, warmup=1.0), replace(tuned.optimizer, b1=None)
     assert replace(tuned, **same, schedule=schedule, optimizer=optimizer) == recipe
@@ -255,7 +256,7 @@ def test_fine_tuning_does_what_the_recipe_does(classifier, pictures, tmp_path, m
 def test_a_fine_tuned_run_keeps_the_weights_it_starts_from(classifier, pictures, tmp_path):
     """Without its checkpoints, as after a crash in the first epoch, it begins anew; a mistake leaves nothing behind."""
     run = tmp_path / "run"
-    options = {"epochs": 1, "batch_size": 8, "progress": False}
+    options = {"epochs": 1, "batch_size": 8, "min_epoch_steps": 2, "progress": False}
     classifier.fine_tune(pictures, output=run, **options)
     before = _losses(run)
     shutil.rmtree(run / "checkpoints")

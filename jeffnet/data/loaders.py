@@ -58,7 +58,7 @@ class TrainLoader:
     Attributes:
       classes: name of every label.
       num_examples: of the data set.
-      steps_per_epoch: how many batches are one epoch: the nearest whole number.
+      steps_per_epoch: how many batches are one epoch: the nearest whole number, and at least one.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TrainLoader:
         length: int,
         classes: tuple[str, ...],
     ) -> None:
-        self.classes, self.num_examples, self.steps_per_epoch = classes, length, _nearest(length, step)
+        self.classes, self.num_examples, self.steps_per_epoch = classes, length, max(1, _nearest(length, step))
         self._batches_from = batches_from  # from a position on
         self._step = step  # of the position, for a batch
         self._seed, self._length = seed, length
@@ -156,13 +156,14 @@ def train_loader(
 
     Every epoch goes through all examples once, shuffled and augmented anew, unless `sampling` prefers rare classes.
     Batches are cut from this endless row, so that one may hold the end of an epoch and the beginning of the next: no
-    example is left out. What comes depends on the source, the transform and the seed, not on `threads` and `workers`.
+    example is left out, and a batch of more than all examples has some several times. What comes depends on the
+    source, the transform and the seed, not on `threads` and `workers`.
 
     With `repeats`, every example of the row stands there so many times in succession, each time augmented anew: mostly
     in one batch. An epoch is as long as without, so that it takes that many epochs to go through all examples.
 
     Args:
-      source: at least one batch of examples.
+      source: the examples.
       transform: turns a picture into pixels.
       batch_size: examples in a batch, of this host.
       seed: 0 to 2**32 - 1.
@@ -183,14 +184,12 @@ def train_loader(
 
     Raises:
       ConfigError: a setting outside its range.
-      DatasetError: fewer examples than `batch_size`.
 
     Source: Hoffer et al., "Augment your batch", arXiv:1901.09335, for `repeats`.
     """
     check_options(batch_size, on_bad_image, threads=threads or 0, workers=workers)
     if repeats < 1:
         raise ConfigError(f"repeats {repeats} of a picture are none: give 1 or more")
-    _check_fits(source, batch_size * shard.count)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed} is out of range: give one from 0 to {2**32 - 1}")
     order = picture_order(source, seed, sampling)
@@ -263,28 +262,29 @@ def eval_loader(
     return GrainEvalLoader(source, batches, count)
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def steps_per_epoch(source: Source, batch_size: int, at_least: int | None = None) -> int:
     """How many batches of `train_loader` are one epoch: the nearest whole number, since batches span the borders.
+
+    Args:
+      source: the examples.
+      batch_size: of all hosts.
+      at_least: for fewer batches, an epoch passes over the examples several times and has this many.
 
     Raises:
       ConfigError: `batch_size` is not positive.
-      DatasetError: fewer examples than `batch_size`.
+      DatasetError: fewer examples than `batch_size`, without `at_least`.
     """
     check_options(batch_size)
-    _check_fits(source, batch_size)
-    return _nearest(len(source), batch_size)
+    if at_least is None and batch_size > len(source):
+        raise DatasetError(
+            f"batch_size {batch_size} exceeds the {len(source)} pictures of the training set: "
+            f"give a batch_size of {len(source)} or less, or min_epoch_steps, which repeats them"
+        )
+    return max(_nearest(len(source), batch_size), at_least or 0)
 
 
 def _nearest(examples: int, batch_size: int) -> int:
     return (2 * examples + batch_size) // (2 * batch_size)
-
-
-def _check_fits(source: Source, batch_size: int) -> None:
-    if batch_size > len(source):
-        raise DatasetError(
-            f"batch_size {batch_size} exceeds the {len(source)} pictures of the training set: "
-            f"give a batch_size of {len(source)} or less"
-        )
 
 
 def _chunk_size(batch_size: int) -> int:

@@ -30,4 +30,6 @@ config = Config(
     ema=EmaConfig(decay=0.999),
     epochs=15,
     batch_size=32,
+    # So that a few dozen pictures are seen often enough.
+    min_epoch_steps=20,
 )

@@ -35,7 +35,7 @@ def fine_tune(
       data: see `jeffnet.data.open.open_source`.
       in_chans: channels of the pictures.
       epochs: passes over the training pictures.
-      batch_size: of a step; None takes the recipe's, or all pictures where there are fewer.
+      batch_size: of a step; None takes the recipe's.
       progress: report on standard error.
       entries: of the configuration, in place of those of the recipe; those of a part, such as `optimizer`, are joined.
 
@@ -46,13 +46,13 @@ def fine_tune(
       JeffnetError: as `jeffnet.train.loop.train`.
     """
     columns = DataConfig(**{"path": data, **entries.get("data", {})}).columns
-    pictures = len(open_source(data, "train", in_chans, min_images=2, columns=columns))
+    open_source(data, "train", in_chans, min_images=2, columns=columns)  # before the weights are written
     start = folder / START_FILE
     values = asdict(recipe.config) | {
         "model": {"pretrained": str(start), "in_chans": in_chans},
         "data": {"path": data},
         "epochs": epochs,
-        "batch_size": batch_size or min(recipe.config.batch_size, pictures),
+        "batch_size": batch_size or recipe.config.batch_size,
     }
     # A warm-up may not be as long as the run.
     values["schedule"]["warmup"] = min(recipe.config.schedule.warmup, epochs / 2)

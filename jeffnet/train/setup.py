@@ -202,7 +202,8 @@ def make_setup(
     sets = open_data_sets(config, division)
     train_set, val_set = sets.train, sets.val
     counts, balance = _class_balance(config, train_set)
-    num_classes, epoch_steps = len(train_set.classes), steps_per_epoch(train_set, config.batch_size)
+    num_classes = len(train_set.classes)
+    epoch_steps = steps_per_epoch(train_set, config.batch_size, config.min_epoch_steps)
     network = make_network(config.model, preprocessing, num_classes)
     layout = make_layout(config.mesh, _state_bytes(config, network))
     _check_shares(config, layout)

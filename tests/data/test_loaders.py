@@ -485,9 +485,28 @@ def test_steps_of_an_epoch_are_the_nearest_whole_number(length: int, batch_size:
 
 
 def test_a_batch_of_more_than_all_pictures_is_an_error_naming_both_numbers():
-    for call in (lambda: train_loader(Noise(10), TRAIN, 11, seed=0), lambda: steps_per_epoch(Noise(10), 11)):
-        with pytest.raises(DatasetError, match=r"^batch_size 11 exceeds the 10 pictures .*10 or less$"):
-            call()
+    with pytest.raises(DatasetError, match=r"^batch_size 11 exceeds the 10 pictures .*10 or less, or min_epoch_steps"):
+        steps_per_epoch(Noise(10), 11)
+
+
+@pytest.mark.parametrize(("length", "batch_size", "at_least", "steps"), [(10, 4, 2, 3), (10, 4, 7, 7), (10, 32, 5, 5)])
+def test_small_sets_are_passed_over_several_times_in_an_epoch(length, batch_size, at_least, steps):
+    assert steps_per_epoch(Noise(length), batch_size, at_least) == steps
+
+
+def test_a_batch_may_have_more_rows_than_there_are_pictures():
+    """Each as often as the others, but for the last pass, and augmented anew."""
+    loader = train_loader(Noise(10), TRAIN, 25, seed=0)
+    try:
+        assert loader.steps_per_epoch == 1
+        first, second = next(loader), next(loader)
+    finally:
+        loader.close()
+    seen = np.concatenate([first["label"], second["label"]])
+    assert len(first["label"]) == 25
+    assert np.bincount(seen, minlength=10).tolist() == [5] * 10
+    rows = [image.tobytes() for image in first["image"]]
+    assert len(set(rows)) > 10
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ class Config:
       checkpoint: checkpoints and the models that are kept.
       log: logging options.
       epochs: passes over the training pictures.
+      min_epoch_steps: steps that an epoch has at least: a small training set is passed over several times in each.
+        None takes one pass, for which there must be as many pictures as `batch_size`.
       batch_size: pictures of a training step and of a batch in validation, on all devices together.
       accumulate: parts of a step's batch, whose gradients are averaged. It saves memory and changes nothing but
         BatchNorm, which normalises every part by itself.
@@ -156,6 +158,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     epochs: int = 100
+    min_epoch_steps: int | None = None
     batch_size: int = 128
     accumulate: int = 1
     sam_rho: float | None = None
@@ -169,6 +172,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
             check_range(name, getattr(self, name), 1)
+        check_range("min_epoch_steps", self.min_epoch_steps, 1)
         check_range("bn_batches", self.bn_batches, 0)
         check_range("seed", self.seed, 0, 2**32 - 1)
         if self.batch_size % self.accumulate:

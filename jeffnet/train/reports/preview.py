@@ -34,7 +34,8 @@ def plot_schedule(config: Config, path: str) -> str:
       A description of the picture, in one line.
     """
     try:
-        epoch_steps, of_what = steps_per_epoch(training_set(config), config.batch_size), config.data.path
+        epoch_steps = steps_per_epoch(training_set(config), config.batch_size, config.min_epoch_steps)
+        of_what = config.data.path
     except DatasetError:
         epoch_steps, of_what = round(_EXAMPLES / config.batch_size), f"{_EXAMPLES} pictures (no data at hand)"
     steps = config.epochs * epoch_steps
