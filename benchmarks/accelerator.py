@@ -39,6 +39,7 @@ from jeffnet.bench.program import Job  # noqa: E402
 from jeffnet.bench.settings import TASKS, Settings  # noqa: E402
 from jeffnet.cli.model import positive, positive_number  # noqa: E402
 from jeffnet.errors import JeffnetError  # noqa: E402
+from jeffnet.system.files import not_written  # noqa: E402
 
 # What is measured unless it is given: on an accelerator, and on a CPU.
 DEFAULTS = {
@@ -136,7 +137,7 @@ class Bench:
                 written()
                 result = f"{1e3 * row.seconds:.3f} ms" if row.seconds else row.outcome
                 name = " ".join(map(str, row.key[1:]))
-                print(f"{self._left():4.0f} s left: {name}: {result}", file=sys.stderr, flush=True)
+                print(f"{max(0.0, self._left()):4.0f} s left: {name}: {result}", file=sys.stderr, flush=True)
         finally:
             self._close_layers()
 
@@ -281,7 +282,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-sizes", nargs="+", type=positive, metavar="N", help="(default: 128 1 512)")
     parser.add_argument("--contenders", nargs="+", choices=contenders, default=["functional", "torch-compile"])
     parser.add_argument("--layers", type=int, metavar="N", help="of the first model, the largest ones (default: all)")
-    text = "of the first model's inference, the first ones (default: all)"
+    text = "of the first model and task, the first ones (default: all)"
     parser.add_argument("--variants", type=int, metavar="N", help=text)
     parser.add_argument("--seconds", type=positive_number, default=1.0, help="of a measurement (default: %(default)s)")
     text = "seconds that one may take until it is given up (default: %(default)s)"
@@ -301,7 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = plan_rows(options)
         if options.earlier:
             report.take_over(rows, options.earlier, head)
-        options.output.mkdir(parents=True, exist_ok=True)
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_written(options.output, error) from None
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
 
         def write() -> None:

@@ -154,6 +154,16 @@ def test_the_time_of_one_measurement_and_of_all_is_limited(bench):
 
 
 @pytest.mark.runs
+def test_the_flags_that_are_tried_exist(program):
+    """An unknown one would be a row that says so, on every machine."""
+    flags = {environment.get("XLA_FLAGS", "") for _, environment in program.VARIANTS}
+    environment = {**os.environ, "XLA_FLAGS": " ".join(sorted(flags)), "JAX_PLATFORMS": "cpu"}
+    code = "import jax; jax.numpy.zeros(1)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.runs
 def test_torch_is_not_measured_on_another_device(program, fakes, tmp_path):
     fakes(timm=Contender("bench_fakes:Right", ("torch",), "torch"))
     options = program.parse([*ONE_CASE, "--contenders", "timm"])
