@@ -15,8 +15,7 @@ from jeffnet.arch.spec import spec_attributes
 from jeffnet.arch.zoo import model_preprocessing, own_spec
 from jeffnet.bench.child import Child, ChildError, Setting, run
 from jeffnet.bench.contenders import find_contender
-from jeffnet.bench.prepare import reference_file
-from jeffnet.bench.program import COMPARED, Job
+from jeffnet.bench.program import COMPARED, Job, reference_file
 from jeffnet.bench.results import CaseResult, Failure, Measured
 from jeffnet.bench.settings import Case, Settings
 from jeffnet.errors import JeffnetError

@@ -14,7 +14,7 @@ from jeffnet.arch.spec import as_spec
 from jeffnet.arch.summary import array_specs, count_macs, count_parameters
 from jeffnet.arch.zoo import model_preprocessing, own_spec, register_model
 from jeffnet.bench.child import Channel
-from jeffnet.bench.program import COMPARED, pictures_file
+from jeffnet.bench.program import COMPARED, pictures_file, reference_file
 from jeffnet.weights.card import ModelCard, card_json
 from jeffnet.weights.formats.safetensors import save_model
 
@@ -66,12 +66,6 @@ def prepare(arguments: dict[str, Any], channel: Channel) -> None:
             "macs": {str(size): count_macs(plan, size) for size in sizes},
         }
     )
-
-
-def reference_file(folder: str | Path, task: str, image_size: int, batch_size: int) -> Path:
-    """File of the reference answers of a case; inference has one for all batch sizes."""
-    batch = batch_size if task == "training" else 0
-    return Path(folder) / f"reference_{task}_{image_size}_{batch}.npy"
 
 
 def training_plan(card: ModelCard) -> Plan:

@@ -109,3 +109,9 @@ class Program(ABC):
 def pictures_file(folder: str | Path, image_size: int) -> Path:
     """File of the pictures of a size."""
     return Path(folder) / f"pictures_{image_size}.npy"
+
+
+def reference_file(folder: str | Path, task: str, image_size: int, batch_size: int) -> Path:
+    """File of the reference answers of a case; inference has one for all batch sizes."""
+    batch = batch_size if task == "training" else 0
+    return Path(folder) / f"reference_{task}_{image_size}_{batch}.npy"

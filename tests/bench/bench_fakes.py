@@ -7,8 +7,7 @@ import time
 
 import numpy as np
 
-from jeffnet.bench.prepare import reference_file
-from jeffnet.bench.program import Program, UnsupportedError
+from jeffnet.bench.program import Program, UnsupportedError, reference_file
 
 
 class Right(Program):

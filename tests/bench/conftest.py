@@ -7,7 +7,7 @@ import pytest
 
 from jeffnet.bench import measure
 from jeffnet.bench.contenders import CONTENDERS, Contender
-from jeffnet.bench.prepare import reference_file
+from jeffnet.bench.program import reference_file
 from jeffnet.bench.results import CaseResult, Failure, Measured
 from jeffnet.bench.settings import Case
 
@@ -34,6 +34,7 @@ def fakes(monkeypatch, tmp_path):
 
     monkeypatch.setattr(measure, "_prepare", prepare)
     monkeypatch.setattr(measure, "count_devices", lambda settings: ("cpu", 1))
+    monkeypatch.setattr(measure, "_REST", 0)
 
     def stand_in(**names):
         for name, fake in names.items():

@@ -14,7 +14,7 @@ import pytest
 from jeffnet.arch.summary import count_macs
 from jeffnet.arch.zoo import model_plan
 from jeffnet.bench.contenders import Contender
-from jeffnet.bench.prepare import reference_file
+from jeffnet.bench.program import reference_file
 from jeffnet.errors import JeffnetError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
