@@ -29,8 +29,9 @@ OTHER_PYTHONS ?= $(shell \
 	done)
 
 BIN := $(VENV)/bin
-# A file's tests run in one process, since what they share is made once in each.
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=20
+# A file's tests run in one process, since what they share is made once in each. In the order of their names the last
+# files are quick ones; by their number of tests, long ones of few tests would be, with one process waiting.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 # Compiling takes most of the time of the tests. Without LLVM's optimisations, and with XLA's earlier emitters, which
 # JAX 0.10 still has, a training step compiles in a fifth of the time; there, not to split programs for threads saves a
 # quarter of the rest. `test-all` compiles as users do.
@@ -52,7 +53,8 @@ test: $(VENV)/dev.stamp ## run the tests without the slow ones
 
 # One after the other, each in a virtual environment of its own, without torch and so without the tests that need it.
 # The newest runs all but `runs`, which other tests do in part. Those before it have its JAX and lie between two Pythons
-# that are tested: they run the tests of what users do.
+# that are tested: they run the tests of what users do. Each runs every third instance of a test of many, which `test`
+# has run all: a new Python or JAX that breaks what the test is about breaks more than one of them.
 test-pythons: $(VENV)/dev.stamp ## run the tests on the other Pythons found
 	@for python in $(OTHER_PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
@@ -61,7 +63,8 @@ test-pythons: $(VENV)/dev.stamp ## run the tests on the other Pythons found
 		which="not slow and not runs" && \
 		if [ "$$python" != "$(lastword $(OTHER_PYTHONS))" ]; then which="$$which and users"; fi && \
 		echo "== Python $$version: $$which" && \
-		$(MAKE) --no-print-directory test PYTHON=$$python VENV=$$venv MARKERS="$$which" || exit 1; \
+		$(MAKE) --no-print-directory test PYTHON=$$python VENV=$$venv MARKERS="$$which" \
+			PYTEST_ARGS="--every-third $(PYTEST_ARGS)" || exit 1; \
 	done
 
 test-all: $(VENV)/dev.stamp ## run all tests, the slow ones too

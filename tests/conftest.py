@@ -14,6 +14,25 @@ from typing import Any
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-third", action="store_true", help="of a test with more than four sets of parameters, run every third"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # once the markers have been chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--every-third`, which is for further Pythons: one Python runs all, and stacked parameters occur in turn."""
+    if not config.getoption("every_third", False):
+        return
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    dropped = {item for of_one in tests.values() if len(of_one) > 4 for n, item in enumerate(of_one) if n % 3}
+    config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+    items[:] = [item for item in items if item not in dropped]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Settle JAX's settings in the environment, before a test module imports it, so that subprocesses inherit them."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
