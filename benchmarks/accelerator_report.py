@@ -244,6 +244,6 @@ def _number(value: float | None, factor: float = 1.0) -> str:
         return ""
     value *= factor
     if value and abs(value) < 1e-3:
-        return f"{value:.0e}"
+        return f"{value:.2e}"
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, digits)}f}"

@@ -79,7 +79,7 @@ def agree(document: dict, table: str) -> bool:
         ):  # fmt: skip
             assert (row[column] == "") == (entry[name] is None)
             if entry[name] is not None:
-                assert float(row[column]) == pytest.approx(factor * entry[name], rel=0.06)
+                assert float(row[column]) == pytest.approx(factor * entry[name], rel=6e-3)
     return True
 
 
