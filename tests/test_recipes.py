@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -162,10 +163,13 @@ def test_there_is_a_recipe_for_one_two_and_eight_devices_and_a_pod():
 @every_recipe
 def test_the_recipe_builds(name):
     config = load_recipe(name)
-    assert resolve_name(config.model.name) in MODELS
     if config.model.pretrained is not None:
-        assert resolve_name(config.model.pretrained) == config.model.name
-        assert MODELS[config.model.name].weights is not None
+        model = resolve_name(config.model.pretrained)
+        assert MODELS[model].weights is not None
+        # As a run takes it from the weights.
+        assert config.model.name in (None, model)
+        config = replace(config, model=replace(config.model, name=model))
+    assert resolve_name(config.model.known_architecture) in MODELS
     plan = model_plan(config.model.name, drop_rate=config.model.drop_rate, drop_path_rate=config.model.drop_path_rate)
     params = {
         path: jax.ShapeDtypeStruct(spec.shape, np.float32)

@@ -1,8 +1,8 @@
 """EfficientNet-B0 with published weights, fine-tuned on a folder of images.
 
 jeffnet train --config fine_tune --data.path PICTURES --output RUN
-Hardware: one GPU. On a CPU use a smaller model and smaller images: --model.name mobilenetv3_large_100
---model.pretrained mobilenetv3_large_100.ra_in1k --data.image_size 160. --model.pretrained takes any source of weights.
+Hardware: one GPU. On a CPU use a smaller model and smaller images: --model.pretrained mobilenetv3_large_100
+--data.image_size 160. --model.pretrained takes any source of weights, which says what model is trained.
 Expect a score that depends on the images: nothing was measured.
 """
 
@@ -18,14 +18,14 @@ from jeffnet.train.config import (
 )
 
 config = Config(
-    model=ModelConfig(name="efficientnet_b0", pretrained="efficientnet_b0.ra_in1k"),
+    model=ModelConfig(pretrained="efficientnet_b0.ra_in1k"),
     data=DataConfig(path="pictures"),
     # Crops as small as 8 % of an image, as for ImageNet, may miss the object in a small data set.
     augment=AugmentConfig(scale=(0.35, 1.0)),
     loss=LossConfig(label_smoothing=0.1),
     # The new classifier learns at the full rate, the first layers at a sixteenth of it.
     optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.05, layer_decay=0.85),
-    schedule=ScheduleConfig(name="cosine", warmup=1.0),
+    schedule=ScheduleConfig(name="cosine", warmup=0.5),
     # The decay starts smaller, so that the average is useful in a run of a few hundred steps.
     ema=EmaConfig(decay=0.999),
     epochs=15,

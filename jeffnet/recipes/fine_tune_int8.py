@@ -1,6 +1,6 @@
 """A trained model made ready for 8-bit integers by a few epochs that round as its exported file does.
 
-jeffnet train --config fine_tune_int8 --model.name NAME --model.pretrained FILE --data.path DATA --output RUN
+jeffnet train --config fine_tune_int8 --model.pretrained FILE --data.path DATA --output RUN
 Hardware: one GPU, or a CPU for small models and pictures. --model.pretrained takes any source of weights, first of all
 model.safetensors of a run on the same pictures: where its classes are others the classifier starts anew.
 Expect a score that depends on the images. The export of RUN/model.safetensors to 8-bit integers then needs no pictures
@@ -14,7 +14,7 @@ from jeffnet.train.config import EmaConfig, LossConfig, ModelConfig, OptimizerCo
 
 config = replace(
     floats,
-    model=ModelConfig(name="tf_efficientnet_lite0", pretrained="tf_efficientnet_lite0"),
+    model=ModelConfig(pretrained="tf_efficientnet_lite0"),
     loss=LossConfig(),
     # Norms are folded: the rate is that of the end of a training, and no weight decays towards 0.
     optimizer=OptimizerConfig(name="adamw", learning_rate=1e-4, weight_decay=0.0),

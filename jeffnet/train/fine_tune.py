@@ -54,8 +54,6 @@ def fine_tune(
         "epochs": epochs,
         "batch_size": batch_size or recipe.config.batch_size,
     }
-    # A warm-up may not be as long as the run.
-    values["schedule"]["warmup"] = min(recipe.config.schedule.warmup, epochs / 2)
     for name, value in entries.items():
         joined = isinstance(value, Mapping) and isinstance(values.get(name), dict)
         values[name] = {**values[name], **value} if joined else value

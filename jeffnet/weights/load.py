@@ -233,6 +233,9 @@ def describe_weights(source: Source, name: ModelLike | None = None) -> tuple[Wei
       WeightsError: the weights cannot be downloaded or read, are of an unknown or another model, or do not belong to
         the `config.json` beside them.
     """
+    published = published_name(source)
+    if name is not None and published is not None and trunk(model_plan(published)) != trunk(model_plan(name)):
+        raise _of_another_name(source, resolve_name(published), _label(name))  # before anything is downloaded
     file = find_weights(source, name)
     if isinstance(name, str) and name == file.stated_model and not is_known(name):
         name = None  # a model that was registered where the file was written
@@ -298,12 +301,16 @@ def _of_another(file: WeightsFile, model: ModelLike) -> WeightsError:
             f"weights {file.source!r} are of another {ours} than the registered one, and have its architecture: load "
             "them by from_pretrained without a name"
         )
+    return _of_another_name(file.source, stated, ours, has_spec=bool(file.card and file.card.spec))
+
+
+def _of_another_name(source: Source, stated: str | None, ours: str, has_spec: bool = False) -> WeightsError:
     way_out = f"the name {stated} (--model, or --model.name to train)"
-    if file.card and file.card.spec:
+    if has_spec:
         way_out = "no name, since the weights have their architecture"
     return WeightsError(
-        f"weights {file.source!r} are of {stated}, not of {ours}, which would compute something else with them: "
-        f"give weights of {ours}, or {way_out}"
+        f"weights {source!r} are of {stated}, not of {ours}, which would compute something else with them: "
+        f"give weights of {ours} (--weights, or --model.pretrained to train), or {way_out}"
     )
 
 

@@ -24,7 +24,7 @@ from jeffnet.weights.card import METADATA_KEY, ModelCard
 from jeffnet.weights.checksum import CHECKSUMS_KEY
 from jeffnet.weights.formats import safetensors
 from jeffnet.weights.formats.safetensors import save_model
-from jeffnet.weights.load import load_weights, open_weights, read_weights
+from jeffnet.weights.load import describe_weights, load_weights, open_weights, read_weights
 from jeffnet.weights.timm import TIMM
 
 NAME = "mnasnet_small"
@@ -457,3 +457,16 @@ def test_a_header_that_is_too_long_is_refused_without_reading_it(length, tmp_pat
     (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + b"{" + bytes(1000))
     with pytest.raises(WeightsError, match="not a whole safetensors file"):
         read_weights(tmp_path / "a.safetensors")
+
+
+def test_published_weights_of_another_model_are_refused_before_they_are_fetched(monkeypatch):
+    def fetch(*_):
+        raise AssertionError("it was fetched")
+
+    monkeypatch.setattr("jeffnet.weights.load.find_weights", fetch)
+    fault = r"'efficientnet_b0\.ra_in1k' are of efficientnet_b0, not of mnasnet_100, .* --model\.pretrained to train"
+    with pytest.raises(WeightsError, match=fault):
+        describe_weights("efficientnet_b0.ra_in1k", "mnasnet_100")
+    # The same arrays compute the same in models that differ in nothing but their training.
+    with pytest.raises(AssertionError, match="it was fetched"):
+        describe_weights("tf_efficientnet_b0.ns_jft_in1k", "tf_efficientnet_b0.ap_in1k")
