@@ -31,5 +31,5 @@ config = Config(
     epochs=15,
     batch_size=32,
     # So that a few dozen pictures are seen often enough.
-    min_epoch_steps=20,
+    min_epoch_steps=10,
 )
