@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from jeffnet.arch.plan import Plan
 from jeffnet.errors import ConfigError, JeffnetError, first_line
+from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.loss import distillation, feature_distance
 from jeffnet.ops.network import Outputs
 from jeffnet.parallel.mesh import Layout
@@ -131,7 +132,10 @@ def losses_with_teacher(
 
 def _projected(projections: Arrays, name: str, x: Array) -> Array:
     kernel = projections.get(f"{PROJECTION}{name}.kernel")
-    return x if kernel is None else x.astype(kernel.dtype) @ kernel + projections[f"{PROJECTION}{name}.bias"]
+    if kernel is None:
+        return x
+    y = x.astype(kernel.dtype) @ kernel
+    return y + over_channels(projections[f"{PROJECTION}{name}.bias"], y)
 
 
 def _feature(outputs: TeacherOutputs, name: str) -> Any:

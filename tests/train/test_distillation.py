@@ -23,7 +23,7 @@ from jeffnet.cli.main import main
 from jeffnet.errors import ConfigError, JeffnetError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.network import Outputs
-from jeffnet.parallel.mesh import make_layout
+from jeffnet.parallel.mesh import Layout
 from jeffnet.train.config import Config, DataConfig, EmaConfig, LossConfig, ModelConfig, OptimizerConfig, QuantizeConfig
 from jeffnet.train.distillation import Lesson, losses_with_teacher, make_lesson
 from jeffnet.train.loop import resume, train
@@ -63,9 +63,10 @@ def configured(loss, **entries):
     return Config(loss=loss, **entries)
 
 
-def lesson_of(loss, own=None, student=STUDENT, classes=CLASSES, sizes=(16,), **entries):
+def lesson_of(loss, own=None, student=STUDENT, classes=CLASSES, sizes=(16,), devices=1, **entries):
     plan = lower(student, num_classes=len(classes), in_chans=3)
-    return make_lesson(configured(loss, **entries), plan, classes, sizes, make_layout("data=1"), own)
+    layout = Layout.of(jax.devices()[:1] * devices)
+    return make_lesson(configured(loss, **entries), plan, classes, sizes, layout, own)
 
 
 ALONE = LossConfig(distillation=0, feature_distillation=2.0, features=FEATURES)
@@ -131,7 +132,8 @@ def stepped(backend="functional", **entries):
     state = initial_state(jax.tree.map(jnp.array, arrays), optimizer, averaged=True)
     config = configured(ALONE, ema=EmaConfig(decay=0.9), **entries)
     step = make_train_step(network, optimizer, config, teacher=lesson.teacher)
-    return *step(state, BATCH), arrays, lesson
+    with jax.numpy_rank_promotion("raise"):
+        return *step(state, BATCH), arrays, lesson
 
 
 @functools.cache
@@ -268,6 +270,9 @@ def test_an_exported_file_teaches_what_its_weights_do(ending, package, teacher_f
     found = [lesson_of(LossConfig(teacher=source)).teacher for source in (path, str(tmp_path / "teacher.safetensors"))]
     logits, expected = (jax.jit(teacher.apply)(teacher.arrays, pixels).logits for teacher in found)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    if ending == ".onnx":
+        with pytest.raises(ConfigError, match="runs outside JAX, which is for one device, not 2: export it as StableH"):
+            lesson_of(LossConfig(teacher=path), devices=2)
     with pytest.raises(ConfigError, match="takes pictures of 16x16, the training has 24x24: export it with"):
         lesson_of(LossConfig(teacher=path), sizes=(16, 24))
     with pytest.raises(ConfigError, match=r"has logits alone: set loss.feature_distillation 0, or give the weights"):

@@ -293,8 +293,10 @@ def test_recomputation_changes_no_number(tiny_model, x64):
 def test_strict_settings_of_jax(strict_jax, flat):
     """With all that a step can do: mixing, erasing, accumulation, an average, a teacher, a second gradient."""
     augment = AugmentConfig(mixup=0.4, cutmix=1.0, erase_prob=0.5, erase_mode="rand", erase_count=2)
-    teacher = network_teacher(flat.network, {name: 1.1 * array for name, array in flat.arrays.items()})
-    losses = {"name": "bce", "bce_threshold": 0.2}, {"teacher": "-", "distillation": 0.3}
+    other = {name: 1.1 * array for name, array in flat.arrays.items()}
+    teacher = network_teacher(flat.network, other, ("pre_logits", "-1"))
+    taught = {"teacher": "-", "distillation": 0.3, "feature_distillation": 0.5, "features": ("pre_logits", "-1")}
+    losses = {"name": "bce", "bce_threshold": 0.2}, taught
     steps = [
         make_train_step(
             flat.network,
