@@ -297,3 +297,11 @@ def timm() -> ModuleType:
     # Threads of several test processes would wait for one another at every operation.
     importlib.import_module("torch").set_num_threads(1)
     return importlib.import_module("timm")
+
+
+@pytest.fixture
+def no_draws(timm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of torch draw no initial values, which takes long even on the `meta` device, where there are none."""
+    tensor = importlib.import_module("torch").Tensor
+    for draw in ("normal_", "uniform_"):
+        monkeypatch.setattr(tensor, draw, lambda self, *_, **__: self)

@@ -447,7 +447,7 @@ def test_state_dicts_of_torchvision(theirs, ours, timm, tmp_path):
 
 
 @pytest.mark.parametrize("ours", torchvision.MODELS)
-def test_models_of_torchvision_are_told_by_their_arrays(ours, timm):
+def test_models_of_torchvision_are_told_by_their_arrays(ours, no_draws):
     """With other classes and channels, without the classifier, and not with a layer more; their constants are ours."""
     import torch
     from torchvision import models
