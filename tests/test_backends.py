@@ -571,12 +571,10 @@ def test_a_changed_operation_is_not_lost(operation, layer, change, backend, monk
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_classes": 0},
-        {"num_classes": 3, "in_chans": 1},
-        {"in_chans": 5, "global_pool": "max"},
+        {"num_classes": 0, "in_chans": 1},
+        {"num_classes": 3, "in_chans": 5, "global_pool": "max", "remat": True},
         {"output_stride": 16, "global_pool": "avgmax"},
         {"output_stride": 8, "global_pool": "none"},
-        {"remat": True},
     ],
     ids=str,
 )

@@ -29,7 +29,7 @@ def painted(tmp_path_factory):
     return paint
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pictures(painted):
     """8 training and 3 validation pictures a class."""
     return painted(8, 3, deviation=25)
@@ -64,13 +64,21 @@ def config(pictures, small_model):
     )
 
 
+@pytest.fixture(scope="session")
+def made():
+    """Runs of `config` by name, which several files share; the model's name is in the zoo for one file at a time."""
+    return {}
+
+
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
+def finished(config, made, tmp_path_factory):
     """The folder and the result of a run that nothing disturbed."""
     from jeffnet.train.loop import train
 
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    return folder, train(config, folder, progress=False)
+    if "finished" not in made:
+        folder = tmp_path_factory.mktemp("runs") / "finished"
+        made["finished"] = folder, train(config, folder, progress=False)
+    return made["finished"]
 
 
 @pytest.fixture(scope="session")
@@ -135,13 +143,15 @@ def crash_after():
 
 
 @pytest.fixture(scope="module")
-def crashed_run(config, crash_after, tmp_path_factory):
+def crashed_run(config, made, crash_after, tmp_path_factory):
     from jeffnet.train.loop import train
 
-    folder = tmp_path_factory.mktemp("runs") / "crashed"
-    with crash_after(6):
-        train(config, folder, progress=False)
-    return folder
+    if "crashed" not in made:
+        folder = tmp_path_factory.mktemp("runs") / "crashed"
+        with crash_after(6):
+            train(config, folder, progress=False)
+        made["crashed"] = folder
+    return made["crashed"]
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ def damaged(pictures, tmp_path):
 @pytest.mark.parametrize("loader", ["grain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pt", "tf"))])
 def test_bad_pictures_stop_or_are_counted_and_listed(capsys, weights, pictures, damaged, loader, request):
     needs(loader, request)
-    options = ("--weights", weights / "tiny.safetensors", "--loader", loader, "--workers", 1, "--batch-size", 4)
+    options = ("--weights", weights / "tiny_flat.safetensors", "--loader", loader, "--workers", 1, "--batch-size", 4)
     status, out, err = run(capsys, damaged, *options)
     assert (status, out) == (1, "") and "y.jpg" in err.splitlines()[-1] and "Traceback" not in err
     status, out, err = run(capsys, damaged, *options, "--on-bad-image", "skip", "--json")
@@ -316,7 +316,7 @@ def test_a_model_whose_files_cannot_be_written_is_run_again(capsys, weights, pic
 
 
 def test_pixels_as_asked_for(capsys, weights, pictures):
-    options = ("--weights", weights / "tiny.safetensors", "--batch-size", 5)
+    options = ("--weights", weights / "tiny_flat.safetensors", "--batch-size", 5)
     plain = result(capsys, pictures, *options)
     assert result(capsys, pictures, *options, "--no-jit")["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     wide = result(capsys, pictures, *options, "--img-size", "32x48", "--crop-mode", "squash", "--crop-pct", 0.9)
