@@ -11,7 +11,8 @@ optimizers, transforms, schedules and losses:
 
 - `timm sgd`: its training script's defaults, with a learning rate for fine-tuning: Nesterov's momentum, crops from 8 %,
   colour jitter.
-- `timm adamw`: AdamW, RandAugment, random erasing, as in its recipes since 2021.
+- `timm adamw`: AdamW, RandAugment, random erasing, as in its recipes since 2021. Of magnitude 7: its posterize
+  of larger ones asks newer versions of Pillow for 0 bits, which is an error.
 - `timm layer decay`: AdamW with a rate that falls from layer to layer and a moving average, as it fine-tunes
   transformers and its newer convolutional networks.
 
@@ -62,7 +63,7 @@ class TimmRecipe:
 
 TIMM = {
     "timm sgd": TimmRecipe("sgd", 0.01, 2e-5),
-    "timm adamw": TimmRecipe("adamw", 5e-4, 0.05, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25),
+    "timm adamw": TimmRecipe("adamw", 5e-4, 0.05, auto_augment="rand-m7-mstd0.5-inc1", re_prob=0.25),
     "timm layer decay": TimmRecipe(
         "adamw", 1e-3, 0.05, layer_decay=0.75, scale=(0.35, 1.0), color_jitter=0.0, model_ema_decay=0.999
     ),

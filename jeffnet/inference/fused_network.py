@@ -33,7 +33,16 @@ from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.attention import attended_mean
 from jeffnet.ops.broadcast import over_channels
 from jeffnet.ops.conv import conv_general_dilated, make_window
-from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
+from jeffnet.ops.dense import (
+    ACTS,
+    dense_conv,
+    depthwise_act,
+    grouped_dense_conv,
+    inverted_residual,
+    mixed_depthwise_act,
+    pack_bias,
+    pack_kernel,
+)
 from jeffnet.ops.depthwise import Window
 from jeffnet.ops.group_norm import sample_norm
 from jeffnet.ops.native import limits
@@ -267,6 +276,14 @@ class FusedNetwork:
             x, _ = self._conv(arrays, replace(op, norm=None, act=None), x, gate)
             x = self._norm_act(arrays, op.norm, x, op.act)
             return x if shortcut is None else x + shortcut, None
+        forms = {self._form(op, part) for part in op.parts}
+        if len(op.parts) > 1 and forms == {"depthwise"} and shortcut is None:
+            parts = [(*_weights(arrays, part.name), _window(op, part, x)) for part in op.parts]
+            return mixed_depthwise_act(x if gate is None else x * gate, parts, op.act)
+        if len(op.parts) > 1 and forms == {"dense"} and all(part.kernel_size == 1 for part in op.parts):
+            shares = [(*_weights(arrays, part.name), part.in_channels, part.out_channels) for part in op.parts]
+            window = _window(op, op.parts[0], x)
+            return grouped_dense_conv(x, shares, (1, 1), window, op.act, gate, shortcut), None
         outputs, means = [], []
         for part, channels, features in op.shares:
             with jax.named_scope(part.name):

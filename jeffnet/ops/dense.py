@@ -3,6 +3,7 @@
 For float32 pictures `(N, H, W, C)`. There is no derivative: these are for `jeffnet.inference.fused`.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -67,12 +68,42 @@ def dense_conv(
     Returns:
       `(N, H', W', features)`, float32.
     """
+    shares = [(kernel, bias, images.shape[3], features)]
+    return grouped_dense_conv(images, shares, kernel_size, window, act, gate, shortcut)
+
+
+def grouped_dense_conv(
+    images: Array,
+    shares: Sequence[tuple[Array, Array, int, int]],
+    kernel_size: tuple[int, int],
+    window: Window,
+    act: str | None = None,
+    gate: Array | None = None,
+    shortcut: Array | None = None,
+) -> Array:
+    """`dense_conv` by groups of channels, which need not be of one size, without copies of them.
+
+    Args:
+      images: `(N, H, W, C)`, float32.
+      shares: packed kernel, packed bias, channels of the images and features of each group, in order.
+      kernel_size: height and width; with several groups the width is 1.
+      window: of dilation 1.
+      act: one of `ACTS`.
+      gate: `(N, 1, 1, C)`.
+      shortcut: like the outputs.
+
+    Returns:
+      `(N, H', W', features of all groups)`, float32.
+    """
+    features = sum(share[3] for share in shares)
     shape = (images.shape[0], *window.out_size(images.shape[1:3], kernel_size), features)
-    more = [array for array in (gate, shortcut) if array is not None]
+    more = [array for kernel, bias, _, _ in shares for array in (kernel, bias)]
+    more += [array for array in (gate, shortcut) if array is not None]
     numbers = (*kernel_size, *window.strides, window.pads[0][0], window.pads[1][0])
+    numbers += tuple(count for share in shares for count in share[2:])
     numbered = {"window": numbers, "act": ACTS[act], "gated": gate is not None, "shortcut": shortcut is not None}
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return foreign_call("jeffnet_dense", result, images, kernel, bias, *more, **numbered)
+    return foreign_call("jeffnet_dense", result, images, *more, **numbered)
 
 
 def depthwise_act(
@@ -83,11 +114,31 @@ def depthwise_act(
     Returns:
       Outputs `(N, H', W', C)`, and their means over each picture `(N, 1, 1, C)`.
     """
-    size = window.out_size(images.shape[1:3], kernel.shape[:2])
+    return mixed_depthwise_act(images, [(kernel, bias, window)], act)
+
+
+def mixed_depthwise_act(
+    images: Array, parts: Sequence[tuple[Array, Array, Window]], act: str | None = None
+) -> tuple[Array, Array]:
+    """`depthwise_act` whose channels have kernels of several sizes (arXiv:1907.09595), without copies of the shares.
+
+    Args:
+      images: `(N, H, W, C)`, float32.
+      parts: kernel, bias and window of each share of the channels, in order; of at least as many as a vector holds.
+        All give outputs of one size.
+      act: one of `ACTS`.
+
+    Returns:
+      Outputs `(N, H', W', C)`, and their means over each picture `(N, 1, 1, C)`.
+    """
     batch, channels = images.shape[0], images.shape[3]
+    (size,) = {window.out_size(images.shape[1:3], kernel.shape[:2]) for kernel, _, window in parts}
     shapes = [jax.ShapeDtypeStruct((batch, *sides, channels), jnp.float32) for sides in (size, (1, 1))]
-    numbers = (*window.strides, window.pads[0][0], window.pads[1][0], *window.dilation)
-    return tuple(foreign_call("jeffnet_depthwise_act", shapes, images, kernel, bias, window=numbers, act=ACTS[act]))
+    numbers: tuple[int, ...] = ()
+    for _, _, window in parts:
+        numbers += (*window.strides, window.pads[0][0], window.pads[1][0], *window.dilation)
+    arrays = [array for kernel, bias, _ in parts for array in (kernel, bias)]
+    return tuple(foreign_call("jeffnet_depthwise_act", shapes, images, *arrays, window=numbers, act=ACTS[act]))
 
 
 def inverted_residual(

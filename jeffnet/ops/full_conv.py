@@ -93,7 +93,7 @@ def _dense(
     shape = (images.shape[0], *out_size, kernel.shape[3])
     packed = pack_kernel(kernel)
     bias = jnp.zeros(packed.size // (kernel.size // kernel.shape[3]), jnp.float32)
-    numbers = (*kernel.shape[:2], *strides, *before)
+    numbers = (*kernel.shape[:2], *strides, *before, *kernel.shape[2:])
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
     return foreign_call(
         "jeffnet_dense", result, images, packed, bias, window=numbers, act=0, gated=False, shortcut=False

@@ -398,6 +398,8 @@ def calls(draw: Any) -> Call:
     packed, gated, shortcut = [[k * k * c * padded(f)], [padded(f)]], draw(st.booleans()), draw(st.booleans())
     window, acts = [s, s, 0, 0, 1, 1], {"act": draw(st.integers(0, 6))}
     flags = {"gated": gated, "shortcut": shortcut}
+    doubled = lambda shape: [*shape[:-1], 2 * shape[-1]]  # noqa: E731
+    thin = [[c * padded(f)], [padded(f)]]
     more = [means] * gated + [expanded] * shortcut
     widen, narrow = [[f * padded(c)], [padded(c)]], [[c * padded(f)], [padded(f)], expanded]
     inverted = {**acts, "expand_act": 3, "parts": draw(st.integers(1, 3))}
@@ -409,10 +411,28 @@ def calls(draw: Any) -> Call:
                 Call("jeffnet_depthwise_kernel_gradient", [picture, output, taps], 2, window, {}, {}, []),
                 Call("jeffnet_depthwise_act", [picture, taps, row, output, means], 3, window, acts, {}, []),
                 Call(
+                    "jeffnet_depthwise_act",
+                    [doubled(picture), taps, row, [1, 1, 1, c], row, doubled(output), doubled(means)],
+                    5,
+                    window + window,
+                    acts,
+                    {},
+                    [],
+                ),
+                Call(
                     "jeffnet_dense",
                     [picture, *packed, *more, expanded],
                     3 + len(more),
-                    [k, k, s, s, 0, 0],
+                    [k, k, s, s, 0, 0, c, f],
+                    acts,
+                    flags,
+                    [],
+                ),
+                Call(
+                    "jeffnet_dense",
+                    [doubled(picture), *thin, *thin, *map(doubled, more), doubled(expanded)],
+                    5 + len(more),
+                    [1, 1, s, s, 0, 0, c, f, c, f],
                     acts,
                     flags,
                     [],

@@ -13,7 +13,16 @@ from jax import lax
 from jeffnet.ops import native
 from jeffnet.ops.activations import ACTIVATIONS
 from jeffnet.ops.conv import NHWC, make_window
-from jeffnet.ops.dense import ACTS, dense_conv, depthwise_act, inverted_residual, pack_bias, pack_kernel
+from jeffnet.ops.dense import (
+    ACTS,
+    dense_conv,
+    depthwise_act,
+    grouped_dense_conv,
+    inverted_residual,
+    mixed_depthwise_act,
+    pack_bias,
+    pack_kernel,
+)
 from jeffnet.ops.depthwise import Window
 
 pytestmark = [
@@ -304,6 +313,60 @@ def test_depthwise_kernels(stride, dilation, size):
         window = make_window(image, (size, size), (stride, stride), padding, (dilation, dilation))
         assert 0 not in window.out_size(image, (size, size))
         assert_depthwise((2, *image, 24), (size, size, 1, 24), window, "silu")
+
+
+@pytest.mark.parametrize("image", [(9, 21), (27, 40)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mixed_depthwise_equals_its_shares(image, stride):
+    """To the bit; the shares are no multiples of a vector, and lie at no multiples of one."""
+    images, parts = draw(2, *image, 81), []
+    for place, (size, channels) in enumerate(((3, 17), (5, 40), (9, 24))):
+        window = make_window(image, (size, size), (stride, stride), "SAME")
+        parts.append((draw(size, size, 1, channels, seed=place), draw(channels, seed=place), window))
+    shares = np.split(images, [17, 57], axis=3)
+    expected = [depthwise_act(share, *part, "silu") for share, part in zip(shares, parts, strict=True)]
+    for ours, each in zip(mixed_depthwise_act(images, parts, "silu"), zip(*expected, strict=True), strict=True):
+        np.testing.assert_array_equal(ours, np.concatenate(each, axis=3))
+
+
+@pytest.mark.parametrize(("gated", "shortcut"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_grouped_dense_equals_its_groups(stride, gated, shortcut):
+    """To the bit, as for the depthwise one."""
+    images, sizes, window = draw(2, 9, 14, 29), ((5, 33), (24, 16)), Window((stride, stride), ((0, 0), (0, 0)), (1, 1))
+    gate = draw(2, 1, 1, 29, seed=3) if gated else None
+    added = draw(2, *window.out_size((9, 14), (1, 1)), 49, seed=4) if shortcut else None
+    kernels = [(pack_kernel(draw(1, 1, *size)), pack_bias(draw(size[1], seed=1))) for size in sizes]
+    groups = [(*kernel, *size) for kernel, size in zip(kernels, sizes, strict=True)]
+    ours = grouped_dense_conv(images, groups, (1, 1), window, "relu6", gate, added)
+    expected = [
+        dense_conv(
+            images[..., inputs],
+            *kernel,
+            (1, 1),
+            size[1],
+            window,
+            "relu6",
+            None if gate is None else gate[..., inputs],
+            None if added is None else added[..., outputs],
+        )
+        for kernel, size, inputs, outputs in zip(
+            kernels, sizes, (slice(5), slice(5, None)), (slice(33), slice(33, None)), strict=True
+        )
+    ]
+    np.testing.assert_array_equal(ours, np.concatenate(expected, axis=3))
+
+
+def test_shares_that_are_not_those_of_the_pictures_are_refused():
+    images, window = jnp.ones((1, 20, 20, 48)), Window((1, 1), ((0, 0), (0, 0)), (1, 1))
+    part = (jnp.ones((3, 3, 1, 16)), jnp.ones(16), window)
+    for count in (1, 2, 4):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT: depthwise: the kernels do not have"):
+            jax.block_until_ready(mixed_depthwise_act(images, [part] * count))
+    kernel, bias = pack_kernel(np.ones((1, 1, 16, 16), np.float32)), pack_bias(np.ones(16, np.float32))
+    for count in (1, 2, 4):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT: dense: the shares are not those"):
+            jax.block_until_ready(grouped_dense_conv(images, [(kernel, bias, 16, 16)] * count, (1, 1), window))
 
 
 # ------------------------------------------------------------------------------------------------ inverted residuals

@@ -14,10 +14,10 @@ template <int kVectors>
 __attribute__((noinline)) void Finish(const Product& p, const float* sums, int64_t row, int64_t rows, int64_t column) {
   const int64_t step = kVectors * kWidth, last = std::min(step, p.columns - column);
   const bool whole = last == step;
-  float* out = p.out + row * p.columns + column;
-  const float* shortcut = p.shortcut ? p.shortcut + row * p.columns + column : nullptr;
+  float* out = p.out + row * p.step + column;
+  const float* shortcut = p.shortcut ? p.shortcut + row * p.step + column : nullptr;
   WithAct(p.act, [&](auto act) {
-    for (int64_t r = 0; r < rows; ++r, sums += step, out += p.columns) {
+    for (int64_t r = 0; r < rows; ++r, sums += step, out += p.step) {
 #pragma GCC unroll 3
       for (int64_t v = 0; v < step; v += kWidth) {
         const Floats value = Activate(act.value, Load(sums + v));
@@ -27,7 +27,7 @@ __attribute__((noinline)) void Finish(const Product& p, const float* sums, int64
           for (int64_t lane = 0; v + lane < last; ++lane) out[v + lane] = value[lane] + (shortcut ? shortcut[v + lane] : 0.0f);
         }
       }
-      if (shortcut) shortcut += p.columns;
+      if (shortcut) shortcut += p.step;
     }
   });
 }
@@ -36,7 +36,7 @@ __attribute__((noinline)) void Finish(const Product& p, const float* sums, int64
 template <int kRows, int kVectors>
 void Block(const Product& p, const Values& a, const float* panel, int64_t row, int64_t column) {
   const bool whole = p.columns - column >= kVectors * kWidth;
-  float* out = p.out + row * p.columns + column;
+  float* out = p.out + row * p.step + column;
   Floats sums[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
@@ -45,7 +45,7 @@ void Block(const Product& p, const Values& a, const float* panel, int64_t row, i
       if (!p.accumulate) {
         sums[r][v] = Load(p.bias + column + v * kWidth);
       } else {
-        const float* from = out + r * p.columns + v * kWidth;
+        const float* from = out + r * p.step + v * kWidth;
         sums[r][v] = whole || v + 1 < kVectors ? Load(from) : LoadFirst(from, p.columns - column - v * kWidth);
       }
     }
@@ -67,7 +67,7 @@ void Block(const Product& p, const Values& a, const float* panel, int64_t row, i
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) Store(out + r * p.columns + v * kWidth, sums[r][v]);
+      for (int v = 0; v < kVectors; ++v) Store(out + r * p.step + v * kWidth, sums[r][v]);
     return;
   }
   float finished[kRows * kVectors * kWidth];
@@ -116,6 +116,7 @@ namespace {
 
 struct Picture {
   int64_t height, width, channels, out_height, out_width, kernel_height, kernel_width, stride_y, stride_x, top, left;
+  int64_t pixel;  // values from a pixel to the next; where a kernel has several columns, as many as `channels`
 };
 
 // The values under the kernel at each of `rows` outputs from `row` on, times the gate of their picture.
@@ -130,10 +131,10 @@ void Gather(const Picture& g, const float* images, const float* gate, int64_t ro
         std::fill_n(to, run, 0.0f);
         continue;
       }
-      const float* from = images + ((picture * g.height + y + i) * g.width + x) * g.channels;
+      const float* from = images + ((picture * g.height + y + i) * g.width + x) * g.pixel;
       std::fill_n(to, first * g.channels, 0.0f);
       if (gate) {
-        const float* factors = gate + picture * g.channels;
+        const float* factors = gate + picture * g.pixel;
         for (int64_t j = first; j < last; ++j)
           for (int64_t c = 0; c < g.channels; ++c) to[j * g.channels + c] = from[j * g.channels + c] * factors[c];
       } else {
@@ -144,38 +145,11 @@ void Gather(const Picture& g, const float* images, const float* gate, int64_t ro
   }
 }
 
-ffi::Error Dense(ffi::ThreadPool pool, ffi::RunId run, F32 images, F32 weights, F32 bias, ffi::RemainingArgs more, ffi::Result<F32> out,
-                 Numbers window, int64_t act, bool gated, bool shortcut) {
-  const auto in_shape = images.dimensions(), out_shape = out->dimensions();
-  if (in_shape.size() != 4 || out_shape.size() != 4 || window.size() != 6 ||
-      more.size() != static_cast<size_t>(gated) + static_cast<size_t>(shortcut))
-    return ffi::Error::InvalidArgument("dense: pictures of four axes and six numbers of the window are needed");
-  const Picture g{in_shape[1], in_shape[2], in_shape[3], out_shape[1], out_shape[2], window[0],
-                  window[1],   window[2],   window[3],   window[4],    window[5]};
-  if (out_shape[0] != in_shape[0] || g.channels < 1 || g.channels > kMostChannels || !IsStep(g.kernel_height) || !IsStep(g.kernel_width) ||
-      !IsStep(g.stride_y) || !IsStep(g.stride_x) || !IsPad(g.top) || !IsPad(g.left) || !IsAct(act))
-    return ffi::Error::InvalidArgument("dense: outside the limits of the kernel");
-  if (Holds(*out, 0)) return ffi::Error::Success();
-  AdviseHugePages(out->typed_data(), out->size_bytes(), run.run_id);
-  const float *gate = nullptr, *summand = nullptr;
-  if (gated) {
-    auto factors = more.get<F32>(0);
-    if (!factors || !Holds(*factors, in_shape[0] * g.channels)) return ffi::Error::InvalidArgument("dense: unfit gate");
-    gate = factors->typed_data();
-  }
-  if (shortcut) {
-    auto added = more.get<F32>(gated ? 1 : 0);
-    if (!added || !Holds(*added, out->element_count())) return ffi::Error::InvalidArgument("dense: unfit shortcut");
-    summand = added->typed_data();
-  }
-  const Product p{g.kernel_height * g.kernel_width * g.channels, out_shape[3], weights.typed_data(), bias.typed_data(),
-                  summand, out->typed_data(), static_cast<Act>(act)};
-  if (!IsPacked(weights, p.depth, p.columns) || !Holds(bias, Padded(p.columns)))
-    return ffi::Error::InvalidArgument("dense: the weights are not packed for this processor");
-
+// `rows` outputs of a share of the channels.
+void Convolve(ffi::ThreadPool& pool, const Picture& g, const float* images, const float* gate, const Product& p, int64_t rows) {
   const bool padded = g.top || g.left || g.height != g.out_height || g.width != g.out_width;
   const bool pointwise = g.kernel_height == 1 && g.kernel_width == 1 && g.stride_y == 1 && g.stride_x == 1 && !padded;
-  const int64_t rows = out_shape[0] * g.out_height * g.out_width, panels = CountPanels(p.columns);
+  const int64_t panels = CountPanels(p.columns);
   const int64_t most = std::max<int64_t>(kBlockRows, kGroupBytes / 4 / p.depth / kBlockRows * kBlockRows);
   const int64_t wanted = 4 * Threads(pool);
   int64_t group = most;
@@ -198,12 +172,12 @@ ffi::Error Dense(ffi::ThreadPool pool, ffi::RunId run, F32 images, F32 weights, 
       for (const int64_t end = from + many; from < end; from += most) {
         const int64_t rows = std::min(most, end - from);
         if (static_cast<int64_t>(gathered.size()) < rows * p.depth) gathered.resize(rows * p.depth);
-        Gather(g, images.typed_data(), gate, from, rows, gathered.data());
+        Gather(g, images, gate, from, rows, gathered.data());
         Panels(p, {gathered.data(), p.depth, 1, p.depth, 0}, first, last, from, rows);
       }
     };
     if (pointwise && !gate) {
-      Panels(p, {images.typed_data() + row * p.depth, p.depth, 1, p.depth, 0}, first, last, row, count);
+      Panels(p, {images + row * g.pixel, g.pixel, 1, p.depth, 0}, first, last, row, count);
     } else if (!in_place) {
       gather(row, count);
     } else {
@@ -215,13 +189,67 @@ ffi::Error Dense(ffi::ThreadPool pool, ffi::RunId run, F32 images, F32 weights, 
           continue;
         }
         gather(line, first_x);
-        const float* values = images.typed_data() + ((picture * g.height + top) * g.width + first_x * g.stride_x - g.left) * g.channels;
-        Panels(p, {values, g.stride_x * g.channels, g.kernel_height, g.kernel_width * g.channels, g.width * g.channels}, first,
+        const float* values = images + ((picture * g.height + top) * g.width + first_x * g.stride_x - g.left) * g.pixel;
+        Panels(p, {values, g.stride_x * g.pixel, g.kernel_height, g.kernel_width * g.channels, g.width * g.pixel}, first,
                last, line + first_x, last_x - first_x);
         gather(line + last_x, g.out_width - last_x);
       }
     }
   });
+}
+
+// `more` holds packed weights and a bias for each share of the channels, one after another, then gate and shortcut. `window`
+// has six numbers of the kernel, then for each share its channels of the pictures and of the outputs. Several shares are for
+// kernels of one column.
+ffi::Error Dense(ffi::ThreadPool pool, ffi::RunId run, F32 images, ffi::RemainingArgs more, ffi::Result<F32> out, Numbers window,
+                 int64_t act, bool gated, bool shortcut) {
+  const auto in_shape = images.dimensions(), out_shape = out->dimensions();
+  if (in_shape.size() != 4 || out_shape.size() != 4 || window.size() < 8 || window.size() % 2 || !IsAct(act) ||
+      more.size() != window.size() - 6 + static_cast<size_t>(gated) + static_cast<size_t>(shortcut))
+    return ffi::Error::InvalidArgument("dense: pictures of four axes, and numbers and weights of each share are needed");
+  const size_t count = window.size() / 2 - 3;
+  Picture g{in_shape[1], in_shape[2], in_shape[3], out_shape[1], out_shape[2], window[0],
+            window[1],   window[2],   window[3],   window[4],    window[5],    in_shape[3]};
+  if (out_shape[0] != in_shape[0] || g.pixel < 1 || g.pixel > kMostChannels || !IsStep(g.kernel_height) || !IsStep(g.kernel_width) ||
+      !IsStep(g.stride_y) || !IsStep(g.stride_x) || !IsPad(g.top) || !IsPad(g.left) || (count > 1 && g.kernel_width > 1))
+    return ffi::Error::InvalidArgument("dense: outside the limits of the kernel");
+  if (Holds(*out, 0)) return ffi::Error::Success();
+  AdviseHugePages(out->typed_data(), out->size_bytes(), run.run_id);
+  const float *gate = nullptr, *summand = nullptr;
+  if (gated) {
+    auto factors = more.get<F32>(2 * count);
+    if (!factors || !Holds(*factors, in_shape[0] * g.pixel)) return ffi::Error::InvalidArgument("dense: unfit gate");
+    gate = factors->typed_data();
+  }
+  if (shortcut) {
+    auto added = more.get<F32>(more.size() - 1);
+    if (!added || !Holds(*added, out->element_count())) return ffi::Error::InvalidArgument("dense: unfit shortcut");
+    summand = added->typed_data();
+  }
+  // All shares are checked before the first is computed.
+  std::vector<Product> products;
+  std::vector<int64_t> firsts;
+  int64_t first = 0, column = 0;
+  for (size_t share = 0; share < count; ++share) {
+    const int64_t channels = window[6 + 2 * share], columns = window[7 + 2 * share];
+    if (channels < 1 || channels > g.pixel - first || columns < 1 || columns > out_shape[3] - column)
+      return ffi::Error::InvalidArgument("dense: the shares are not those of the pictures");
+    auto weights = more.get<F32>(2 * share), bias = more.get<F32>(2 * share + 1);
+    const int64_t depth = g.kernel_height * g.kernel_width * channels;
+    if (!weights || !bias || !IsPacked(*weights, depth, columns) || !Holds(*bias, Padded(columns)))
+      return ffi::Error::InvalidArgument("dense: the weights are not packed for this processor");
+    products.push_back({depth, columns, out_shape[3], weights->typed_data(), bias->typed_data(),
+                        summand ? summand + column : nullptr, out->typed_data() + column, static_cast<Act>(act)});
+    firsts.push_back(first);
+    first += channels, column += columns;
+  }
+  if (first != g.pixel || column != out_shape[3])
+    return ffi::Error::InvalidArgument("dense: the shares are not those of the pictures");
+  const int64_t rows = out_shape[0] * g.out_height * g.out_width;
+  for (size_t share = 0; share < count; ++share) {
+    g.channels = window[6 + 2 * share];
+    Convolve(pool, g, images.typed_data() + firsts[share], gate ? gate + firsts[share] : nullptr, products[share], rows);
+  }
   return ffi::Error::Success();
 }
 
@@ -325,7 +353,7 @@ ffi::Error DenseKernelGradient(ffi::ThreadPool pool, F32 images, F32 gradient, f
   if (in_shape.size() != 4 || out_shape.size() != 4 || shape.size() != 4 || window.size() != 4)
     return ffi::Error::InvalidArgument("kernel gradient: four axes and four numbers of the window are needed");
   const Picture g{in_shape[1], in_shape[2], in_shape[3], out_shape[1], out_shape[2], shape[0],
-                  shape[1],    window[0],   window[1],   window[2],    window[3]};
+                  shape[1],    window[0],   window[1],   window[2],    window[3],    in_shape[3]};
   const int64_t width = shape[3];
   if (out_shape[0] != in_shape[0] || shape[2] != g.channels || out_shape[3] != width || width < kWidth || g.channels < 1 ||
       g.channels > kMostChannels || !IsStep(g.kernel_height) || !IsStep(g.kernel_width) || !IsStep(g.stride_y) ||
@@ -357,7 +385,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense_kernel_gradient, Caught<DenseKernelG
                               Bind().Arg<F32>().Arg<F32>().Ret<F32>().Attr<Numbers>("window"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, Caught<Dense>::Call,
-                              Bind().Ctx<ffi::RunId>().Arg<F32>().Arg<F32>().Arg<F32>().RemainingArgs().Ret<F32>()
+                              Bind().Ctx<ffi::RunId>().Arg<F32>().RemainingArgs().Ret<F32>()
                                   .Attr<Numbers>("window").Attr<int64_t>("act").Attr<bool>("gated").Attr<bool>("shortcut"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, Caught<OuterProduct>::Call, Bind().Arg<F32>().Arg<F32>().Ret<F32>());

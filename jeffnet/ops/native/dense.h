@@ -27,6 +27,7 @@ inline int64_t CountPanels(int64_t columns) { return (columns + kPanel - 1) / kP
 
 struct Product {
   int64_t depth, columns;
+  int64_t step;          // values from a row of outputs to the next
   const float* weights;  // packed
   const float* bias;     // padded to whole vectors
   const float* shortcut; // like the outputs, or null

@@ -120,6 +120,7 @@ namespace {
 struct Geometry {
   int64_t batch, height, width, channels, out_height, out_width, kernel_height, kernel_width;
   int64_t stride_y, stride_x, top, left, dilation_y, dilation_x;
+  int64_t pixel;  // values from a pixel to the next, of which `channels` are convolved
 };
 
 int64_t Modulo(int64_t a, int64_t b) { return ((a % b) + b) % b; }
@@ -145,7 +146,7 @@ template <typename T>
 void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_t wide, const T* images, const T* kernel,
                   T* out, const After& after) {
   const int64_t lanes = kLanes<T>, blocks = (g.channels + lanes - 1) / lanes;
-  const Walk walk{g.out_width, g.channels, lanes, g.channels, 0, g.stride_x, g.dilation_x, g.kernel_width, wide};
+  const Walk walk{g.out_width, g.pixel, lanes, g.channels, 0, g.stride_x, g.dilation_x, g.kernel_width, wide};
   // Neighbouring vectors share cache lines: a thread takes several.
   const int64_t tasks = std::min(g.batch * blocks, 4 * Threads(pool) * g.batch);
   Parallel(pool, tasks, [&](int64_t task) {
@@ -156,10 +157,10 @@ void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_
       for (int64_t y = std::max<int64_t>(0, -g.top); y < std::min(g.height, tall - g.top); ++y)
         for (int64_t x = std::max<int64_t>(0, -g.left); x < std::min(g.width, wide - g.left); ++x)
           Store(padded.data() + ((y + g.top) * wide + x + g.left) * lanes,
-                Load(images + ((picture * g.height + y) * g.width + x) * g.channels + c));
-      T* to = out + picture * g.out_height * g.out_width * g.channels + c;
+                Load(images + ((picture * g.height + y) * g.width + x) * g.pixel + c));
+      T* to = out + picture * g.out_height * g.out_width * g.pixel + c;
       for (int64_t y = 0; y < g.out_height; ++y) {
-        Row<T> row(walk, to + y * g.out_width * g.channels);
+        Row<T> row(walk, to + y * g.out_width * g.pixel);
         after.apply(row, c);
         for (int64_t i = 0; i < g.kernel_height; ++i)
           row.add(padded.data() + (y * g.stride_y + i * g.dilation_y) * wide * lanes, kernel + i * g.kernel_width * g.channels + c);
@@ -169,8 +170,8 @@ void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_
         if (!after.means) continue;
         Vector<T> sum = {};
         for (int64_t at = 0; at < g.out_height * g.out_width; ++at)
-          sum += Load(to + at * g.channels);
-        Store(after.means + picture * g.channels + c, sum / static_cast<T>(g.out_height * g.out_width));
+          sum += Load(to + at * g.pixel);
+        Store(after.means + picture * g.pixel + c, sum / static_cast<T>(g.out_height * g.out_width));
       }
     }
   });
@@ -182,7 +183,7 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
   const int64_t wide = (g.out_width - 1) * g.stride_x + (g.kernel_width - 1) * g.dilation_x + 1;
   if (tall <= kSmallBytes && wide <= kSmallBytes && tall * wide * kVectorBytes <= kSmallBytes)
     return ForwardSmall<T>(pool, g, tall, wide, images, kernel, out, after);
-  const Walk walk{g.out_width, g.channels, g.channels, g.channels, -g.left, g.stride_x, g.dilation_x, g.kernel_width, g.width};
+  const Walk walk{g.out_width, g.pixel, g.pixel, g.channels, -g.left, g.stride_x, g.dilation_x, g.kernel_width, g.width};
   // No task crosses pictures, since each sums its rows for the mean of one.
   const int64_t bands = std::min(g.out_height, (4 * Threads(pool) + g.batch - 1) / g.batch);
   const int64_t tasks = g.batch * bands;
@@ -192,19 +193,19 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
     for (int64_t y = g.out_height * band / bands; y < g.out_height * (band + 1) / bands; ++y) {
       const int64_t line = picture * g.out_height + y;
       ForChannels<T>(g.channels, [&](int64_t c) {
-        Row<T> row(walk, out + line * g.out_width * g.channels + c);
+        Row<T> row(walk, out + line * g.out_width * g.pixel + c);
         after.apply(row, c);
         for (int64_t i = 0; i < g.kernel_height; ++i) {
           const int64_t from = y * g.stride_y + i * g.dilation_y - g.top;
           if (from >= 0 && from < g.height)
-            row.add(images + (picture * g.height + from) * g.width * g.channels + c, kernel + i * g.kernel_width * g.channels + c);
+            row.add(images + (picture * g.height + from) * g.width * g.pixel + c, kernel + i * g.kernel_width * g.channels + c);
         }
         row.run();
       });
       if constexpr (sizeof(T) == 4) {
-        const T* values = out + line * g.out_width * g.channels;
+        const T* values = out + line * g.out_width * g.pixel;
         for (int64_t at = 0; after.means && at < g.out_width; ++at)
-          for (int64_t c = 0; c < g.channels; ++c) sums[task * g.channels + c] += values[at * g.channels + c];
+          for (int64_t c = 0; c < g.channels; ++c) sums[task * g.channels + c] += values[at * g.pixel + c];
       }
     }
   });
@@ -213,7 +214,7 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
     for (int64_t c = 0; c < g.channels; ++c) {
       float sum = 0.0f;
       for (int64_t band = 0; band < bands; ++band) sum += sums[(picture * bands + band) * g.channels + c];
-      after.means[picture * g.channels + c] = sum / static_cast<float>(g.out_height * g.out_width);
+      after.means[picture * g.pixel + c] = sum / static_cast<float>(g.out_height * g.out_width);
     }
 }
 
@@ -369,9 +370,9 @@ ffi::ErrorOr<Geometry> MakeGeometry(ffi::AnyBuffer::Dimensions images, ffi::AnyB
                                     ffi::AnyBuffer::Dimensions kernel, Numbers window, int64_t bytes) {
   if (images.size() != 4 || outputs.size() != 4 || kernel.size() != 4 || window.size() != 6)
     return ffi::Unexpected(ffi::Error::InvalidArgument("depthwise: four axes and six numbers of the window are needed"));
-  Geometry g{images[0], images[1], images[2], images[3], outputs[1], outputs[2], kernel[0],
-             kernel[1], window[0], window[1], window[2], window[3], window[4], window[5]};
-  if (outputs[0] != g.batch || outputs[3] != g.channels || kernel[2] != 1 || kernel[3] != g.channels)
+  Geometry g{images[0], images[1], images[2], kernel[3], outputs[1], outputs[2], kernel[0], kernel[1],
+             window[0], window[1], window[2], window[3], window[4], window[5], images[3]};
+  if (outputs[0] != g.batch || outputs[3] != g.pixel || kernel[2] != 1 || g.channels > g.pixel)
     return ffi::Unexpected(ffi::Error::InvalidArgument("depthwise: the shapes do not belong together"));
   if (g.channels < kVectorBytes / bytes || g.kernel_height > kMostRows || !IsStep(g.kernel_height) ||
       !IsStep(g.kernel_width) || !IsStep(g.stride_y) || !IsStep(g.stride_x) || !IsStep(g.dilation_y) ||
@@ -389,6 +390,7 @@ ffi::Error Compute(ffi::ThreadPool& pool, ffi::AnyBuffer& a, ffi::AnyBuffer& b, 
                      ? MakeGeometry(out.dimensions(), a.dimensions(), b.dimensions(), window, sizeof(T))
                      : MakeGeometry(a.dimensions(), b.dimensions(), out.dimensions(), window, sizeof(T));
   if (!g) return g.error();
+  if (g->channels != g->pixel) return ffi::Error::InvalidArgument("depthwise: the kernel has other channels");
   if (kind == Kind::kInputGradient && g->stride_x > 1 && g->dilation_x > 1)
     return ffi::Error::InvalidArgument("depthwise: no gradient of a convolution with strides and dilation");
   T* result = static_cast<T*>(out.untyped_data());
@@ -416,18 +418,41 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::RunId run, ffi::AnyBuffer a, ffi::Any
   }
 }
 
-ffi::Error ForwardAct(ffi::ThreadPool pool, F32 images, F32 kernel, F32 bias, ffi::Result<F32> out, ffi::Result<F32> means,
+// `parts` holds a kernel and a bias for each share of the channels, one after another; `window` six numbers for each.
+ffi::Error ForwardAct(ffi::ThreadPool pool, F32 images, ffi::RemainingArgs parts, ffi::Result<F32> out, ffi::Result<F32> means,
                       Numbers window, int64_t act) {
-  const auto g = MakeGeometry(images.dimensions(), out->dimensions(), kernel.dimensions(), window, sizeof(float));
-  if (!g) return g.error();
-  if (!Holds(bias, g->channels) || !Holds(*means, g->batch * g->channels) || !IsAct(act))
-    return ffi::Error::InvalidArgument("depthwise: unfit bias, means or activation");
+  const size_t count = parts.size() / 2;
+  if (parts.size() % 2 || count == 0 || window.size() != 6 * count || !IsAct(act))
+    return ffi::Error::InvalidArgument("depthwise: kernels with biases, six numbers for each, and an activation are needed");
+  struct Part {
+    Geometry geometry;
+    const float *kernel, *bias;
+  };
+  std::vector<Part> checked;
+  int64_t channels = 0;
+  for (size_t part = 0; part < count; ++part) {
+    auto kernel = parts.get<F32>(2 * part), bias = parts.get<F32>(2 * part + 1);
+    if (!kernel || !bias) return ffi::Error::InvalidArgument("depthwise: kernels and biases are float32");
+    const auto g = MakeGeometry(images.dimensions(), out->dimensions(), kernel->dimensions(), Numbers(window.begin() + 6 * part, 6),
+                                sizeof(float));
+    if (!g) return g.error();
+    if (!Holds(*bias, g->channels)) return ffi::Error::InvalidArgument("depthwise: unfit bias");
+    checked.push_back({*g, kernel->typed_data(), bias->typed_data()});
+    channels += g->channels;
+  }
+  const Geometry& all = checked[0].geometry;
+  if (channels != all.pixel || !Holds(*means, all.batch * channels))
+    return ffi::Error::InvalidArgument("depthwise: the kernels do not have the channels of the pictures");
   if (Holds(*out, 0)) {
     std::fill_n(means->typed_data(), means->element_count(), __builtin_nanf(""));  // means of nothing
     return ffi::Error::Success();
   }
-  Forward<float>(pool, *g, images.typed_data(), kernel.typed_data(), out->typed_data(),
-                 {bias.typed_data(), static_cast<Act>(act), means->typed_data()});
+  int64_t first = 0;
+  for (const Part& part : checked) {
+    Forward<float>(pool, part.geometry, images.typed_data() + first, part.kernel, out->typed_data() + first,
+                   {part.bias, static_cast<Act>(act), means->typed_data() + first});
+    first += part.geometry.channels;
+  }
   return ffi::Error::Success();
 }
 
@@ -443,7 +468,7 @@ JEFFNET_HANDLER(jeffnet_depthwise_input_gradient, Kind::kInputGradient);
 JEFFNET_HANDLER(jeffnet_depthwise_kernel_gradient, Kind::kKernelGradient);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_depthwise_act, Caught<ForwardAct>::Call,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>().Attr<Numbers>("window")
+                              Bind().Arg<F32>().RemainingArgs().Ret<F32>().Ret<F32>().Attr<Numbers>("window")
                                   .Attr<int64_t>("act"));
 
 }  // namespace jeffnet

@@ -38,7 +38,7 @@ struct Inverse {
 
   void Widen(const Panel& panel, int64_t picture, int64_t row) const {
     Product product = widen;
-    product.columns = panel.step;
+    product.columns = product.step = panel.step;
     product.weights += panel.channel * depth;
     product.bias += panel.channel;
     product.out = panel.ring + (row % taps * wide + left) * panel.step;
@@ -134,12 +134,12 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
   const int64_t wide = std::max((out_width - 1) * stride + taps, left + width);
   if (wide > kMostScratch / 4 / Padded(channels) / (taps + 1))
     return ffi::Error::InvalidArgument("inverted residual: the rows under a kernel are too large");
-  const Product widen{depth, channels, expand.typed_data(), expand_bias.typed_data(), nullptr, nullptr,
+  const Product widen{depth, channels, 0, expand.typed_data(), expand_bias.typed_data(), nullptr, nullptr,
                       static_cast<Act>(expand_act)};
   Product narrow{};
   if (whole) {
     narrow.depth = channels;
-    narrow.columns = out_shape[3];
+    narrow.columns = narrow.step = out_shape[3];
     auto weights = more.get<F32>(0), added = more.get<F32>(1);
     if (!weights || !IsPacked(*weights, channels, narrow.columns) || !added || !Holds(*added, Padded(narrow.columns)))
       return ffi::Error::InvalidArgument("inverted residual: unfit weights of the last convolution");
