@@ -63,14 +63,29 @@ void Block(const Product& p, const Values& a, const float* panel, int64_t row, i
       }
     }
   }
-  if (whole && p.act == Act::kNone && !p.shortcut) {
+  const auto store = [&](auto act, auto add) {
+    const float* shortcut = add.value ? p.shortcut + row * p.step + column : nullptr;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) Store(out + r * p.step + v * kWidth, sums[r][v]);
-    return;
+      for (int v = 0; v < kVectors; ++v) {
+        Floats value = Activate(act.value, sums[r][v]);
+        if constexpr (add.value) value += Load(shortcut + r * p.step + v * kWidth);
+        Store(out + r * p.step + v * kWidth, value);
+      }
+  };
+  // What networks have; anything else, and columns that do not fill the panel, go through memory.
+  if (whole && p.shortcut && p.act == Act::kNone) return store(std::integral_constant<Act, Act::kNone>{}, std::true_type{});
+  if (whole && !p.shortcut) {
+    switch (p.act) {
+      case Act::kNone: return store(std::integral_constant<Act, Act::kNone>{}, std::false_type{});
+      case Act::kRelu: return store(std::integral_constant<Act, Act::kRelu>{}, std::false_type{});
+      case Act::kRelu6: return store(std::integral_constant<Act, Act::kRelu6>{}, std::false_type{});
+      case Act::kHardSwish: return store(std::integral_constant<Act, Act::kHardSwish>{}, std::false_type{});
+      default: break;
+    }
   }
-  float finished[kRows * kVectors * kWidth];
+  alignas(64) float finished[kRows * kVectors * kWidth];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
@@ -167,7 +182,7 @@ void Convolve(ffi::ThreadPool& pool, const Picture& g, const float* images, cons
   Parallel(pool, groups * splits, [&](int64_t task) {
     const int64_t split = task % splits, row = task / splits * group, count = std::min(group, rows - row);
     const int64_t first = panels * split / splits, last = panels * (split + 1) / splits;
-    static thread_local std::vector<float> gathered;
+    static thread_local Lines<float> gathered;
     auto gather = [&](int64_t from, int64_t many) {
       for (const int64_t end = from + many; from < end; from += most) {
         const int64_t rows = std::min(most, end - from);
@@ -308,7 +323,7 @@ void AddOuter(int64_t rows, const float* a, int64_t a_step, const float* b, int6
 }
 
 // Adds up the sums of `parts`, and copies them to rows of `width`.
-void Merge(std::vector<float>& sums, int64_t parts, int64_t rows, int64_t width, float* out) {
+void Merge(Lines<float>& sums, int64_t parts, int64_t rows, int64_t width, float* out) {
   const int64_t step = Padded(width);
   for (int64_t part = 1; part < parts; ++part)
     for (int64_t at = 0; at < rows * step; ++at) sums[at] += sums[part * rows * step + at];
@@ -330,7 +345,7 @@ ffi::Error OuterProduct(ffi::ThreadPool pool, F32 a, F32 b, ffi::Result<F32> out
   const int64_t room = std::max<int64_t>(1, kMostSums / 4 / (height * step));
   const int64_t parts = many >= 1024 * threads ? std::min(threads, room) : 1;
   const int64_t bands = parts == threads ? 1 : std::min((2 * threads + parts - 1) / parts, (height + 7) / 8);
-  std::vector<float> sums(parts * height * step, 0.0f);
+  Lines<float> sums(parts * height * step, 0.0f);
   const int64_t chunk = std::clamp<int64_t>((kGroupBytes / 4) / (height + width), 16, 1024);
   Parallel(pool, parts * bands, [&](int64_t task) {
     const int64_t part = task / bands, band = task % bands;
@@ -364,9 +379,9 @@ ffi::Error DenseKernelGradient(ffi::ThreadPool pool, F32 images, F32 gradient, f
   const int64_t rows = out_shape[0] * g.out_height * g.out_width;
   const int64_t parts = std::clamp<int64_t>(std::min(rows / 64, kMostSums / 4 / (depth * step)), 1, Threads(pool));
   const int64_t chunk = std::clamp<int64_t>(kGroupBytes / 4 / (depth + width), 16, 1024);
-  std::vector<float> sums(parts * depth * step, 0.0f);
+  Lines<float> sums(parts * depth * step, 0.0f);
   Parallel(pool, parts, [&](int64_t part) {
-    static thread_local std::vector<float> gathered;
+    static thread_local Lines<float> gathered;
     if (static_cast<int64_t>(gathered.size()) < chunk * depth) gathered.resize(chunk * depth);
     const int64_t end = rows * (part + 1) / parts;
     for (int64_t row = rows * part / parts; row < end; row += chunk) {

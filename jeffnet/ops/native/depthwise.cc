@@ -150,7 +150,7 @@ void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_
   // Neighbouring vectors share cache lines: a thread takes several.
   const int64_t tasks = std::min(g.batch * blocks, 4 * Threads(pool) * g.batch);
   Parallel(pool, tasks, [&](int64_t task) {
-    static thread_local std::vector<T> padded;
+    static thread_local Lines<T> padded;
     padded.assign(tall * wide * lanes, T(0));
     for (int64_t block = g.batch * blocks * task / tasks; block < g.batch * blocks * (task + 1) / tasks; ++block) {
       const int64_t picture = block / blocks, c = std::min(block % blocks * lanes, g.channels - lanes);
@@ -187,13 +187,15 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
   // No task crosses pictures, since each sums its rows for the mean of one.
   const int64_t bands = std::min(g.out_height, (4 * Threads(pool) + g.batch - 1) / g.batch);
   const int64_t tasks = g.batch * bands;
-  std::vector<float> sums(after.means ? tasks * g.channels : 0, 0.0f);
+  const int64_t padded = Padded(g.channels);
+  Lines<float> sums(after.means ? tasks * padded : 0, 0.0f);
   Parallel(pool, tasks, [&](int64_t task) {
     const int64_t picture = task / bands, band = task % bands;
     for (int64_t y = g.out_height * band / bands; y < g.out_height * (band + 1) / bands; ++y) {
       const int64_t line = picture * g.out_height + y;
       ForChannels<T>(g.channels, [&](int64_t c) {
-        Row<T> row(walk, out + line * g.out_width * g.pixel + c);
+        T* to = out + line * g.out_width * g.pixel + c;
+        Row<T> row(walk, to);
         after.apply(row, c);
         for (int64_t i = 0; i < g.kernel_height; ++i) {
           const int64_t from = y * g.stride_y + i * g.dilation_y - g.top;
@@ -201,21 +203,24 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
             row.add(images + (picture * g.height + from) * g.width * g.pixel + c, kernel + i * g.kernel_width * g.channels + c);
         }
         row.run();
+        if constexpr (sizeof(T) == 4) {
+          if (!after.means) return;
+          float* total = sums.data() + task * padded + Padded(c);
+          Floats sum = Load(total);
+          for (int64_t at = 0; at < g.out_width; ++at) sum += Load(to + at * g.pixel);
+          Store(total, sum);
+        }
       });
-      if constexpr (sizeof(T) == 4) {
-        const T* values = out + line * g.out_width * g.pixel;
-        for (int64_t at = 0; after.means && at < g.out_width; ++at)
-          for (int64_t c = 0; c < g.channels; ++c) sums[task * g.channels + c] += values[at * g.pixel + c];
-      }
     }
   });
   if (!after.means) return;
   for (int64_t picture = 0; picture < g.batch; ++picture)
-    for (int64_t c = 0; c < g.channels; ++c) {
-      float sum = 0.0f;
-      for (int64_t band = 0; band < bands; ++band) sum += sums[(picture * bands + band) * g.channels + c];
-      after.means[picture * g.pixel + c] = sum / static_cast<float>(g.out_height * g.out_width);
-    }
+    // Channels of two blocks have the same sums in both.
+    ForChannels<float>(g.channels, [&](int64_t c) {
+      Floats sum = {};
+      for (int64_t band = 0; band < bands; ++band) sum += Load(sums.data() + (picture * bands + band) * padded + Padded(c));
+      Store(after.means + picture * g.pixel + c, sum / static_cast<float>(g.out_height * g.out_width));
+    });
 }
 
 // Columns of one phase (their place modulo the stride) get every stride-th tap: a convolution of stride 1 along the row.
@@ -295,7 +300,7 @@ void KernelGradient(ffi::ThreadPool& pool, const Geometry& g, const T* images, c
   const int64_t lines = g.batch * g.out_height;
   const int64_t most = std::max<int64_t>(1, kMostSums / (size * static_cast<int64_t>(sizeof(T))));
   const int64_t tasks = std::min({Threads(pool), lines, most});
-  std::vector<T> sums(tasks * size, T(0));
+  Lines<T> sums(tasks * size, T(0));
   const int64_t reach = (g.kernel_width - 1) * g.dilation_x;
   int64_t first = std::min((g.left + g.stride_x - 1) / g.stride_x, g.out_width);
   int64_t last = g.width - 1 - reach + g.left < 0 ? 0 : (g.width - 1 - reach + g.left) / g.stride_x + 1;

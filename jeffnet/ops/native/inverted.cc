@@ -154,14 +154,14 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
     narrow.out = out->typed_data();
   }
   // Kernel and bias by panels, with zeros for channels that are not there.
-  std::vector<float> kernels(taps * taps * Padded(channels), 0.0f), biases(Padded(channels), 0.0f);
+  Lines<float> kernels(taps * taps * Padded(channels), 0.0f), biases(Padded(channels), 0.0f);
   std::copy_n(bias.typed_data(), channels, biases.data());
   for (int64_t c = 0; c < channels; c += kPanel) {
     const int64_t lanes = std::min(kPanel, channels - c);
     for (int64_t tap = 0; tap < taps * taps; ++tap)
       std::copy_n(kernel.typed_data() + tap * channels + c, lanes, kernels.data() + taps * taps * c + tap * Padded(lanes));
   }
-  std::vector<float> sums(whole ? 0 : shape[0] * Padded(channels), 0.0f);
+  Lines<float> sums(whole ? 0 : shape[0] * Padded(channels), 0.0f);
   const Inverse inverse{height, width, depth, channels, taps, stride, top, left, wide, out_height, out_width, whole,
                         x.typed_data(), widen, narrow, static_cast<Act>(act), kernels.data(), biases.data(),
                         out->typed_data(), sums.data()};
@@ -178,7 +178,7 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
     const int64_t first_picture = shape[0] * set / sets, last_picture = shape[0] * (set + 1) / sets;
     const int64_t begin = out_height * band / bands, end = out_height * (band + 1) / bands;
     const bool several = end - begin > group;  // then rows are kept for the next group
-    static thread_local std::vector<float> ring, convolved;  // widened rows; rows of the depthwise convolution
+    static thread_local Lines<float> ring, convolved;  // widened rows; rows of the depthwise convolution
     const int64_t kept = taps * wide * (several ? Padded(channels) : std::min(kPanel, Padded(channels)));
     if (static_cast<int64_t>(ring.size()) < kept) ring.resize(kept);
     const int64_t room = std::max(kConvolved, out_width * kPanel);

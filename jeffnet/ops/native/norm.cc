@@ -25,7 +25,7 @@ int64_t Tasks(ffi::ThreadPool& pool, int64_t rows) {
 // against the deviation leaves float32 few digits for the difference of two.
 struct Moments {
   double count = 0.0;
-  std::vector<double> mean, squares;
+  Lines<double> mean, squares;
 
   explicit Moments(int64_t channels) : mean(channels, 0.0), squares(channels, 0.0) {}
 
@@ -53,7 +53,7 @@ ffi::Error Statistics(ffi::ThreadPool pool, F32 x, ffi::Result<F32> mean, ffi::R
   std::vector<Moments> moments(tasks, Moments(padded));
   Parallel(pool, tasks, [&](int64_t task) {
     Moments& merged = moments[task];
-    std::vector<float> middles(padded), rests(padded), squares(padded);
+    Lines<float> middles(padded), rests(padded), squares(padded);
     const int64_t end = rows * (task + 1) / tasks;
     for (int64_t first = rows * task / tasks; first < end; first += chunk) {
       const int64_t many = std::min(chunk, end - first);
@@ -158,7 +158,7 @@ ffi::Error Sums(ffi::ThreadPool pool, F32 x, F32 mean, F32 factor, F32 bias, F32
     return ffi::Error::InvalidArgument("sums: unfit shapes or activation");
   const int64_t rows = x.element_count() / channels, tasks = Tasks(pool, rows);
   const int64_t padded = Padded(channels);
-  std::vector<float> parts(2 * padded * tasks, 0.0f);
+  Lines<float> parts(2 * padded * tasks, 0.0f);
   ForRows(pool, tasks, rows, act, [&](auto kind, int64_t task, int64_t first, int64_t last) {
     float* part = parts.data() + 2 * padded * task;
     SumRows<decltype(kind)::value>(first, last, channels, x.typed_data(), mean.typed_data(), factor.typed_data(),
