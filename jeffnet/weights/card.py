@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jeffnet.arch.execution import Execution
@@ -49,14 +49,15 @@ class ModelCard:
     num_classes: int
     in_chans: int
     preprocessing: Preprocessing
-    classes: tuple[str, ...] = ()
+    # What is long is left out where a card is printed.
+    classes: tuple[str, ...] = field(default=(), repr=False)
     global_pool: str = "avg"
     output_stride: int = 32
     test_window: int = 0
-    spec: ModelSpec | None = None
-    quantization: Quantization | None = None
+    spec: ModelSpec | None = field(default=None, repr=False)
+    quantization: Quantization | None = field(default=None, repr=False)
     task: str = "single_label"
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = field(default=(), repr=False)
 
     def plan(self, **options: Any) -> Plan:
         """The Plan of the file's arrays.

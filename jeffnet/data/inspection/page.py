@@ -101,6 +101,8 @@ def _draw_sizes(axes: Any, report: Inspection) -> None:
     if wide:
         axes.set_xscale("log")
         figures.plain_log_ticks(axes.xaxis)
+    else:
+        figures.whole_ticks(axes.xaxis)
     figures.whole_ticks(axes.yaxis)
     axes.legend()
 
