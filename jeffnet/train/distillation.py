@@ -24,6 +24,8 @@ from jeffnet.train.pretrained import class_order
 from jeffnet.train.state import PROJECTION, Arrays
 from jeffnet.train.teacher import Teacher, TeacherOutputs, compared_features, feature_number, map_numbers, open_teacher
 
+_TRIED = 2  # pictures, for which a teacher's outputs are looked at before the run begins
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -77,8 +79,8 @@ def make_lesson(
     if loss.teacher is None and own is None:
         if loss.feature_distillation:
             raise ConfigError(
-                f"loss.feature_distillation {loss.feature_distillation:g} needs a teacher: set loss.teacher, or pass "
-                "teacher= to train and resume"
+                f"loss.feature_distillation {loss.feature_distillation:g} needs a teacher: set loss.teacher, or, "
+                "also to continue a run that was begun so, pass teacher= to train or resume in Python"
             )
         return None
     if own is None:
@@ -88,8 +90,12 @@ def make_lesson(
     else:
         teacher, num_classes = replace(own, arrays=layout.place(own.arrays)), None
     _check_task(config)
+    if not (loss.distillation or loss.feature_distillation):
+        raise ConfigError(
+            f"teacher {teacher.name} has no effect: set loss.distillation, loss.feature_distillation, or leave it out"
+        )
     compared = _student_widths(compared_features(loss), student)
-    shapes = _outputs(teacher, (2, sizes[-1], sizes[-1], student.in_chans))
+    shapes = _outputs(teacher, (_TRIED, sizes[-1], sizes[-1], student.in_chans))
     if loss.distillation:
         teacher = _in_order(teacher, num_classes, shapes.logits, classes)
     widths = {name: (width, _teacher_width(teacher, shapes, name)) for name, width in compared.items()}
@@ -182,9 +188,12 @@ def _teacher_width(teacher: Teacher, shapes: TeacherOutputs, name: str) -> int:
     what = "pre_logits" if number is None else f"features[{name}]"
     if shape is None:
         raise ConfigError(f"loss.features {name}: teacher {teacher.name} gives no {what}")
-    if len(shape.shape) != (2 if number is None else 4):
+    if len(shape.shape) != (2 if number is None else 4) or shape.shape[0] != _TRIED or 0 in shape.shape:
         expected = "(N, F)" if number is None else "(N, H, W, C)"
-        raise ConfigError(f"loss.features {name}: teacher {teacher.name} gives {what} of {shape.shape}, not {expected}")
+        raise ConfigError(
+            f"loss.features {name}: teacher {teacher.name} gives {what} of {shape.shape}, not {expected} with N of "
+            f"{_TRIED}"
+        )
     return shape.shape[-1]
 
 
@@ -192,8 +201,8 @@ def _in_order(teacher: Teacher, num_classes: int | None, logits: Any, classes: S
     """The teacher with logits in the order of the data's classes."""
     if logits is None:
         raise ConfigError(f"teacher {teacher.name} gives no logits: set loss.distillation 0 to compare features alone")
-    if len(logits.shape) != 2:
-        raise ConfigError(f"teacher {teacher.name} gives logits of {logits.shape}, not (N, classes)")
+    if len(logits.shape) != 2 or logits.shape[0] != _TRIED:
+        raise ConfigError(f"teacher {teacher.name} gives logits of {logits.shape}, not (N, classes) with N of {_TRIED}")
     count = logits.shape[-1]
     if count != len(classes):
         raise ConfigError(
@@ -226,4 +235,4 @@ def _description(config: LossConfig, teacher: Teacher, widths: Mapping[str, tupl
             for name, (own, other) in widths.items()
         ]
         parts.append(f"{config.feature_distillation:g} times the mean squared difference from its {listed(texts)}")
-    return f"teacher {teacher.name}: {'; '.join(parts) or 'nothing is compared with it'}"
+    return f"teacher {teacher.name}: {'; '.join(parts)}"

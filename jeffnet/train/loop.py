@@ -233,7 +233,7 @@ def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
     if values["steps_per_epoch"] != setup.steps_per_epoch:
         raise ConfigError(
             f"epochs had {values['steps_per_epoch']} steps when the run was saved, and would have "
-            f"{setup.steps_per_epoch}: continue with the batch_size and the data of the start"
+            f"{setup.steps_per_epoch}: continue with the batch_size, min_epoch_steps and data of the start"
         )
     if values.get("has_teacher") and setup.lesson is None:
         raise ConfigError("the run was begun with a teacher of your own: continue it from Python, with teacher=")

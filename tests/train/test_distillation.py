@@ -327,7 +327,7 @@ MAPS = replace(POOLED, features=("1", "pre_logits"))
 @pytest.mark.parametrize(
     ("loss", "own", "message"),
     [
-        (POOLED, None, r"loss.feature_distillation 1 needs a teacher: set loss.teacher, or pass teacher="),
+        (POOLED, None, r"loss.feature_distillation 1 needs a teacher: set loss.teacher, or, also to continue"),
         (LossConfig(teacher="b0"), _gives(logits=(3,)), "'b0' and teacher= are two teachers: leave one out"),
         (LossConfig(), _gives(pre_logits=(9,)), "gives no logits: set loss.distillation 0"),
         (LossConfig(), _gives(logits=(5,)), "has 5 classes, the data 3: .* or compare features alone"),
@@ -358,13 +358,24 @@ def test_weights_without_a_map_or_without_pooling_are_refused(teacher_file):
     assert lesson_of(replace(POOLED, teacher=unpooled, features=("0",))).widths == {"0": (8, 8)}
 
 
+def test_teachers_that_cannot_work_are_refused_before_the_run():
+    one = Teacher(lambda _, pixels: TeacherOutputs(jnp.zeros((1, 3)), jnp.zeros((1, 7))))
+    with pytest.raises(ConfigError, match=r"gives logits of \(1, 3\), not \(N, classes\) with N of 2"):
+        lesson_of(LossConfig(), one)
+    for own, shape in ((one, r"\(1, 7\)"), (_gives(pre_logits=(0,)), r"\(2, 0\)")):
+        with pytest.raises(ConfigError, match=rf"gives pre_logits of {shape}, not \(N, F\) with N of 2"):
+            lesson_of(replace(POOLED, teacher=None), own)
+    with pytest.raises(ConfigError, match=r"teacher of your own has no effect: set loss.distillation"):
+        lesson_of(LossConfig(distillation=0.0), _gives(logits=(3,)))
+    with pytest.raises(ConfigError, match=r"loss.feature_distillation inf must be finite, and at least 0"):
+        replace(POOLED, feature_distillation=float("inf"))
+
+
 def test_other_tasks_compare_features_alone():
     """The classes of the teacher then mean nothing."""
     labels = DataConfig(path="-", task="multi_label")
     several = replace(POOLED, teacher="b0", name="bce")
     assert configured(several, data=labels).loss == several
-    with pytest.raises(ConfigError, match=r"loss.teacher b0 is not for data.task 'multi_label': leave it out"):
-        configured(replace(several, distillation=0.5), data=labels)
     own, loss = _gives(logits=(3,), pre_logits=(9,)), replace(several, teacher=None)
     assert lesson_of(loss, own, data=labels).widths == {"pre_logits": (16, 9)}
     with pytest.raises(ConfigError, match=r"loss.distillation 0.5 is not for data.task 'multi_label': set it to 0"):

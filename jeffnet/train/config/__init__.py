@@ -210,7 +210,6 @@ class Config:
         regresses, several = task == "regression", task == "multi_label"
         unfit = {
             "data.sampling": task != "single_label" and self.data.sampling != "natural" and self.data.sampling,
-            "loss.teacher": task != "single_label" and self.loss.distillation and self.loss.teacher,
             "loss.label_smoothing": regresses and self.loss.label_smoothing,
             "loss.class_weights": regresses and self.loss.class_weights,
             "loss.weighting": (regresses or (several and self.loss.weighting == "effective")) and self.loss.weighting,

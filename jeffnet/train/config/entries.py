@@ -118,9 +118,10 @@ def described(kind: Any) -> str:
 
 
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    """Raises ConfigError where a value is neither None nor in a range, as of `[least, most]`."""
-    if value is not None and not least <= value <= most:
-        limits = f"at least {least}" if most == math.inf else f"within [{least}, {most}]"
+    """Raises ConfigError where a value is neither None nor a finite number in a range, as of `[least, most]`."""
+    if value is not None and not (least <= value <= most and math.isfinite(value)):
+        limits = f"finite, and at least {least}" if value == math.inf else f"at least {least}"
+        limits = limits if most == math.inf else f"within [{least}, {most}]"
         raise ConfigError(f"{name} {value} must be {limits}")
 
 
