@@ -277,7 +277,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set(title=f"{share:g} % of the pictures", xlabel="epoch")
         figures.whole_ticks(axes.xaxis)
     figure.axes[0].set(ylabel="validation top-1, per cent")
-    figure.axes[-1].legend(loc="lower right")
+    figure.axes[len(shares) // 2].legend(loc="lower right")
     figures.save_figure(figure, path)
 
 
