@@ -128,6 +128,9 @@ def train_timm(recipe: TimmRecipe, data: Path, options: Options, seed: int) -> I
     random_seed(seed, 0)
     batches = {is_training: _timm_loader(recipe, data, options, is_training) for is_training in (True, False)}
     model: Any = _timm_model(len(batches[True].dataset.reader.class_to_idx))
+    if options.classifier_std is not None:
+        torch.nn.init.normal_(model.classifier.weight, std=options.classifier_std)
+        torch.nn.init.zeros_(model.classifier.bias)
     model.to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(
         model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
@@ -291,6 +294,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--epochs", type=int, help="of all recipes, instead of those of fine_tune")
     parser.add_argument("--every", type=int, default=3, help="epochs from one validation of timm's to the next")
+    parser.add_argument(
+        "--classifier-std", type=float, help="with which timm's new classifier starts, as ours with 0.01"
+    )
     parser.add_argument("--summary", type=Path, metavar="FILE", help="table of what an --output has; trains nothing")
     parser.add_argument("--plot", type=Path, help="draw the validation curves there, with --summary")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)

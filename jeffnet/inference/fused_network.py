@@ -276,14 +276,16 @@ class FusedNetwork:
             x, _ = self._conv(arrays, replace(op, norm=None, act=None), x, gate)
             x = self._norm_act(arrays, op.norm, x, op.act)
             return x if shortcut is None else x + shortcut, None
-        forms = {self._form(op, part) for part in op.parts}
-        if len(op.parts) > 1 and forms == {"depthwise"} and shortcut is None:
-            parts = [(*_weights(arrays, part.name), _window(op, part, x)) for part in op.parts]
-            return mixed_depthwise_act(x if gate is None else x * gate, parts, op.act)
-        if len(op.parts) > 1 and forms == {"dense"} and all(part.kernel_size == 1 for part in op.parts):
-            shares = [(*_weights(arrays, part.name), part.in_channels, part.out_channels) for part in op.parts]
-            window = _window(op, op.parts[0], x)
-            return grouped_dense_conv(x, shares, (1, 1), window, op.act, gate, shortcut), None
+        if len(op.parts) > 1:
+            forms = {self._form(op, part) for part in op.parts}
+            with jax.named_scope(op.name):
+                if forms == {"depthwise"} and shortcut is None:
+                    parts = [(*_weights(arrays, part.name), _window(op, part, x)) for part in op.parts]
+                    return mixed_depthwise_act(x if gate is None else x * gate, parts, op.act)
+                if forms == {"dense"} and all(part.kernel_size == 1 for part in op.parts):
+                    shares = [(*_weights(arrays, part.name), part.in_channels, part.out_channels) for part in op.parts]
+                    window = _window(op, op.parts[0], x)
+                    return grouped_dense_conv(x, shares, (1, 1), window, op.act, gate, shortcut), None
         outputs, means = [], []
         for part, channels, features in op.shares:
             with jax.named_scope(part.name):

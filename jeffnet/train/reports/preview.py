@@ -37,10 +37,8 @@ def plot_schedule(config: Config, path: str) -> str:
         epoch_steps = steps_per_epoch(training_set(config), config.batch_size, config.min_epoch_steps)
         of_what = config.data.path
     except DatasetError:
-        epoch_steps, of_what = (
-            round(_EXAMPLES / config.batch_size),
-            f"{_EXAMPLES} pictures, as ImageNet has, since {config.data.path!r} cannot be read",
-        )
+        epoch_steps = round(_EXAMPLES / config.batch_size)
+        of_what = f"{_EXAMPLES} pictures, as ImageNet has, since {config.data.path!r} cannot be read"
     steps = config.epochs * epoch_steps
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps, epoch_steps)
     title = f"learning rate: {config.schedule.name.replace('_', ' ')}, {config.epochs} epochs"
