@@ -281,7 +281,7 @@ def test_a_configuration_that_does_not_fit_the_checkpoint_is_refused(crashed):
         with pytest.raises(ConfigError, match="does not fit the checkpoint"):
             resume(crashed, overrides, progress=False)
     for overrides in ([("seed", "5")], [("batch_size", "4")]):
-        with pytest.raises(ConfigError, match=f"the {overrides[0][0]} and the data|seed and the data"):
+        with pytest.raises(ConfigError, match=f"the {overrides[0][0]}, min_epoch_steps and data|seed and the data"):
             resume(crashed, overrides, progress=False)
     assert [path.read_text() for path in files] == before
 
