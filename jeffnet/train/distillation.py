@@ -88,6 +88,7 @@ def make_lesson(
     elif loss.teacher is not None:
         raise ConfigError(f"loss.teacher {loss.teacher!r} and teacher= are two teachers: leave one out")
     else:
+        _check_own(own)
         teacher, num_classes = replace(own, arrays=layout.place(own.arrays)), None
     _check_task(config)
     if not (loss.distillation or loss.feature_distillation):
@@ -115,14 +116,19 @@ def losses_with_teacher(
       projections: of `Lesson.projections`, with other arrays or without.
 
     Returns:
-      `(N,)`, and the means of `distillation_loss` and `feature_loss`.
+      `(N,)`, NaN where the teacher's logits are; and as metrics the means of `distillation_loss` and `feature_loss`,
+      and `teacher_finite`, 1.0 if all that is compared of the teacher is finite, else 0.0.
     """
-    metrics = {}
+    metrics, compared = {}, []
     if config.distillation:
         assert teacher.logits is not None
         apart = distillation(student.logits, teacher.logits, config.temperature, config.hard)
+        # A top class is found among NaNs too. Without NaNs it may be among logits of minus infinity.
+        unknown = jnp.isnan(teacher.logits).any(-1)
+        apart = jnp.where(unknown, jnp.nan, apart)
         losses = (1 - config.distillation) * losses + config.distillation * apart
         metrics["distillation_loss"] = apart.mean()
+        compared.append(~unknown if config.hard else jnp.isfinite(teacher.logits))
     if features := compared_features(config):
         maps = dict(zip(map_numbers(features), student.features, strict=True))
         own = TeacherOutputs(student.logits, student.pre_logits, maps)
@@ -133,7 +139,24 @@ def losses_with_teacher(
         distance = sum(distances[1:], distances[0]) / len(distances)
         losses = losses + config.feature_distillation * distance
         metrics["feature_loss"] = distance.mean()
+        compared += [jnp.isfinite(_feature(teacher, name)) for name in features]
+    metrics["teacher_finite"] = jnp.array([finite.all() for finite in compared]).all().astype(jnp.float32)
     return losses, metrics
+
+
+def teacher_fault(lesson: Lesson | None, metrics: Mapping[str, Any]) -> str | None:
+    """What to say of a step whose loss is not finite because its teacher's outputs are not; None if they are.
+
+    Args:
+      lesson: of the run.
+      metrics: of the step.
+    """
+    if lesson is None or metrics["teacher_finite"] == 1:
+        return None
+    return (
+        f"teacher {lesson.teacher.name} gives numbers that are not finite: check its weights and what it makes of "
+        "pixels from 0 to 255, or leave it out"
+    )
 
 
 def _projected(projections: Arrays, name: str, x: Array) -> Array:
@@ -170,6 +193,26 @@ def _student_widths(features: Sequence[str], student: Plan) -> dict[str, int]:
     return widths
 
 
+def _check_own(teacher: Teacher) -> None:
+    """Raises ConfigError where a teacher from Python is none, or has other things than arrays and names of classes."""
+    if not isinstance(teacher, Teacher) or not callable(teacher.apply):
+        raise ConfigError(
+            f"teacher {teacher!r} is no function: give jeffnet.train.teacher.Teacher(function, arrays), or set "
+            "loss.teacher to the name or the path of weights"
+        )
+    classes = teacher.classes
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ConfigError(f"classes {classes!r} of teacher {teacher.name}: give the name of each as text, in a tuple")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(teacher.arrays):
+        try:
+            jax.eval_shape(lambda array: array, leaf)
+        except TypeError as error:
+            raise ConfigError(
+                f"arrays{jax.tree_util.keystr(path)} of teacher {teacher.name} is {type(leaf).__name__}, not an array "
+                "of numbers: leave it out, its function can have it otherwise"
+            ) from error
+
+
 def _outputs(teacher: Teacher, shape: tuple[int, ...]) -> TeacherOutputs:
     """Shapes of what a teacher gives for pixels of this shape."""
     try:
@@ -180,6 +223,14 @@ def _outputs(teacher: Teacher, shape: tuple[int, ...]) -> TeacherOutputs:
         raise ConfigError(f"teacher {teacher.name} fails on pixels of shape {shape}: {first_line(error)}") from error
     if not isinstance(outputs, TeacherOutputs):
         raise ConfigError(f"teacher {teacher.name} returns {type(outputs).__name__}: return TeacherOutputs")
+    for name in ("logits", "pre_logits"):
+        if isinstance(value := getattr(outputs, name), Sequence | Mapping):
+            raise ConfigError(f"teacher {teacher.name} gives {name} as {type(value).__name__}: give one array")
+    if not isinstance(outputs.features, Mapping):
+        raise ConfigError(
+            f"teacher {teacher.name} gives features as {type(outputs.features).__name__}: give a dictionary of maps by "
+            "their number, such as {4: ...}"
+        )
     return outputs
 
 

@@ -18,6 +18,7 @@ from jeffnet.system.environment import memory_in_use
 from jeffnet.system.files import partial_folder
 from jeffnet.system.progress import progress_bar
 from jeffnet.train.config import Config
+from jeffnet.train.distillation import teacher_fault
 from jeffnet.train.pretrained import settled
 from jeffnet.train.reports.card import write_card
 from jeffnet.train.reports.curves import Course, draw_curves, training_conditions
@@ -177,7 +178,8 @@ class _Work:
                     for _ in range(count):
                         state, metrics = step(state, setup.layout.place_batch(dict(next(loader))))
                     if not np.isfinite(loss := float(metrics["loss"])) and setup.config.on_nan == "stop":
-                        raise TrainingError(f"the loss of the first steps is {loss}: lower optimizer.learning_rate")
+                        cause = teacher_fault(setup.lesson, metrics) or "lower optimizer.learning_rate"
+                        raise TrainingError(f"the loss of the first steps is {loss}: {cause}")
                     return jax.block_until_ready(state)
 
                 with self.part(f"{name}: first step, compiled", times=1):

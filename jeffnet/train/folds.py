@@ -17,11 +17,14 @@ from jeffnet.train.reports.journal import read_rows
 from jeffnet.train.reports.scores import Result
 from jeffnet.train.run import read_config
 from jeffnet.train.seeds import train_or_resume
+from jeffnet.train.teacher import Teacher
 
 SUMMARY_FILE = "folds.json"
 
 
-def train_folds(config: Config, folder: str | Path, folds: int, progress: bool = True) -> list[Result]:
+def train_folds(
+    config: Config, folder: str | Path, folds: int, progress: bool = True, *, teacher: Teacher | None = None
+) -> list[Result]:
     """Train once for each fold, in `fold_N`; runs that exist already are continued.
 
     The pictures of the training split, or of a data set without splits, are divided by `config.seed` into folds that
@@ -32,6 +35,7 @@ def train_folds(config: Config, folder: str | Path, folds: int, progress: bool =
       folder: of the runs' folders.
       folds: 2 or more; no more than any class has pictures.
       progress: report on standard error.
+      teacher: as for `jeffnet.train.loop.train`.
 
     Returns:
       The scores of each fold's run.
@@ -48,7 +52,7 @@ def train_folds(config: Config, folder: str | Path, folds: int, progress: bool =
     results = []
     for fold, one in enumerate(folders, 1):
         divided = replace(config, data=replace(config.data, folds=folds, fold=fold))
-        results.append(train_or_resume(divided, one, progress))
+        results.append(train_or_resume(divided, one, progress, teacher))
     if is_primary():
         write_file(Path(folder, SUMMARY_FILE), json.dumps(summarize_folds(results), indent=1) + "\n")
         runs = {one.name.replace("_", " "): read_rows(one) for one in folders}

@@ -10,10 +10,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jeffnet.errors import ConfigError
+from jeffnet.errors import ConfigError, TrainingError
 from jeffnet.parallel.distributed import compile_together
 from jeffnet.system.progress import progress_bar
 from jeffnet.train.config import Config, EmaConfig
+from jeffnet.train.distillation import teacher_fault
 from jeffnet.train.pretrained import settled
 from jeffnet.train.setup import make_setup
 from jeffnet.train.teacher import Teacher
@@ -76,6 +77,7 @@ def find_learning_rate(
 
     Raises:
       ConfigError: the range or the number of steps will not do, or the configuration will not.
+      TrainingError: the teacher's outputs are not finite.
       JeffnetError: as `jeffnet.train.loop.train`.
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
@@ -104,6 +106,8 @@ def find_learning_rate(
                 compile_together(step, state, batch)
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
+            if fault := teacher_fault(setup.lesson, metrics):
+                raise TrainingError(fault)
             recent.append(losses[-1])
             mean = sum(recent) / len(recent)
             diverged = not math.isfinite(mean) or mean > _DIVERGED * least

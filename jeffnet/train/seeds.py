@@ -14,9 +14,17 @@ from jeffnet.train.reports.curves import draw_seeds
 from jeffnet.train.reports.journal import read_rows
 from jeffnet.train.reports.scores import Result
 from jeffnet.train.run import is_run, read_config
+from jeffnet.train.teacher import Teacher
 
 
-def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progress: bool = True) -> list[Result]:
+def train_seeds(
+    config: Config,
+    folder: str | Path,
+    seeds: Sequence[int],
+    progress: bool = True,
+    *,
+    teacher: Teacher | None = None,
+) -> list[Result]:
     """Train with one seed after the other, each in `seed_N`; runs that exist already are continued.
 
     Args:
@@ -24,6 +32,7 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
       folder: of the runs' folders.
       seeds: different ones.
       progress: report on standard error.
+      teacher: as for `jeffnet.train.loop.train`.
 
     Returns:
       The scores of each seed's run.
@@ -35,7 +44,7 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {', '.join(map(str, seeds))}: give different ones, joined by commas")
     folders = {seed: Path(folder, f"seed_{seed}") for seed in seeds}
-    results = [train_or_resume(replace(config, seed=seed), one, progress) for seed, one in folders.items()]
+    results = [train_or_resume(replace(config, seed=seed), one, progress, teacher) for seed, one in folders.items()]
     if is_primary():
         runs = {f"seed {seed}": read_rows(one) for seed, one in folders.items()}
         name = read_config(folders[seeds[0]]).model.name
@@ -43,11 +52,11 @@ def train_seeds(config: Config, folder: str | Path, seeds: Sequence[int], progre
     return results
 
 
-def train_or_resume(config: Config, folder: Path, progress: bool) -> Result:
-    """Train in a folder, or continue the run of this configuration in it."""
+def train_or_resume(config: Config, folder: Path, progress: bool, teacher: Teacher | None = None) -> Result:
+    """Train in a folder, or continue the run of this configuration in it; arguments as for `train`."""
     if not on_primary(lambda: is_run(folder)):
-        return train(config, folder, progress)
+        return train(config, folder, progress, teacher=teacher)
     before = read_config(folder)
     if before != continued(config, before):
         raise ConfigError(f"{str(folder)!r} holds a run of another configuration: give another output folder")
-    return resume(folder, progress=progress)
+    return resume(folder, progress=progress, teacher=teacher)

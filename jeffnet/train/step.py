@@ -62,9 +62,10 @@ def make_train_step(
     Returns:
       A function from the state and a batch (`image` uint8 `(N, H, W, C)`, or `(N, splits, H, W, C)`; `label` `(N,)`,
       or `(N, classes)` of several labels or numbers) to the next state and metrics: `loss`, `top1` in per cent where
-      there is one label, `grad_norm`, with a teacher `distillation_loss` and `feature_loss` as far as they count, and
-      `skipped`, which is 1 if the gradients were not finite. The old state's buffers are donated. With `requests` in
-      the batch, bool `(devices, k)`, the metrics have `requests` `(k,)`: what any device asks for.
+      there is one label, `grad_norm`, `skipped`, which is 1 if the gradients were not finite, and with a teacher
+      `distillation_loss` and `feature_loss` as far as they count and `teacher_finite`, which is below 1 if its outputs
+      were not finite. The old state's buffers are donated. With `requests` in the batch, bool `(devices, k)`, the
+      metrics have `requests` `(k,)`: what any device asks for.
     """
     work = _Work(network, optimizer, config, teacher.apply if teacher else None, balance, average_from, layout)
     # A step that is run again to locate a NaN needs its old state.

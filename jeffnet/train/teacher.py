@@ -56,7 +56,7 @@ class Teacher:
       apply: a function of `arrays` and pixels, floats `(N, H, W, C)` of 0 to 255, that returns `TeacherOutputs`. It is
         traced by `jax.jit`, in evaluation mode, and normalises the pixels itself. They are the student's, after
         augmentation and mixing.
-      arrays: a pytree of the arrays that it takes.
+      arrays: a pytree of the arrays that it takes, of numbers.
       classes: names of the classes in the order of its logits; empty where they are the data's, in their order.
       name: for messages.
     """

@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,22 @@ from jeffnet.arch.summary import array_specs
 from jeffnet.arch.zoo import MODELS
 from jeffnet.backends import BACKENDS
 from jeffnet.cli.main import main
-from jeffnet.errors import ConfigError, JeffnetError
+from jeffnet.errors import ConfigError, JeffnetError, TrainingError
 from jeffnet.ops.init import initial_arrays
 from jeffnet.ops.network import Outputs
 from jeffnet.parallel.mesh import Layout
 from jeffnet.train.config import Config, DataConfig, EmaConfig, LossConfig, ModelConfig, OptimizerConfig, QuantizeConfig
 from jeffnet.train.distillation import Lesson, losses_with_teacher, make_lesson
+from jeffnet.train.dry_run import rehearse
+from jeffnet.train.folds import train_folds
 from jeffnet.train.loop import resume, train
 from jeffnet.train.network import Network
 from jeffnet.train.param_groups import treatments
-from jeffnet.train.setup import make_setup
+from jeffnet.train.range_test import find_learning_rate
+from jeffnet.train.reports.steps import StepMetrics
+from jeffnet.train.run import create_run
+from jeffnet.train.seeds import train_or_resume, train_seeds
+from jeffnet.train.setup import Setup, make_setup
 from jeffnet.train.state import initial_state
 from jeffnet.train.step import make_train_step
 from jeffnet.train.teacher import Teacher, TeacherOutputs, network_teacher
@@ -338,6 +345,23 @@ MAPS = replace(POOLED, features=("1", "pre_logits"))
         (MAPS, _gives(features={1: (9,)}), r"gives features\[1\] of \(2, 9\), not \(N, H, W, C\)"),
         (replace(MAPS, features=("2",)), _gives(), "loss.features 2: the model has 2 maps of features, 0 to 1"),
         (POOLED, Teacher(lambda _, pixels: pixels), "returns .*: return TeacherOutputs"),
+        (POOLED, _gives(pre_logits=[(9,)]), "gives pre_logits as list: give one array"),
+        (LossConfig(), _gives(logits={"a": (3,)}), "gives logits as dict: give one array"),
+        (MAPS, _gives(pre_logits=(9,), features=[(4, 4, 9)]), r"gives features as list: give a dictionary of maps by"),
+        (LossConfig(), "b0", r"teacher 'b0' is no function: give .*Teacher\(function, arrays\), or set loss.teacher"),
+        (LossConfig(), Teacher("b0"), "is no function: give"),
+        (
+            LossConfig(),
+            replace(_gives(logits=(3,)), classes="abc"),
+            "classes 'abc' of teacher .*: give the name of each",
+        ),
+        (LossConfig(), replace(_gives(logits=(3,)), classes=(1, 2, 3)), r"classes \(1, 2, 3\) of teacher"),
+        (LossConfig(), replace(_gives(logits=(3,)), arrays={"a": ["b0"]}), r"arrays\['a'\]\[0\] of .* is str, not an"),
+        (
+            LossConfig(),
+            replace(_gives(logits=(3,)), arrays=object()),
+            "arrays of teacher of your own is object, not an",
+        ),
         (POOLED, Teacher(lambda _, pixels: pixels @ pixels), r"fails on pixels of shape \(2, 16, 16, 3\): "),
     ],
 )
@@ -369,6 +393,75 @@ def test_teachers_that_cannot_work_are_refused_before_the_run():
         lesson_of(LossConfig(distillation=0.0), _gives(logits=(3,)))
     with pytest.raises(ConfigError, match=r"loss.feature_distillation inf must be finite, and at least 0"):
         replace(POOLED, feature_distillation=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "logits", "features", "finite"),
+    [
+        (LossConfig(), np.nan, 0.0, False),
+        (LossConfig(hard=True), np.nan, 0.0, False),
+        (LossConfig(hard=True), -np.inf, 0.0, True),  # a class that the teacher rules out
+        (LossConfig(), 0.0, np.nan, True),  # which are not compared
+        (POOLED, np.nan, 0.0, True),
+        (POOLED, 0.0, np.inf, False),
+    ],
+)
+def test_what_is_compared_of_a_teacher_is_known_to_be_finite_or_not(loss, logits, features, finite):
+    answers = TeacherOutputs(jnp.array([[0.0, logits], [0.0, 1.0]]), jnp.array([[features], [0.0]]))
+    student = Outputs(jnp.zeros((2, 2)), jnp.zeros((2, 1)), ())
+    losses, metrics = losses_with_teacher(loss, jnp.zeros(2), student, answers, {})
+    assert metrics["teacher_finite"] == finite
+    assert np.isfinite(losses).tolist() == [finite, True]
+
+
+def test_a_teacher_that_is_not_finite_is_named(config, undrawn, tmp_path, monkeypatch):
+    """Instead of the learning rate: in training, the rehearsal and the range test."""
+    own, nan = Teacher(lambda _, pixels: TeacherOutputs(pixels.mean((1, 2)) * jnp.nan)), jnp.float32(jnp.nan)
+    metrics = {"loss": nan, "grad_norm": nan, "teacher_finite": jnp.float32(0.5), "skipped": jnp.int32(1)}
+    monkeypatch.setattr(Setup, "step", lambda setup, phase: lambda state, batch: (state, metrics))
+    named = "teacher of your own gives numbers that are not finite: check its weights"
+    with pytest.raises(TrainingError, match=rf"^the loss of the first steps is nan: {named}"):
+        rehearse(config, teacher=own)
+    monkeypatch.setattr("jeffnet.train.range_test.compile_together", lambda *_: None)
+    with pytest.raises(TrainingError, match=f"^{named}"):
+        find_learning_rate(config, teacher=own)
+    assert cause(metrics, lesson_of(LossConfig(), own)).startswith(
+        f"loss nan with gradients of norm nan at step 4: {named}"
+    )
+
+
+def cause(metrics, lesson=None, steps=4):
+    """What training says where the metrics of the last of some steps are these."""
+    setup = SimpleNamespace(lesson=lesson, config=configured(LossConfig()))
+    run = SimpleNamespace(checkpoints=SimpleNamespace(steps=()), folder="run")
+    collected = StepMetrics(run, setup, None, SimpleNamespace(note=lambda _: None), None)
+    good = {"loss": 1.0, "grad_norm": 1.0, "skipped": 0}
+    for row in [good] * (steps - 1) + [metrics] + [good]:
+        collected.add(row)
+    with pytest.raises(TrainingError) as caught:
+        collected.read(steps + 1)
+    return str(caught.value)
+
+
+def test_a_loss_that_is_no_number_is_the_learning_rates_fault_after_a_step_alone():
+    row = {"loss": np.nan, "grad_norm": np.nan, "skipped": 1}
+    assert "at step 2: lower optimizer.learning_rate" in cause(row, steps=2)
+    first = cause(row, steps=1)
+    assert "at step 1: nothing was learnt before" in first and "lower" not in first
+    assert "lower optimizer.learning_rate" in cause(row | {"loss": 1.0}, steps=1)  # of the gradients clipping may help
+
+
+def test_seeds_and_folds_take_a_teacher(config, tmp_path):
+    data = replace(config.data, path=f"{config.data.path}/train")
+    (tmp_path / "begun").mkdir()
+    create_run(tmp_path / "begun", config, None)
+    for begin in (
+        lambda: train_seeds(config, tmp_path / "seeds", [0], teacher="b0"),
+        lambda: train_folds(replace(config, data=data), tmp_path / "folds", 2, teacher="b0"),
+        lambda: train_or_resume(config, tmp_path / "begun", False, "b0"),
+    ):
+        with pytest.raises(ConfigError, match="teacher 'b0' is no function"):
+            begin()
 
 
 def test_other_tasks_compare_features_alone():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jeffnet.errors import TrainingError
+from jeffnet.train.distillation import teacher_fault
 from jeffnet.train.interrupt import Requests
 from jeffnet.train.reports.journal import Journal
 from jeffnet.train.reports.progress import Progress
@@ -54,8 +55,8 @@ class StepMetrics:
         for metrics in fetched:
             self._requests.note(metrics)
         rows = [{name: float(value) for name, value in row.items() if name != "requests"} for row in fetched]
-        for row in rows:
-            self._check(row, step)
+        for number, row in enumerate(rows, step - len(rows) + 1):
+            self._check(row, number)
         self.pending += rows
 
     def log(self, step: int) -> dict[str, Any]:
@@ -86,8 +87,22 @@ class StepMetrics:
         if self._skipped_in_a_row > most:
             kept = self._run.checkpoints.steps
             raise TrainingError(
-                f"loss {row['loss']:g} with gradients of norm {row['grad_norm']:g} at or before step {step}"
-                f"{f', {most} steps in a row' if most else ''}: lower optimizer.learning_rate, lengthen "
-                f"schedule.warmup, clip by optimizer.clip_norm, or set on_nan to skip; {self._run.folder} keeps "
+                f"loss {row['loss']:g} with gradients of norm {row['grad_norm']:g} at step {step}"
+                f"{f', {most} steps in a row' if most else ''}: {self._cause(row, step)}; {self._run.folder} keeps "
                 + (f"the checkpoint of step {kept[0]}" if kept else "no checkpoint: none was due yet")
             )
+
+    def _cause(self, row: Mapping[str, float], step: int) -> str:
+        """What may have made the loss or the gradients of a step something else than finite, and what to do."""
+        if fault := teacher_fault(self._setup.lesson, row):
+            return fault
+        if step == 1 and not np.isfinite(row["loss"]):
+            start = self._setup.config.model.pretrained
+            weights = f"the weights {start!r}, " if start else ""
+            return (
+                f"nothing was learnt before, so that no learning rate is to blame: check {weights}labels and pictures"
+            )
+        return (
+            "lower optimizer.learning_rate, lengthen schedule.warmup, clip by optimizer.clip_norm, or set on_nan to "
+            "skip"
+        )
