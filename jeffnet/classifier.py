@@ -355,7 +355,7 @@ class Classifier:
                 Path(temporary, "run") if output is None else Path(output),
                 self.save,
                 os.fspath(data),
-                in_chans=self.card.in_chans,
+                card=self.card,
                 epochs=epochs,
                 batch_size=batch_size,
                 progress=progress,

@@ -235,6 +235,33 @@ def test_fine_tuning_gives_another_classifier(classifier, pictures, tmp_path):
         classifier.fine_tune(pictures, optimizer={"learning_rat": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"model": {"name": "mnasnet_small"}},
+            "model={'name': mnasnet_small} is another model than this classifier's",
+        ),
+        (
+            {"model": {"pretrained": "b0"}},
+            "model={'pretrained': b0} is another model than this classifier's, tiny_flat",
+        ),
+        (
+            {"model": {"spec": {"stages": [["ds_r1_k3_s1_e1_c8"]]}}},
+            "is another model than this classifier's, tiny_flat",
+        ),
+        ({"model": "b0"}, "model='b0' is no dictionary: give what is to change, such as model={"),
+        ({"data": "other"}, "data='other' is no dictionary: give what is to change, such as data={'image_size': 160}"),
+        ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+    ],
+)
+def test_fine_tuning_is_of_this_model_in_pythons_terms(classifier, pictures, tmp_path, entries, message):
+    with pytest.raises(ConfigError) as caught:
+        classifier.fine_tune(pictures, output=tmp_path / "run", progress=False, **entries)
+    assert message in str(caught.value) and "--" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_fine_tuning_does_what_the_recipe_does(classifier, pictures, tmp_path, monkeypatch):
     """The configurations differ in nothing but the model, the data, their amount and what is given."""
     given = {}

@@ -332,7 +332,7 @@ USAGE = {
     "validate digits --model mnasnet_small,mnasnet_100 --weights w": "put {model}",
     "validate digits --model mnasnet_small --workers -1": "--workers",
     "validate digits --model mnasnet_small --mesh what": "mesh 'what' is not understood",
-    "validate digits --model mnasnet_small --test-pool": "give their --img-size",
+    "validate digits --model mnasnet_small --test-pool": "give their size too",
     "validate digits --model b0 --coordinator here:1": "--num-processes, --process-id missing",
     "validate digits --model b0 --coordinator here --num-processes 2 --process-id 0": "HOST:PORT",
     "validate digits --model b0 --coordinator here:1 --num-processes 2 --process-id 2": "--process-id 2",

@@ -44,7 +44,7 @@ def quantized(
         if trained is None:
             raise ConfigError(
                 f"{network.card.model} was not trained with 8-bit integers: give pictures to calibrate with "
-                "(--calibrate DATA)"
+                "(--calibrate DATA; in Python calibrate_with)"
             )
         return replace(network, quantization=replace(trained, kernel_bits=bits))
     preprocessing = network.card.preprocessing
@@ -70,7 +70,7 @@ def _kernel_bits(network: ExportNetwork, target: str, asked: int | None) -> int:
     trained = network.card.quantization.kernel_bits if network.card.quantization else None
     if asked and trained and asked != trained:
         raise ConfigError(
-            f"{network.card.model} was trained with kernels of {trained} bits, not {asked}: leave out --kernel-bits, "
+            f"{network.card.model} was trained with kernels of {trained} bits, not {asked}: leave these out, "
             f"or train it with quantize.kernel_bits {asked}"
         )
     able = TARGETS[target].kernel_bits

@@ -191,7 +191,7 @@ def _runner(model: str | bytes, source: str, threads: int | None) -> OnnxRunner:
     if runner.metadata and runner.metadata.kernel_bits == 8 and lacks_vnni():
         _log.warning(
             "%r has kernels of 8 bits, whose products overflow in ONNX Runtime's fast operators for processors without "
-            "VNNI such as this one: it runs with %s=%s here, which is slower; --kernel-bits 7 is right and fast",
+            "VNNI such as this one: it runs with %s=%s here, which is slower; kernels of 7 bits are right and fast",
             Path(source).name,
             *EXACT_INT8,
         )

@@ -193,7 +193,7 @@ def exported_model(path: str, target: str, runner: Runner, name: ModelLike | Non
     if name is None:
         raise WeightsError(
             f"{path!r} does not say how its pictures are prepared, since another program wrote it: give the name of "
-            "the model whose preprocessing it takes (--model NAME)"
+            "the model whose preprocessing it takes (--model NAME; in Python as the argument after the path)"
         )
     layout, sides, channels = _pictures_of(path, runner.shape)
     preprocessing = model_preprocessing(name)

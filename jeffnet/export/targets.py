@@ -158,14 +158,14 @@ def check_int8(
 ) -> None:
     """Raises ConfigError where a target has no 8-bit integers, or options contradict them."""
     if not int8:
-        for option, value in {"--calibrate": calibrate_with, "--kernel-bits": kernel_bits}.items():
+        for option, value in {"calibration with": calibrate_with, "kernel bits": kernel_bits}.items():
             if value is not None:
-                raise ConfigError(f"{option} {value} is for --int8: give both or none")
+                raise ConfigError(f"{option} {value} is for 8-bit integers: ask for these too (int8), or leave it out")
         return
     able = [name for name, entry in TARGETS.items() if entry.kernel_bits]
     if target not in able:
         raise ConfigError(f"{target} files have no 8-bit integers here: export to {' or '.join(able)}")
     if dtype != "float32":
-        raise ConfigError(f"--int8 and --dtype {dtype} contradict one another: give one of them")
+        raise ConfigError(f"8-bit integers and dtype {dtype} contradict one another: give one of them")
     if kernel_bits is not None and kernel_bits not in (bits := TARGETS[target].kernel_bits):
         raise ConfigError(f"kernels of {target} files have {' or '.join(map(str, bits))} bits, not {kernel_bits}")

@@ -148,7 +148,7 @@ def _check_same(begun: Config, config: Config, folder: str | Path) -> None:
         if before != now[name] and not name.startswith(free):
             raise ConfigError(
                 f"{str(folder)!r} holds a run with {name} {before!r}, not {now[name]!r}: give another output folder, "
-                f"or continue that run with `--resume {shell_word(str(folder))}`"
+                f"or continue that run with `jeffnet train --resume {shell_word(str(folder))}`"
             )
 
 
@@ -196,7 +196,7 @@ def _explained(setup: Setup) -> Iterator[None]:
     except ImageError as error:
         if setup.config.data.on_bad_image == "skip":
             raise
-        raise ImageError(f"{error}: repair it, or resume with --data.on_bad_image skip") from error
+        raise ImageError(f"{error}: repair it, or resume with data.on_bad_image skip") from error
     except FloatingPointError as error:
         raise TrainingError(f"debug_nans: {error}") from error
     except jax.errors.JaxRuntimeError as error:

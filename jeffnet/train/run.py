@@ -135,7 +135,7 @@ def check_no_run(folder: str | os.PathLike) -> None:
     if is_run(folder):
         raise OutputError(
             f"output folder {str(folder)!r} holds a run already: continue it with "
-            f"`--resume {shell_word(str(folder))}`, or give another"
+            f"`jeffnet train --resume {shell_word(str(folder))}`, or give another"
         )
 
 

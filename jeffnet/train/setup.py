@@ -297,7 +297,7 @@ def _check_shares(config: Config, layout: Layout) -> None:
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         raise ConfigError(
             f"batch_size {config.batch_size} cannot be shared by {layout.devices} devices{parts}: give a multiple of "
-            f"{shares}" + ("" if layout.is_shared else ", or fewer devices, such as --mesh data=1")
+            f"{shares}" + ("" if layout.is_shared else ", or fewer devices, such as mesh data=1")
         )
 
 

@@ -155,7 +155,7 @@ def _exported_teacher(config: LossConfig, student: Plan, sizes: Sequence[int], l
     if not is_program and layout.devices > 1:
         raise ConfigError(
             f"loss.teacher {source!r} runs outside JAX, which is for one device, not {layout.devices}: export it as "
-            "StableHLO, or train on one (--mesh data=1)"
+            "StableHLO, or train on one (mesh data=1)"
         )
     apply = _program(model) if is_program else _callback(model)
     classes = model.card.classes

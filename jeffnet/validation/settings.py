@@ -101,7 +101,10 @@ class Settings:
         if self.explain is not None:
             check_choice("explain", self.explain, EXPLANATIONS)
         if self.test_pool and self.size is None:
-            raise ConfigError("test-time pooling is for pictures larger than in training: give their --img-size too")
+            raise ConfigError(
+                "test-time pooling is for pictures larger than in training: give their size too (--img-size; size in "
+                "Python)"
+            )
 
     @property
     def columns(self) -> Columns:

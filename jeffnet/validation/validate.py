@@ -186,7 +186,7 @@ def _open_file(path: str, candidate: Candidate, settings: Settings) -> _Model:
     exported = open_exported(path, candidate.name)
     if settings.size not in (None, exported.image_size):
         height, width = exported.image_size
-        raise ConfigError(f"{path!r} takes pictures of {height}x{width} pixels: --img-size cannot change that")
+        raise ConfigError(f"{path!r} takes pictures of {height}x{width} pixels alone: give no other size")
     card = exported.card
     _check_classes(candidate, card, settings)
     transform = _transform(card.preprocessing, replace(settings, size=exported.image_size))

@@ -144,7 +144,7 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     if path.suffix.lower() in EXPORTED:
         raise WeightsError(
             f"weights {str(path)!r}: is a file for a runtime, whose arrays are not the model's any more: give the "
-            "weights that it was exported from, or run it (--model-file)"
+            "weights that it was exported from, or run it (--model-file; in Python Classifier.from_pretrained)"
         )
     if path.is_dir():
         if file := next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None):
@@ -241,8 +241,8 @@ def describe_weights(source: Source, name: ModelLike | None = None) -> tuple[Wei
         name = None  # a model that was registered where the file was written
     if name is None and file.stated_model is None:
         raise WeightsError(
-            f"weights {file.source!r} do not say of which model they are: give its name (--model NAME, or --model.name "
-            "NAME to train)"
+            f"weights {file.source!r} do not say of which model they are: give its name (--model NAME, "
+            "--model.name NAME to train; in Python as the argument after the weights)"
         )
     model = name or file.stated_architecture or ""
     _check_model(file, model_plan(model), model)

@@ -130,7 +130,7 @@ def test_onnx_files_are_right_on_every_processor(bits, tiny_model, tmp_path, cap
     _, logits = simulated(network, np.abs(images))
     found = target.open_runner(written(network, tmp_path / "m.onnx"))(np.abs(images))
     assert np.abs(found - logits).max() < 0.02 * np.abs(logits).max()
-    assert ("--kernel-bits 7 is right and fast" in caplog.text) == (bits == 8)
+    assert ("kernels of 7 bits are right and fast" in caplog.text) == (bits == 8)
 
 
 def test_onnx_runtime_computes_with_integers(tiny_model, tmp_path):
@@ -224,9 +224,7 @@ def test_a_model_trained_with_integers_needs_no_pictures(weights, pictures, tmp_
     trained = quantized(network, "onnx", str(pictures)).quantization
     card = parse_card(card_json(replace(card, quantization=trained)), "card")
     assert card.quantization == trained
-    with pytest.raises(
-        ConfigError, match=r"trained with kernels of 7 bits, not 8: leave out --kernel-bits, or train it"
-    ):
+    with pytest.raises(ConfigError, match=r"trained with kernels of 7 bits, not 8: leave these out, or train it"):
         export_model(tmp_path / "b.onnx", (model, variables), card, int8=True, kernel_bits=8)
     # Ranges as narrow as these make another model of it, the one that was trained.
     narrow = {name: Grid(grid.scale / 8, grid.zero_point) for name, grid in trained.grids.items()}
@@ -286,7 +284,7 @@ def test_bad_input(weights, pictures, tmp_path):
     refused(DatasetError, "empty", calibrate_with=str(empty))
     refused(ConfigError, "stablehlo files have no 8-bit integers here: export to onnx", "a.stablehlo")
     refused(ConfigError, "kernels of tflite files have 8 bits, not 7", "a.tflite", kernel_bits=7)
-    refused(ConfigError, "--int8 and --dtype float16 contradict one another", dtype="float16")
+    refused(ConfigError, "8-bit integers and dtype float16 contradict one another", dtype="float16")
     (pictures / "2.png").write_bytes(b"no picture")
     refused(ImageError, r"2\.png", calibrate_with=str(pictures))
     floats = ["export", str(weights), "--output", str(tmp_path / "b.onnx")]

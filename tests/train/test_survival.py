@@ -159,7 +159,7 @@ def test_validation_pictures_that_cannot_be_decoded_are_skipped_where_that_is_as
     broken = root / "val" / "red" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
     config = replace(config, epochs=2, data=replace(config.data, path=str(root)))
-    with pytest.raises(ImageError, match=r"1\.png.*: repair it, or resume with --data\.on_bad_image skip"):
+    with pytest.raises(ImageError, match=r"1\.png.*: repair it, or resume with data\.on_bad_image skip"):
         train(config, tmp_path / "run", progress=False)
     skip = [("data.on_bad_image", "skip")]
     assert resume(tmp_path / "run", skip, progress=False).last.examples == 8

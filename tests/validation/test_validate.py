@@ -327,7 +327,7 @@ def test_pixels_as_asked_for(capsys, weights, pictures):
     pooled = result(capsys, pictures, *options, "--img-size", 64, "--interpolation", "bilinear", "--test-pool")
     assert pooled["loss"] != square["loss"]
     for code, arguments, fault in (
-        (2, ("--test-pool",), "give their --img-size"), (1, ("--test-pool", "--img-size", 32), "larger than its 32 px"),
+        (2, ("--test-pool",), "give their size too"), (1, ("--test-pool", "--img-size", 32), "larger than its 32 px"),
     ):  # fmt: skip
         status, out, err = run(capsys, pictures, *options, *arguments)
         assert (status, out) == (code, "") and fault in err

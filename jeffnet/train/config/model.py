@@ -77,7 +77,7 @@ class ModelConfig:
           ConfigError: it is None.
         """
         if self.architecture is None:
-            raise ConfigError("give --model.name NAME, or --model.pretrained WEIGHTS that say of which model they are")
+            raise ConfigError("give model.name, or a model.pretrained whose weights say of which model they are")
         return self.architecture
 
 
@@ -157,10 +157,13 @@ class DataConfig:
             raise ConfigError(f"data.validation_share {self.validation_share} is outside (0, 1)")
         check_range("data.folds", self.folds, 2)
         if (self.folds is None) != (self.fold is None) or (self.folds and self.validation_share is not None):
-            raise ConfigError("data.folds and data.fold belong together, without data.validation_share: use --folds")
+            raise ConfigError(
+                "data.folds and data.fold belong together, without data.validation_share: use --folds (train_folds in "
+                "Python)"
+            )
         check_range("data.fold", self.fold, 1, self.folds or 1)
         if self.group_column is not None and not self.is_divided:
-            raise ConfigError("data.group_column is for data.validation_share or --folds: give one of them")
+            raise ConfigError("data.group_column is for data.validation_share and folds: give one of them")
 
     @property
     def is_divided(self) -> bool:
