@@ -349,7 +349,9 @@ USAGE = {
     "train --config RECIPE --output run --seeds 1,two": "whole numbers",
     "train --config RECIPE --output run --max-restarts -1": "--max-restarts",
     "train --resume run --output other": "remove --output",
-    "convert a.safetensors": "arguments are required",
+    "convert a.safetensors": "arguments are required: DESTINATION",
+    "convert --output b": "arguments are required: SOURCE",
+    "convert a.safetensors b --output c": "DESTINATION 'b' and --output 'c': give one of them",
     "convert a.safetensors b --to onnx": "invalid choice: 'onnx'",
     "convert a.safetensors b --num-classes few": "not a whole number",
     "bench": "give the name of a model",
@@ -596,6 +598,11 @@ def test_convert_to_every_form_and_back(capsys, weights, pictures, tmp_path, sma
 def test_convert_writes_what_the_ending_means_or_says_what_it_can(capsys, weights, tmp_path):
     assert "(linen)" in run(capsys, "convert", weights, tmp_path / "a.msgpack")[1]
     assert (tmp_path / "a.msgpack").read_bytes()[2:8] in (b"params", b"batch_")
+    for name, words in {"1": (weights, "--output", "PATH"), "2": ("--output", "PATH", weights)}.items():
+        path = tmp_path / f"{name}.safetensors"
+        assert run(capsys, "convert", *[path if word == "PATH" else word for word in words])[0] == 0
+        assert path.read_bytes() == weights.read_bytes()
+    assert run(capsys, "convert", weights, "--to", "jeffnet", tmp_path / "3")[0] == 0
     message = fails(capsys, "convert", weights, tmp_path / "a.onnx", status=2)
     assert "`jeffnet export` writes .onnx files" in message
     assert not (tmp_path / "a.onnx").exists()

@@ -88,7 +88,7 @@ def test_the_overrides_in_the_header_fit_the_recipe(name):
 def test_a_copy_runs_on_its_own(name, tmp_path, monkeypatch, capsys):
     """In any folder it is the same configuration, its header has its own command, and it is never overwritten."""
     monkeypatch.chdir(tmp_path)
-    copy = ("recipes", name, "--copy", "my copy.py")
+    copy = ("recipes", name, "--output" if name == "fine_tune" else "--copy", "my copy.py")
     assert main(copy) == 0 and "--config 'my copy.py'" in capsys.readouterr().out
     text = Path("my copy.py").read_text()
     assert text == RECIPES[name].text.replace(f"--config {name} ", "--config 'my copy.py' ") != RECIPES[name].text

@@ -27,7 +27,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe, a Python file")
     text = "write the recipe NAME to this file, which must not exist and ends in .py"
-    parser.add_argument("--copy", type=local_path, metavar="FILE", help=text)
+    parser.add_argument("--copy", "--output", type=local_path, metavar="FILE", help=text)
     parser.add_argument("--json", action="store_true", help="one array of objects; one object, with its text, for NAME")
     parser.set_defaults(run=run)
 
