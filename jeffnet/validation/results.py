@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jeffnet.arch.zoo import is_known, model_preprocessing, resolve_name
+from jeffnet.arch.zoo import find_model, is_known, model_preprocessing, resolve_name
 from jeffnet.errors import OutputError
 from jeffnet.system.extras import install
 from jeffnet.system.files import check_output, locked, write_file
@@ -60,7 +60,8 @@ class ResultsFile:
     ) -> dict[str, Any] | None:
         """The row of a candidate with the same settings, ignoring those that do not change scores.
 
-        With a hash, which rows of exported files have, it is only a row of the same content. A row may have an earlier
+        `weights` is None for the published ones, whose name a row may have, and rows of earlier versions have not. With
+        a hash, which rows of exported files have, it is only a row of the same content. A row may have an earlier
         name of the model, if the model's pictures are still the same.
         """
         # JSON turns tuples into lists, as in the file.
@@ -68,7 +69,8 @@ class ResultsFile:
         for row in self.rows:
             if sha256 not in (None, row.get("sha256")):
                 continue
-            if row["weights"] == weights and _decisive(row["settings"]) == wanted and _is_of(row, model):
+            same = _named(row["weights"], row["model"]) == _named(weights, model or row["model"])
+            if same and _decisive(row["settings"]) == wanted and _is_of(row, model):
                 return row
         return None
 
@@ -218,6 +220,11 @@ def _value(cell: Any) -> Any:
         return parse_json(cell) if isinstance(cell, str) else cell
     except ValueError:
         return cell
+
+
+def _named(weights: str | None, model: str) -> str | None:
+    """The source of weights; of the published ones of a model, None, their name with its tag."""
+    return find_model(model).timm if weights is None and is_known(model) else weights
 
 
 def _is_of(row: Mapping[str, Any], model: str | None) -> bool:

@@ -299,7 +299,7 @@ def _outcome(
     top1, top5 = _published(model, settings, loader, table)
     row = {
         "model": model.card.model,
-        "weights": model.candidate.source,
+        "weights": _weights(model.candidate),
         **{name: getattr(settings, name) for name in ("data", "split", "loader", "backend", "dtype")},
         **model.row,
         **{name: getattr(scores, name) for name in METRICS},
@@ -319,6 +319,13 @@ def _outcome(
     answers = replace(answers, mistakes=_explained(model, settings, answers.mistakes))
     names = model.card.classes or tuple(str(number) for number in range(model.card.num_classes))
     return Outcome(row, answers, names, loader.name, thresholds)
+
+
+def _weights(candidate: Candidate) -> str | None:
+    """The source of what was validated; of published weights their name with its tag, which is a source too."""
+    if candidate.source or candidate.opened or candidate.name is None:
+        return candidate.source
+    return find_model(candidate.name).timm
 
 
 def _explained(model: _Model, settings: Settings, mistakes: list[Mistake]) -> list[Mistake]:

@@ -119,6 +119,18 @@ def test_a_model_is_found_again_by_what_decides_its_score(tmp_path, suffix):
     assert results.find(None, "w", SETTINGS) == results.rows[1]
 
 
+def test_published_weights_have_their_name_and_rows_of_earlier_versions_none(tmp_path):
+    results = ResultsFile(tmp_path / "results.json")
+    results.add(row("mnasnet_small"))
+    for weights in (None, "mnasnet_small.lamb_in1k"):
+        assert results.find("mnasnet_small", weights, SETTINGS) == results.rows[0]
+    assert not results.find("mnasnet_small", "w", SETTINGS)
+    results.add(row("mnasnet_small", 70.0, weights="mnasnet_small.lamb_in1k"))
+    assert [each["top1"] for each in results.rows] == [70.0]
+    for model, weights in (("mnasnet_small", None), (None, "mnasnet_small.lamb_in1k")):
+        assert results.find(model, weights, SETTINGS) == results.rows[0]
+
+
 def test_several_processes_add_to_one_file(tmp_path):
     """What each adds stays, and the models that others validated are found. Locks hold for threads as for processes."""
     first, second = ResultsFile(tmp_path / "results.csv"), ResultsFile(tmp_path / "results.csv")

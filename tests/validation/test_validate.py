@@ -365,6 +365,7 @@ def test_a_score_is_checked_against_the_published_one(capsys, imagenet):
     top1 = result(capsys, imagenet(0.0), "--model", "tiny_flat")["top1"]
     data = imagenet(top1 - 0.05)
     found = result(capsys, data, "--model", "tiny_flat", "--check")
+    assert found["weights"] == "tiny_flat.in1k"
     assert found["published_top1"] == top1 - 0.05 and found["top1_difference"] == pytest.approx(0.05)
     status, out, err = run(capsys, imagenet(top1 + 0.2), "--model", "tiny_flat", "--check")
     assert status == 1 and "difference -0.200" in out and "tiny_flat by -0.200" in err.splitlines()[-1]
