@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jeffnet.data.columns import USUAL, Columns
+from jeffnet.data.gaps import doubtful_labels, is_gap
 from jeffnet.data.images import read_image
 from jeffnet.data.sources import Labelled, file_stamp
 from jeffnet.data.splits import KNOWN, UNDIVIDED, require_split, split_names
@@ -145,7 +146,27 @@ class _Cells:
         texts = [text for text in map(_text, value if isinstance(value, list | tuple) else [value]) if text]
         if longest := next((text for text in texts if len(text) > _LONGEST), None):
             raise self.error(place, f"has a label of {len(longest):,} characters, {longest[:50]!r}...: correct it")
+        if gap := next(filter(is_gap, texts), None):
+            raise self.error(place, f"has the label {gap!r}, which is a missing one: label it, or remove the row")
         return texts
+
+    def check_doubtful(self, labels: Sequence[Sequence[str]]) -> None:
+        """Raises DatasetError for 'NA', 'None' and the like among numbers; among names it warns that they are classes.
+
+        Args:
+          labels: of every picture.
+        """
+        doubtful, among_numbers = doubtful_labels(label for found in labels for label in found)
+        if not doubtful:
+            return
+        places = [place for place, found in enumerate(labels) if not set(doubtful).isdisjoint(found)]
+        if among_numbers:
+            text = f"has the label {listed(doubtful)!r} where others are numbers: label it, or remove the row"
+            raise self.error(places[0], text)
+        _warn_once(
+            f"table {self.data!r} has a class {listed(doubtful)!r} ({len(places)} pictures): if that means no label, "
+            "remove these rows"
+        )
 
     def error(self, place: int, text: str) -> DatasetError:
         number = list(self.rows)[place]
@@ -160,6 +181,8 @@ def _single(cells: _Cells, known: tuple[str, ...] | None) -> tuple[np.ndarray, t
             what = f"has {len(found)} labels ({listed(found)})" if found else f"has no label in column {column!r}"
             raise cells.error(place, f"{what}: give it one" + (", or task multi_label" if found else ""))
         labels += found
+    if known is None:
+        cells.check_doubtful([[label] for label in labels])
     classes = _sorted(labels) if known is None else known
     number = {name: index for index, name in enumerate(classes)}
     _check_known(labels, number, cells.data)
@@ -178,6 +201,8 @@ def _several(cells: _Cells, known: tuple[str, ...] | None) -> tuple[np.ndarray, 
         if not found and not isinstance(value, _Categories):
             raise cells.error(place, "has no labels: name some, or give a column of 0 and 1 for each class")
         labels.append(found)
+    if known is None:
+        cells.check_doubtful(labels)
     every = [label for found in labels for label in found]
     classes = _sorted(every) if known is None else known
     number = {name: index for index, name in enumerate(classes)}
@@ -356,7 +381,7 @@ def _groups(rows: Mapping[int, Row], column: str | None, data: str) -> tuple[str
         return None
     _column(list(rows.values()), column, (), data, "group_column")
     groups = {number: _text(row.get(column)) for number, row in rows.items()}
-    if missing := next((number for number, group in groups.items() if not group), None):
+    if missing := next((number for number, group in groups.items() if not group or is_gap(group)), None):
         raise DatasetError(f"row {missing} of table {data!r} has no group in column {column!r}: name one")
     return tuple(groups.values())
 

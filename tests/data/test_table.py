@@ -267,6 +267,33 @@ def test_whole_numbers_and_gaps_in_cells(folder):
             Table(jsonl(folder, film=[1, gap, 2, 2]), "train", columns=columns)
 
 
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_texts_of_missing_values_are_gaps(ending, folder, caplog):
+    """In every form of a table: 'nan' always, 'NA' and 'None' among numbers; among names these are classes."""
+
+    def train(values, **columns):
+        columns = Columns(**columns)
+        rows = [row | {"label": label, "split": "train"} for row, label in zip(ROWS, values, strict=True)]
+        return Table(write(folder / f"gaps{ending}", rows), "train", columns=columns)
+
+    for gap in ("nan", "NaN", "<NA>"):
+        for labels in (("cat", gap, "dog", "dog"), ("1", gap, "2.0", "2")):
+            with pytest.raises(DatasetError, match=rf"row 2 .* has the label '{gap}', which is a missing one: label"):
+                train(labels)
+        with pytest.raises(DatasetError, match=r"row 2 of .* has no group in column 'label'"):
+            train(("cat", gap, "dog", "dog"), group="label", labels=("split",))
+    with pytest.raises(DatasetError, match=r"row 3 .* has the label 'NaN', which is a missing one"):
+        train(("cat;dog", "dog", "dog; NaN", "dog"), separator=";", task="multi_label")
+    for gap in ("NA", "None", "null", "N/A"):
+        with pytest.raises(DatasetError, match=rf"row 4 .* has the label '{gap}' where others are numbers: label it"):
+            train(("1", "2.5", "2", gap))
+    with pytest.raises(DatasetError, match=r"row 1 .* has the label 'None' where others are numbers"):
+        train(("1;None", "2", "2;1", "1"), separator=";", task="multi_label")
+    assert not caplog.text
+    assert train(("cat", "None", "dog", "None")).classes == ("None", "cat", "dog")
+    assert "has a class 'None' (2 pictures): if that means no label, remove these rows" in caplog.text
+
+
 def test_rows_of_no_split_are_told(folder, caplog):
     for ignored, used in (("Train", "train"), ("TEST", "test"), ("v al", "val"), ("Validation", "validation")):
         split = "train" if used == "train" else "val"
