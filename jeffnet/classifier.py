@@ -56,7 +56,9 @@ _SECONDS_WITHOUT_BAR = 1  # a call may be one of many
 class Classifier:
     """A model with all that it takes from pictures to names.
 
-    The model is compiled with its norms folded, once for each of a few sizes of batch, when it is first called.
+    The model is compiled with its norms folded, once for each of a few sizes of batch, when it is first called. A
+    classifier can be pickled and copied, for other processes too: the copy has the weights, or the path of the exported
+    file, and compiles anew.
 
     Attributes:
       card: name, preprocessing and classes of the model.
@@ -134,6 +136,18 @@ class Classifier:
             start, card = start_pretrained(source, name, **options)
             classifier._set_up(card, start)
         return classifier
+
+    def __getstate__(self) -> dict[str, Any]:
+        path = None if self._exported is None else os.path.abspath(self._exported.path)
+        return {"card": self.card, "start": self._start, "exported": path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        exported = None
+        if state["exported"] is not None:
+            from jeffnet.export.run import open_exported
+
+            exported = open_exported(state["exported"], state["card"].architecture)
+        self._set_up(state["card"], state["start"], exported)
 
     def __repr__(self) -> str:
         card = self.card

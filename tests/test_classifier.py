@@ -1,7 +1,9 @@
 """A classifier takes pictures of any kind, gives names, and trains, validates and writes its model."""
 
+import copy
 import io
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -176,10 +178,20 @@ def test_an_exported_file_classifies_and_has_no_features(classifier, expected, t
     report = classifier.export(tmp_path / "a.stablehlo", check=False)
     exported = jeffnet.Classifier.from_pretrained(report.path)
     np.testing.assert_allclose(exported([PIXELS, PIXELS])[1].probabilities, expected, rtol=1e-4, atol=1e-6)
+    again = pickle.loads(pickle.dumps(exported))
+    np.testing.assert_array_equal(again(PIXELS).probabilities, exported(PIXELS).probabilities)
     with pytest.raises(WeightsError, match="exported file, which has logits only"):
         exported.embed(PIXELS)
     with pytest.raises(ConfigError, match="takes no options: dtype"):
         jeffnet.Classifier.from_pretrained(report.path, dtype="bfloat16")
+
+
+def test_pickled_and_copied_classifiers_answer_alike(classifier):
+    """As worker processes get them; answers come back in the same way."""
+    answer = classifier(PIXELS)
+    for other in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
+        assert other.classes == CLASSES and other.card == classifier.card and repr(other) == repr(classifier)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(other(PIXELS))).probabilities, answer.probabilities)
 
 
 def test_answers_show_themselves(classifier):
