@@ -1042,3 +1042,12 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr("jeffnet.cli.list_.list_models", interrupt)
     status, _, err = run(capsys, "list")
     assert (status, err) == (130, "interrupted\n")
+
+
+def test_an_interrupt_within_an_import_ends_the_command(tmp_path):
+    """Though what is imported ignores the exception, as JAX's callbacks do."""
+    text = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    print()\nexcept: pass\n"
+    (tmp_path / "argparse.py").write_text(text)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    answer = subprocess.run([sys.executable, "-m", "jeffnet", "list"], capture_output=True, env=environment, text=True)
+    assert (answer.returncode, answer.stdout.strip(), answer.stderr) == (130, "", "interrupted\n")
