@@ -347,6 +347,8 @@ USAGE = {
     "train --config RECIPE --output run --optimizer.learningrate 1": "nearest is --optimizer.learning_rate",
     "train --config RECIPE --outptu run": "unknown option --outptu; the nearest is --output",
     "train --config RECIPE --output run --seeds 1,two": "whole numbers",
+    "train --config RECIPE --dry-run --lr-find a.png": "--lr-find and --dry-run: give one of them",
+    "train --config RECIPE --dry-run --plot-augment a.png": "--plot-augment and --dry-run: give one of them",
     "train --config RECIPE --output run --max-restarts -1": "--max-restarts",
     "train --resume run --output other": "remove --output",
     "convert a.safetensors": "arguments are required: DESTINATION",

@@ -60,7 +60,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 def _add_recipe_options(group: Any) -> None:
     text = "a name that `jeffnet recipes` lists, or a Python file that defines `config`"
     group.add_argument("--config", type=local_path, metavar="RECIPE", help=text)
-    text = "list the entries of a recipe with their types, defaults and choices, or those of PART, such as optimizer, "
+    text = "list the entries of a recipe with their types, defaults and choices, with --config also its values; those "
+    text += "of PART, such as optimizer, "
     group.add_argument("--help-config", nargs="?", const="", metavar="PART", help=f"{text}in full, and stop")
     group.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     text = "draw the learning rate over time and stop"
@@ -94,7 +95,8 @@ def run(options: argparse.Namespace) -> None:
     from jeffnet.train.interrupt import InterruptedRunError
 
     if options.help_config is not None:
-        print_manual(options.help_config, options.json)
+        config = _configured(options) if options.config else None
+        print_manual(options.help_config, options.json, config)
         return
     if options.max_restarts:
         raise SystemExit(_supervised(options))
@@ -142,20 +144,18 @@ def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from jeffnet.train.recipe import load_recipe, override
-
-    overrides = _pairs(options.overrides, options.known)
     if options.resume:
         own = ("print-config", "plot-schedule", "plot-augment", "lr-find", "dry-run")
         _refuse(options, "config", "output", "continue", "seeds", "folds", *own)
         from jeffnet.train.loop import resume
 
         start_devices(options)
-        _report(options, [resume(options.resume, overrides)])
+        _report(options, [resume(options.resume, _pairs(options.overrides, options.known))])
         return
     if not options.config:
         raise UsageError("give --config RECIPE and --output RUN, or --resume RUN")
-    config = override(load_recipe(options.config), overrides)
+    _check_one(options)
+    config = _configured(options)
     if _shown(options, config):
         return
     if options.lr_find:
@@ -179,6 +179,21 @@ def _run(options: argparse.Namespace) -> None:
         _report(options, train_seeds(config, options.output, options.seeds))
     else:
         _report(options, [train(config, options.output, go_on=vars(options)["continue"])])
+
+
+def _configured(options: argparse.Namespace) -> "Config":
+    """The recipe with the entries that are set on the command line."""
+    from jeffnet.train.recipe import load_recipe, override
+
+    return override(load_recipe(options.config), _pairs(options.overrides, options.known))
+
+
+def _check_one(options: argparse.Namespace) -> None:
+    """Raises UsageError for several options that each do something else than train."""
+    shown = ("print-config", "plot-schedule", "plot-augment")  # which go together
+    asked = [name for name in (*shown, "lr-find", "dry-run") if vars(options)[name.replace("-", "_")]]
+    if len(asked) > 1 and not set(asked) <= set(shown):
+        raise UsageError(f"{' and '.join(f'--{name}' for name in asked)}: give one of them")
 
 
 def _shown(options: argparse.Namespace, config: "Config") -> bool:

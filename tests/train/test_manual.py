@@ -9,7 +9,7 @@ from jeffnet.cli.main import main
 from jeffnet.errors import UsageError
 from jeffnet.train.config import Config, DataConfig
 from jeffnet.train.config.manual import manual
-from jeffnet.train.recipe import entry_names, override
+from jeffnet.train.recipe import entry_names, load_recipe, override
 
 BASE = Config(model={}, data=DataConfig(path="digits"))
 ENTRIES = [entry for section in manual().values() for entry in section.entries]
@@ -62,5 +62,14 @@ def test_the_command_groups_entries_and_shows_one_part_in_full(capsys, monkeypat
     assert "Parameters stay" not in whole and "sgd, momentum, nesterov," in " ".join(whole.split())
     assert [entry["name"] for entry in json.loads(shown("--json"))] == [entry.name for entry in ENTRIES]
     assert {entry["part"] for entry in json.loads(shown("ema", "--json"))} == {"ema"}
+    recipe = " ".join(shown("optimizer", "--config", "fine_tune", "--optimizer.learning_rate", "0.07").split())
+    assert "(recipe: 0.07; default:" in recipe and "(default: none)" in recipe
+    assert "(recipe: pictures)" in " ".join(shown("data", "--config", "fine_tune").split())
+    values = {entry["name"]: entry["recipe"] for entry in json.loads(shown("--json", "--config", "fine_tune"))}
+    tuned = load_recipe("fine_tune")
+    assert (
+        override(tuned, [("epochs", "99"), ("epochs", values["epochs"])]) == tuned != override(tuned, [("seed", "9")])
+    )
+    assert override(tuned, [pair for pair in values.items() if pair[0] != "optimizer.groups"]) == tuned
     assert main(["train", "--help-config", "optimzer"]) == 2
     assert "the nearest is optimizer; parts are run, model, data" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import re
 import typing
 from dataclasses import MISSING, dataclass
@@ -69,7 +70,7 @@ def _entry(field: dataclasses.Field, hint: Any, prefix: str, texts: dict[str, st
         name=prefix + field.name,
         type="str" if is_literal else _type(hint),
         required=required,
-        default="" if required else _shown(field.default),
+        default="" if required else shown_value(field.default),
         choices=typing.get_args(hint) if is_literal else field.metadata.get("choices", ()),
         text=" ".join(texts.get(field.name, "").split()),
     )
@@ -82,8 +83,10 @@ def _type(hint: Any) -> str:
     return ",".join("..." if item is Ellipsis else item.__name__ for item in items or (hint,))
 
 
-def _shown(value: Any) -> str:
-    """A default as a text for the command line."""
-    if isinstance(value, tuple):
-        return ",".join(map(_shown, value))
+def shown_value(value: Any) -> str:
+    """The value of an entry as the text for it on the command line; `value` may come from JSON."""
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+        return json.dumps(value)
+    if isinstance(value, tuple | list):
+        return ",".join(map(shown_value, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
