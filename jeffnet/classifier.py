@@ -36,6 +36,7 @@ from jeffnet.inference.outputs import LOGITS, PRE_LOGITS, compiled_output
 from jeffnet.inference.pictures import listed_pictures, load_image, transform_for
 from jeffnet.models import DEFAULT_BACKEND
 from jeffnet.system.progress import progress_bar, progress_line
+from jeffnet.text.names import counted
 from jeffnet.weights.card import ModelCard
 from jeffnet.weights.load import Source
 from jeffnet.weights.start import Pretrained, PretrainedModule, PretrainedOptions, Start, start_pretrained
@@ -152,7 +153,7 @@ class Classifier:
     def __repr__(self) -> str:
         card = self.card
         size = card.preprocessing.image_size
-        return f"Classifier({card.model}, {card.num_classes} classes, {size} x {size} x {card.in_chans})"
+        return f"Classifier({card.model}, {counted(card.num_classes, 'class')}, {size} x {size} x {card.in_chans})"
 
     @overload
     def __call__(self, pictures: str | os.PathLike | bytes | Image.Image) -> Classification: ...

@@ -990,7 +990,7 @@ def test_train_draws_what_a_recipe_does(capsys, recipe, tmp_path):
     arguments = ("--plot-schedule", pictures[0], "--plot-augment", pictures[1], "--augment.policy", "rand-m9")
     status, out, _ = run(capsys, "train", "--config", recipe, *arguments)
     assert status == 0
-    assert "2 steps in 1 epochs" in out and "rand-m9" in out
+    assert "2 steps in 1 epoch of" in out and "rand-m9" in out
     for picture in pictures:
         with Image.open(picture) as drawn:
             assert min(drawn.size) > 200

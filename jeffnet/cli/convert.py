@@ -8,7 +8,7 @@ from typing import Any
 from jeffnet.cli.devices import add_device_options, start_devices
 from jeffnet.cli.model import MODEL_TEXT, local_path, model_name, positive, whole
 from jeffnet.errors import UsageError
-from jeffnet.text.names import printable
+from jeffnet.text.names import counted, printable
 from jeffnet.weights.formats import FORMS
 
 
@@ -90,4 +90,4 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(result))
         return
     contents = f"{len(arrays)} arrays of {result['values']:,} values"
-    print(f"{card.model}, {card.num_classes} classes: {contents} in {printable(path)} ({form})")
+    print(f"{card.model}, {counted(card.num_classes, 'class')}: {contents} in {printable(path)} ({form})")

@@ -20,7 +20,7 @@ from jeffnet.cli.model import (
     positive,
 )
 from jeffnet.inference.choices import PROJECTIONS, VECTOR_DTYPES
-from jeffnet.text.names import portable, printable
+from jeffnet.text.names import counted, portable, printable
 
 if TYPE_CHECKING:
     from jeffnet.data.columns import Columns
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         skipped = embed_source(start, transform, source, options.output, settings, progress=True)
     if skipped:
         names = [f"  {printable(source.name(index))}" for index in skipped]
-        print(f"skipped {len(skipped)} pictures that cannot be decoded:", *names, sep="\n", file=sys.stderr)
+        print(f"skipped {counted(len(skipped), 'picture')} that cannot be decoded:", *names, sep="\n", file=sys.stderr)
     print(printable(f"written to {options.output}"))
     if shows:
         _show(options, read_vectors(options.output), known, source, card)

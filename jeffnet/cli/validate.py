@@ -30,7 +30,7 @@ from jeffnet.cli.text import table
 from jeffnet.data.choices import LOADERS, RESIZES, SUBSETS
 from jeffnet.errors import JeffnetError, OutputError, UsageError
 from jeffnet.inference.choices import EXPLANATIONS
-from jeffnet.text.names import printable, printable_lines
+from jeffnet.text.names import counted, printable, printable_lines
 
 if TYPE_CHECKING:
     from jeffnet.validation.candidates import Candidate
@@ -214,7 +214,9 @@ def _run(options: argparse.Namespace, candidates: "list[Candidate]", settings: "
             print(describe(outcome.row), file=sys.stderr)
         if skipped := outcome.answers.skipped:
             names = [f"  {printable(outcome.name(index))}" for index in skipped]
-            print(f"skipped {len(skipped)} pictures that cannot be decoded:", *names, sep="\n", file=sys.stderr)
+            print(
+                f"skipped {counted(len(skipped), 'picture')} that cannot be decoded:", *names, sep="\n", file=sys.stderr
+            )
     if is_primary():
         _print_rows(options, rows, single)
     if failures:
@@ -228,7 +230,7 @@ def describe(row: dict[str, Any]) -> str:
     pre = row["preprocessing"]
     size = pre["image_size"] if isinstance(pre["image_size"], int) else "x".join(map(str, pre["image_size"]))
     lines = [
-        printable(f"{row['model']} on {row['num_examples']} {row['split']} pictures of {row['data']}"),
+        printable(f"{row['model']} on {counted(row['num_examples'], row['split'] + ' picture')} of {row['data']}"),
         *_scores(row),
         f"{size} px, crop {pre['crop_pct']} {pre['crop_mode']}, {pre['interpolation']}"
         + (f" ({pre['resize']})" if "resize" in pre else "")

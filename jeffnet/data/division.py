@@ -8,7 +8,7 @@ import numpy as np
 
 from jeffnet.data.sources import Labelled
 from jeffnet.errors import DatasetError
-from jeffnet.text.names import listed
+from jeffnet.text.names import counted, listed
 
 _COLUMNS = ("path", "class", "split")
 
@@ -132,7 +132,7 @@ class Division:
         for what, others in (("lacks", self.splits.keys() - set(names)), ("also has", set(names) - self.splits.keys())):
             if others:
                 raise DatasetError(
-                    f"the data set {what} {len(others)} pictures beside those of {path!r}, such as "
+                    f"the data set {what} {counted(len(others), 'picture')} beside those of {path!r}, such as "
                     f"{listed(sorted(others), 1).partition(' and ')[0]!r}: make it what it was, or begin a new run"
                 )
         return np.array([self.splits[name] == "val" for name in names], np.bool_)

@@ -22,6 +22,7 @@ from jeffnet.data.sources import Example, Source, label_dtype, label_shape
 from jeffnet.data.workers import end_with_caller
 from jeffnet.errors import ConfigError, DatasetError, ImageError
 from jeffnet.system.processor import processors
+from jeffnet.text.names import counted
 
 _LOGGER = logging.getLogger("jeffnet.data")
 
@@ -277,7 +278,7 @@ def steps_per_epoch(source: Source, batch_size: int, at_least: int | None = None
     check_options(batch_size)
     if at_least is None and batch_size > len(source):
         raise DatasetError(
-            f"batch_size {batch_size} exceeds the {len(source)} pictures of the training set: "
+            f"batch_size {batch_size} exceeds the {counted(len(source), 'picture')} of the training set: "
             f"give a batch_size of {len(source)} or less, or min_epoch_steps, which repeats them"
         )
     return max(_nearest(len(source), batch_size), at_least or 0)

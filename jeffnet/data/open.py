@@ -13,7 +13,7 @@ from jeffnet.data.table import ENDINGS, Table
 from jeffnet.data.tfds_source import is_prepared
 from jeffnet.errors import DatasetError
 from jeffnet.system.reading import is_url, user_path
-from jeffnet.text.names import listed
+from jeffnet.text.names import counted, listed
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -62,7 +62,7 @@ def open_source(
         )
     if len(source) < min_images:
         raise DatasetError(
-            f"{split} set of {data!r} has {len(source)} pictures: at least {min_images} are needed, add some"
+            f"{split} set of {data!r} has {counted(len(source), 'picture')}: at least {min_images} are needed, add some"
         )
     return source
 

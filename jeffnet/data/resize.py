@@ -57,13 +57,26 @@ def resize(
     Raises:
       ValueError: what Pillow says of a filter or box that cannot be.
     """
-    window = window or (0, 0, *size)
+    left, top, right, bottom = window = window or (0, 0, *size)
     if out is None:
-        out = np.empty((window[3] - window[1], window[2] - window[0], len(image.getbands())), np.uint8)
+        out = np.empty((bottom - top, right - left, len(image.getbands())), np.uint8)
+    wanted = _Wanted(image, size, resample, crop, box, window, flips)
     library = native()
-    if library is None or not _natively(library.jeffnet_resize, image, size, resample, crop, box, window, flips, out):
-        out[:] = _by_pillow(image, size, resample, crop, box, window, flips)
+    if library is None or not _natively(library.jeffnet_resize, wanted, out):
+        out[:] = _by_pillow(wanted)
     return out
+
+
+class _Wanted(NamedTuple):
+    """The arguments of `resize`."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    resample: Image.Resampling
+    crop: Window | None
+    box: Box | None
+    window: Window
+    flips: tuple[bool, bool]
 
 
 def native() -> ctypes.CDLL | None:
@@ -133,19 +146,10 @@ def _memory(image: Image.Image) -> _Memory:
     return _Memory(copy.ctypes.data, copy.nbytes, copy.nbytes // (image.width * image.height), copy)
 
 
-def _natively(
-    function: Callable[..., int],
-    image: Image.Image,
-    size: tuple[int, int],
-    resample: Image.Resampling,
-    crop: Window | None,
-    box: Box | None,
-    window: Window,
-    flips: tuple[bool, bool],
-    out: np.ndarray,
-) -> bool:
+def _natively(function: Callable[..., int], wanted: _Wanted, out: np.ndarray) -> bool:
     """Whether the C++ library did it; what it refuses is left to Pillow, which may know more or says why not."""
-    left, top, right, bottom = crop or (0, 0, *image.size)
+    image = wanted.image
+    left, top, right, bottom = wanted.crop or (0, 0, *image.size)
     if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
         return False
     memory = _memory(image)
@@ -159,11 +163,11 @@ def _natively(
         width,
         height,
         memory.pixel,
-        resample,
-        (ctypes.c_float * 4)(*(box or (0, 0, width, height))),
-        *size,
-        (ctypes.c_int64 * 4)(*window),
-        flips[0] + 2 * flips[1],
+        wanted.resample,
+        (ctypes.c_float * 4)(*(wanted.box or (0, 0, width, height))),
+        *wanted.size,
+        (ctypes.c_int64 * 4)(*wanted.window),
+        wanted.flips[0] + 2 * wanted.flips[1],
         out.ctypes.data,
         (len(out) - 1) * out.strides[0] + out.shape[1] * out.shape[2],
         out.strides[0],
@@ -174,15 +178,8 @@ def _natively(
 # -------------------------------------------------------------------------------------------------------- by Pillow
 
 
-def _by_pillow(
-    image: Image.Image,
-    size: tuple[int, int],
-    resample: Image.Resampling,
-    crop: Window | None,
-    box: Box | None,
-    window: Window,
-    flips: tuple[bool, bool],
-) -> np.ndarray:
+def _by_pillow(wanted: _Wanted) -> np.ndarray:
+    image, size, resample, crop, box, window, flips = wanted
     image = image.crop(crop) if crop else image
     part = _part(image, size, resample, window) if box is None else image.resize(size, resample, box).crop(window)
     pixels = np.asarray(part).reshape(part.height, part.width, -1)

@@ -22,7 +22,7 @@ from jeffnet.data.splits import KNOWN, UNDIVIDED, require_split, split_names
 from jeffnet.errors import DatasetError
 from jeffnet.system.extras import install
 from jeffnet.system.reading import parse_json, read_file, user_path
-from jeffnet.text.names import listed
+from jeffnet.text.names import counted, listed
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json")
 # Names of columns that are found without being told, the first there is.
@@ -164,8 +164,8 @@ class _Cells:
             text = f"has the label {listed(doubtful)!r} where others are numbers: label it, or remove the row"
             raise self.error(places[0], text)
         _warn_once(
-            f"table {self.data!r} has a class {listed(doubtful)!r} ({len(places)} pictures): if that means no label, "
-            "remove these rows"
+            f"table {self.data!r} has a class {listed(doubtful)!r} ({counted(len(places), 'picture')}): if that means "
+            "no label, remove these rows"
         )
 
     def error(self, place: int, text: str) -> DatasetError:

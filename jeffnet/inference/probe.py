@@ -24,7 +24,7 @@ from jeffnet.inference.choices import PROJECTIONS
 from jeffnet.inference.vectors import Vectors
 from jeffnet.system import figures
 from jeffnet.system.extras import install
-from jeffnet.text.names import listed, wrapped
+from jeffnet.text.names import counted, listed, wrapped
 
 _MOST_POINTS = 5_000  # more hide one another, and t-SNE takes minutes
 _MOST_COLOURS = 20
@@ -96,7 +96,7 @@ def nearest(vectors: Vectors, queries: Sequence[int], count: int = 6) -> np.ndar
       DatasetError: there are fewer than 2 pictures.
     """
     if len(vectors) < 2:
-        raise DatasetError(f"{len(vectors)} pictures have no neighbours: give 2 or more")
+        raise DatasetError(f"{counted(len(vectors), 'picture')} without neighbours: give 2 or more")
     floats, count = _floats(vectors.vectors), min(count, len(vectors) - 1)
     index = _sklearn("neighbors").NearestNeighbors(n_neighbors=count + 1, metric="cosine").fit(floats)
     found = index.kneighbors(floats[list(queries)], return_distance=False)
@@ -151,7 +151,7 @@ def project(vectors: np.ndarray, method: str) -> np.ndarray:
     """
     check_choice("plot", method, PROJECTIONS)
     if len(vectors) < 3:
-        raise DatasetError(f"{len(vectors)} pictures are too few for a plot: give 3 or more")
+        raise DatasetError(f"{counted(len(vectors), 'picture')}, too few for a plot: give 3 or more")
     floats = _floats(vectors)
     floats = floats / np.maximum(np.linalg.norm(floats, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     pca, manifold = _sklearn("decomposition").PCA, _sklearn("manifold")

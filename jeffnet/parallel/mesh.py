@@ -17,6 +17,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jeffnet.errors import ConfigError
+from jeffnet.text.names import counted
 
 AUTO = "auto"
 
@@ -137,7 +138,7 @@ def make_layout(text: str = AUTO, state_bytes: int = 0) -> Layout:
     count = data * fsdp
     if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
         raise ConfigError(
-            f"mesh {text!r} is of {count} devices, and there are {len(devices)}"
+            f"mesh {text!r} is of {counted(count, 'device')}, not of {len(devices)}, which there are"
             + (" on all hosts together, which must all take part" if jax.process_count() > 1 else "")
         )
     return Layout.of(devices[:count], fsdp)

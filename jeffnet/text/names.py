@@ -89,6 +89,18 @@ def distinguishable(names: Sequence[str], others: Iterable[str]) -> list[str]:
     ]
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as `1 epoch`, `10 epochs` and `2 classes`.
+
+    Args:
+      number: of them.
+      noun: in the singular.
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}{'es' if noun.endswith(('s', 'ch')) else 's'}"
+
+
 def listed(names: Sequence[str], most: int = 5, beside: Iterable[str] = ()) -> str:
     """Names in one line, such as `a, b and 3 more`.
 

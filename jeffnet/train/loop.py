@@ -15,7 +15,7 @@ from jeffnet.arch.quantization import parse_quantization
 from jeffnet.arch.spec import spec_attributes
 from jeffnet.errors import ConfigError, ImageError, TrainingError
 from jeffnet.parallel.distributed import check_agreement, is_primary, on_primary, wait_for_all
-from jeffnet.text.names import shell_word
+from jeffnet.text.names import counted, shell_word
 from jeffnet.train.balance import counts_text, few_text
 from jeffnet.train.config import Config
 from jeffnet.train.epochs import Callbacks, Epochs
@@ -203,8 +203,9 @@ def _explained(setup: Setup) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ConfigError(
-            f"a batch of {setup.config.batch_size} on {setup.layout.devices} devices does not fit their memory: "
-            "set accumulate, model.remat, model.dtype bfloat16, or a smaller batch_size"
+            f"a batch of {setup.config.batch_size} does not fit the memory of "
+            f"{counted(setup.layout.devices, 'device')}: set accumulate, model.remat, model.dtype bfloat16, or a "
+            "smaller batch_size"
         ) from error
 
 
@@ -232,7 +233,7 @@ def _check_goes_on(setup: Setup, values: Mapping[str, Any]) -> None:
         )
     if values["steps_per_epoch"] != setup.steps_per_epoch:
         raise ConfigError(
-            f"epochs had {values['steps_per_epoch']} steps when the run was saved, and would have "
+            f"epochs had {counted(values['steps_per_epoch'], 'step')} when the run was saved, and would have "
             f"{setup.steps_per_epoch}: continue with the batch_size, min_epoch_steps and data of the start"
         )
     if values.get("has_teacher") and setup.lesson is None:

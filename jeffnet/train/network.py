@@ -21,6 +21,7 @@ from jeffnet.inference.quantized import quantized_network
 from jeffnet.ops.image import normalize
 from jeffnet.ops.network import Outputs
 from jeffnet.ops.precision import at_least_float32
+from jeffnet.text.names import counted
 from jeffnet.train.config import Config, ModelConfig
 from jeffnet.train.state import Arrays
 from jeffnet.weights.start import Start, start_model, statistics
@@ -65,7 +66,7 @@ class Network:
         """
         together = bn_devices or devices
         if devices % together:
-            raise ConfigError(f"model.bn_devices {together} does not divide the {devices} devices")
+            raise ConfigError(f"model.bn_devices {together} does not divide {counted(devices, 'device')}")
         execution = replace(self.start.execution, norm_groups=devices // together)
         return replace(self, start=replace(self.start, execution=execution))
 

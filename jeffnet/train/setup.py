@@ -22,6 +22,7 @@ from jeffnet.inference.plain_norms import folded_arrays, folded_plan, with_plain
 from jeffnet.inference.quantized import PASSES, calibrate, normalized_batches
 from jeffnet.parallel.mesh import Layout, make_layout
 from jeffnet.system.progress import progress_bar
+from jeffnet.text.names import counted
 from jeffnet.train.balance import Balance, make_balance
 from jeffnet.train.config import Config
 from jeffnet.train.data_sets import open_data_sets
@@ -84,11 +85,12 @@ class Setup:
     def description(self) -> str:
         """In one line."""
         card, config = self.card, self.config
-        what = "numbers" if card.task == "regression" else "classes"
+        outputs = counted(card.num_classes, "number" if card.task == "regression" else "class")
         return (
-            f"{card.model} on {config.data.path}: {len(self.train_set)} training and {self.val_batches.num_examples} "
-            f"validation pictures of {card.num_classes} {what}, {_sizes(card.preprocessing)}, {config.epochs} "
-            f"epochs of {self.steps_per_epoch} steps"
+            f"{card.model} on {config.data.path}: {len(self.train_set)} training and "
+            f"{counted(self.val_batches.num_examples, 'validation picture')} of {outputs}, "
+            f"{_sizes(card.preprocessing)}, {counted(config.epochs, 'epoch')} of "
+            f"{counted(self.steps_per_epoch, 'step')}"
             + (f", on {self.layout.devices} devices ({self.layout})" if self.layout.devices > 1 else "")
         )
 
@@ -296,8 +298,8 @@ def _check_shares(config: Config, layout: Layout) -> None:
     if config.batch_size % shares:
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared by {layout.devices} devices{parts}: give a multiple of "
-            f"{shares}" + ("" if layout.is_shared else ", or fewer devices, such as mesh data=1")
+            f"batch_size {config.batch_size} cannot be shared by {counted(layout.devices, 'device')}{parts}: give a "
+            f"multiple of {shares}" + ("" if layout.is_shared else ", or fewer devices, such as mesh data=1")
         )
 
 

@@ -17,7 +17,7 @@ def test_a_malformed_mesh_is_an_error_that_shows_how_to_write_one(text):
 
 
 def test_more_devices_than_there_are_is_an_error():
-    with pytest.raises(ConfigError, match=f"of 64 devices, and there are {jax.device_count()}"):
+    with pytest.raises(ConfigError, match=f"of 64 devices, not of {jax.device_count()}, which there are"):
         make_layout("data=32,fsdp=2")
 
 

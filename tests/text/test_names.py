@@ -7,7 +7,17 @@ import unicodedata
 
 import pytest
 
-from jeffnet.text.names import distinguishable, listed, markdown, portable, printable, shell_word, utf8, wrapped
+from jeffnet.text.names import (
+    counted,
+    distinguishable,
+    listed,
+    markdown,
+    portable,
+    printable,
+    shell_word,
+    utf8,
+    wrapped,
+)
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 ODD = [
@@ -33,6 +43,12 @@ def test_other_text_is_what_it_was(name: str):
 
 def test_for_utf8_only_what_is_none_changes():
     assert utf8(f"a\n\x1b{NOT_UTF8}") == "a\n\x1bcaf\\xe9"
+
+
+def test_one_of_a_thing_is_no_plural():
+    counts = [(1, "epoch"), (0, "step"), (10, "validation picture"), (1, "class"), (2, "class"), (3, "batch")]
+    expected = ["1 epoch", "0 steps", "10 validation pictures", "1 class", "2 classes", "3 batches"]
+    assert [counted(number, noun) for number, noun in counts] == expected
 
 
 def test_a_name_is_wrapped_after_its_characters_became_escapes():

@@ -55,7 +55,7 @@ def test_a_run_keeps_its_division_and_goes_on_with_it(short, undrawn, crash_afte
     assert resume(tmp_path / "run", progress=False).best.examples == 6
     assert file.read_text().splitlines() == lines
     (root / "blue" / "0.png").unlink()
-    with pytest.raises(DatasetError, match=r"lacks 1 pictures beside those of 'split\.csv', such as 'blue/0\.png'"):
+    with pytest.raises(DatasetError, match=r"lacks 1 picture beside those of 'split\.csv', such as 'blue/0\.png'"):
         resume(tmp_path / "run", progress=False)
 
 

@@ -371,7 +371,7 @@ def test_a_step_that_does_not_fit_says_what_to_set_and_the_run_goes_on_with_it(c
     short = replace(config, epochs=1)
     with monkeypatch.context() as patch:
         patch.setattr(Epochs, "_train_epoch", fail)
-        with pytest.raises(ConfigError, match="a batch of 6 on 1 devices does not fit their memory: set accumulate"):
+        with pytest.raises(ConfigError, match="a batch of 6 does not fit the memory of 1 device: set accumulate"):
             train(short, tmp_path / "run", progress=False, go_on=True)
         message = "INTERNAL: Failed to execute"
         with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):

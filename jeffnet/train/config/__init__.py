@@ -9,6 +9,7 @@ from dataclasses import field
 from jeffnet.arch.quantization import KERNEL_BITS
 from jeffnet.errors import ConfigError
 from jeffnet.parallel.mesh import AUTO, check_mesh
+from jeffnet.text.names import counted
 from jeffnet.train.config.augment import AugmentConfig, ProgressiveConfig
 from jeffnet.train.config.entries import check_positive, check_range, choice, part
 from jeffnet.train.config.model import DataConfig, ModelConfig
@@ -182,7 +183,7 @@ class Config:
         if (self.loss.name == "jsd") != (self.augment.splits > 1):
             raise ConfigError("loss.name 'jsd' and augment.splits above 1 belong together: set both or none")
         if self.progressive.stages > self.epochs:
-            raise ConfigError(f"progressive.stages {self.progressive.stages} exceed the {self.epochs} epochs")
+            raise ConfigError(f"progressive.stages {self.progressive.stages} exceed {counted(self.epochs, 'epoch')}")
         self._check_task()
         self._check_classes()
         if self.quantize.to:

@@ -10,7 +10,7 @@ from jeffnet.arch.imagenet import class_titles
 from jeffnet.data.augment.sheet import draw_sheet
 from jeffnet.data.loaders import Examples, steps_per_epoch
 from jeffnet.errors import DatasetError
-from jeffnet.text.names import wrapped
+from jeffnet.text.names import counted, wrapped
 from jeffnet.train.augment import augment_batch
 from jeffnet.train.config import Config
 from jeffnet.train.data_sets import training_set
@@ -41,9 +41,9 @@ def plot_schedule(config: Config, path: str) -> str:
         of_what = f"{_EXAMPLES} pictures, as ImageNet has, since {config.data.path!r} cannot be read"
     steps = config.epochs * epoch_steps
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps, epoch_steps)
-    title = f"learning rate: {config.schedule.name.replace('_', ' ')}, {config.epochs} epochs"
+    title = f"learning rate: {config.schedule.name.replace('_', ' ')}, {counted(config.epochs, 'epoch')}"
     draw_schedule(Course(schedule, steps, epoch_steps), path, title)
-    return f"{path}: {steps} steps in {config.epochs} epochs of {of_what}"
+    return f"{path}: {counted(steps, 'step')} in {counted(config.epochs, 'epoch')} of {of_what}"
 
 
 def plot_augment(config: Config, path: str) -> str:
@@ -72,7 +72,7 @@ def plot_augment(config: Config, path: str) -> str:
         shown = [(f"view {view}", _visible(pixels[number])) for view, pixels in enumerate(views, 1)]
         rows.append((wrapped(titles[picture.label], _LABEL), shown))
     draw_sheet(rows, Path(path))
-    return f"{path}: {len(rows)} training pictures, {_VIEWS} times each: {phase.description}"
+    return f"{path}: {counted(len(rows), 'training picture')}, {_VIEWS} times each: {phase.description}"
 
 
 def _visible(pixels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jeffnet.errors import TrainingError
+from jeffnet.text.names import counted
 from jeffnet.train.distillation import teacher_fault
 from jeffnet.train.interrupt import Requests
 from jeffnet.train.reports.journal import Journal
@@ -85,10 +86,10 @@ class StepMetrics:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if row["skipped"] else 0
         most = config.max_skipped if config.on_nan == "skip" or config.model.dtype == "float16" else 0
         if self._skipped_in_a_row > most:
-            kept = self._run.checkpoints.steps
+            kept, repeated = self._run.checkpoints.steps, f", {counted(most, 'step')} in a row" if most else ""
             raise TrainingError(
                 f"loss {row['loss']:g} with gradients of norm {row['grad_norm']:g} at step {step}"
-                f"{f', {most} steps in a row' if most else ''}: {self._cause(row, step)}; {self._run.folder} keeps "
+                f"{repeated}: {self._cause(row, step)}; {self._run.folder} keeps "
                 + (f"the checkpoint of step {kept[0]}" if kept else "no checkpoint: none was due yet")
             )
 
