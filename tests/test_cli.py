@@ -545,7 +545,8 @@ def test_on_a_cpu_the_fused_model_answers_as_the_layers(capsys, weights, picture
     by_layers = {
         ("--no-fused",): "the layers of functional",
         ("--backend", "linen"): "the layers of linen",
-        ("--dtype", "bfloat16"): "the layers of functional (bfloat16)",
+        ("--dtype", "float16"): "the layers of functional (float16)",
+        ("--dtype", "bfloat16"): "the fused model",
     }
     given = (pictures / "val", "--weights", weights)
     fused = json.loads(run(capsys, "predict", *given, "--json")[1])
@@ -559,7 +560,9 @@ def test_on_a_cpu_the_fused_model_answers_as_the_layers(capsys, weights, picture
         assert {each["computed_by"] for each in layers} == {said}
         found = json.loads(run(capsys, "validate", pictures, "--weights", weights, *options, "--json")[1])
         assert found["computed_by"] == said
-        if "--dtype" not in options:
+        if "--dtype" in options:
+            assert found["loss"] != scores["loss"] and found["loss"] == pytest.approx(scores["loss"], abs=0.05)
+        else:
             assert [each["indices"] for each in layers] == [each["indices"] for each in fused]
             probabilities = [[each["probabilities"] for each in answers] for answers in (layers, fused)]
             np.testing.assert_allclose(*probabilities, atol=1e-6)

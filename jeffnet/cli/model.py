@@ -79,8 +79,8 @@ def add_backend_options(group: Any) -> None:
         "module system whose layers run (default: none on one CPU, where the fused model runs; elsewhere %(default)s)"
     )
     group.add_argument("--backend", choices=BACKENDS, default=RUNNING_BACKEND, help=text)
-    add_switch(group, "--fused", True, f"run the fused model on one CPU, in float32; else {RUNNING_BACKEND}'s layers")
-    text = "dtype of the layers' arithmetic (default: %(default)s)"
+    add_switch(group, "--fused", True, f"run the fused model on one CPU; else {RUNNING_BACKEND}'s layers")
+    text = "dtype of the arithmetic; the fused model has no float16 (default: %(default)s)"
     group.add_argument("--dtype", choices=DTYPES, default="float32", help=text)
 
 
@@ -163,7 +163,7 @@ def _loaded(
     dtype = jnp.dtype(options.dtype)
     how = computed_by(options.backend, dtype, fused=options.fused)
     if how == BY_FUSED:
-        start, _ = start_pretrained(file, name, place=lambda array: array)
+        start, _ = start_pretrained(file, name, dtype=dtype, place=lambda array: array)
         return FusedForward(start, card.preprocessing), {}, how
     backend = load_backend(options.backend)
     *model, _ = backend.from_pretrained(file, name, dtype=dtype)

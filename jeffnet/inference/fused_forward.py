@@ -24,7 +24,7 @@ def computed_by(
 
     Args:
       backend: a name in `jeffnet.backends.BACKENDS`; another one than the default was chosen for its layers.
-      dtype: of the layers' arithmetic.
+      dtype: of the arithmetic; fused kernels have float32 and bfloat16.
       fused: False was chosen for the layers.
       jit: whether the model is compiled.
       devices: that share a batch.
@@ -32,7 +32,7 @@ def computed_by(
     platform = jax.default_backend()
     reasons = {
         "not compiled": not jit or jax.config.jax_disable_jit,  # pyright: ignore[reportAttributeAccessIssue]
-        jnp.dtype(dtype).name: jnp.dtype(dtype) != jnp.float32,
+        jnp.dtype(dtype).name: dtype not in (jnp.float32, jnp.bfloat16),
         f"on {platform}": platform != "cpu",
         f"on {devices} devices": devices not in (None, 1),
     }

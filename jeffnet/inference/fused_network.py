@@ -62,8 +62,8 @@ class FusedNetwork:
     Attributes:
       plan: folded, see `jeffnet.inference.folding`.
       execution: how a pass runs.
-      dtype: in which to compute.
-      native: whether the C++ kernels are used.
+      dtype: of the maps between operations.
+      native: whether the C++ kernels are used, which compute sums, gates and means in float32 at least.
       piece: pictures that go through the network at once.
     """
 
@@ -73,19 +73,34 @@ class FusedNetwork:
     native: bool
     piece: int
 
+    @property
+    def ends(self) -> Any:
+        """The dtype of pictures, logits, means and gates: kernels round only maps and weights to bfloat16."""
+        return np.dtype(np.float32) if self.native else self.dtype
+
     def pack(self, folded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The arrays as the kernels take them; removes those of `folded`, so that none is in memory twice."""
         packed: dict[str, np.ndarray] = {}
         dense = [self.plan.classifier.conv] if self.plan.classifier else []
+        gates = {
+            conv
+            for op in self.plan.operations
+            if isinstance(op, SqueezeExcite | GlobalContext)
+            for conv in (op.reduce, op.expand)
+        }
         for op in (*self.plan.convolutions, *dense):
             for part in op.parts:
                 kernel, bias = (folded.pop(f"{part.name}.{leaf}") for leaf in ("kernel", "bias"))
                 kernel = kernel[None, None] if kernel.ndim == 2 else kernel
-                if self._form(op, part) == "dense":
-                    kernel, bias = pack_kernel(kernel), pack_bias(bias)
+                form = self._form(op, part)
+                if form == "dense":
+                    dtype = self.dtype if op not in gates and self._takes_maps(part) else self.ends
+                    kernel, bias = pack_kernel(kernel.astype(dtype)), pack_bias(bias)
+                elif form == "jax":
+                    kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
                 packed |= {f"{part.name}.kernel": kernel, f"{part.name}.bias": bias}
         # What is left belongs to no kernel.
-        packed |= folded
+        packed |= {name: array.astype(self.dtype) for name, array in folded.items()}
         folded.clear()
         return packed
 
@@ -125,8 +140,14 @@ class FusedNetwork:
             return "dense"
         return "depthwise" if part.is_depthwise and limits.depthwise((*size, 1, part.in_channels), window) else "jax"
 
+    def _takes_maps(self, part: ConvPart) -> bool:
+        """Whether the dense kernel can read the maps: of bfloat16 it takes pairs."""
+        return self.dtype != jnp.bfloat16 or part.kernel_size * part.in_channels % 2 == 0
+
     def _is_pointwise(self, op: Op) -> bool:
-        return isinstance(op, Conv) and op.is_pointwise and _is_plain(op) and self._form(op, op.parts[0]) == "dense"
+        if not isinstance(op, Conv) or not op.is_pointwise or not _is_plain(op):
+            return False
+        return self._form(op, op.parts[0]) == "dense" and self._takes_maps(op.parts[0])
 
     def _has_kernel(self, op: Downsample) -> bool:
         size = len(op.taps)
@@ -140,7 +161,7 @@ class FusedNetwork:
             return apply_network(
                 self.plan,
                 images,
-                self.dtype,
+                self.ends,
                 lambda op, x: self._conv(arrays, op, x)[0],
                 lambda block, x: self._block(arrays, block, x),
                 (lambda x: self._classifier(arrays, x)) if self.plan.classifier else None,
@@ -159,7 +180,8 @@ class FusedNetwork:
         else:
             x = trunk(images)
         # The classifier's weights are large against its work: they are read once for the whole batch.
-        return x if self.plan.classifier is None or window else self._classifier(arrays, x)
+        x = x if self.plan.classifier is None or window else self._classifier(arrays, x)
+        return x.astype(self.ends)
 
     def _block(self, arrays: Mapping[str, Array], block: Block, x: Array) -> Array:
         means: Array | None = None  # of `x` over each picture, where a kernel computed them
@@ -174,7 +196,7 @@ class FusedNetwork:
             if not ops and isinstance(op, Conv | Attention):
                 added, shortcut = shortcut, None
             if gate is not None and not isinstance(op, Conv):
-                x, means, gate = x * gate, None, None
+                x, means, gate = _gated(x, gate), None, None
             match op:
                 case Conv() if others:
                     with jax.named_scope(block.name):
@@ -202,7 +224,7 @@ class FusedNetwork:
                     raise AssertionError(f"{op.name} is not folded")
                 case _:
                     assert_never(op)
-        x = x if gate is None else x * gate
+        x = _gated(x, gate)
         return x if shortcut is None else x + shortcut
 
     def _gate(
@@ -212,9 +234,9 @@ class FusedNetwork:
         if isinstance(op, GlobalContext):
             means = attended_mean(x, self._conv(arrays, op.context, x)[0])
         elif means is None:
-            means = x.mean((1, 2), keepdims=True)
-        reduced, _ = self._conv(arrays, op.reduce, means)
-        return self._conv(arrays, op.expand, reduced)[0]
+            means = x.mean((1, 2), keepdims=True, dtype=self.ends)
+        reduced, _ = self._conv(arrays, op.reduce, means, dtype=self.ends)
+        return self._conv(arrays, op.expand, reduced, dtype=self.ends)[0]
 
     def _attention(self, arrays: Mapping[str, Array], op: Attention, x: Array, shortcut: Array | None) -> Array:
         def conv(conv: Conv, x: Array) -> Array:
@@ -269,9 +291,18 @@ class FusedNetwork:
         return inverted_residual(x, *kernels, window, acts, parts, last, features, shortcut)[0], None
 
     def _conv(
-        self, arrays: Mapping[str, Array], op: Conv, x: Array, gate: Array | None = None, shortcut: Array | None = None
+        self,
+        arrays: Mapping[str, Array],
+        op: Conv,
+        x: Array,
+        gate: Array | None = None,
+        shortcut: Array | None = None,
+        dtype: Any = None,
     ) -> tuple[Array, Array | None]:
-        """Outputs and, if the kernels computed them, their means over each picture before the shortcut is added."""
+        """Outputs and, if the kernels computed them, their means over each picture before the shortcut is added.
+
+        The outputs are maps, or of another `dtype`, which does not hold for depthwise kernels.
+        """
         if not _is_plain(op):
             x, _ = self._conv(arrays, replace(op, norm=None, act=None), x, gate)
             x = self._norm_act(arrays, op.norm, x, op.act)
@@ -281,17 +312,19 @@ class FusedNetwork:
             with jax.named_scope(op.name):
                 if forms == {"depthwise"} and shortcut is None:
                     parts = [(*_weights(arrays, part.name), _window(op, part, x)) for part in op.parts]
-                    return mixed_depthwise_act(x if gate is None else x * gate, parts, op.act)
-                if forms == {"dense"} and all(part.kernel_size == 1 for part in op.parts):
+                    return mixed_depthwise_act(_gated(x, gate), parts, op.act)
+                takes = all(part.kernel_size == 1 and self._takes_maps(part) for part in op.parts)
+                if forms == {"dense"} and takes:
                     shares = [(*_weights(arrays, part.name), part.in_channels, part.out_channels) for part in op.parts]
-                    window = _window(op, op.parts[0], x)
-                    return grouped_dense_conv(x, shares, (1, 1), window, op.act, gate, shortcut), None
+                    window, x = _window(op, op.parts[0], x), x.astype(shares[0][0].dtype)
+                    dtype = dtype or self.dtype
+                    return grouped_dense_conv(x, shares, (1, 1), window, op.act, gate, shortcut, dtype), None
         outputs, means = [], []
         for part, channels, features in op.shares:
             with jax.named_scope(part.name):
                 part_gate = None if gate is None else gate[..., channels]
                 part_shortcut = None if shortcut is None else shortcut[..., features]
-                output, mean = self._part(arrays, op, part, x[..., channels], part_gate, part_shortcut)
+                output, mean = self._part(arrays, op, part, x[..., channels], part_gate, part_shortcut, dtype)
                 outputs.append(output)
                 means.append(mean)
         return _joined(outputs), None if any(mean is None for mean in means) else _joined(means)
@@ -304,16 +337,18 @@ class FusedNetwork:
         x: Array,
         gate: Array | None,
         shortcut: Array | None,
+        dtype: Any,
     ) -> tuple[Array, Array | None]:
         kernel, bias, window = *_weights(arrays, part.name), _window(op, part, x)
         form = self._form(op, part)
         if form == "dense":
-            size = (part.kernel_size, part.kernel_size)
-            return dense_conv(x, kernel, bias, size, part.out_channels, window, op.act, gate, shortcut), None
-        x, means = x if gate is None else x * gate, None
+            size, x, dtype = (part.kernel_size, part.kernel_size), x.astype(kernel.dtype), dtype or self.dtype
+            return dense_conv(x, kernel, bias, size, part.out_channels, window, op.act, gate, shortcut, dtype), None
+        x, means = _gated(x, gate), None
         if form == "depthwise":
             x, means = depthwise_act(x, kernel, bias, window, op.act)
         else:
+            x = x.astype(kernel.dtype)
             x = conv_general_dilated(
                 x, kernel, window.strides, window.pads, rhs_dilation=window.dilation, feature_group_count=part.groups
             )
@@ -328,7 +363,11 @@ class FusedNetwork:
             kernel, bias = _weights(arrays, op.name)
             return _dense(kernel[0, 0], bias, x)
         rows = x.reshape(-1, 1, 1, x.shape[-1])
-        return self._conv(arrays, op, rows)[0].reshape(*x.shape[:-1], op.out_channels)
+        return self._conv(arrays, op, rows, dtype=self.ends)[0].reshape(*x.shape[:-1], op.out_channels)
+
+
+def _gated(x: Array, gate: Array | None) -> Array:
+    return x if gate is None else (x.astype(gate.dtype) * gate).astype(x.dtype)
 
 
 def _joined(parts: list[Array]) -> Array:
@@ -358,10 +397,13 @@ def _window(op: Conv, part: ConvPart, x: Array) -> Window:
     return make_window(x.shape[1:3], size, (op.stride, op.stride), part.padding, (op.dilation, op.dilation))
 
 
-def best_piece(plan: Plan, batch_size: int, height: int, width: int) -> int:
-    """As many pictures as have their largest input and output in the cache, need no new memory, and share the batch."""
+def best_piece(plan: Plan, batch_size: int, height: int, width: int, itemsize: int = 4) -> int:
+    """As many pictures as have their largest input and output in the cache, need no new memory, and share the batch.
+
+    `itemsize` is the number of bytes of a map's value.
+    """
     scale = (height * width) / max(height, width) ** 2
-    rows = [row.out_size**2 * row.out_channels * scale * 4 for row in layers(plan, max(height, width))]
+    rows = [row.out_size**2 * row.out_channels * scale * itemsize for row in layers(plan, max(height, width))]
     largest = max(before + after for before, after in itertools.pairwise(rows))
     fitting = max(1, int(min(cache_bytes() / 2, _MOST_KEPT) / largest))
     return max(size for size in range(1, min(fitting, batch_size) + 1) if batch_size % size == 0)

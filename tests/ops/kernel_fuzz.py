@@ -40,6 +40,9 @@ ROUNDING = 64 * 2.0**-24
 # XLA's threads take denormals for 0.
 LEAST = 1e-35
 
+# Problems of bfloat16 store what they compute, and in inverted residuals what is between.
+HALF_ROUNDING = 2.0**-7
+
 compiled = lambda function: jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})  # noqa: E731
 ran: Counter[str] = Counter()
 
@@ -66,13 +69,13 @@ def numbers(kind: str, *shape: int, place: int = 0) -> Any:
     return values
 
 
-def assert_near(ours: Any, exact: Any, magnitude: Any, problem: Any) -> None:
+def assert_near(ours: Any, exact: Any, magnitude: Any, problem: Any, rounding: float = ROUNDING) -> None:
     """Within rounding where float32 can hold the sums; what has come of a NaN, in `exact` too, is one."""
     ours, exact, magnitude = (np.asarray(each, np.float64) for each in (ours, exact, magnitude))
     assert ours.shape == exact.shape, problem
     expected = ~np.isnan(exact) & (magnitude < 1e37)
     with np.errstate(invalid="ignore"):
-        wrong = expected & ~(np.abs(ours - exact) <= ROUNDING * magnitude + LEAST)
+        wrong = expected & ~(np.abs(ours - exact) <= rounding * magnitude + LEAST)
     if problem.values == "nan":  # after an activation an infinity may be a number
         wrong |= np.isnan(exact) & ~np.isnan(ours)
     assert not wrong.any(), (problem, np.argwhere(wrong)[:3].tolist())
@@ -195,8 +198,15 @@ def check_depthwise(problem: Problem) -> None:
     ran["depthwise by the kernels" if fits else "depthwise by JAX"] += 1
 
 
+def stored(problem: Problem) -> tuple[Any, float]:
+    """The dtype of pictures, for half of the problems bfloat16, and what rounding may take off."""
+    half = sum(problem.images) % 2
+    return (jnp.bfloat16, HALF_ROUNDING) if half else (np.float32, ROUNDING)
+
+
 def check_depthwise_act(problem: Problem) -> None:
-    images, channels = numbers(problem.values, *problem.images), problem.images[3]
+    maps, rounding = stored(problem)
+    images, channels = numbers(problem.values, *problem.images).astype(maps), problem.images[3]
     kernel, bias = numbers("normal", *problem.kernel, 1, channels, place=1), numbers("normal", channels, place=2)
     if not limits.depthwise(kernel.shape, problem.window):
         return
@@ -205,10 +215,12 @@ def check_depthwise_act(problem: Problem) -> None:
     linear = lambda images, kernel, bias: convolve(images, kernel, problem.window, channels) + bias  # noqa: E731
     exact, magnitude = exactly(linear, images, kernel, bias)
     exact, magnitude = activated(problem.act, exact), magnitude + 1  # an exponential has an error of its own
-    assert_near(outputs, exact, 2 * magnitude, problem)
+    assert outputs.dtype == maps
+    assert_near(outputs, exact, 2 * magnitude, problem, rounding)
     places = exact.shape[1] * exact.shape[2]
     if places:
-        assert_near(means, exact.mean((1, 2), keepdims=True), 2 * magnitude.mean((1, 2), keepdims=True), problem)
+        mean = exact.mean((1, 2), keepdims=True)
+        assert_near(means, mean, 2 * magnitude.mean((1, 2), keepdims=True), problem, rounding)
     else:
         assert np.isnan(means).all()
     ran["depthwise with activation"] += 1
@@ -220,8 +232,12 @@ def packed(kernel: Any, bias: Any) -> tuple[Any, Any]:
 
 def check_dense(problem: Problem) -> None:
     window, size = problem.window._replace(dilation=(1, 1)), (1 + problem.kernel[0] % 5, 1 + problem.kernel[1] % 5)
-    images, features = numbers(problem.values, *problem.images), problem.features
-    kernel = numbers("normal", *size, problem.images[3], features, place=1)
+    features, (maps, rounding) = problem.features, stored(problem)
+    even = problem.images[3] * size[1] % 2 == 0
+    # Outputs of bfloat16 may come of float32.
+    outputs_of, maps = maps, maps if even else np.float32
+    images = numbers(problem.values, *problem.images).astype(maps)
+    kernel = numbers("normal", *size, problem.images[3], features, place=1).astype(maps)
     bias, gate, shortcut = numbers("normal", features, place=2), None, None
     shape = jax.eval_shape(lambda a, b: convolve(a, b, window), images, kernel).shape
     if not limits.dense(kernel.shape, window):
@@ -229,18 +245,21 @@ def check_dense(problem: Problem) -> None:
     if features % 2:
         gate = numbers("normal", len(images), 1, 1, images.shape[3], place=3)
     if features % 3:
-        shortcut = numbers("normal", *shape, place=4)
+        shortcut = numbers("normal", *shape, place=4).astype(outputs_of)
     call = lambda images: dense_conv(  # noqa: E731
-        images, *packed(kernel, bias), size, features, window, problem.act, gate, shortcut
+        images, *packed(kernel, bias), size, features, window, problem.act, gate, shortcut, outputs_of
     )
     outputs = run(problem, call, images)
     linear = lambda images, kernel, bias: convolve(images, kernel, window) + bias  # noqa: E731
-    exact, magnitude = exactly(linear, images * gate if gate is not None else images, kernel, bias)
+    images = images if gate is None else (images.astype(np.float32) * gate).astype(maps)
+    exact, magnitude = exactly(linear, images, kernel, bias)
     exact, magnitude = activated(problem.act, exact), magnitude + 1
     if shortcut is not None:
-        exact, magnitude = exact + shortcut, magnitude + np.abs(shortcut)
-    assert_near(outputs, exact, 2 * magnitude, problem)
-    ran["dense"] += 1
+        added = shortcut.astype(np.float64)
+        exact, magnitude = exact + added, magnitude + np.abs(added)
+    assert outputs.dtype == outputs_of
+    assert_near(outputs, exact, 2 * magnitude, problem, rounding)
+    ran[f"dense, {jnp.dtype(maps)} to {jnp.dtype(outputs_of)}"] += 1
 
 
 def check_full(problem: Problem) -> None:
@@ -264,16 +283,19 @@ def check_inverted(problem: Problem) -> None:
     size = problem.kernel[0]
     (top, _), (left, _) = problem.window.pads
     window = Window((problem.window.strides[0], problem.window.strides[0]), ((top, size), (left, size)), (1, 1))
-    x, features, wide = numbers(problem.values, *problem.images), problem.features, 16 + problem.images[3] % 20
+    features, wide, (maps, rounding) = problem.features, 16 + problem.images[3] % 20, stored(problem)
+    if problem.images[3] % 2:
+        maps, rounding = np.float32, ROUNDING
+    x = numbers(problem.values, *problem.images).astype(maps)
     kernel, bias = numbers("normal", size, size, 1, wide, place=1), numbers("normal", wide, place=2)
-    first = numbers("normal", 1, 1, x.shape[3], wide, place=3), numbers("normal", wide, place=4)
-    last = numbers("normal", 1, 1, wide, features, place=5), numbers("normal", features, place=6)
+    first = numbers("normal", 1, 1, x.shape[3], wide, place=3).astype(maps), numbers("normal", wide, place=4)
+    last = numbers("normal", 1, 1, wide, features, place=5).astype(maps), numbers("normal", features, place=6)
     if not limits.inverted(x.shape, kernel.shape, window) or (problem.values == "large"):
         return
     whole, bands = features % 2 == 0, 1 + problem.images[3] % 5
     expand, last_packed = packed(*first), packed(*last)
     size_of = (len(x), *window.out_size(x.shape[1:3], (size, size)), features)
-    shortcut = numbers("normal", *size_of, place=7) if whole and features > 16 else None
+    shortcut = numbers("normal", *size_of, place=7).astype(maps) if whole and features > 16 else None
     project = last_packed if whole else None
 
     def call(x: Any) -> Any:
@@ -292,11 +314,14 @@ def check_inverted(problem: Problem) -> None:
         exact, _ = exactly(add(plain, 1), exact, *last)
         _, magnitude = exactly(add(plain, 1), magnitude, *last)
         if shortcut is not None:
-            exact, magnitude = exact + shortcut, magnitude + np.abs(shortcut)
+            added = shortcut.astype(np.float64)
+            exact, magnitude = exact + added, magnitude + np.abs(added)
     elif exact.shape[1] * exact.shape[2]:
-        assert_near(means, exact.mean((1, 2), keepdims=True), 3 * magnitude.mean((1, 2), keepdims=True), problem)
-    assert_near(outputs, exact, 3 * magnitude, problem)
-    ran["inverted residual"] += 1
+        mean = exact.mean((1, 2), keepdims=True)
+        assert_near(means, mean, 3 * magnitude.mean((1, 2), keepdims=True), problem, rounding)
+    assert outputs.dtype == maps
+    assert_near(outputs, exact, 3 * magnitude, problem, rounding)
+    ran[f"inverted residual, {jnp.dtype(maps)}"] += 1
 
 
 # ------------------------------------------------------------------------------------------------------------ matrices
@@ -471,6 +496,15 @@ def calls(draw: Any) -> Call:
     call = call._replace(
         shapes=[list(shape) for shape in call.shapes], window=list(call.window), dtypes=[np.float32] * len(call.shapes)
     )
+    # Besides pictures and outputs, packed weights and shortcuts are bfloat16.
+    others = {
+        "jeffnet_depthwise_act": [],
+        "jeffnet_dense": [*range(1, len(call.window) - 6, 2), *[call.operands - 1] * shortcut],
+        "jeffnet_inverted": [1] if call.operands == 5 else [1, 5, 7],
+    }
+    if call.target in others and draw(st.booleans()):
+        for place in (0, call.operands, *others[call.target]):
+            call.dtypes[place] = jnp.bfloat16
     for _ in range(draw(st.integers(0, 3))):
         kind, shape = (
             draw(st.sampled_from(["axis", "axis", "axes", "number", "flag", "dtype"])),
@@ -494,7 +528,7 @@ def calls(draw: Any) -> Call:
                     st.sampled_from(
                         [
                             [np.float64] * len(call.shapes),
-                            [draw(st.sampled_from([np.float32, np.float64, np.int32])) for _ in call.shapes],
+                            [draw(st.sampled_from([np.float32, jnp.bfloat16, np.float64])) for _ in call.shapes],
                         ]
                     )
                 )

@@ -31,6 +31,9 @@ pytestmark = [
 
 PLAIN = Window((1, 1), ((0, 0), (0, 0)), (1, 1))
 ROUNDING = 2.0**-24
+F32, BF16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
+# What storing a value changes, and, beyond rounding, an activation that is computed for bfloat16, relative to it.
+STORED, COARSE = {F32: 0.0, BF16: 2.0**-8}, 2e-4
 sampled = settings(derandomize=True, deadline=None, database=None, max_examples=25)
 
 
@@ -68,10 +71,11 @@ def test_every_activation_has_a_number():
     assert sorted(ACTS.values()) == list(range(len(ACTS)))
 
 
-def activated(x, act):
+def activated(x, act, dtype=F32):
     """By a kernel of one 1."""
     one, zero = pack_kernel(np.ones((1, 1, 1, 1), np.float32)), pack_bias(np.zeros(1, np.float32))
-    return np.asarray(dense_conv(jnp.asarray(x).reshape(1, 1, -1, 1), one, zero, (1, 1), 1, PLAIN, act)).ravel()
+    images = jnp.asarray(x).reshape(1, 1, -1, 1)
+    return np.asarray(dense_conv(images, one, zero, (1, 1), 1, PLAIN, act, dtype=dtype)).ravel()
 
 
 def slope(x, act):
@@ -98,6 +102,19 @@ def test_activations_of_all_magnitudes(act):
     x = finite_inputs(least=1e-44)
     exact = FORMULAS[act][0](x.astype(np.float64))
     np.testing.assert_allclose(activated(x, act), exact, rtol=8 * ROUNDING, atol=1e-30)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_activations_in_bfloat16_of_all_magnitudes(act):
+    """Computed more coarsely, and rounded; of what is not finite, as in float32 but where that is 0 or no number."""
+    x = finite_inputs(least=1e-37)
+    exact = FORMULAS[act][0](x.astype(np.float64))
+    ours = activated(x, act, BF16)
+    assert ours.dtype == BF16
+    np.testing.assert_allclose(ours.astype(np.float64), exact, rtol=STORED[BF16] + COARSE, atol=1e-30)
+    special = activated(np.array([np.nan, -np.nan, np.inf], np.float32), act, BF16).astype(np.float32)
+    np.testing.assert_array_equal(special[:2], np.nan)
+    assert special[2] == activated(np.array([np.inf], np.float32), act)[0]
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -166,33 +183,41 @@ def test_the_definition_is_that_of_xla(groups, x64):
     np.testing.assert_allclose(by_definition(images, kernel, window, groups > 1), wanted, rtol=0, atol=1e-13)
 
 
-def assert_rounded(ours, linear, magnitude, act, shortcut):
-    """Within 16 roundings of what is summed up, through the activation, from the exact result."""
-    exact = FORMULAS[act][0](linear) + (0 if shortcut is None else shortcut)
-    assert ours.dtype == np.float32 and ours.shape == exact.shape
-    roundings = np.abs(ours - exact) / ROUNDING / (1 + magnitude + np.abs(exact))
-    assert roundings.max() <= 16
+def assert_rounded(ours, linear, magnitude, act, shortcut, dtype=F32, relative=0.0):
+    """Within 16 roundings of what is summed up, through the activation, from the exact result, which is stored.
+
+    `relative` is what may be lost besides, of the magnitude.
+    """
+    activated = FORMULAS[act][0](linear)
+    exact = activated + (0 if shortcut is None else shortcut.astype(np.float64))
+    assert ours.dtype == dtype and ours.shape == exact.shape
+    error = np.abs(np.asarray(ours, np.float64) - exact) - STORED[dtype] * np.abs(exact) - relative * magnitude
+    assert (error <= 16 * ROUNDING * (1 + magnitude + np.abs(exact))).all()
 
 
-def assert_means_rounded(means, linear, magnitude, act):
+def assert_means_rounded(means, linear, magnitude, act, relative=0.0):
     """Of the exact results over each picture."""
     exact = FORMULAS[act][0](linear).mean((1, 2), keepdims=True)
     assert means.dtype == np.float32 and means.shape == exact.shape
-    assert (np.abs(means - exact) <= 16 * ROUNDING * (1 + magnitude.mean((1, 2), keepdims=True))).all()
+    assert (np.abs(means - exact) <= (16 * ROUNDING + relative) * (1 + magnitude.mean((1, 2), keepdims=True))).all()
 
 
-def assert_dense(problem):
-    images, kernel, window = draw(*problem.images), draw(*problem.kernel, seed=1), problem.window
+def assert_dense(problem, maps=F32, dtype=F32):
+    """From pictures and weights of the dtype `maps` to outputs of `dtype`."""
+    images, kernel = draw(*problem.images).astype(maps), draw(*problem.kernel, seed=1).astype(maps)
+    window = problem.window
     outputs = (len(images), *window.out_size(images.shape[1:3], kernel.shape[:2]), kernel.shape[3])
     bias = draw(kernel.shape[3], seed=2)
     gate = draw(len(images), 1, 1, images.shape[3], seed=3) if problem.gated else None
-    shortcut = draw(*outputs, seed=4) if problem.shortcut else None
-    ours = dense_conv(
-        images, pack_kernel(kernel), pack_bias(bias), kernel.shape[:2], len(bias), window, problem.act, gate, shortcut
-    )
-    double = images.astype(np.float64) * (1 if gate is None else gate), kernel.astype(np.float64)
+    shortcut = draw(*outputs, seed=4).astype(dtype) if problem.shortcut else None
+    more = window, problem.act, gate, shortcut, dtype
+    ours = dense_conv(images, pack_kernel(kernel), pack_bias(bias), kernel.shape[:2], len(bias), *more)
+    # What the gate multiplies is of the pictures' dtype again.
+    images = images if gate is None else (images.astype(np.float32) * gate).astype(maps)
+    double = images.astype(np.float64), kernel.astype(np.float64)
     magnitude = by_definition(*map(np.abs, double), window) + np.abs(bias)
-    assert_rounded(ours, by_definition(*double, window) + bias, magnitude, problem.act, shortcut)
+    coarse = COARSE if BF16 in (maps, dtype) else 0.0
+    assert_rounded(ours, by_definition(*double, window) + bias, magnitude, problem.act, shortcut, dtype, coarse)
 
 
 FEATURES = (1, 15, 16, 17, 33, 48, 49, 100)
@@ -272,6 +297,33 @@ def test_many_problems(problem):
     assert_dense(problem)
 
 
+@pytest.mark.parametrize(("maps", "dtype"), [(F32, BF16), (BF16, F32), (BF16, BF16)], ids=str)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        *(Problem((2, 3, 7, 14), (1, 1, 14, 17), PLAIN, act, True, True) for act in ACTS),
+        *(Problem((1, rows, 1, 6), (1, 1, 6, 100), PLAIN, "silu", False, rows > 6) for rows in (1, 6, 7, 123)),
+        *(Problem((1, 9, 1, 2), (1, 1, 2, features), PLAIN, None, False, True) for features in (1, 16, 48, 49)),
+        Problem((2, 9, 17, 6), (3, 3, 6, 24), make_window((9, 17), (3, 3), (1, 1), "SAME"), "relu6", True, True),
+        Problem((2, 40, 8, 5), (5, 2, 5, 24), make_window((40, 8), (5, 2), (2, 2), UNEVEN), "hard_swish"),
+        Problem((2, 5, 6, 4), (1, 1, 4, 16), Window((1, 1), ((1, 0), (2, 1)), (1, 1))),
+        Problem((2, 8, 8, 960), (1, 1, 960, 160), PLAIN, None, True, True),
+        Problem((3, 1, 1, 128), (1, 1, 128, 1000), PLAIN),
+    ],
+    ids=str,
+)
+def test_bfloat16(problem, maps, dtype):
+    """Products are exact and sums float32, so that nothing is lost but what storing rounds off."""
+    assert_dense(problem, maps, dtype)
+
+
+def test_odd_stretches_of_bfloat16_are_refused():
+    kernel = np.ones((1, 1, 6, 16), BF16)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT: dense: the shares are not those"):
+        shares = [(pack_kernel(kernel[:, :, :2]), pack_bias(np.ones(16, np.float32)), count, 16) for count in (3, 3)]
+        jax.block_until_ready(grouped_dense_conv(jnp.ones((1, 2, 2, 6), BF16), shares, (1, 1), PLAIN))
+
+
 def test_the_gate_is_of_each_picture():
     """Rows of two pictures lie in one block."""
     images, gate = np.ones((3, 1, 3, 1), np.float32), np.array([1, 10, 100], np.float32).reshape(3, 1, 1, 1)
@@ -288,14 +340,23 @@ def test_a_kernel_that_is_not_packed_is_refused():
 # -------------------------------------------------------------------------------------------------------- depthwise
 
 
-def assert_depthwise(images, kernel, window, act):
-    images, kernel, bias = draw(*images), draw(*kernel, seed=1), draw(images[3], seed=2)
+def assert_depthwise(images, kernel, window, act, maps=F32):
+    images, kernel, bias = draw(*images).astype(maps), draw(*kernel, seed=1), draw(images[3], seed=2)
     ours, means = depthwise_act(images, kernel, bias, window, act)
     double = images.astype(np.float64), kernel.astype(np.float64)
     magnitude = by_definition(*map(np.abs, double), window, depthwise=True) + np.abs(bias)
     linear = by_definition(*double, window, depthwise=True) + bias
-    assert_rounded(ours, linear, magnitude, act, None)
-    assert_means_rounded(means, linear, magnitude, act)
+    coarse = 0.0 if maps == F32 else COARSE
+    assert_rounded(ours, linear, magnitude, act, None, maps, coarse)
+    assert_means_rounded(means, linear, magnitude, act, STORED[maps] + coarse)
+
+
+@pytest.mark.parametrize("image", [(9, 21), (27, 40)], ids=str)
+@pytest.mark.parametrize("act", ACTS)
+def test_depthwise_in_bfloat16(act, image):
+    for size, stride, channels in ((3, 1, 17), (5, 2, 40), (4, 3, 16)):
+        window = make_window(image, (size, size), (stride, stride), "SAME")
+        assert_depthwise((2, *image, channels), (size, size, 1, channels), window, act, BF16)
 
 
 @pytest.mark.parametrize("image", [(9, 21), (27, 40)], ids=str)
@@ -386,17 +447,18 @@ class Inverted(NamedTuple):
     shortcut: bool = False
 
 
-def assert_inverted(problem):
+def assert_inverted(problem, maps=F32):
     """The bound of `assert_rounded` on the last sum, through which the errors of those before it are carried."""
     wide, size, channels = problem.wide, problem.size, problem.image[3]
     window = make_window(problem.image[1:3], (size, size), (problem.stride,) * 2, problem.padding)
-    x, kernels = draw(*problem.image), [draw(1, 1, channels, wide), draw(size, size, 1, wide, seed=1)]
+    x = draw(*problem.image).astype(maps)
+    kernels = [draw(1, 1, channels, wide).astype(maps), draw(size, size, 1, wide, seed=1)]
     biases, project, shortcut, more = [draw(wide, seed=2), draw(wide, seed=3)], None, None, []
     if problem.features:
-        more = [draw(1, 1, wide, problem.features, seed=4), draw(problem.features, seed=5)]
+        more = [draw(1, 1, wide, problem.features, seed=4).astype(maps), draw(problem.features, seed=5)]
         project = pack_kernel(more[0]), pack_bias(more[1])
     if problem.shortcut:
-        shortcut = draw(len(x), *window.out_size(x.shape[1:3], (size, size)), problem.features, seed=6)
+        shortcut = draw(len(x), *window.out_size(x.shape[1:3], (size, size)), problem.features, seed=6).astype(maps)
     ours, means = inverted_residual(
         x,
         (pack_kernel(kernels[0]), pack_bias(biases[0])),
@@ -412,16 +474,49 @@ def assert_inverted(problem):
     first, second = (FORMULAS[act][0] for act in problem.acts)
     widened, size_of = (
         first(x.astype(np.float64) @ double[0][0, 0] + biases[0]),
-        np.abs(x) @ np.abs(double[0][0, 0]) + 1,
+        np.abs(x.astype(np.float64)) @ np.abs(double[0][0, 0]) + 1,
     )
     linear = by_definition(widened, double[1], window, depthwise=True) + biases[1]
     magnitude = by_definition(size_of, np.abs(double[1]), window, depthwise=True) + np.abs(biases[1])
+    # Rows of the depthwise convolution are stored, for the last sum.
+    stored, coarse = STORED[maps], 0.0 if maps == F32 else 4 * COARSE
     if problem.features:
-        exact = second(linear) @ more[0][0, 0].astype(np.float64) + more[1]
-        assert_rounded(ours, exact, (magnitude + 1) @ np.abs(more[0][0, 0]) + np.abs(more[1]), None, shortcut)
+        last = more[0][0, 0].astype(np.float64)
+        exact, magnitude = second(linear) @ last + more[1], (magnitude + 1) @ np.abs(last) + np.abs(more[1])
+        assert_rounded(ours, exact, magnitude, None, shortcut, maps, stored + coarse)
     else:
-        assert_rounded(ours, linear, magnitude, problem.acts[1], None)
-        assert_means_rounded(means, linear, magnitude, problem.acts[1])
+        assert_rounded(ours, linear, magnitude, problem.acts[1], None, maps, coarse)
+        assert_means_rounded(means, linear, magnitude, problem.acts[1], stored + coarse)
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        *(Inverted((2, 9, 11, 6), 24, size, stride, "SAME", 1) for size, stride in ((3, 1), (5, 2), (1, 1))),
+        Inverted((2, 9, 11, 6), 60, 3, 1, "SAME", 1, ("silu", "hard_swish"), 20),  # sums of two panels
+        Inverted((5, 5, 6, 8), 130, 5, 1, "SAME", 1, ("relu6", "relu"), 33, True),
+        Inverted((2, 23, 40, 400), 60, 3, 2, ((1, 2), (2, 1)), 1, features=20),  # rows in groups
+        Inverted((2, 23, 40, 400), 50, 5, 1, "SAME", 1),
+    ],
+    ids=str,
+)
+def test_inverted_residual_in_bfloat16(problem, bands):
+    assert_inverted(problem._replace(bands=bands), BF16)
+
+
+def test_the_sums_of_an_inverted_residual_are_not_rounded_on_the_way():
+    """A hundred panels of 1 / 256 of the last: each would vanish if the sums were bfloat16."""
+    wide, lanes = 4800, native.load().jeffnet_panel_floats()
+    last = np.full((1, 1, wide, 16), 1 / (256 * lanes), np.float32)
+    last[0, 0, :lanes] = 1 / lanes
+    x, ones, zero = jnp.ones((1, 1, 1, 2), BF16), np.ones((1, 1, 1, wide), np.float32), np.zeros(wide, np.float32)
+    expand = pack_kernel(np.full((1, 1, 2, wide), 0.5).astype(BF16)), pack_bias(zero)
+    project = pack_kernel(last.astype(BF16)), pack_bias(np.zeros(16, np.float32))
+    ours, _ = inverted_residual(x, expand, (ones, zero), PLAIN, (None, None), 1, project, 16)
+    exact = last.astype(BF16).astype(np.float64)[0, 0].sum(0)
+    assert exact[0] > 1.3
+    np.testing.assert_allclose(np.asarray(ours, np.float64)[0, 0, 0], exact, rtol=STORED[BF16])
 
 
 @pytest.mark.parametrize("bands", [1, 2, 5])

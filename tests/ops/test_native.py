@@ -319,9 +319,11 @@ def package(fresh, tmp_path, monkeypatch):
 
 def test_the_packages_library_is_the_best_that_the_processor_can_run(package):
     assert package.module._prebuilt() is None
-    v4, v3, arm = map(package.add, ("x86-64-v4", "x86-64-v3", "armv8-a"))
+    bf16, v4, v3, arm = map(package.add, ("x86-64-bf16", "x86-64-v4", "x86-64-v3", "armv8-a"))
     for machine, features, chosen in [
+        ("x86_64", f"{V4} avx512_bf16", bf16),
         ("x86_64", V4, v4),
+        ("x86_64", f"{V3} avx512_bf16", v3),
         ("x86_64", V4.replace("avx512vl", ""), v3),
         ("x86_64", V3, v3),
         ("x86_64", V3.replace("fma", "fma4"), None),

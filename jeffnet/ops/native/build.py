@@ -77,6 +77,7 @@ _V4 = _V3 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
 # By system and machine, the best first.
 _PROCESSORS = {
     ("Linux", "x86_64"): (
+        Processor("x86-64-bf16", ("-march=x86-64-v4", "-mavx512bf16", *_LINUX), _V4 | {"avx512_bf16"}),
         Processor("x86-64-v4", ("-march=x86-64-v4", *_LINUX), _V4),
         Processor("x86-64-v3", ("-march=x86-64-v3", *_LINUX), _V3),
     ),

@@ -10,21 +10,21 @@ namespace jeffnet {
 namespace {
 
 // Activation and shortcut of sums in panels: a function of its own, since in each `Block` it would take a minute to compile.
-template <int kVectors>
-__attribute__((noinline)) void Finish(const Product& p, const float* sums, int64_t row, int64_t rows, int64_t column) {
+template <int kVectors, typename In, typename Out>
+__attribute__((noinline)) void Finish(const Product<In, Out>& p, const float* sums, int64_t row, int64_t rows, int64_t column) {
   const int64_t step = kVectors * kWidth, last = std::min(step, p.columns - column);
   const bool whole = last == step;
-  float* out = p.out + row * p.step + column;
-  const float* shortcut = p.shortcut ? p.shortcut + row * p.step + column : nullptr;
+  Out* out = p.out + row * p.step + column;
+  const Out* shortcut = p.shortcut ? p.shortcut + row * p.step + column : nullptr;
   WithAct(p.act, [&](auto act) {
     for (int64_t r = 0; r < rows; ++r, sums += step, out += p.step) {
 #pragma GCC unroll 3
       for (int64_t v = 0; v < step; v += kWidth) {
-        const Floats value = Activate(act.value, Load(sums + v));
+        const Floats value = Activate<kAnyBf16<In, Out>>(act.value, Load(sums + v));
         if (whole || v + kWidth < last) {
           Store(out + v, shortcut ? value + Load(shortcut + v) : value);
-        } else {
-          for (int64_t lane = 0; v + lane < last; ++lane) out[v + lane] = value[lane] + (shortcut ? shortcut[v + lane] : 0.0f);
+        } else if (v < last) {
+          StoreFirst(out + v, shortcut ? value + LoadFirst(shortcut + v, last - v) : value, last - v);
         }
       }
       if (shortcut) shortcut += p.step;
@@ -33,43 +33,41 @@ __attribute__((noinline)) void Finish(const Product& p, const float* sums, int64
 }
 
 // Outputs from `row` on by one panel.
-template <int kRows, int kVectors>
-void Block(const Product& p, const Values& a, const float* panel, int64_t row, int64_t column) {
-  const bool whole = p.columns - column >= kVectors * kWidth;
-  float* out = p.out + row * p.step + column;
+template <int kRows, int kVectors, typename In, typename Out>
+void Block(const Product<In, Out>& p, const Values<In>& a, const In* panel, int64_t row, int64_t column) {
+  constexpr int64_t kStep = kVectors * kWidth, kDeep = kAtOnce<In>;
+  const bool whole = p.columns - column >= kStep;
   Floats sums[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      if (!p.accumulate) {
+      if (!p.sums) {
         sums[r][v] = Load(p.bias + column + v * kWidth);
       } else {
-        const float* from = out + r * p.step + v * kWidth;
-        sums[r][v] = whole || v + 1 < kVectors ? Load(from) : LoadFirst(from, p.columns - column - v * kWidth);
+        sums[r][v] = Load(p.sums + (row + r) * Padded(p.columns) + column + v * kWidth);
       }
     }
   for (int64_t stretch = 0; stretch < a.count; ++stretch) {
-    const float* values = a.first + stretch * a.apart;
-    for (int64_t k = 0; k < a.depth; ++k, panel += kVectors * kWidth) {
-      Floats weights[kVectors];
+    const In* values = a.first + stretch * a.apart;
+    for (int64_t k = 0; k < a.depth; k += kDeep, panel += kDeep * kStep) {
+      decltype(LoadWeights(panel)) weights[kVectors];
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) weights[v] = Load(panel + v * kWidth);
+      for (int v = 0; v < kVectors; ++v) weights[v] = LoadWeights(panel + kDeep * v * kWidth);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const float value = values[r * a.step + k];
+      for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-        for (int v = 0; v < kVectors; ++v) sums[r][v] += value * weights[v];
-      }
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = MultiplyAdd(sums[r][v], values + r * a.step + k, weights[v]);
     }
   }
   const auto store = [&](auto act, auto add) {
-    const float* shortcut = add.value ? p.shortcut + row * p.step + column : nullptr;
+    Out* out = p.out + row * p.step + column;
+    const Out* shortcut = add.value ? p.shortcut + row * p.step + column : nullptr;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
       for (int v = 0; v < kVectors; ++v) {
-        Floats value = Activate(act.value, sums[r][v]);
+        Floats value = Activate<kAnyBf16<In, Out>>(act.value, sums[r][v]);
         if constexpr (add.value) value += Load(shortcut + r * p.step + v * kWidth);
         Store(out + r * p.step + v * kWidth, value);
       }
@@ -85,7 +83,7 @@ void Block(const Product& p, const Values& a, const float* panel, int64_t row, i
       default: break;
     }
   }
-  alignas(64) float finished[kRows * kVectors * kWidth];
+  alignas(64) float finished[kRows * kStep];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
@@ -93,8 +91,8 @@ void Block(const Product& p, const Values& a, const float* panel, int64_t row, i
   Finish<kVectors>(p, finished, row, kRows, column);
 }
 
-template <int kVectors>
-void Rows(const Product& p, Values a, const float* panel, int64_t row, int64_t rows, int64_t column) {
+template <int kVectors, typename In, typename Out>
+void Rows(const Product<In, Out>& p, Values<In> a, const In* panel, int64_t row, int64_t rows, int64_t column) {
   // Blocks of about the same size: the last rows alone would leave the processor's units idle.
   for (int64_t blocks = (rows + kBlockRows - 1) / kBlockRows; blocks > 0; --blocks) {
     const int64_t size = (rows + blocks - 1) / blocks;
@@ -114,11 +112,12 @@ void Rows(const Product& p, Values a, const float* panel, int64_t row, int64_t r
 
 }  // namespace
 
-void Panels(const Product& p, const Values& a, int64_t first, int64_t last, int64_t row, int64_t rows) {
+template <typename In, typename Out>
+void Panels(const Product<In, Out>& p, const Values<In>& a, int64_t first, int64_t last, int64_t row, int64_t rows) {
   const int64_t vectors = Padded(p.columns) / kWidth;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t column = panel * kPanel, these = std::min<int64_t>(kPanelVectors, vectors - panel * kPanelVectors);
-    const float* packed = p.weights + column * p.depth + p.skipped * these * kWidth;
+    const In* packed = p.weights + column * p.depth + p.skipped * these * kWidth;
     switch (these) {
       case 1: Rows<1>(p, a, packed, row, rows, column); break;
       case 2: Rows<2>(p, a, packed, row, rows, column); break;
@@ -127,6 +126,11 @@ void Panels(const Product& p, const Values& a, int64_t first, int64_t last, int6
   }
 }
 
+template void Panels(const Product<float, float>&, const Values<float>&, int64_t, int64_t, int64_t, int64_t);
+template void Panels(const Product<float, Bf16>&, const Values<float>&, int64_t, int64_t, int64_t, int64_t);
+template void Panels(const Product<Bf16, float>&, const Values<Bf16>&, int64_t, int64_t, int64_t, int64_t);
+template void Panels(const Product<Bf16, Bf16>&, const Values<Bf16>&, int64_t, int64_t, int64_t, int64_t);
+
 namespace {
 
 struct Picture {
@@ -134,8 +138,16 @@ struct Picture {
   int64_t pixel;  // values from a pixel to the next; where a kernel has several columns, as many as `channels`
 };
 
+template <typename T>
+void Multiply(const T* values, const float* factors, int64_t count, T* to) {
+  int64_t at = 0;
+  for (; at + kWidth <= count; at += kWidth) Store(to + at, Load(values + at) * Load(factors + at));
+  if (at < count) StoreFirst(to + at, LoadFirst(values + at, count - at) * LoadFirst(factors + at, count - at), count - at);
+}
+
 // The values under the kernel at each of `rows` outputs from `row` on, times the gate of their picture.
-void Gather(const Picture& g, const float* images, const float* gate, int64_t row, int64_t rows, float* to) {
+template <typename In>
+void Gather(const Picture& g, const In* images, const float* gate, int64_t row, int64_t rows, In* to) {
   const int64_t run = g.kernel_width * g.channels;
   for (int64_t output = row; output < row + rows; ++output) {
     const int64_t picture = output / (g.out_height * g.out_width), place = output % (g.out_height * g.out_width);
@@ -143,29 +155,31 @@ void Gather(const Picture& g, const float* images, const float* gate, int64_t ro
     const int64_t first = std::clamp<int64_t>(-x, 0, g.kernel_width), last = std::clamp<int64_t>(g.width - x, first, g.kernel_width);
     for (int64_t i = 0; i < g.kernel_height; ++i, to += run) {
       if (y + i < 0 || y + i >= g.height) {
-        std::fill_n(to, run, 0.0f);
+        std::fill_n(to, run, In{});
         continue;
       }
-      const float* from = images + ((picture * g.height + y + i) * g.width + x) * g.pixel;
-      std::fill_n(to, first * g.channels, 0.0f);
+      const In* from = images + ((picture * g.height + y + i) * g.width + x) * g.pixel;
+      std::fill_n(to, first * g.channels, In{});
       if (gate) {
         const float* factors = gate + picture * g.pixel;
         for (int64_t j = first; j < last; ++j)
-          for (int64_t c = 0; c < g.channels; ++c) to[j * g.channels + c] = from[j * g.channels + c] * factors[c];
+          Multiply(from + j * g.channels, factors, g.channels, to + j * g.channels);
       } else {
         std::copy(from + first * g.channels, from + last * g.channels, to + first * g.channels);
       }
-      std::fill_n(to + last * g.channels, (g.kernel_width - last) * g.channels, 0.0f);
+      std::fill_n(to + last * g.channels, (g.kernel_width - last) * g.channels, In{});
     }
   }
 }
 
 // `rows` outputs of a share of the channels.
-void Convolve(ffi::ThreadPool& pool, const Picture& g, const float* images, const float* gate, const Product& p, int64_t rows) {
+template <typename In, typename Out>
+void Convolve(ffi::ThreadPool& pool, const Picture& g, const In* images, const float* gate, const Product<In, Out>& p,
+              int64_t rows) {
   const bool padded = g.top || g.left || g.height != g.out_height || g.width != g.out_width;
   const bool pointwise = g.kernel_height == 1 && g.kernel_width == 1 && g.stride_y == 1 && g.stride_x == 1 && !padded;
   const int64_t panels = CountPanels(p.columns);
-  const int64_t most = std::max<int64_t>(kBlockRows, kGroupBytes / 4 / p.depth / kBlockRows * kBlockRows);
+  const int64_t most = std::max<int64_t>(kBlockRows, kGroupBytes / static_cast<int64_t>(sizeof(In)) / p.depth / kBlockRows * kBlockRows);
   const int64_t wanted = 4 * Threads(pool);
   int64_t group = most;
   // Fewer rows for each task until there are tasks for all threads, but not so few that weights are read all the time.
@@ -182,17 +196,17 @@ void Convolve(ffi::ThreadPool& pool, const Picture& g, const float* images, cons
   Parallel(pool, groups * splits, [&](int64_t task) {
     const int64_t split = task % splits, row = task / splits * group, count = std::min(group, rows - row);
     const int64_t first = panels * split / splits, last = panels * (split + 1) / splits;
-    static thread_local Lines<float> gathered;
+    static thread_local Lines<In> gathered;
     auto gather = [&](int64_t from, int64_t many) {
       for (const int64_t end = from + many; from < end; from += most) {
         const int64_t rows = std::min(most, end - from);
         if (static_cast<int64_t>(gathered.size()) < rows * p.depth) gathered.resize(rows * p.depth);
         Gather(g, images, gate, from, rows, gathered.data());
-        Panels(p, {gathered.data(), p.depth, 1, p.depth, 0}, first, last, from, rows);
+        Panels(p, Values<In>{gathered.data(), p.depth, 1, p.depth, 0}, first, last, from, rows);
       }
     };
     if (pointwise && !gate) {
-      Panels(p, {images + row * g.pixel, g.pixel, 1, p.depth, 0}, first, last, row, count);
+      Panels(p, Values<In>{images + row * g.pixel, g.pixel, 1, p.depth, 0}, first, last, row, count);
     } else if (!in_place) {
       gather(row, count);
     } else {
@@ -204,8 +218,8 @@ void Convolve(ffi::ThreadPool& pool, const Picture& g, const float* images, cons
           continue;
         }
         gather(line, first_x);
-        const float* values = images + ((picture * g.height + top) * g.width + first_x * g.stride_x - g.left) * g.pixel;
-        Panels(p, {values, g.stride_x * g.pixel, g.kernel_height, g.kernel_width * g.channels, g.width * g.pixel}, first,
+        const In* values = images + ((picture * g.height + top) * g.width + first_x * g.stride_x - g.left) * g.pixel;
+        Panels(p, Values<In>{values, g.stride_x * g.pixel, g.kernel_height, g.kernel_width * g.channels, g.width * g.pixel}, first,
                last, line + first_x, last_x - first_x);
         gather(line + last_x, g.out_width - last_x);
       }
@@ -216,45 +230,46 @@ void Convolve(ffi::ThreadPool& pool, const Picture& g, const float* images, cons
 // `more` holds packed weights and a bias for each share of the channels, one after another, then gate and shortcut. `window`
 // has six numbers of the kernel, then for each share its channels of the pictures and of the outputs. Several shares are for
 // kernels of one column.
-ffi::Error Dense(ffi::ThreadPool pool, ffi::RunId run, F32 images, ffi::RemainingArgs more, ffi::Result<F32> out, Numbers window,
-                 int64_t act, bool gated, bool shortcut) {
-  const auto in_shape = images.dimensions(), out_shape = out->dimensions();
-  if (in_shape.size() != 4 || out_shape.size() != 4 || window.size() < 8 || window.size() % 2 || !IsAct(act) ||
-      more.size() != window.size() - 6 + static_cast<size_t>(gated) + static_cast<size_t>(shortcut))
-    return ffi::Error::InvalidArgument("dense: pictures of four axes, and numbers and weights of each share are needed");
+template <typename In, typename Out>
+ffi::Error DenseOf(ffi::ThreadPool& pool, ffi::AnyBuffer& images, ffi::RemainingArgs& more, ffi::AnyBuffer& out, Numbers window,
+                   Act act, bool gated, bool shortcut) {
+  const auto in_shape = images.dimensions(), out_shape = out.dimensions();
   const size_t count = window.size() / 2 - 3;
   Picture g{in_shape[1], in_shape[2], in_shape[3], out_shape[1], out_shape[2], window[0],
             window[1],   window[2],   window[3],   window[4],    window[5],    in_shape[3]};
   if (out_shape[0] != in_shape[0] || g.pixel < 1 || g.pixel > kMostChannels || !IsStep(g.kernel_height) || !IsStep(g.kernel_width) ||
       !IsStep(g.stride_y) || !IsStep(g.stride_x) || !IsPad(g.top) || !IsPad(g.left) || (count > 1 && g.kernel_width > 1))
     return ffi::Error::InvalidArgument("dense: outside the limits of the kernel");
-  if (Holds(*out, 0)) return ffi::Error::Success();
-  AdviseHugePages(out->typed_data(), out->size_bytes(), run.run_id);
-  const float *gate = nullptr, *summand = nullptr;
+  if (Holds(out, 0)) return ffi::Error::Success();
+  const float* gate = nullptr;
+  const Out* summand = nullptr;
   if (gated) {
     auto factors = more.get<F32>(2 * count);
     if (!factors || !Holds(*factors, in_shape[0] * g.pixel)) return ffi::Error::InvalidArgument("dense: unfit gate");
     gate = factors->typed_data();
   }
   if (shortcut) {
-    auto added = more.get<F32>(more.size() - 1);
-    if (!added || !Holds(*added, out->element_count())) return ffi::Error::InvalidArgument("dense: unfit shortcut");
-    summand = added->typed_data();
+    auto added = more.get<ffi::AnyBuffer>(more.size() - 1);
+    if (!added || !Is<Out>(*added) || !Holds(*added, out.element_count()))
+      return ffi::Error::InvalidArgument("dense: unfit shortcut");
+    summand = Data<Out>(*added);
   }
   // All shares are checked before the first is computed.
-  std::vector<Product> products;
+  std::vector<Product<In, Out>> products;
   std::vector<int64_t> firsts;
   int64_t first = 0, column = 0;
   for (size_t share = 0; share < count; ++share) {
     const int64_t channels = window[6 + 2 * share], columns = window[7 + 2 * share];
-    if (channels < 1 || channels > g.pixel - first || columns < 1 || columns > out_shape[3] - column)
+    if (channels < 1 || channels > g.pixel - first || columns < 1 || columns > out_shape[3] - column ||
+        g.kernel_width * channels % kAtOnce<In>)
       return ffi::Error::InvalidArgument("dense: the shares are not those of the pictures");
-    auto weights = more.get<F32>(2 * share), bias = more.get<F32>(2 * share + 1);
+    auto weights = more.get<ffi::AnyBuffer>(2 * share);
+    auto bias = more.get<F32>(2 * share + 1);
     const int64_t depth = g.kernel_height * g.kernel_width * channels;
-    if (!weights || !bias || !IsPacked(*weights, depth, columns) || !Holds(*bias, Padded(columns)))
+    if (!weights || !bias || !IsPacked<In>(*weights, depth, columns) || !Holds(*bias, Padded(columns)))
       return ffi::Error::InvalidArgument("dense: the weights are not packed for this processor");
-    products.push_back({depth, columns, out_shape[3], weights->typed_data(), bias->typed_data(),
-                        summand ? summand + column : nullptr, out->typed_data() + column, static_cast<Act>(act)});
+    products.push_back({depth, columns, out_shape[3], Data<In>(*weights), bias->typed_data(),
+                        summand ? summand + column : nullptr, Data<Out>(out) + column, act});
     firsts.push_back(first);
     first += channels, column += columns;
   }
@@ -263,9 +278,25 @@ ffi::Error Dense(ffi::ThreadPool pool, ffi::RunId run, F32 images, ffi::Remainin
   const int64_t rows = out_shape[0] * g.out_height * g.out_width;
   for (size_t share = 0; share < count; ++share) {
     g.channels = window[6 + 2 * share];
-    Convolve(pool, g, images.typed_data() + firsts[share], gate ? gate + firsts[share] : nullptr, products[share], rows);
+    Convolve(pool, g, Data<In>(images) + firsts[share], gate ? gate + firsts[share] : nullptr, products[share], rows);
   }
   return ffi::Error::Success();
+}
+
+ffi::Error Dense(ffi::ThreadPool pool, ffi::RunId run, ffi::AnyBuffer images, ffi::RemainingArgs more,
+                 ffi::Result<ffi::AnyBuffer> out, Numbers window, int64_t act, bool gated, bool shortcut) {
+  if (images.dimensions().size() != 4 || out->dimensions().size() != 4 || window.size() < 8 || window.size() % 2 || !IsAct(act) ||
+      more.size() != window.size() - 6 + static_cast<size_t>(gated) + static_cast<size_t>(shortcut))
+    return ffi::Error::InvalidArgument("dense: pictures of four axes, and numbers and weights of each share are needed");
+  AdviseHugePages(out->untyped_data(), out->size_bytes(), run.run_id);
+  const auto compute = [&](auto in, auto result) {
+    return DenseOf<decltype(in), decltype(result)>(pool, images, more, *out, window, static_cast<Act>(act), gated, shortcut);
+  };
+  if (Is<float>(images) && Is<float>(*out)) return compute(float{}, float{});
+  if (Is<float>(images) && Is<Bf16>(*out)) return compute(float{}, Bf16{});
+  if (Is<Bf16>(images) && Is<float>(*out)) return compute(Bf16{}, float{});
+  if (Is<Bf16>(images) && Is<Bf16>(*out)) return compute(Bf16{}, Bf16{});
+  return ffi::Error::InvalidArgument("dense: float32 or bfloat16");
 }
 
 // ------------------------------------------------------------------------------------------------- outer products
@@ -386,7 +417,7 @@ ffi::Error DenseKernelGradient(ffi::ThreadPool pool, F32 images, F32 gradient, f
     const int64_t end = rows * (part + 1) / parts;
     for (int64_t row = rows * part / parts; row < end; row += chunk) {
       const int64_t count = std::min(chunk, end - row);
-      Gather(g, images.typed_data(), nullptr, row, count, gathered.data());
+      Gather<float>(g, images.typed_data(), nullptr, row, count, gathered.data());
       AddOuter(depth, gathered.data(), depth, gradient.typed_data() + row * width, width, count, sums.data() + part * depth * step);
     }
   });
@@ -400,7 +431,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense_kernel_gradient, Caught<DenseKernelG
                               Bind().Arg<F32>().Arg<F32>().Ret<F32>().Attr<Numbers>("window"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_dense, Caught<Dense>::Call,
-                              Bind().Ctx<ffi::RunId>().Arg<F32>().RemainingArgs().Ret<F32>()
+                              Bind().Ctx<ffi::RunId>().Arg<ffi::AnyBuffer>().RemainingArgs().Ret<ffi::AnyBuffer>()
                                   .Attr<Numbers>("window").Attr<int64_t>("act").Attr<bool>("gated").Attr<bool>("shortcut"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_outer_product, Caught<OuterProduct>::Call, Bind().Arg<F32>().Arg<F32>().Ret<F32>());

@@ -7,30 +7,39 @@
 
 namespace jeffnet {
 
-template <typename T>
-inline void Row<T>::store(T* to, Vector<T> sum) const {
+template <typename T, typename In, typename Out>
+inline void Row<T, In, Out>::store(Out* to, Vector<T> sum) const {
   if constexpr (sizeof(T) == 4) {
-    if (bias) sum = Activate(act, sum + Load(bias));
+    if (bias) sum = Activate<kAnyBf16<In, Out>>(act, sum + Load(bias));
   }
   Store(to, sum);
 }
 
 // `kTaps` and `kStride` are 0 where known only at run time.
-template <typename T>
+template <typename T, typename In, typename Out>
 template <int kTaps, int kStride, int kTile>
-inline void Row<T>::tile(int64_t o) const {
+inline void Row<T, In, Out>::tile(int64_t o) const {
   const int64_t step = kStride ? kStride : stride;
-  Vector<T> sums[kTile] = {};
+  Vector<T> sums[kTile];
+  Vector<T> first = {};
+  if (bias) first = Load(bias);
+#pragma GCC unroll 16
+  for (int output = 0; output < kTile; ++output) sums[output] = first;
   for (int64_t row = 0; row < rows; ++row) {
-    const T* line = in[row] + (start + o * step) * channels;
+    const In* line = in[row] + (start + o * step) * channels;
     const T* weights = kernel[row];
     if constexpr (kTaps > 0) {
       // Neighbouring outputs share values; each is loaded once.
       constexpr int kValues = (kTile - 1) * kStride + kTaps;
       Vector<T> values[kValues];
 #pragma GCC unroll 32
-      for (int at = 0; at < kValues; ++at)
+      for (int at = 0; at < kValues; ++at) {
         values[at] = Load(line + at * channels);
+#ifdef __AVX512F__
+        // The compiler would load a value for each product, and there is a load for every product at most.
+        if constexpr (kValues + kTile < 32) asm("" : "+v"(values[at]));
+#endif
+      }
 #pragma GCC unroll 16
       for (int tap = 0; tap < kTaps; ++tap) {
         const Vector<T> weight = Load(weights + tap * kernel_step);
@@ -45,14 +54,21 @@ inline void Row<T>::tile(int64_t o) const {
       }
     }
   }
+  const auto store_all = [&](auto act) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-  for (int output = 0; output < kTile; ++output)
-    store(out + (o + output) * out_step, sums[output]);
+    for (int output = 0; output < kTile; ++output)
+      Store(out + (o + output) * out_step, Activate<kAnyBf16<In, Out>>(act.value, sums[output]));
+  };
+  if constexpr (sizeof(T) == 4) {
+    WithAct(act, store_all);
+  } else {
+    store_all(std::integral_constant<Act, Act::kNone>{});
+  }
 }
 
 // An output with taps outside the row.
-template <typename T>
-void Row<T>::border(int64_t o) const {
+template <typename T, typename In, typename Out>
+void Row<T, In, Out>::border(int64_t o) const {
   Vector<T> sum = {};
   const int64_t position = start + o * stride;
   const int64_t first = position < 0 ? (-position + dilation - 1) / dilation : 0;
@@ -64,9 +80,9 @@ void Row<T>::border(int64_t o) const {
   store(out + o * out_step, sum);
 }
 
-template <typename T>
+template <typename T, typename In, typename Out>
 template <int kTaps, int kStride>
-void Row<T>::run() const {
+void Row<T, In, Out>::run() const {
   constexpr int kTile = 8;
   // Outputs first .. last - 1 need no value outside the row.
   const int64_t reach = (taps - 1) * dilation;
@@ -82,12 +98,14 @@ void Row<T>::run() const {
   }
   for (; o + kTile <= last; o += kTile) tile<kTaps, kStride, kTile>(o);
   for (; o + 4 <= last; o += 4) tile<kTaps, kStride, 4>(o);
+  // The last few are computed with some of those before once more.
+  if (o < last && last - first >= 4) tile<kTaps, kStride, 4>(last - 4), o = last;
   for (; o < last; ++o) tile<kTaps, kStride, 1>(o);
   for (; o < count; ++o) border(o);
 }
 
-template <typename T>
-void Row<T>::run() const {
+template <typename T, typename In, typename Out>
+void Row<T, In, Out>::run() const {
   if (dilation == 1 && sizeof(T) == 4 && stride == 1) {
     switch (taps) {
       case 1: return run<1, 1>();
@@ -113,6 +131,8 @@ void Row<T>::run() const {
 }
 
 template struct Row<float>;
+template struct Row<float, Bf16, Bf16>;
+template struct Row<float, float, Bf16>;
 template struct Row<double>;
 
 namespace {
@@ -131,7 +151,8 @@ struct After {
   Act act = Act::kNone;
   float* means = nullptr;  // of the outputs, over each picture
 
-  void apply(Row<float>& row, int64_t channel) const {
+  template <typename In, typename Out>
+  void apply(Row<float, In, Out>& row, int64_t channel) const {
     row.bias = bias ? bias + channel : nullptr;
     row.act = act;
   }
@@ -142,9 +163,9 @@ constexpr int64_t kSmallBytes = 32 << 10;
 
 // Small pictures: each vector of channels is copied with its padding, so that no output is at a border, and repeated reads
 // come from the first cache.
-template <typename T>
-void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_t wide, const T* images, const T* kernel,
-                  T* out, const After& after) {
+template <typename T, typename In>
+void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_t wide, const In* images, const T* kernel,
+                  In* out, const After& after) {
   const int64_t lanes = kLanes<T>, blocks = (g.channels + lanes - 1) / lanes;
   const Walk walk{g.out_width, g.pixel, lanes, g.channels, 0, g.stride_x, g.dilation_x, g.kernel_width, wide};
   // Neighbouring vectors share cache lines: a thread takes several.
@@ -158,9 +179,9 @@ void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_
         for (int64_t x = std::max<int64_t>(0, -g.left); x < std::min(g.width, wide - g.left); ++x)
           Store(padded.data() + ((y + g.top) * wide + x + g.left) * lanes,
                 Load(images + ((picture * g.height + y) * g.width + x) * g.pixel + c));
-      T* to = out + picture * g.out_height * g.out_width * g.pixel + c;
+      In* to = out + picture * g.out_height * g.out_width * g.pixel + c;
       for (int64_t y = 0; y < g.out_height; ++y) {
-        Row<T> row(walk, to + y * g.out_width * g.pixel);
+        Row<T, T, In> row(walk, to + y * g.out_width * g.pixel);
         after.apply(row, c);
         for (int64_t i = 0; i < g.kernel_height; ++i)
           row.add(padded.data() + (y * g.stride_y + i * g.dilation_y) * wide * lanes, kernel + i * g.kernel_width * g.channels + c);
@@ -177,12 +198,12 @@ void ForwardSmall(ffi::ThreadPool& pool, const Geometry& g, int64_t tall, int64_
   });
 }
 
-template <typename T>
-void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T* kernel, T* out, const After& after = {}) {
+template <typename T, typename In = T>
+void Forward(ffi::ThreadPool& pool, const Geometry& g, const In* images, const T* kernel, In* out, const After& after = {}) {
   const int64_t tall = (g.out_height - 1) * g.stride_y + (g.kernel_height - 1) * g.dilation_y + 1;
   const int64_t wide = (g.out_width - 1) * g.stride_x + (g.kernel_width - 1) * g.dilation_x + 1;
   if (tall <= kSmallBytes && wide <= kSmallBytes && tall * wide * kVectorBytes <= kSmallBytes)
-    return ForwardSmall<T>(pool, g, tall, wide, images, kernel, out, after);
+    return ForwardSmall<T, In>(pool, g, tall, wide, images, kernel, out, after);
   const Walk walk{g.out_width, g.pixel, g.pixel, g.channels, -g.left, g.stride_x, g.dilation_x, g.kernel_width, g.width};
   // No task crosses pictures, since each sums its rows for the mean of one.
   const int64_t bands = std::min(g.out_height, (4 * Threads(pool) + g.batch - 1) / g.batch);
@@ -194,8 +215,8 @@ void Forward(ffi::ThreadPool& pool, const Geometry& g, const T* images, const T*
     for (int64_t y = g.out_height * band / bands; y < g.out_height * (band + 1) / bands; ++y) {
       const int64_t line = picture * g.out_height + y;
       ForChannels<T>(g.channels, [&](int64_t c) {
-        T* to = out + line * g.out_width * g.pixel + c;
-        Row<T> row(walk, to);
+        In* to = out + line * g.out_width * g.pixel + c;
+        Row<T, In, In> row(walk, to);
         after.apply(row, c);
         for (int64_t i = 0; i < g.kernel_height; ++i) {
           const int64_t from = y * g.stride_y + i * g.dilation_y - g.top;
@@ -424,11 +445,13 @@ ffi::Error Call(ffi::ThreadPool pool, ffi::RunId run, ffi::AnyBuffer a, ffi::Any
 }
 
 // `parts` holds a kernel and a bias for each share of the channels, one after another; `window` six numbers for each.
-ffi::Error ForwardAct(ffi::ThreadPool pool, F32 images, ffi::RemainingArgs parts, ffi::Result<F32> out, ffi::Result<F32> means,
-                      Numbers window, int64_t act) {
+ffi::Error ForwardAct(ffi::ThreadPool pool, ffi::AnyBuffer images, ffi::RemainingArgs parts, ffi::Result<ffi::AnyBuffer> out,
+                      ffi::Result<F32> means, Numbers window, int64_t act) {
   const size_t count = parts.size() / 2;
   if (parts.size() % 2 || count == 0 || window.size() != 6 * count || !IsAct(act))
     return ffi::Error::InvalidArgument("depthwise: kernels with biases, six numbers for each, and an activation are needed");
+  if (images.element_type() != out->element_type() || !(Is<float>(images) || Is<Bf16>(images)))
+    return ffi::Error::InvalidArgument("depthwise: pictures and outputs are both float32 or both bfloat16");
   struct Part {
     Geometry geometry;
     const float *kernel, *bias;
@@ -454,8 +477,12 @@ ffi::Error ForwardAct(ffi::ThreadPool pool, F32 images, ffi::RemainingArgs parts
   }
   int64_t first = 0;
   for (const Part& part : checked) {
-    Forward<float>(pool, part.geometry, images.typed_data() + first, part.kernel, out->typed_data() + first,
-                   {part.bias, static_cast<Act>(act), means->typed_data() + first});
+    const After after{part.bias, static_cast<Act>(act), means->typed_data() + first};
+    if (Is<float>(images)) {
+      Forward<float>(pool, part.geometry, Data<float>(images) + first, part.kernel, Data<float>(*out) + first, after);
+    } else {
+      Forward<float, Bf16>(pool, part.geometry, Data<Bf16>(images) + first, part.kernel, Data<Bf16>(*out) + first, after);
+    }
     first += part.geometry.channels;
   }
   return ffi::Error::Success();
@@ -473,7 +500,7 @@ JEFFNET_HANDLER(jeffnet_depthwise_input_gradient, Kind::kInputGradient);
 JEFFNET_HANDLER(jeffnet_depthwise_kernel_gradient, Kind::kKernelGradient);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_depthwise_act, Caught<ForwardAct>::Call,
-                              Bind().Arg<F32>().RemainingArgs().Ret<F32>().Ret<F32>().Attr<Numbers>("window")
+                              Bind().Arg<ffi::AnyBuffer>().RemainingArgs().Ret<ffi::AnyBuffer>().Ret<F32>().Attr<Numbers>("window")
                                   .Attr<int64_t>("act"));
 
 }  // namespace jeffnet

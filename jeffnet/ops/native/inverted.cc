@@ -16,15 +16,18 @@ struct Panel {
   float* ring;
 };
 
-// What is computed, from checked buffers.
+// What is computed, from checked buffers. The widened picture is float32 whatever its input and the outputs are.
+template <typename T>
 struct Inverse {
   int64_t height, width, depth, channels, taps, stride, top, left, wide, out_height, out_width;
   bool whole;
-  const float* x;
-  Product widen, narrow;
+  const T* x;
+  Product<T, float> widen;
+  Product<T, T> narrow;
   Act act;
   const float *kernels, *biases;  // of the depthwise convolution, by panels
-  float *out, *sums;              // without `narrow`: outputs, and their sums over each picture
+  T* out;  // without `narrow`: outputs, and their sums over each picture
+  float* sums;
 
   // Sets the padding of the kept rows, which are as wide as what the kernels reach, so that no output is at a border.
   void Clear(const Panel& panel) const {
@@ -37,19 +40,19 @@ struct Inverse {
   }
 
   void Widen(const Panel& panel, int64_t picture, int64_t row) const {
-    Product product = widen;
+    Product<T, float> product = widen;
     product.columns = product.step = panel.step;
     product.weights += panel.channel * depth;
     product.bias += panel.channel;
     product.out = panel.ring + (row % taps * wide + left) * panel.step;
-    Panels(product, {x + (picture * height + row) * width * depth, depth, 1, depth, 0}, 0, 1, 0, width);
+    Panels(product, Values<T>{x + (picture * height + row) * width * depth, depth, 1, depth, 0}, 0, 1, 0, width);
   }
 
   // A vector of channels of a row of the depthwise convolution.
-  void Convolve(const Panel& panel, int64_t y, int64_t vector, float* to, int64_t to_step) const {
+  void Convolve(const Panel& panel, int64_t y, int64_t vector, T* to, int64_t to_step) const {
     const int64_t first = y * stride - top, last = std::min(height, first + taps);
     const float* kernel = kernels + taps * taps * panel.channel + vector;
-    Row<float> row({out_width, to_step, panel.step, panel.step, 0, stride, 1, taps, wide}, to);
+    Row<float, float, T> row({out_width, to_step, panel.step, panel.step, 0, stride, 1, taps, wide}, to);
     row.bias = biases + panel.channel + vector;
     row.act = act;
     for (int64_t i = std::max<int64_t>(0, -first); first + i < last; ++i)
@@ -58,11 +61,11 @@ struct Inverse {
   }
 
   // A row of the outputs, and of the sums; a vector that is not full goes through `scratch`.
-  void Finish(const Panel& panel, int64_t picture, int64_t y, float* scratch) const {
-    float* row = out + (picture * out_height + y) * out_width * channels + panel.channel;
+  void Finish(const Panel& panel, int64_t picture, int64_t y, T* scratch) const {
+    T* row = out + (picture * out_height + y) * out_width * channels + panel.channel;
     for (int64_t vector = 0; vector < panel.step; vector += kWidth) {
       const bool full = vector + kWidth <= panel.lanes;
-      float* to = full ? row + vector : scratch;
+      T* to = full ? row + vector : scratch;
       const int64_t to_step = full ? channels : kWidth;
       Convolve(panel, y, vector, to, to_step);
       float* total = sums + picture * Padded(channels) + panel.channel + vector;
@@ -74,18 +77,26 @@ struct Inverse {
     }
   }
 
-  // Adds the panel's share of `rows` rows of the outputs from `y` on.
-  void Narrow(const Panel& panel, int64_t picture, int64_t y, int64_t rows, const float* convolved) const {
-    Product product = narrow;
-    product.skipped = panel.channel;
-    product.accumulate = panel.channel > 0;
-    if (product.accumulate) product.shortcut = nullptr;
-    Panels(product, {convolved, panel.step, 1, panel.lanes, 0}, 0, CountPanels(narrow.columns),
-           (picture * out_height + y) * out_width, rows * out_width);
+  // Adds the panel's share of `rows` rows of the outputs from `y` on. `partial` has the sums of the panels before, like these
+  // outputs.
+  void Narrow(const Panel& panel, int64_t picture, int64_t y, int64_t rows, const T* convolved, float* partial) const {
+    const auto add = [&](auto product) {
+      product.skipped = panel.channel;
+      product.sums = panel.channel > 0 ? partial : nullptr;
+      Panels(product, Values<T>{convolved, panel.step, 1, panel.lanes, 0}, 0, CountPanels(narrow.columns), 0, rows * out_width);
+    };
+    const int64_t first = (picture * out_height + y) * out_width * narrow.columns;
+    Product<T, T> product = narrow;
+    product.out += first;
+    if (product.shortcut) product.shortcut += first;
+    if (panel.channel + panel.lanes == channels) return add(product);
+    const int64_t columns = Padded(narrow.columns);
+    add(Product<T, float>{narrow.depth, columns, columns, narrow.weights, narrow.bias, nullptr, partial, Act::kNone});
   }
 
-  // Rows `begin` to `end` - 1 of the outputs; `next` is the first row of the picture that is not kept yet.
-  void Rows(const Panel& panel, int64_t picture, int64_t begin, int64_t end, int64_t next, float* convolved) const {
+  // Rows `begin` to `end` - 1 of the outputs; `next` is the first row of the picture that is not kept yet. `partial` has sums
+  // of these outputs.
+  void Rows(const Panel& panel, int64_t picture, int64_t begin, int64_t end, int64_t next, T* convolved, float* partial) const {
     const int64_t row_values = out_width * panel.step;
     int64_t waiting = 0;  // rows in `convolved`
     for (int64_t y = begin; y < end; ++y) {
@@ -99,7 +110,8 @@ struct Inverse {
         Convolve(panel, y, vector, convolved + waiting * row_values + vector, panel.step);
       ++waiting;
       if (y + 1 < end && (waiting + 1) * row_values <= kConvolved) continue;
-      Narrow(panel, picture, y + 1 - waiting, waiting, convolved);
+      const int64_t top = y + 1 - waiting;
+      Narrow(panel, picture, top, waiting, convolved, partial + (top - begin) * out_width * Padded(narrow.columns));
       waiting = 0;
     }
   }
@@ -108,50 +120,38 @@ struct Inverse {
 // For a whole block, `more` holds weights and bias of the last 1x1 convolution, and the shortcut, if any. Otherwise the
 // outputs are those of the depthwise convolution, and `means` their means over each picture. A picture's work is divided into
 // `parts`: a block's into bands of rows, whose neighbours both widen the rows at their border; otherwise panels are shared out.
-ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F32 kernel, F32 bias, ffi::RemainingArgs more,
-                    ffi::Result<F32> out, ffi::Result<F32> means, Numbers window, int64_t expand_act,
-                    int64_t act, int64_t parts) {
-  const auto shape = x.dimensions(), kernel_shape = kernel.dimensions(), out_shape = out->dimensions();
-  if (shape.size() != 4 || kernel_shape.size() != 4 || out_shape.size() != 4 || window.size() != 3)
-    return ffi::Error::InvalidArgument("inverted residual: four axes and three numbers of the window are needed");
+template <typename T>
+ffi::Error InvertedOf(ffi::ThreadPool& pool, ffi::AnyBuffer& x, ffi::AnyBuffer& expand, F32& expand_bias, F32& kernel, F32& bias,
+                      ffi::RemainingArgs& more, ffi::AnyBuffer& out, float* mean, Numbers window, Act expand_act, Act act,
+                      int64_t parts) {
+  const auto shape = x.dimensions(), kernel_shape = kernel.dimensions(), out_shape = out.dimensions();
   const int64_t height = shape[1], width = shape[2], depth = shape[3], channels = kernel_shape[3];
   const int64_t taps = kernel_shape[0], stride = window[0], top = window[1], left = window[2];
   const int64_t out_height = out_shape[1], out_width = out_shape[2];
   const bool whole = more.size() > 0;
-  if (out_shape[0] != shape[0] || depth < 1 || channels < kWidth || taps < 1 || taps > kMostRows ||
-      kernel_shape[1] != taps || kernel_shape[2] != 1 || stride < 1 || stride > taps || !IsPad(top) || !IsPad(left) ||
-      parts < 1 || parts > kMostStep || !IsAct(expand_act) || !IsAct(act) || more.size() == 1 || more.size() > 3)
-    return ffi::Error::InvalidArgument("inverted residual: outside the limits of the kernel");
-  if (!IsPacked(expand, depth, channels) || !Holds(expand_bias, Padded(channels)) ||
-      !Holds(bias, channels) || (!whole && (out_shape[3] != channels || !Holds(*means, shape[0] * channels))) ||
-      (whole && !Holds(*means, 1)))
+  if (!IsPacked<T>(expand, depth, channels) || depth % kAtOnce<T> || channels % kAtOnce<T>)
     return ffi::Error::InvalidArgument("inverted residual: the shapes do not belong together");
-  float* mean = means->typed_data();
-  if (Holds(*out, 0)) {
-    std::fill_n(mean, means->element_count(), __builtin_nanf(""));  // means of nothing
-    return ffi::Error::Success();
-  }
   const int64_t wide = std::max((out_width - 1) * stride + taps, left + width);
   if (wide > kMostScratch / 4 / Padded(channels) / (taps + 1))
     return ffi::Error::InvalidArgument("inverted residual: the rows under a kernel are too large");
-  const Product widen{depth, channels, 0, expand.typed_data(), expand_bias.typed_data(), nullptr, nullptr,
-                      static_cast<Act>(expand_act)};
-  Product narrow{};
+  const Product<T, float> widen{depth, channels, 0, Data<T>(expand), expand_bias.typed_data(), nullptr, nullptr, expand_act};
+  Product<T, T> narrow{};
   if (whole) {
     narrow.depth = channels;
     narrow.columns = narrow.step = out_shape[3];
-    auto weights = more.get<F32>(0), added = more.get<F32>(1);
-    if (!weights || !IsPacked(*weights, channels, narrow.columns) || !added || !Holds(*added, Padded(narrow.columns)))
+    auto weights = more.get<ffi::AnyBuffer>(0);
+    auto added = more.get<F32>(1);
+    if (!weights || !IsPacked<T>(*weights, channels, narrow.columns) || !added || !Holds(*added, Padded(narrow.columns)))
       return ffi::Error::InvalidArgument("inverted residual: unfit weights of the last convolution");
-    narrow.weights = weights->typed_data();
+    narrow.weights = Data<T>(*weights);
     narrow.bias = added->typed_data();
     if (more.size() > 2) {
-      auto shortcut = more.get<F32>(2);
-      if (!shortcut || !Holds(*shortcut, out->element_count()))
+      auto shortcut = more.get<ffi::AnyBuffer>(2);
+      if (!shortcut || !Is<T>(*shortcut) || !Holds(*shortcut, out.element_count()))
         return ffi::Error::InvalidArgument("inverted residual: unfit shortcut");
-      narrow.shortcut = shortcut->typed_data();
+      narrow.shortcut = Data<T>(*shortcut);
     }
-    narrow.out = out->typed_data();
+    narrow.out = Data<T>(out);
   }
   // Kernel and bias by panels, with zeros for channels that are not there.
   Lines<float> kernels(taps * taps * Padded(channels), 0.0f), biases(Padded(channels), 0.0f);
@@ -162,12 +162,11 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
       std::copy_n(kernel.typed_data() + tap * channels + c, lanes, kernels.data() + taps * taps * c + tap * Padded(lanes));
   }
   Lines<float> sums(whole ? 0 : shape[0] * Padded(channels), 0.0f);
-  const Inverse inverse{height, width, depth, channels, taps, stride, top, left, wide, out_height, out_width, whole,
-                        x.typed_data(), widen, narrow, static_cast<Act>(act), kernels.data(), biases.data(),
-                        out->typed_data(), sums.data()};
+  const Inverse<T> inverse{height, width, depth, channels, taps, stride, top, left, wide, out_height, out_width, whole,
+                           Data<T>(x), widen, narrow, act, kernels.data(), biases.data(), Data<T>(out), sums.data()};
   const int64_t panels = CountPanels(channels), bands = whole ? parts : 1, shares = whole ? 1 : parts;
   // Every panel reads the pictures and, in a block, adds to the outputs: so many rows that both stay in the second cache.
-  const int64_t row_bytes = 4 * (stride * width * depth + (whole ? out_width * narrow.columns : 0));
+  const int64_t row_bytes = sizeof(T) * stride * width * depth + 4 * (whole ? out_width * narrow.columns : 0);
   const int64_t group = std::max<int64_t>(1, 2 * kGroupBytes / row_bytes);
   // A task has several small pictures, for which a panel's weights are read once.
   const int64_t most = std::max<int64_t>(1, shape[0] * parts / (2 * Threads(pool)));
@@ -178,11 +177,16 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
     const int64_t first_picture = shape[0] * set / sets, last_picture = shape[0] * (set + 1) / sets;
     const int64_t begin = out_height * band / bands, end = out_height * (band + 1) / bands;
     const bool several = end - begin > group;  // then rows are kept for the next group
-    static thread_local Lines<float> ring, convolved;  // widened rows; rows of the depthwise convolution
-    const int64_t kept = taps * wide * (several ? Padded(channels) : std::min(kPanel, Padded(channels)));
-    if (static_cast<int64_t>(ring.size()) < kept) ring.resize(kept);
-    const int64_t room = std::max(kConvolved, out_width * kPanel);
-    if (static_cast<int64_t>(convolved.size()) < room) convolved.resize(room);
+    static thread_local Lines<float> ring;      // widened rows
+    static thread_local Lines<T> convolved;     // rows of the depthwise convolution
+    static thread_local Lines<float> partial;   // sums of the outputs of a group
+    const auto reserve = [](auto& lines, int64_t count) {
+      if (static_cast<int64_t>(lines.size()) < count) lines.resize(count);
+    };
+    const int64_t summed = std::min(group, end - begin) * out_width * Padded(narrow.columns);  // of one picture
+    reserve(ring, taps * wide * (several ? Padded(channels) : std::min(kPanel, Padded(channels))));
+    reserve(convolved, std::max(kConvolved, out_width * kPanel));
+    if (whole) reserve(partial, (last_picture - first_picture) * summed);
     for (int64_t row = begin; row < end; row += group) {
       // Those above are kept from the group before.
       const int64_t next = row == begin ? 0 : std::clamp<int64_t>((row - 1) * stride - top + taps, 0, height);
@@ -191,7 +195,8 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
         const Panel panel{c, lanes, Padded(lanes), ring.data() + (several ? taps * wide * c : 0)};
         for (int64_t picture = first_picture; picture < last_picture; ++picture) {
           if (row == begin) inverse.Clear(panel);
-          inverse.Rows(panel, picture, row, std::min(end, row + group), next, convolved.data());
+          inverse.Rows(panel, picture, row, std::min(end, row + group), next, convolved.data(),
+                       partial.data() + (picture - first_picture) * summed);
         }
       }
     }
@@ -206,11 +211,37 @@ ffi::Error Inverted(ffi::ThreadPool pool, F32 x, F32 expand, F32 expand_bias, F3
   return ffi::Error::Success();
 }
 
+ffi::Error Inverted(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer expand, F32 expand_bias, F32 kernel, F32 bias,
+                    ffi::RemainingArgs more, ffi::Result<ffi::AnyBuffer> out, ffi::Result<F32> means, Numbers window,
+                    int64_t expand_act, int64_t act, int64_t parts) {
+  const auto shape = x.dimensions(), kernel_shape = kernel.dimensions(), out_shape = out->dimensions();
+  if (shape.size() != 4 || kernel_shape.size() != 4 || out_shape.size() != 4 || window.size() != 3)
+    return ffi::Error::InvalidArgument("inverted residual: four axes and three numbers of the window are needed");
+  const int64_t taps = kernel_shape[0], channels = kernel_shape[3], stride = window[0];
+  const bool whole = more.size() > 0;
+  if (out_shape[0] != shape[0] || shape[3] < 1 || channels < kWidth || taps < 1 || taps > kMostRows || kernel_shape[1] != taps ||
+      kernel_shape[2] != 1 || stride < 1 || stride > taps || !IsPad(window[1]) || !IsPad(window[2]) || parts < 1 ||
+      parts > kMostStep || !IsAct(expand_act) || !IsAct(act) || more.size() == 1 || more.size() > 3)
+    return ffi::Error::InvalidArgument("inverted residual: outside the limits of the kernel");
+  if (x.element_type() != out->element_type() || !(Is<float>(x) || Is<Bf16>(x)))
+    return ffi::Error::InvalidArgument("inverted residual: pictures and outputs are both float32 or both bfloat16");
+  if (!Holds(expand_bias, Padded(channels)) || !Holds(bias, channels) ||
+      (whole ? !Holds(*means, 1) : out_shape[3] != channels || !Holds(*means, shape[0] * channels)))
+    return ffi::Error::InvalidArgument("inverted residual: the shapes do not belong together");
+  if (Holds(*out, 0)) {
+    std::fill_n(means->typed_data(), means->element_count(), __builtin_nanf(""));  // means of nothing
+    return ffi::Error::Success();
+  }
+  const auto compute = Is<float>(x) ? InvertedOf<float> : InvertedOf<Bf16>;
+  return compute(pool, x, expand, expand_bias, kernel, bias, more, *out, means->typed_data(), window,
+                 static_cast<Act>(expand_act), static_cast<Act>(act), parts);
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jeffnet_inverted, Caught<Inverted>::Call,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().RemainingArgs()
-                                  .Ret<F32>().Ret<F32>().Attr<Numbers>("window").Attr<int64_t>("expand_act")
-                                  .Attr<int64_t>("act").Attr<int64_t>("parts"));
+                              Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<F32>().Arg<F32>().Arg<F32>()
+                                  .RemainingArgs().Ret<ffi::AnyBuffer>().Ret<F32>().Attr<Numbers>("window")
+                                  .Attr<int64_t>("expand_act").Attr<int64_t>("act").Attr<int64_t>("parts"));
 
 }  // namespace jeffnet

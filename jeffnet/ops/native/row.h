@@ -19,19 +19,19 @@ struct Walk {
 };
 
 // One row of outputs: out[o] = sum over rows and taps of in[row][start + o * stride + tap * dilation] * kernel[row][tap].
-// Pointers are to the first channel of the block; positions outside [0, width) count as 0.
-template <typename T>
+// Pointers are to the first channel of the block; positions outside [0, width) count as 0. The arithmetic is in `T`.
+template <typename T, typename In = T, typename Out = T>
 struct Row : Walk {
-  T* out;
+  Out* out;
   const T* bias = nullptr;  // with it comes the activation
   Act act = Act::kNone;
   int64_t rows = 0;
-  const T* in[kMostRows];
+  const In* in[kMostRows];
   const T* kernel[kMostRows];
 
-  Row(const Walk& walk, T* out) : Walk(walk), out(out) {}
+  Row(const Walk& walk, Out* out) : Walk(walk), out(out) {}
 
-  void add(const T* values, const T* weights) {
+  void add(const In* values, const T* weights) {
     in[rows] = values;
     kernel[rows++] = weights;
   }
@@ -39,7 +39,7 @@ struct Row : Walk {
   void run() const;
 
  private:
-  void store(T* to, Vector<T> sum) const;
+  void store(Out* to, Vector<T> sum) const;
   void border(int64_t o) const;
   template <int kTaps, int kStride, int kTile>
   void tile(int64_t o) const;
