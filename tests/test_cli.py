@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -1054,5 +1055,11 @@ def test_an_interrupt_within_an_import_ends_the_command(tmp_path):
     text = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    print()\nexcept: pass\n"
     (tmp_path / "argparse.py").write_text(text)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    answer = subprocess.run([sys.executable, "-m", "jeffnet", "list"], capture_output=True, env=environment, text=True)
+    command = [sys.executable, "-m", "jeffnet", "list"]
+    # Interrupts are ignored where these tests run in the background, and then by the process that they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        answer = subprocess.run(command, capture_output=True, env=environment, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (answer.returncode, answer.stdout.strip(), answer.stderr) == (130, "", "interrupted\n")

@@ -32,7 +32,7 @@ def computed_by(
     platform = jax.default_backend()
     reasons = {
         "not compiled": not jit or jax.config.jax_disable_jit,  # pyright: ignore[reportAttributeAccessIssue]
-        jnp.dtype(dtype).name: dtype not in (jnp.float32, jnp.bfloat16),
+        jnp.dtype(dtype).name: jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16),
         f"on {platform}": platform != "cpu",
         f"on {devices} devices": devices not in (None, 1),
     }

@@ -90,7 +90,7 @@ def test_weights_of_another_model_are_refused_by_name(config, weights, small_mod
 
 
 def test_a_model_without_a_name_is_an_error_that_says_how_to_give_one(config):
-    with pytest.raises(ConfigError, match=r"--model\.name NAME, or --model\.pretrained"):
+    with pytest.raises(ConfigError, match=r"give model\.name, or a model\.pretrained"):
         settled(replace(config, model=ModelConfig()))
 
 
