@@ -275,8 +275,9 @@ def draw(rows: list[Row], path: Path) -> None:
             for run in runs:
                 axes.plot(list(run), list(run.values()), color=COLOURS[recipe], linewidth=0.5, alpha=0.5)
             if runs:
-                means = [statistics.mean(run[epoch] for run in runs) for epoch in runs[0]]
-                axes.plot(list(runs[0]), means, color=COLOURS[recipe], linewidth=2, label=recipe)
+                epochs = [epoch for epoch in runs[0] if all(epoch in run for run in runs)]  # --every may differ
+                means = [statistics.mean(run[epoch] for run in runs) for epoch in epochs]
+                axes.plot(epochs, means, color=COLOURS[recipe], linewidth=2, label=recipe)
         axes.set(title=f"{share:g} % of the pictures", xlabel="epoch")
         figures.whole_ticks(axes.xaxis)
     figure.axes[0].set(ylabel="validation top-1, per cent")

@@ -3,9 +3,9 @@
 jeffnet train --config fine_tune --data.path PICTURES --output RUN
 Hardware: one GPU. On a CPU use a smaller model and smaller images: --model.pretrained mobilenetv3_large_100
 --data.image_size 160. --model.pretrained takes any source of weights, which says what model is trained.
-Expect a score that depends on the images. On ten classes of Imagenette at 96 px, EfficientNet-Lite0 reaches 64.6 %
-top-1 from 30 images, 82.9 % from 300, and 91.1 % from 3,000 after five epochs; timm's best of three recipes 43.3, 72.2
-and 85.2 % (docs/measurements.md).
+Expect a score that depends on the images. On ten classes of Imagenette at 96 px, EfficientNet-Lite0 reaches 65.4 %
+top-1 from 30 images, 84.3 % from 300, and 90.9 % from 3,000 after five epochs; timm's best of three recipes 44.9, 69.8
+and 85.9 %, means of five seeds (docs/measurements.md).
 """
 
 from jeffnet.train.config import (
