@@ -13,7 +13,7 @@ kernel computes, such as attention, JAX computes in between: `FusedModel.unfused
 
 Of a model in bfloat16 (`create_model(name, dtype="bfloat16")`) weights and the maps between operations are bfloat16. On
 CPUs pictures, logits, means, gates and all sums are float32. Processors with AVX512-BF16 multiply bfloat16 numbers at
-up to twice the speed of float32; others compute with them as float32, in half the memory but hardly faster.
+up to twice the speed of float32; others compute with them as float32, in half the memory but more slowly.
 """
 
 import contextlib
